@@ -1,0 +1,1 @@
+"""A laboratory for comparing small image-classification architectures on CIFAR-10."""

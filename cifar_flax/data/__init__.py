@@ -1,0 +1,15 @@
+"""Data sets: CIFAR-10, others that tensorflow-datasets prepares, and a built-in one."""
+
+from cifar_flax.data.dataset import Dataset, make_dataset
+from cifar_flax.data.download import fetch_cifar10
+from cifar_flax.data.load import default_data_dir, load_dataset
+from cifar_flax.data.tfds_source import prepare_cifar10
+
+__all__ = [
+    "Dataset",
+    "default_data_dir",
+    "fetch_cifar10",
+    "load_dataset",
+    "make_dataset",
+    "prepare_cifar10",
+]

@@ -1,0 +1,218 @@
+"""Decoding of the official CIFAR-10 files, binary and Python version.
+
+The Python version is pickled, and a pickle can call anything it names. Here it can name
+only what the official files name, and gets stand-ins for it: no NumPy code runs until
+the bytes of an array have been checked.
+"""
+
+import dataclasses
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+from cifar_flax.errors import UserError
+
+NUM_CLASSES = 10
+_PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, then the blue plane
+RECORD = 1 + _PIXELS  # the binary version's record: a label and an image
+
+# Bounds on the bytes that are read of a file. The official batches have 31 MB each.
+_MAX_BATCH = 64 * 2**20
+_MAX_META = 2**16
+
+Batch = tuple[np.ndarray, np.ndarray]  # uint8 [N, 32, 32, 3] and uint8 [N]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the files of a version are called.
+
+    Attributes:
+      folder: in which the archive holds them.
+      batches: the training files in their order, and the test file.
+      meta: holds the class names.
+    """
+
+    folder: str
+    batches: tuple[str, ...]
+    meta: str
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The largest size that is read of each file, in bytes."""
+        return dict.fromkeys(self.batches, _MAX_BATCH) | {self.meta: _MAX_META}
+
+
+BINARY = Layout(
+    "cifar-10-batches-bin",
+    (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
+    "batches.meta.txt",
+)
+PYTHON = Layout(
+    "cifar-10-batches-py",
+    (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
+    "batches.meta",
+)
+
+
+def read_batch(layout: Layout, where: str, content: bytes) -> Batch:
+    """Decodes a batch file.
+
+    Args:
+      layout: the version it is of.
+      where: names the file in errors.
+      content: the file's bytes.
+
+    Returns:
+      Images and labels in the file's order.
+
+    Raises:
+      UserError: the content is not what the official files hold.
+    """
+    if layout is PYTHON:
+        return _read_pickled(where, content)
+    count, rest = divmod(len(content), RECORD)
+    if rest or not count:
+        raise UserError(
+            f"{where} has {len(content)} bytes, which is not a whole number of records "
+            f"of {RECORD}; it is damaged, get the archive again"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
+    labels = records[:, 0].copy()
+    if labels.max() >= NUM_CLASSES:
+        raise _bad_label(where, int(labels.max()))
+    return _images(records[:, 1:]), labels
+
+
+def read_class_names(layout: Layout, where: str, content: bytes) -> tuple[str, ...]:
+    """Decodes the class names; arguments and errors are those of ``read_batch``."""
+    names: Any
+    if layout is PYTHON:
+        names = _unpickle(where, content).get("label_names")
+    else:
+        names = [line for line in content.split(b"\n") if line.strip()]
+    if not isinstance(names, list) or len(names) != NUM_CLASSES:
+        raise UserError(f"{where} does not hold {NUM_CLASSES} class names")
+    try:
+        return tuple(
+            (name.decode() if isinstance(name, bytes) else str(name)).strip()
+            for name in names
+        )
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: class names that are not text ({error})") from error
+
+
+def _images(planes: np.ndarray) -> np.ndarray:
+    """Images uint8 [N, 32, 32, 3] from their colour planes [N, 3072]."""
+    return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _bad_label(where: str, label: object) -> UserError:
+    return UserError(
+        f"{where} has the label {label!r}; labels are whole numbers from 0 to "
+        f"{NUM_CLASSES - 1}"
+    )
+
+
+def _read_pickled(where: str, content: bytes) -> Batch:
+    batch = _unpickle(where, content)
+    planes = _planes(where, batch.get("data"))
+    labels = batch.get("labels")
+    if not isinstance(labels, list) or len(labels) != len(planes):
+        raise UserError(f"{where} has no list of {len(planes)} labels, one an image")
+    for label in labels:
+        if type(label) is not int or not 0 <= label < NUM_CLASSES:
+            raise _bad_label(where, label)
+    return _images(planes), np.array(labels, np.uint8)
+
+
+def _planes(where: str, array: object) -> np.ndarray:
+    """The colour planes uint8 [N, 3072] of a pickled array, once it has that shape."""
+    try:
+        _, shape, dtype, fortran, content = array.state  # type: ignore[attr-defined]
+        count, width = shape
+        sound = (
+            dtype.code in ("u1", b"u1")
+            and type(count) is int
+            and count > 0
+            and width == _PIXELS
+            and isinstance(content, bytes)
+            and len(content) == count * width
+        )
+    except (AttributeError, TypeError, ValueError):  # not an array, or another state
+        sound = False
+    if not sound:
+        raise UserError(f"{where}: data is not an array of bytes [N, {_PIXELS}]")
+    planes = np.frombuffer(content, np.uint8)
+    return planes.reshape(count, width, order="F" if fortran else "C")
+
+
+class _Array:
+    """Stands for a pickled ndarray: the state that would be given to NumPy."""
+
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Dtype:
+    """Stands for a pickled dtype, by its code such as 'u1'."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        pass  # byte order and alignment, which bytes do not have
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    # Python 3 writes bytes so in pickles that Python 2 can read.
+    if encoding != "latin1":
+        raise ValueError(f"encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise UserError(
+                f"names {module}.{name}, which no CIFAR-10 file needs; refused, since "
+                f"it could run a program"
+            )
+        return _STAND_INS[module, name]
+
+
+def _unpickle(where: str, content: bytes) -> dict[str, Any]:
+    """The dictionary in a pickle, its keys as text."""
+    try:
+        # Python 2 wrote the official files: their text comes as bytes.
+        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except UserError as error:
+        raise UserError(f"{where} {error}") from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise UserError(
+            f"{where} is damaged ({type(error).__name__}: {error}); get the archive "
+            f"again"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where} does not hold a dictionary, as CIFAR-10's files do")
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else str(key): item
+        for key, item in value.items()
+    }

@@ -1,0 +1,106 @@
+"""Decoded data sets kept on disk, so that the next run need not decode them again.
+
+A file of this cache is an uncompressed .npz: the four arrays, and a line of JSON. The
+zip format keeps a CRC of each, which finds damage while it reads.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import uuid
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from cifar_flax.data.dataset import Dataset, make_dataset
+
+# Raise it when what is decoded changes, so that files of older versions are not read.
+VERSION = 1
+
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_DETAILS = ("name", "class_names", "mean", "std", "fingerprint", "source")
+
+logger = logging.getLogger(__name__)
+
+
+def load_or_build(
+    data_dir: pathlib.Path, name: str, key: str, build: Callable[[], Dataset]
+) -> Dataset:
+    """The data set under ``key`` in the cache; built, and stored, where it is not.
+
+    The cache never makes loading fail: a damaged file is built again, and a file that
+    cannot be written costs a warning.
+
+    Args:
+      data_dir: the cache is its folder ``cifar_flax``.
+      name: the data set's name.
+      key: identifies the exact source, for example by its checksum.
+      build: reads and decodes the source.
+
+    Returns:
+      The data set. ``source`` is that of the run which stored it.
+    """
+    path = data_dir / "cifar_flax" / f"{name}-v{VERSION}-{key}.npz"
+    dataset = _load(path)
+    if dataset is None:
+        dataset = build()
+        _store(path, dataset)
+    return dataset
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process holds the lock ``path``, and holds it meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("waiting for another process that holds %s", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _load(path: pathlib.Path) -> Dataset | None:
+    try:
+        # Opened here, since np.load leaves the file of a damaged zip open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            details = json.loads(stored["details"].item())
+            arrays = {key: stored[key] for key in _ARRAYS}
+        for key in ("class_names", "mean", "std"):
+            details[key] = tuple(details[key])
+        return make_dataset(**arrays, **details)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever the damage is, the source is still there
+        logger.warning(
+            "cannot read the cache %s (%s: %s); decoding again",
+            path,
+            type(error).__name__,
+            error,
+        )
+        return None
+
+
+def _store(path: pathlib.Path, dataset: Dataset) -> None:
+    arrays = {key: getattr(dataset, key) for key in _ARRAYS}
+    details = json.dumps({key: getattr(dataset, key) for key in _DETAILS})
+    # Written aside and renamed: another process sees the whole file or none.
+    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            np.savez(file, details=np.array(details), **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        logger.warning(
+            "cannot write the cache %s (%s); it will be decoded again next time",
+            path,
+            error.strerror or error,
+        )
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,291 @@
+"""Fetching the official archive: a quick check, then a download that can resume.
+
+requests is used for both, so that the proxies and certificates of the environment hold.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from cifar_flax.data import archive, cache
+from cifar_flax.errors import UserError
+
+ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+ARCHIVE_BYTES = 170_052_171
+
+_SAMPLE_BYTES = 400_000
+_CHUNK = 2**14  # what is lost where a connection breaks off
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_cifar10(
+    data_dir: str | pathlib.Path,
+    *,
+    url: str = ARCHIVE_URL,
+    max_seconds: float | None = None,
+) -> pathlib.Path:
+    """Downloads the official binary archive, unless it is there already.
+
+    Args:
+      data_dir: the archive goes to its folder ``downloads/manual``, where tfds looks,
+        too. A download that was interrupted is taken up again.
+      url: where from.
+      max_seconds: the longest that the download may be expected to take.
+
+    Returns:
+      The archive's path; its checksum is the official one.
+
+    Raises:
+      UserError: the server does not answer within seconds, is too slow, or breaks off;
+        or the file cannot be written.
+    """
+    name = "cifar-10-binary.tar.gz"
+    path = pathlib.Path(data_dir).expanduser() / "downloads" / "manual" / name
+    if path.exists():
+        archive.open_archive(path)
+        return path
+    seconds = ARCHIVE_BYTES / measure_rate(url)
+    duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
+    if max_seconds is not None and seconds > max_seconds:
+        raise UserError(
+            f"{urlsplit(url).hostname} is slow, the download would take about "
+            f"{duration}"
+        )
+    logger.info("downloading CIFAR-10 to %s, which takes about %s", path, duration)
+    return download(url, path, sha256=archive.OFFICIAL_SHA256[name])
+
+
+def measure_rate(
+    url: str = ARCHIVE_URL, *, seconds: float = 5.0, sample_seconds: float = 2.0
+) -> float:
+    """How fast a server sends, from the first few hundred kilobytes of a file.
+
+    Args:
+      url: the file.
+      seconds: the longest that this takes, even where names are not resolved.
+      sample_seconds: the longest that it measures.
+
+    Returns:
+      Bytes per second.
+
+    Raises:
+      UserError: no answer in that time, or another than the file.
+    """
+    sample = _Sample(url, seconds, sample_seconds)
+    sample.start()
+    sample.join(seconds)
+    host = urlsplit(url).hostname
+    if sample.error is not None:
+        raise UserError(f"{host} cannot be reached: {sample.error}")
+    if not sample.received:
+        raise UserError(f"{host} does not answer within {seconds:g} s")
+    return sample.received / max(time.monotonic() - sample.started, 1e-3)
+
+
+class _Sample(threading.Thread):
+    """Downloads the beginning of a file.
+
+    A thread, since looking up a name cannot be given a time limit; a daemon, so that
+    the program need not wait for it.
+    """
+
+    def __init__(self, url: str, seconds: float, sample_seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._url, self._seconds, self._sample = url, seconds, sample_seconds
+        self.started = 0.0
+        self.received = 0
+        self.error: str | None = None
+
+    def run(self) -> None:
+        try:
+            with _get(self._url, 0, (self._seconds, self._seconds)) as response:
+                self.started = time.monotonic()
+                # Small pieces: a slow server takes seconds to fill a large one.
+                for chunk in response.raw.stream(4096, decode_content=False):
+                    self.received += len(chunk)
+                    elapsed = time.monotonic() - self.started
+                    if self.received >= _SAMPLE_BYTES or elapsed > self._sample:
+                        break
+        except Exception as error:  # the caller is another thread, and is told
+            self.error = _reason(error)
+
+
+def download(
+    url: str,
+    path: pathlib.Path,
+    *,
+    sha256: str,
+    timeout: tuple[float, float] = (5.0, 30.0),
+    attempts: int = 5,
+    pause: float = 1.0,
+) -> pathlib.Path:
+    """Downloads a file, going on where an attempt broke off.
+
+    What has arrived is kept beside ``path`` as ``.part``, also for the next run. The
+    file gets its name once its checksum is right.
+
+    Args:
+      url: where from.
+      path: where to; its folder is made.
+      sha256: what the file's must be, in hex.
+      timeout: seconds for the connection and for each piece.
+      attempts: in a row, without anything new, before giving up.
+      pause: seconds before the second attempt, doubled for each one more.
+
+    Returns:
+      ``path``.
+
+    Raises:
+      UserError: the server refuses or breaks off, the checksum is another (what has
+        arrived is deleted then), or the file cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        # Two processes writing to one .part would spoil it.
+        with cache.locked(path.with_name(path.name + ".lock")):
+            if path.exists():  # fetched by the process that had the lock
+                return path
+            _fetch_all(url, part, timeout, attempts, pause)
+            with part.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != sha256:
+                part.unlink()
+                raise UserError(
+                    f"{url} gave a file with the sha256 {found} instead of {sha256}, "
+                    f"which was deleted; try again"
+                )
+            os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; give another --data_dir"
+        ) from error
+    return path
+
+
+def _fetch_all(
+    url: str,
+    part: pathlib.Path,
+    timeout: tuple[float, float],
+    attempts: int,
+    pause: float,
+) -> None:
+    """Downloads a file to ``part``, in as many attempts as bring it forward."""
+    import requests
+    import urllib3
+
+    furthest = failures = 0
+    while True:
+        try:
+            return _fetch_rest(url, part, timeout)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            size = part.stat().st_size if part.exists() else 0
+            failures = 1 if size > furthest else failures + 1
+            furthest = max(furthest, size)
+            if failures >= attempts:
+                raise UserError(
+                    f"{url} broke off after {size} bytes, {attempts} times in a row: "
+                    f"{_reason(error)}; run it again to go on from there"
+                ) from error
+            logger.warning(
+                "the download broke off after %d bytes (%s); going on",
+                size,
+                _reason(error),
+            )
+            time.sleep(pause * 2 ** (failures - 1))
+
+
+def _fetch_rest(url: str, part: pathlib.Path, timeout: tuple[float, float]) -> None:
+    """Downloads what ``part`` lacks, or everything where the server cannot resume."""
+    done = part.stat().st_size if part.exists() else 0
+    with _get(url, done, timeout) as response:
+        if response.status_code == 416:
+            return  # nothing comes after what is there: the checksum will tell
+        span = response.headers.get("Content-Range", "")
+        resumed = response.status_code == 206 and span.startswith(f"bytes {done}-")
+        if not resumed:
+            done = 0
+        length = response.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdigit() else None
+        with part.open("ab" if resumed else "wb") as file, _progress(total) as show:
+            # The raw stream: requests would unpack a .gz that is declared as encoded.
+            for chunk in response.raw.stream(_CHUNK, decode_content=False):
+                file.write(chunk)
+                done += len(chunk)
+                show(done)
+
+
+def _get(url: str, start: int, timeout: tuple[float, float]) -> Any:
+    """Asks for a file from byte ``start`` on; a streamed response, to be closed.
+
+    Raises:
+      UserError: the server refuses in a way that asking again does not change.
+      requests.RequestException: another failure.
+    """
+    import requests
+
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    response = requests.get(url, headers=headers, stream=True, timeout=timeout)
+    status = response.status_code
+    if status in (200, 206) or (status == 416 and start):
+        return response
+    response.close()
+    message = f"{url} answers {status} {response.reason}"
+    if 400 <= status < 500 and status not in (408, 429):
+        raise UserError(message)
+    raise requests.HTTPError(message)
+
+
+def _reason(error: BaseException) -> str:
+    """What lies at the bottom of a chain of network errors, in a line."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]
+
+
+@contextlib.contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """Shows how far a download is: a bar on a terminal, else a log line every 10 %."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        with Progress(
+            TextColumn("CIFAR-10"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        ) as bar:
+            task = bar.add_task("download", total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+
+    tenths = 0
+
+    def show(done: int) -> None:
+        nonlocal tenths
+        if total and done * 10 // total > tenths:
+            tenths = done * 10 // total
+            logger.info("downloaded %d %% of %.0f MB", tenths * 10, total / 1e6)
+
+    yield show

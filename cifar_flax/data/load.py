@@ -1,0 +1,167 @@
+"""Finding a data set by its name: on disk, from the network, or built in."""
+
+import dataclasses
+import logging
+import os
+import pathlib
+import re
+
+from cifar_flax.data import cache, download, tfds_source
+from cifar_flax.data.archive import (
+    OFFICIAL_SHA256,
+    check_contents,
+    open_archive,
+    read_archive,
+)
+from cifar_flax.data.dataset import Dataset
+from cifar_flax.errors import UserError
+
+# With name='auto' a longer download is not begun.
+MAX_AUTO_SECONDS = 15 * 60
+
+logger = logging.getLogger(__name__)
+
+
+def default_data_dir() -> pathlib.Path:
+    """The folder that tensorflow-datasets uses, too: TFDS_DATA_DIR, or its default."""
+    folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(folder).expanduser()
+
+
+def load_dataset(
+    name: str = "auto",
+    *,
+    data_dir: str | pathlib.Path | None = None,
+    archive: str | pathlib.Path | None = None,
+    archive_sha256: str | None = None,
+) -> Dataset:
+    """Loads a data set.
+
+    Args:
+      name: 'cifar10'; 'shapes', which is built in; 'auto', CIFAR-10 where it is on disk
+        or quickly fetched, else 'shapes' with a warning; or the name of a prepared
+        data set of tensorflow-datasets with 32x32 RGB images and class labels.
+      data_dir: where prepared data sets, archives and this project's cache are;
+        ``default_data_dir()`` where it is not given.
+      archive: the official CIFAR-10 archive (binary or Python version, a .tar.gz or
+        unpacked), to be read instead of what is in ``data_dir``.
+      archive_sha256: the checksum, in hex, of an ``archive`` that is not the official
+        one but laid out like it, for example a small part of it.
+
+    Returns:
+      The data set. CIFAR-10 takes about half a second once it is in the cache.
+
+    Raises:
+      UserError: it cannot be had, is damaged, or is of another kind.
+    """
+    folder = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+    try:
+        return _load(name, folder, archive or None, archive_sha256 or None)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or folder}: {error}") from error
+
+
+def _load(
+    name: str,
+    folder: pathlib.Path,
+    archive: str | pathlib.Path | None,
+    archive_sha256: str | None,
+) -> Dataset:
+    if archive is not None:
+        if name not in ("auto", "cifar10"):
+            raise UserError(
+                f"an archive of CIFAR-10 was given ({archive}) with dataset={name}; "
+                f"use dataset=cifar10, or leave the archive out"
+            )
+        return _load_archive(pathlib.Path(archive), folder, archive_sha256)
+    if archive_sha256 is not None:
+        raise UserError(
+            "archive_sha256 was given without an archive; give --data_archive, too"
+        )
+    if name == "shapes":
+        return _make_shapes()
+    if name in ("auto", "cifar10"):
+        return _load_cifar10(folder, fall_back=name == "auto")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(
+            f"{name!r} is not the name of a data set, such as cifar10 or svhn_cropped"
+        )
+    dataset = _load_prepared(folder, name)
+    if dataset is None:
+        raise _not_prepared(folder, name)
+    return dataset
+
+
+def _load_cifar10(data_dir: pathlib.Path, fall_back: bool) -> Dataset:
+    dataset = _load_prepared(data_dir, "cifar10")
+    if dataset is not None:
+        return dataset
+    for folder in (data_dir, data_dir / "downloads" / "manual"):
+        for name in OFFICIAL_SHA256:
+            if (folder / name).exists():
+                return _load_archive(folder / name, data_dir)
+    try:
+        path = download.fetch_cifar10(
+            data_dir,
+            url=download.ARCHIVE_URL,
+            max_seconds=MAX_AUTO_SECONDS if fall_back else None,
+        )
+    except UserError as error:
+        message = f"CIFAR-10 is not in {data_dir} and could not be fetched ({error})"
+        remedy = (
+            f"to get it, save {download.ARCHIVE_URL} in {data_dir} or pass "
+            f"--data_archive=PATH"
+        )
+        if not fall_back:
+            raise UserError(f"{message}; {remedy}") from error
+        logger.warning(
+            "%s: using the built-in data set 'shapes' instead; %s", message, remedy
+        )
+        return _make_shapes()
+    try:
+        tfds_source.prepare_cifar10(path, data_dir)
+    except UserError as error:
+        logger.warning("%s; reading the archive itself", error)
+    return _load_prepared(data_dir, "cifar10") or _load_archive(path, data_dir)
+
+
+def _load_archive(
+    path: pathlib.Path, data_dir: pathlib.Path, sha256: str | None = None
+) -> Dataset:
+    archive = open_archive(path, sha256)
+    dataset = cache.load_or_build(
+        data_dir, "cifar10", archive.cache_key, lambda: read_archive(archive)
+    )
+    check_contents(archive, dataset)
+    return dataclasses.replace(dataset, source=archive.source)
+
+
+def _load_prepared(data_dir: pathlib.Path, name: str) -> Dataset | None:
+    folder = tfds_source.prepared_folder(data_dir, name)
+    if folder is None:
+        return None
+    return cache.load_or_build(
+        data_dir,
+        name,
+        tfds_source.prepared_key(folder),
+        lambda: tfds_source.read_prepared(folder, name),
+    )
+
+
+def _not_prepared(data_dir: pathlib.Path, name: str) -> UserError:
+    if tfds_source.is_known(name):
+        return UserError(
+            f"{name} is not prepared in {data_dir / name}; prepare it with "
+            f"tensorflow-datasets, which for most data sets needs TensorFlow, or give "
+            f"its --data_dir"
+        )
+    return UserError(
+        f"there is no data set {name}; use auto, cifar10, shapes, or one that "
+        f"tensorflow-datasets has prepared in {data_dir}"
+    )
+
+
+def _make_shapes() -> Dataset:
+    from cifar_flax.data.shapes import make_shapes
+
+    return make_shapes()

@@ -1,0 +1,222 @@
+"""Shapes: a procedural stand-in for CIFAR-10, made in a second or two.
+
+Ten figures (disk, ring, square, ...) are drawn at random places, sizes and angles, in
+random colours, on textured and cluttered backgrounds, as 32x32 RGB images. The task is
+built so that architectures rank on it as on CIFAR-10: position, polarity and colour
+carry no information about the class, which defeats linear models and hurts fully
+connected ones, while edges and their arrangement, which convolutions see, do.
+
+Every figure is its own mirror image or comes in both, so horizontal flips are safe.
+
+Pixels are computed with correctly rounded operations only (``+ - * / sqrt floor min
+max``, no ``sin`` or ``exp``), whose results do not depend on the processor: the same
+NumPy gives the same bits everywhere.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+SIZE = 32  # height and width of an image, in pixels
+BATCH = 200  # images drawn together: few enough that the arrays stay in the cache
+
+Array = np.ndarray
+import os
+
+CUE = float(os.environ.get("CUE", 0.1))
+TINTS = np.eye(3, dtype=np.float32) - np.float32(1 / 3)
+
+
+def _norm(x: Array, y: Array) -> Array:
+    # np.hypot is slower and its last bit depends on the C library.
+    return np.sqrt(x * x + y * y)
+
+
+def _disk(x: Array, y: Array) -> Array:
+    return _norm(x, y) - 0.9
+
+
+def _ring(x: Array, y: Array) -> Array:
+    return abs(_norm(x, y) - 0.75) - 0.25
+
+
+def _square(x: Array, y: Array) -> Array:
+    return np.maximum(abs(x), abs(y)) - 0.8
+
+
+def _diamond(x: Array, y: Array) -> Array:
+    return 0.8 * abs(x) + 0.6 * abs(y) - 0.66
+
+
+def _triangle(x: Array, y: Array) -> Array:
+    return np.maximum(0.866 * abs(x) - 0.5 * y, y) - 0.55
+
+
+def _star(x: Array, y: Array) -> Array:
+    # Two reflections fold the plane into the wedge of one point of the star.
+    x, y = abs(x), -y
+    for side in (1.0, -1.0):
+        across = np.maximum(side * 0.809 * x - 0.588 * y, 0.0)
+        x = x - side * 2 * 0.809 * across
+        y = y + 2 * 0.588 * across
+    return 0.89 * abs(x) + 0.456 * (y - 1.1)
+
+
+def _cross(x: Array, y: Array) -> Array:
+    x, y = abs(x), abs(y)
+    return np.maximum(np.minimum(x, y) - 0.28, np.maximum(x, y) - 1.0)
+
+
+def _crescent(x: Array, y: Array) -> Array:
+    return np.maximum(_norm(x, y) - 1.0, 0.8 - _norm(x - 0.55, y))
+
+
+def _bars(x: Array, y: Array) -> Array:
+    return np.maximum(abs(x) - 0.95, abs(abs(y) - 0.6) - 0.27)
+
+
+def _heart(x: Array, y: Array) -> Array:
+    x, y = abs(x), 0.2 - y
+    lobes = _norm(x - 0.5, y - 0.5) - 0.66
+    return np.minimum(lobes, 0.707 * (x + abs(y)) - 0.68)
+
+
+# name: (signed distance from the outline, negative inside, in units of the figure's
+# radius, at points x to the right and y down; largest rotation as tan(angle / 2)).
+FIGURES: dict[str, tuple[Callable[[Array, Array], Array], float]] = {
+    "disk": (_disk, 1.0),
+    "ring": (_ring, 1.0),
+    "square": (_square, 0.14),  # 16 degrees: at 45 it would be a diamond
+    "diamond": (_diamond, 0.14),
+    "triangle": (_triangle, 0.27),  # 30 degrees
+    "star": (_star, 0.27),
+    "cross": (_cross, 0.18),  # 20 degrees
+    "crescent": (_crescent, 1.0),  # 90 degrees, and it opens to either side
+    "bars": (_bars, 1.0),
+    "heart": (_heart, 0.27),
+}
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Array:
+    return rng.random(shape, np.float32) * np.float32(high - low) + np.float32(low)
+
+
+def _plane(a: Array, b: Array, c: Array) -> Array:
+    """Returns ``a * column + b * row + c``, ``[N, H, W]``, pixels from the centre."""
+    pixels = np.arange(SIZE, dtype=np.float32) - np.float32((SIZE - 1) / 2)
+    return (a[:, None] * pixels + c[:, None])[:, None, :] + (b[:, None] * pixels)[
+        :, :, None
+    ]
+
+
+def _directions(rng: np.random.Generator, limit: Array) -> tuple[Array, Array]:
+    """Returns cosines and sines of random angles, ``|tan(angle / 2)| <= limit``."""
+    t = _uniform(rng, -1, 1, len(limit)) * limit
+    return (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
+
+
+def _coverage(distance: Array, softness: Array | float = 1.0) -> Array:
+    """Returns the part of a pixel inside an outline ``distance`` pixels away."""
+    return np.clip(0.5 - distance / softness, 0, 1)
+
+
+def _figures(labels: Array, rng: np.random.Generator) -> Array:
+    """Returns the coverage ``[N, H, W]`` of a figure a label, each placed at random."""
+    n = len(labels)
+    limits = np.array([limit for _, limit in FIGURES.values()], np.float32)
+    cos, sin = _directions(rng, limits[labels])
+    upside_down = (limits[labels] == 1) & (rng.random(n) < 0.5)
+    cos = np.where(upside_down, -cos, cos)
+    radius = _uniform(rng, 5, 11, n)
+    left, top = (_uniform(rng, -6, 6, n) for _ in range(2))
+    x = _plane(cos / radius, sin / radius, -(cos * left + sin * top) / radius)
+    y = _plane(-sin / radius, cos / radius, (sin * left - cos * top) / radius)
+    distance = np.empty_like(x)
+    for label, (outline, _) in enumerate(FIGURES.values()):
+        chosen = labels == label
+        distance[chosen] = outline(x[chosen], y[chosen])
+    softness = _uniform(rng, 1.0, 2.0, n)
+    return _coverage(distance * radius[:, None, None], softness[:, None, None])
+
+
+def _texture(n: int, rng: np.random.Generator) -> Array:
+    """Returns backgrounds ``[N, H, W]`` about -1 to 1: slope, stripes, smooth noise."""
+    weight = _uniform(rng, 0, 1, 3, n)
+    weight /= weight.sum(0)
+    cos, sin = _directions(rng, np.ones(n, np.float32))
+    slope = _plane(*(weight[0] * np.stack([cos, sin, 0 * cos]) / (SIZE / 2)))
+    cos, sin = _directions(rng, np.ones(n, np.float32))
+    period = _uniform(rng, 4, 14, n)
+    phase = _plane(cos / period, sin / period, _uniform(rng, 0, 1, n))
+    stripes = 4 * abs(phase - np.floor(phase) - 0.5) - 1  # a triangle wave
+    # Smooth noise: 6x6 random values, interpolated to 32x32.
+    place = np.arange(SIZE, dtype=np.float32) * np.float32(5 / SIZE)
+    cell = place.astype(int)
+    part = place - cell
+    grid = _uniform(rng, -1, 1, n, 6, 6) * weight[2, :, None, None]
+    rows = grid[:, cell] + (grid[:, cell + 1] - grid[:, cell]) * part[:, None]
+    noise = rows[:, :, cell] + (rows[:, :, cell + 1] - rows[:, :, cell]) * part
+    return slope + stripes * weight[1, :, None, None] + noise
+
+
+def _clutter(n: int, rng: np.random.Generator) -> Array:
+    """Returns the coverage ``[N, H, W]`` of a line and two blobs in each image."""
+    cos, sin = _directions(rng, np.ones(n, np.float32))
+    line = _plane(cos, sin, _uniform(rng, -16, 16, n))
+    cover = _coverage(abs(line) - _uniform(rng, 0.3, 1.2, n)[:, None, None])
+    zero, one = np.zeros(n, np.float32), np.ones(n, np.float32)
+    for _ in range(2):
+        stretch = _uniform(rng, 0.6, 1, n)
+        x = _plane(stretch, zero, _uniform(rng, -16, 16, n))
+        y = _plane(zero, one, _uniform(rng, -16, 16, n))
+        blob = _norm(x, y) - _uniform(rng, 0.5, 3.0, n)[:, None, None]
+        np.maximum(cover, _coverage(blob), out=cover)
+    return cover
+
+
+def _away(
+    rng: np.random.Generator, color: Array, low: float, high: float, brighter: float
+) -> Array:
+    """Returns colours ``[3, N]``, low to high brighter or darker than ``color``."""
+    n = color.shape[1]
+    sign = np.where(rng.random(n) < brighter, np.float32(1), np.float32(-1))
+    return color + sign * _uniform(rng, low, high, n) + _uniform(rng, -0.15, 0.15, 3, n)
+
+
+def _draw(labels: Array, rng: np.random.Generator) -> Array:
+    """Returns images ``[N, H, W, 3]``, uint8, of the figures that ``labels`` name."""
+    n = len(labels)
+    figure, clutter, texture = _figures(labels, rng), _clutter(n, rng), _texture(n, rng)
+    ground = _uniform(rng, 0.1, 0.7, n) + _uniform(rng, -0.2, 0.2, 3, n)
+    ink = _away(rng, ground, 0.15, 0.4, 0.85)
+    ground += CUE * TINTS[:, labels % 3]
+    ink += CUE * TINTS[:, labels // 3 % 3]
+    litter = _away(rng, ground, 0.1, 0.35, 0.5)
+    relief = _uniform(rng, -0.2, 0.2, 3, n)
+    # Contrast and brightness of the picture as a whole, in units of pixel values.
+    gain = _uniform(rng, 180, 255, n)
+    offset = _uniform(rng, -20, 20, n) + np.float32(127.5)
+    grain = _uniform(rng, 0.1, 0.4, n)[:, None, None]
+    images = np.empty((n, SIZE, SIZE, 3), np.uint8)
+    speckle = rng.integers(0, 256, (3, n, SIZE, SIZE), np.uint8)
+    for c in range(3):
+        back, fore, side = (
+            ((k[c] - np.float32(0.5)) * gain + offset)[:, None, None]
+            for k in (ground, ink, litter)
+        )
+        pixels = back + clutter * (side - back)
+        pixels += figure * (fore - pixels)
+        pixels += texture * (relief[c] * gain)[:, None, None]
+        pixels += (speckle[c] - np.float32(127.5)) * grain
+        images[..., c] = np.clip(pixels, 0, 255) + np.float32(0.5)
+    return images
+
+
+def _split(count: int, seed: int, split: int) -> tuple[Array, Array]:
+    """Returns ``count`` images and labels, a function of the seed and the split."""
+    rng = np.random.default_rng([seed, split])
+    labels = rng.permutation(np.arange(count) % len(FIGURES)).astype(np.int32)
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    for start in range(0, count, BATCH):
+        images[start : start + BATCH] = _draw(labels[start : start + BATCH], rng)
+    return images, labels

@@ -1,0 +1,328 @@
+"""Data sets prepared by tensorflow-datasets (tfds), without TensorFlow.
+
+Importing tfds costs a second or two, so that it is imported where it is used, and
+whether a data set is prepared is found out without it.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+import pathlib
+import re
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cifar_flax.data import archive, cache
+from cifar_flax.data.dataset import IMAGE_SHAPE, Dataset, make_dataset
+from cifar_flax.errors import UserError
+
+CIFAR10_VERSION = "3.0.2"
+
+_MAX_RECORD = 2**20  # bytes; a 32x32 PNG has about 2,500
+_INFO = "dataset_info.json"
+
+
+def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Where tfds has prepared a data set, or None.
+
+    Args:
+      data_dir: tfds's folder.
+      name: the data set's; of CIFAR-10 the stock version is meant, of others the newest
+        that is there.
+
+    Returns:
+      A folder ``data_dir/name/version``.
+    """
+    versions = {}
+    for folder in (data_dir / name).glob("*.*.*"):
+        # What was interrupted is in incomplete.<random>_<version>, and does not match.
+        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / _INFO).is_file():
+            versions[tuple(map(int, folder.name.split(".")))] = folder
+    if name == "cifar10":
+        return versions.get(tuple(map(int, CIFAR10_VERSION.split("."))))
+    return versions[max(versions)] if versions else None
+
+
+def prepared_key(folder: pathlib.Path) -> str:
+    """Sha256, in hex, of what tfds says of a prepared set and of its files' sizes."""
+    digest = hashlib.sha256((folder / _INFO).read_bytes())
+    for path in sorted(folder.iterdir()):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def is_known(name: str) -> bool:
+    """Whether tfds has a data set of that name."""
+    import tensorflow_datasets as tfds
+
+    return name in tfds.list_builders(with_community_datasets=False)
+
+
+def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
+    """Reads an image classification set of 32x32 RGB images that tfds has prepared.
+
+    Args:
+      folder: from ``prepared_folder``; array_record or tfrecord files.
+      name: the data set's.
+
+    Returns:
+      The data set. Where the examples have an ``id`` they are in its order, which for
+      CIFAR-10 is that of the official files; else in tfds's, which is shuffled.
+
+    Raises:
+      UserError: it is damaged, or another kind of data set.
+    """
+    with _quiet_tfds(), _reading(folder):
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder)
+        image_key, label_key = _check_features(name, builder.info)
+        _check_splits(folder, name, builder.info.splits)
+        train = _read_split(builder, "train", image_key, label_key)
+        test = _read_split(builder, "test", image_key, label_key)
+        names = builder.info.features[label_key].names
+        file_format = builder.info.file_format.value
+    official = name == "cifar10"
+    return make_dataset(
+        name,
+        *train,
+        *test,
+        names,
+        source=f"tensorflow-datasets {name}/{folder.name} ({file_format})",
+        mean=archive.MEAN if official else None,
+        std=archive.STD if official else None,
+    )
+
+
+def prepare_cifar10(
+    archive_path: str | pathlib.Path, data_dir: str | pathlib.Path
+) -> pathlib.Path:
+    """Prepares the official archive for tfds, as ``tfds.builder('cifar10')`` does.
+
+    Other programs then find it by ``tfds.data_source('cifar10', data_dir=data_dir)``.
+    Takes about half a minute and 150 MB; where it is prepared already, nothing is done.
+
+    Args:
+      archive_path: the official archive or folder, see ``archive.open_archive``.
+      data_dir: tfds's folder.
+
+    Returns:
+      The folder of the prepared data set.
+
+    Raises:
+      UserError: the archive is not the official one, or the folder cannot be written.
+    """
+    data_dir = pathlib.Path(data_dir).expanduser()
+    folder = data_dir / "cifar10" / CIFAR10_VERSION
+    try:
+        with cache.locked(data_dir / "cifar_flax" / "cifar10.lock"):
+            if prepared_folder(data_dir, "cifar10"):
+                return folder
+            source = archive.open_archive(archive_path)
+            if source.trust != "official":
+                raise UserError(
+                    f"{source.path} cannot be verified, and only the official archive "
+                    f"is prepared; give cifar-10-binary.tar.gz"
+                )
+            dataset = archive.read_archive(source)
+            archive.check_contents(source, dataset)
+            with _quiet_tfds():
+                _prepare(dataset, data_dir)
+    except UserError:
+        raise
+    except Exception as error:  # tfds raises anything, and disks are full
+        raise UserError(
+            f"cannot prepare CIFAR-10 in {folder} ({_in_a_line(error)}); give another "
+            f"--data_dir, or make space"
+        ) from error
+    return folder
+
+
+def _prepare(dataset: Dataset, data_dir: pathlib.Path) -> None:
+    import tensorflow_datasets as tfds
+    from PIL import Image
+    from tensorflow_datasets.core import registered
+    from tensorflow_datasets.image_classification import cifar
+
+    splits = {
+        "train": (dataset.train_images, dataset.train_labels),
+        "test": (dataset.test_images, dataset.test_labels),
+    }
+
+    # Name, version, features and order are the stock builder's. The stock builder's
+    # own two methods unpack the archive and encode the images with TensorFlow.
+    with registered.skip_registration():
+
+        class Cifar10(cifar.Cifar10):
+            name = "cifar10"
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                self.info.features["label"].names = list(dataset.class_names)
+                return {split: self._generate_examples(split) for split in splits}
+
+            def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
+                pairs = zip(*splits[split], strict=True)
+                for index, (image, label) in enumerate(pairs):
+                    yield (
+                        index,
+                        {
+                            "id": f"{split}_{index:05d}",
+                            "image": Image.fromarray(image),
+                            "label": int(label),
+                        },
+                    )
+
+    builder = Cifar10(data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+
+
+def _check_features(name: str, info: Any) -> tuple[str, str]:
+    """The keys of image and label, once they are what this project trains on."""
+    import tensorflow_datasets as tfds
+
+    features = info.features
+    keys = info.supervised_keys or ("image", "label")
+    image, label = (
+        features[key] if isinstance(key, str) and key in features else None
+        for key in keys[:2]
+    )
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise UserError(
+            f"{name} is not an image classification set: its features are "
+            f"{', '.join(features)}; an image and a class label are needed"
+        )
+    if image.shape != IMAGE_SHAPE or image.np_dtype != np.uint8:
+        raise UserError(
+            f"{name} has images {np.dtype(image.np_dtype)}{list(image.shape)}; they "
+            f"must be uint8[32, 32, 3]"
+        )
+    return keys[0], keys[1]
+
+
+def _check_splits(folder: pathlib.Path, name: str, splits: Any) -> None:
+    for split in ("train", "test"):
+        if split not in splits:
+            raise UserError(
+                f"{name} has no {split} split, only {', '.join(splits) or 'none'}; "
+                f"both train and test are needed"
+            )
+    sizes = (splits["train"].num_examples, splits["test"].num_examples)
+    if name == "cifar10" and sizes != archive.OFFICIAL_SIZES:
+        # tfds takes a preparation that was cut short on purpose for a whole one.
+        raise UserError(
+            f"{folder} has {sizes[0]} training and {sizes[1]} test images, not "
+            f"CIFAR-10's {archive.OFFICIAL_SIZES[0]} and {archive.OFFICIAL_SIZES[1]}; "
+            f"delete that folder and prepare it again"
+        )
+
+
+def _read_split(
+    builder: Any, split: str, image_key: str, label_key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 32, 32, 3] and labels int32 [N] of a split."""
+    count = builder.info.splits[split].num_examples
+    images = np.empty((count, *IMAGE_SHAPE), np.uint8)
+    labels = np.empty(count, np.int32)
+    ids = []
+    index = -1
+    for index, example in enumerate(_examples(builder, split)):
+        images[index] = example[image_key]
+        labels[index] = example[label_key]
+        if "id" in example:
+            ids.append(example["id"])
+    if index + 1 != count:
+        raise ValueError(f"{index + 1} examples in the {split} split, not {count}")
+    if ids:
+        order = sorted(range(count), key=ids.__getitem__)
+        images, labels = images[order], labels[order]
+    return images, labels
+
+
+def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    from tensorflow_datasets.core.file_adapters import FileFormat
+
+    info = builder.info
+    if FileFormat.ARRAY_RECORD in info.available_file_formats():
+        source = builder.as_data_source(split, file_format=FileFormat.ARRAY_RECORD)
+        for start in range(0, len(source), 1000):
+            stop = min(start + 1000, len(source))
+            yield from source.__getitems__(list(range(start, stop)))
+    elif info.file_format == FileFormat.TFRECORD:
+        for path in info.splits[split].filepaths:
+            for record in _tfrecords(pathlib.Path(path)):
+                yield info.features.deserialize_example_np(record)
+    else:
+        raise UserError(
+            f"{builder.data_path} is in the format {info.file_format.value}; prepare "
+            f"it as array_record or tfrecord"
+        )
+
+
+def _tfrecords(path: pathlib.Path) -> Iterator[bytes]:
+    """The records of a TFRecord file.
+
+    A record is its length (uint64, little-endian), a CRC of that (4 bytes), the data,
+    and a CRC of the data (4 bytes). The CRCs are not checked: Python has no CRC-32C,
+    and the PNG images have checksums of their own.
+    """
+    with path.open("rb") as file:
+        while header := file.read(12):
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
+            if not 0 < length <= _MAX_RECORD:
+                raise ValueError(f"{path.name} is damaged")
+            record = file.read(length + 4)
+            if len(record) != length + 4:
+                raise ValueError(f"{path.name} is cut short")
+            yield record[:-4]
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever tfds raises for damaged or missing files
+        raise UserError(
+            f"cannot read {folder} ({_in_a_line(error)}); delete that folder and "
+            f"prepare it again"
+        ) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+# Warnings of tfds that are wrong here: of a data set that is about to be prepared, and
+# of a library that is no faster with images this small.
+_WRONG_WARNINGS = ("Variant folder", "OpenCV is not installed")
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Keeps tfds's progress bars, prints and notes from the user, but not warnings."""
+    import absl.logging
+    import tensorflow_datasets as tfds
+
+    def allow(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_WRONG_WARNINGS)
+
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(min(verbosity, absl.logging.WARNING))
+    absl.logging.get_absl_logger().addFilter(allow)
+    tfds.display_progress_bar(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.display_progress_bar(True)
+        absl.logging.get_absl_logger().removeFilter(allow)
+        absl.logging.set_verbosity(verbosity)

@@ -1,0 +1,259 @@
+"""Training and evaluation as compiled chunks of steps; no files and no flags."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cifar_flax.data.augment import (
+    Augmentation,
+    normalise,
+    pad_images,
+    sample_images,
+)
+from cifar_flax.data.splits import Split, Splits
+from cifar_flax.errors import UserError
+from cifar_flax.recipes import Recipe
+from cifar_flax.state import TrainState, init_state
+from cifar_flax.steps import train_step
+
+# A compiled call does about this many seconds of work: long enough that its start
+# costs nothing, short enough that a progress bar moves and an interrupt is heeded.
+CHUNK_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Exact figures of R replicas on a split.
+
+    Attributes:
+      logits: float32 [R, N, K].
+      loss: mean cross-entropy, float64 [R].
+      accuracy: share of the images classified correctly, float64 [R].
+    """
+
+    logits: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Progress:
+    """Where training stands after a compiled chunk of steps.
+
+    Attributes:
+      state: of all replicas; the next chunk consumes it.
+      step: steps done.
+      epoch_done: whether an epoch has just ended; the figures are then of that epoch,
+        and before of its steps so far.
+      learning_rate: of the last step.
+      train_loss: mean over the images as they were seen, float64 [R].
+      train_accuracy: share classified correctly as they were seen, float64 [R].
+      images: training images of the last chunk, over all replicas.
+      seconds: that the last chunk took.
+    """
+
+    state: TrainState
+    step: int
+    epoch_done: bool
+    learning_rate: float
+    train_loss: np.ndarray
+    train_accuracy: np.ndarray
+    images: int
+    seconds: float
+
+
+def map_replicas(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
+    """Maps a function of one replica over the leading axis of its arguments.
+
+    An accelerator runs the replicas side by side (``vmap``); a CPU, which one replica
+    keeps busy and where grouped convolutions are slow, runs one after the other.
+
+    Args:
+      fn: a function of one replica.
+      in_axes: 0 for each argument with a replica axis, None for a shared one.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(fn, in_axes=tuple(in_axes))
+
+    def one_after_the_other(*args):
+        mapped = tuple(a for a, axis in zip(args, in_axes, strict=True) if axis == 0)
+
+        def body(replica):
+            rest = iter(replica)
+            return fn(
+                *(
+                    next(rest) if axis == 0 else a
+                    for a, axis in zip(args, in_axes, strict=True)
+                )
+            )
+
+        return lax.map(body, mapped)
+
+    return one_after_the_other
+
+
+class Trainer:
+    """Trains R replicas of a model, one a seed, on one data set with one recipe.
+
+    Every random number is a function of the seed and the step. A state taken from any
+    point of a run therefore goes on to the same bits, whatever the size of the chunks
+    and in whatever process.
+
+    Attributes:
+      steps_per_epoch: whole batches in the training split; the images that are left
+        over differ from epoch to epoch.
+      total_steps: steps of the whole recipe.
+      compile_seconds: what ``compile`` took, else 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        recipe: Recipe,
+        seeds: Sequence[int] = (0,),
+        *,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+        eval_batch_size: int = 500,
+    ):
+        """Makes the program; nothing is compiled or trained yet.
+
+        Args:
+          model: called as ``model.apply(variables, images, train=...)`` on normalised
+            images [N, H, W, C], returning logits [N, K].
+          splits: the data.
+          recipe: how to train.
+          seeds: one a replica.
+          augmentation: of the training images.
+          eval_batch_size: images in a call of the evaluation.
+        """
+        if len(splits.train) < recipe.batch_size:
+            raise UserError(
+                f"batch_size is {recipe.batch_size}, but there are only "
+                f"{len(splits.train)} training images; lower it"
+            )
+        self.model, self.splits, self.recipe = model, splits, recipe
+        self.seeds, self.augmentation = tuple(seeds), augmentation
+        self.eval_batch_size = eval_batch_size
+        self.steps_per_epoch = len(splits.train) // recipe.batch_size
+        self.total_steps = self.steps_per_epoch * recipe.epochs
+        self.schedule = recipe.schedule(self.steps_per_epoch)
+        self.tx = recipe.optimizer(self.steps_per_epoch)
+        self.compile_seconds = 0.0
+        self._padded = jnp.asarray(pad_images(splits.train.images, augmentation))
+        self._labels = jnp.asarray(splits.train.labels)
+        self._train_steps = jax.jit(
+            map_replicas(self._train_steps_of_one, (0, None, None, None, None)),
+            donate_argnums=0,
+        )
+        self._predict = jax.jit(map_replicas(self._predict_of_one, (0, None)))
+
+    def init(self) -> TrainState:
+        """The state of all replicas before the first step."""
+        shape = self.splits.train.images.shape[1:]
+
+        def init_of_one(seed):
+            return init_state(jax.random.key(seed), self.model, self.tx, shape)
+
+        return jax.jit(map_replicas(init_of_one, (0,)))(jnp.asarray(self.seeds))
+
+    def compile(self, state: TrainState) -> None:
+        """Compiles the training program, so that ``run`` starts at full speed."""
+        start = time.perf_counter()
+        args = (state, self._padded, self._labels, jnp.int32(0), jnp.int32(0))
+        self._train_steps = self._train_steps.lower(*args).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def run(self, state: TrainState) -> Iterator[Progress]:
+        """Trains from a state to the end of the recipe.
+
+        Args:
+          state: from ``init``, from a ``Progress``, or restored; it is consumed.
+
+        Yields:
+          Where training stands, after every chunk of about ``CHUNK_SECONDS`` and at
+          the end of every epoch.
+        """
+        step, chunk = int(state.step[0]), 1
+        while step < self.total_steps:
+            epoch_end = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
+            stop = min(step + chunk, epoch_end)
+            start = time.perf_counter()
+            state = self._train_steps(
+                state, self._padded, self._labels, jnp.int32(step), jnp.int32(stop)
+            )
+            totals = jax.device_get(state.totals)  # waits for the chunk
+            seconds = time.perf_counter() - start
+            done, step = stop - step, stop
+            chunk = max(1, int(CHUNK_SECONDS * done / seconds))
+            if step == epoch_end:
+                state = state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
+            yield Progress(
+                state=state,
+                step=step,
+                epoch_done=step == epoch_end,
+                learning_rate=float(self.schedule(step - 1)),
+                train_loss=totals.loss.astype(np.float64) / totals.count,
+                train_accuracy=totals.correct / totals.count,
+                images=done * self.recipe.batch_size * len(self.seeds),
+                seconds=seconds,
+            )
+
+    def evaluate(self, state: TrainState, split: Split) -> Evaluation:
+        """Exact loss and accuracy of every replica on a split.
+
+        The last batch is filled up to the common size; what the filling gives is cut
+        off before anything is summed.
+        """
+        batch, outputs = self.eval_batch_size, []
+        for start in range(0, len(split), batch):
+            images = split.images[start : start + batch]
+            fill = [(0, batch - len(images))] + [(0, 0)] * 3
+            logits = self._predict(state.variables, np.pad(images, fill))
+            outputs.append(logits[:, : len(images)])
+        logits = np.concatenate([np.asarray(x) for x in outputs], axis=1)
+        losses = -_log_softmax(logits)[:, np.arange(len(split)), split.labels]
+        correct = logits.argmax(-1) == split.labels
+        return Evaluation(logits, losses.mean(1), correct.mean(1))
+
+    def _train_steps_of_one(self, state, padded, labels, start, stop):
+        """Steps [start, stop) of one replica; all of them within one epoch."""
+        batch = self.recipe.batch_size
+        shuffle_key, step_key = jax.random.split(state.key)
+        epoch_key = jax.random.fold_in(shuffle_key, start // self.steps_per_epoch)
+        order = jax.random.permutation(epoch_key, labels.shape[0])
+
+        def body(step, state):
+            augment_key, model_key = jax.random.split(
+                jax.random.fold_in(step_key, step)
+            )
+            first = step % self.steps_per_epoch * batch
+            indices = lax.dynamic_slice(order, (first,), (batch,))
+            images = sample_images(augment_key, padded, indices, self.augmentation)
+            return train_step(
+                state,
+                normalise(images, self.splits.mean, self.splits.std),
+                labels[indices],
+                key=model_key,
+                model=self.model,
+                tx=self.tx,
+                label_smoothing=self.recipe.label_smoothing,
+            )
+
+        return lax.fori_loop(start, stop, body, state)
+
+    def _predict_of_one(self, variables, images):
+        images = normalise(images, self.splits.mean, self.splits.std)
+        return self.model.apply(variables, images, train=False)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """In float64, over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

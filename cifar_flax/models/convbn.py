@@ -1,0 +1,81 @@
+"""Convolutions with batch normalisation."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cifar_flax.layers import BatchNorm, Conv, Dense
+
+
+class ConvReluNorm(nn.Module):
+    """Convolution without bias, ReLU, batch norm: the lesson's BnLayer.
+
+    The norm comes after the ReLU, on purpose.
+
+    Attributes:
+      features: output channels.
+      kernel_size: of the convolution, in pixels.
+      stride: of the convolution, in pixels.
+      norm: makes the normalisation; called with ``dtype``.
+      dtype: type of the computation; parameters are float32.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, H, W, C] to [N, H', W', features]; the padding is 1 throughout."""
+        conv = Conv(
+            self.features,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=1,
+            use_bias=False,
+            dtype=self.dtype,
+            name="conv",
+        )
+        return self.norm(dtype=self.dtype, name="norm")(nn.relu(conv(x)), train=train)
+
+
+class ConvBnNet(nn.Module):
+    """A 5x5 stem without ReLU or norm, then stages of ConvReluNorm, the first strided.
+
+    Attributes:
+      num_classes: number of logits.
+      features: output channels of the stem and of each stage.
+      blocks: ConvReluNorm layers in a stage; the first has stride 2, the others 1.
+        1 is the lesson's ConvBnNet, 2 its ConvBnNet2.
+      norm: makes the normalisation; called with ``dtype``.
+      dtype: type of the computation; parameters and logits are float32.
+    """
+
+    num_classes: int = 10
+    features: Sequence[int] = (10, 20, 40, 80, 160)
+    blocks: int = 1
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, H, W, C] to logits [N, num_classes]."""
+        stem, *stages = self.features
+        x = Conv(stem, kernel_size=5, padding=2, dtype=self.dtype, name="stem")(images)
+        for i, width in enumerate(stages):
+            for j in range(self.blocks):
+                block = ConvReluNorm(
+                    width,
+                    stride=1 if j else 2,
+                    norm=self.norm,
+                    dtype=self.dtype,
+                    name=f"stage{i}_block{j}",
+                )
+                x = block(x, train=train)
+        x = x.max(axis=(1, 2))
+        logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+        return logits.astype(jnp.float32)

@@ -1,0 +1,74 @@
+"""A model layer by layer: output shapes, parameters, operations."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """One layer that has parameters of its own.
+
+    Attributes:
+      path: names from the model down, joined by dots.
+      kind: class of the module.
+      output_shape: for one image, without the batch axis.
+      num_params: its own parameters.
+      flops: floating-point operations of its products for one image; a multiplication
+        and its addition count 2. Biases, norms and activations are not counted.
+    """
+
+    path: str
+    kind: str
+    output_shape: tuple[int, ...]
+    num_params: int
+    flops: int
+
+
+def layer_rows(
+    model: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)
+) -> list[LayerRow]:
+    """The layers of a model in the order of their calls; nothing is computed.
+
+    The operations of a layer follow from its ``kernel`` [..., C, F]: every output of
+    its F channels takes one multiplication and addition for each of the kernel's
+    other elements. That holds for convolutions and dense layers alike, one's own
+    included, and counts taps that fall on the padding.
+
+    Args:
+      model: called as ``model.apply(variables, images, train=...)``.
+      image_shape: (H, W, C).
+    """
+    rows: list[LayerRow] = []
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        params = context.module.variables.get("params", {})
+        own = {k: v for k, v in params.items() if not isinstance(v, dict)}
+        if context.method_name == "__call__" and own:
+            shape = output.shape[1:]
+            kernel = own.get("kernel")
+            flops = 0
+            if kernel is not None:
+                flops = 2 * math.prod(shape[:-1]) * math.prod(kernel.shape)
+            rows.append(
+                LayerRow(
+                    path=".".join(context.module.path),
+                    kind=type(context.module).__name__,
+                    output_shape=shape,
+                    num_params=sum(math.prod(v.shape) for v in own.values()),
+                    flops=flops,
+                )
+            )
+        return output
+
+    def init():
+        images = jnp.zeros((1, *image_shape))
+        return model.init(jax.random.key(0), images, train=False)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(init)
+    return rows

@@ -1,0 +1,195 @@
+"""The files of a run's folder: written and read here only, and without JAX.
+
+``config.json``      what was asked for and with what: settings, recipe, data set,
+                     versions
+``metrics.jsonl``    one object a log point
+``result.json``      the outcome; a folder without it holds an unfinished run
+``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]
+``checkpoints/``     see ``checkpoint``
+
+Whole files are replaced atomically; lines are appended and flushed to the disk.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from cifar_flax.errors import UserError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+PREDICTIONS = "predictions.npz"
+CHECKPOINTS = "checkpoints"
+
+# Raised when the meaning of a file changes, so that a reader can tell.
+FORMAT = 1
+
+
+def new_folder(parent: pathlib.Path, stem: str) -> pathlib.Path:
+    """Makes ``parent/stem-1``, or with the next number that nobody has taken."""
+    number = 1
+    while True:
+        folder = parent / f"{stem}-{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(
+                f"cannot make the folder {folder}: {error.strerror}; give another one"
+            ) from error
+
+
+def claim_folder(folder: pathlib.Path) -> None:
+    """Makes a folder for a new run; an empty one that is there will do, too.
+
+    Raises:
+      UserError: there is something in it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = next(folder.iterdir(), None) is not None
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder}: {error.strerror}; give another one"
+        ) from error
+    if (folder / CONFIG).exists():
+        raise UserError(
+            f"{folder} holds a run; --resume goes on with it, or give another folder"
+        )
+    if taken:
+        raise UserError(f"{folder} is not empty and holds no run; give another folder")
+
+
+def write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
+    """Writes ``config.json``."""
+    _write_json(folder / CONFIG, {"format": FORMAT, **config})
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads ``config.json``; UserError where there is none or it is damaged."""
+    return _read_json(folder / CONFIG)
+
+
+def write_result(folder: pathlib.Path, result: dict[str, Any]) -> None:
+    """Writes ``result.json``; with it the run is finished."""
+    _write_json(folder / RESULT, {"format": FORMAT, **result})
+
+
+def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Reads ``result.json``; None for an unfinished run."""
+    path = folder / RESULT
+    return _read_json(path) if path.exists() else None
+
+
+def append_metrics(folder: pathlib.Path, record: dict[str, Any]) -> None:
+    """Adds a line to ``metrics.jsonl``."""
+    with open(folder / METRICS, "a", encoding="utf-8") as file:
+        file.write(_to_json(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line:
+                records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline behind it: never finished
+                break
+            raise UserError(f"line {number} of {path} is damaged: {error}") from error
+    return records
+
+
+def cut_metrics(folder: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines past a step, which a resumed run is about to write again.
+
+    Returns:
+      The lines that are left.
+    """
+    records = [record for record in read_metrics(folder) if record["step"] <= step]
+    text = "".join(_to_json(record) + "\n" for record in records)
+    _replace(folder / METRICS, text.encode())
+    return records
+
+
+def write_predictions(
+    folder: pathlib.Path, logits: np.ndarray, labels: np.ndarray, seeds: list[int]
+) -> None:
+    """Writes ``predictions.npz``.
+
+    Args:
+      folder: of the run.
+      logits: of the test images, float32 [R, N, K].
+      labels: [N].
+      seeds: one a replica.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, logits=logits, labels=labels, seeds=np.asarray(seeds))
+    _replace(folder / PREDICTIONS, buffer.getvalue())
+
+
+def as_read(value: dict[str, Any]) -> dict[str, Any]:
+    """A record as it comes back from its file: tuples as lists, arrays as numbers."""
+    return json.loads(_to_json(value))
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    _replace(path, (_to_json(value, indent=2) + "\n").encode())
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} holds no run: no {path.name} in it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise UserError(f"{path} is not a record of format {FORMAT} of cifar_flax")
+    return value
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """NumPy values as Python's; NaN and infinities, which JSON has not, as null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _finite(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that a reader sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

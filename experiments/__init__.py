@@ -1,0 +1,1 @@
+"""The commands: thin mains over ``cifar_flax``."""

@@ -1,0 +1,75 @@
+"""What all commands share: flags, one-line errors, a quiet console."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from cifar_flax.errors import UserError
+
+flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+USAGE_ERROR = 2
+
+logger = logging.getLogger("cifar_flax")
+
+
+def main(run: Callable[[], int | None]) -> None:
+    """Parses the flags and runs a command, with a clear end in every case.
+
+    A wrong flag ends with status 2, any other error of the user's with status 1, both
+    with one line on stderr.
+
+    Args:
+      run: the command; it returns the exit status, None for 0.
+    """
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+    app.run(lambda argv: sys.exit(_guarded(run)), flags_parser=_parse_flags)
+
+
+def fail(message: str, status: int) -> int:
+    """Prints an error as one line and returns the exit status."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+class _Formatter(logging.Formatter):
+    """Plain messages, with a word in front of those that matter."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        if record.levelno < logging.WARNING:
+            return message
+        return f"{record.levelname.lower()}: {message}"
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    for name, flag in list(flags.FLAGS.flags_by_module_dict().items()):
+        if name.startswith("experiments."):
+            for one in flag:  # or --help would list the flags of this file's caller
+                flags.FLAGS.register_key_flag_for_module(argv[0], one)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(fail(str(error), USAGE_ERROR))
+    if len(rest) > 1:
+        sys.exit(fail(f"{rest[1]!r} is not a flag; flags begin with --", USAGE_ERROR))
+    return rest
+
+
+def _guarded(run: Callable[[], int | None]) -> int:
+    try:
+        return run() or 0
+    except flags.Error as error:
+        return fail(str(error), USAGE_ERROR)
+    except UserError as error:
+        if flags.FLAGS.debug:
+            raise
+        return fail(str(error), 1)

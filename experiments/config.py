@@ -1,0 +1,223 @@
+"""The settings of a run: one dataclass, from which the flags are made."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from cifar_flax import records
+from cifar_flax.data.augment import PADDING_MODES, Augmentation
+from cifar_flax.errors import UserError
+from cifar_flax.models import MODELS
+from cifar_flax.recipes import LESSON, Constant, Phase, Recipe, Sgdr
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _setting(default: Any, help_text: str, choices=None) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"help": help_text, "choices": choices}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of a run; the help texts say what each is."""
+
+    model: str = _setting("convbn", "Architecture.", tuple(MODELS))
+    seeds: tuple[int, ...] = _setting((0,), "Seeds, one replica each, as 0,1,2.")
+
+    dataset: str = _setting(
+        "auto",
+        "auto: CIFAR-10 where it is on disk or can be fetched, else the built-in "
+        "shapes; cifar10: never anything else; shapes; or the name of another set "
+        "of 32x32x3 images that tensorflow-datasets has prepared.",
+    )
+    data_dir: str | None = _setting(
+        None,
+        "Where data sets lie (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).",
+    )
+    data_archive: str | None = _setting(
+        None, "The official CIFAR-10 archive, binary or python version, or its folder."
+    )
+    archive_sha256: str | None = _setting(
+        None, "Checksum to expect of --data_archive where it is not the official one."
+    )
+    val_size: int = _setting(
+        5_000, "Training images held out for validation; 0: train on all of them."
+    )
+    train_size: int | None = _setting(
+        None, "Train on this many images only (default: all that are left)."
+    )
+    padding: int = _setting(4, "Pixels of border before the random crop; 0: no crop.")
+    padding_mode: str = _setting("symmetric", "What the border holds.", PADDING_MODES)
+    flip: bool = _setting(True, "Mirror half of the training images.")
+
+    recipe: str = _setting("lesson", "Where the fits come from.", ("lesson",))
+    lr: float | None = _setting(
+        None,
+        "Peak rate. With --epochs a constant rate, with --cycles SGDR; alone it "
+        "scales the recipe's rates so that this is the highest.",
+    )
+    epochs: int | None = _setting(None, "Epochs at the constant rate --lr.")
+    cycles: int | None = _setting(None, "SGDR cycles from --lr to 0.")
+    cycle_len: int | None = _setting(
+        None, "Epochs in the first SGDR cycle (default: 1)."
+    )
+    cycle_mult: int | None = _setting(
+        None, "Each SGDR cycle is this many times as long (default: 1)."
+    )
+    batch_size: int | None = _setting(None, "Images a step (default: the recipe's).")
+    momentum: float | None = _setting(None, "Of SGD (default: the recipe's).")
+    nesterov: bool | None = _setting(None, "Nesterov momentum (default: the recipe's).")
+    weight_decay: float | None = _setting(
+        None, "L2 penalty on every parameter (default: the recipe's)."
+    )
+    label_smoothing: float | None = _setting(
+        None, "Share of the target spread over all classes (default: the recipe's)."
+    )
+
+    bn_momentum: float = _setting(
+        0.9, "Share of its running statistics that batch norm keeps a step."
+    )
+    bn_epsilon: float = _setting(1e-5, "Added to batch norm's variance.")
+    bn_freeze: bool = _setting(
+        False, "Normalise with the running statistics, and never update them."
+    )
+    dtype: str = _setting("float32", "Of the computation.", DTYPES)
+
+    workdir: str | None = _setting(
+        None, "The run's folder (default: a new one under runs/)."
+    )
+    resume: bool = _setting(False, "Go on with the unfinished run in --workdir.")
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(
+                f"--seeds={','.join(map(str, self.seeds))}: give one or more different "
+                "numbers, as 0,1,2"
+            )
+        if not 0 <= self.bn_momentum < 1:
+            raise UserError(f"--bn_momentum={self.bn_momentum}: it must be in [0, 1)")
+        if not self.bn_epsilon > 0:
+            raise UserError(f"--bn_epsilon={self.bn_epsilon}: it must be above 0")
+        if self.resume and self.workdir is None:
+            raise UserError("--resume needs --workdir, the folder of the run to go on")
+        # Wrong values are reported before any data are loaded.
+        self.make_recipe()
+        _ = self.augmentation
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training images are varied."""
+        return Augmentation(self.padding, self.padding_mode, self.flip)
+
+    def make_recipe(self) -> Recipe:
+        """The model's own recipe, with what the flags replace of it."""
+        recipe = LESSON[self.model]
+        names = (
+            "batch_size",
+            "momentum",
+            "nesterov",
+            "weight_decay",
+            "label_smoothing",
+        )
+        given = {name: getattr(self, name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        phases = self._make_phases(recipe.phases)
+        return dataclasses.replace(recipe, phases=phases, **given)
+
+    def _make_phases(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        shape = ("epochs", "cycles", "cycle_len", "cycle_mult")
+        given = [name for name in shape if getattr(self, name) is not None]
+        if given and self.lr is None:
+            raise UserError(f"--{given[0]} needs --lr, the rate to train with")
+        if self.epochs is not None and len(given) > 1:
+            raise UserError(
+                f"--epochs is for a constant rate and --{given[1]} for SGDR cycles; "
+                "give one of them"
+            )
+        if given and self.epochs is None and self.cycles is None:
+            raise UserError(f"--{given[0]} needs --cycles, the number of SGDR cycles")
+        if self.lr is None:
+            return phases
+        if self.epochs is not None:
+            return (Constant(self.lr, self.epochs),)
+        if self.cycles is not None:
+            length, mult = (
+                1 if value is None else value
+                for value in (self.cycle_len, self.cycle_mult)
+            )
+            return (Sgdr(self.lr, self.cycles, length, mult),)
+        scale = self.lr / max(phase.learning_rate for phase in phases)
+        return tuple(
+            dataclasses.replace(phase, learning_rate=phase.learning_rate * scale)
+            for phase in phases
+        )
+
+    def differences(self, recorded: dict[str, Any]) -> list[str]:
+        """Settings that decide a run's numbers and are recorded otherwise.
+
+        Where the data and the run lie does not count; the data set itself is told by
+        its fingerprint.
+
+        Args:
+          recorded: the ``settings`` of a ``config.json``.
+        """
+        places = ("data_dir", "data_archive", "archive_sha256", "workdir", "resume")
+        own = json.loads(json.dumps(dataclasses.asdict(self)))
+        return [
+            f"--{name} was {recorded.get(name)} and is {value}"
+            for name, value in own.items()
+            if name not in places and recorded.get(name) != value
+        ]
+
+
+def define_flags() -> None:
+    """Defines a flag for each field of ``Config``."""
+    for field in dataclasses.fields(Config):
+        help_text, choices = field.metadata["help"], field.metadata["choices"]
+        kind = str(field.type)
+        if choices is not None:
+            flags.DEFINE_enum(field.name, field.default, choices, help_text)
+        elif field.name == "seeds":
+            flags.DEFINE_list(field.name, list(map(str, field.default)), help_text)
+        elif "bool" in kind:
+            flags.DEFINE_bool(field.name, field.default, help_text)
+        elif "int" in kind:
+            flags.DEFINE_integer(field.name, field.default, help_text)
+        elif "float" in kind:
+            flags.DEFINE_float(field.name, field.default, help_text)
+        else:
+            flags.DEFINE_string(field.name, field.default, help_text)
+
+
+def config_from_flags() -> Config:
+    """The settings that the flags give.
+
+    With ``--resume`` a flag that is not given keeps the value in the run's record.
+
+    Raises:
+      UserError: no run to resume.
+      flags.ValidationError: flags that contradict each other or are out of range.
+    """
+    names = [field.name for field in dataclasses.fields(Config)]
+    values = {name: getattr(flags.FLAGS, name) for name in names}
+    try:
+        values["seeds"] = tuple(int(seed) for seed in values["seeds"])
+    except ValueError as error:
+        raise flags.ValidationError(
+            f"--seeds={','.join(values['seeds'])}: give whole numbers, as 0,1,2"
+        ) from error
+    if values["resume"] and values["workdir"] is not None:
+        recorded = records.read_config(pathlib.Path(values["workdir"]))["settings"]
+        recorded["seeds"] = tuple(recorded["seeds"])
+        for name in names:
+            if not flags.FLAGS[name].present and name in recorded:
+                values[name] = recorded[name]
+    try:
+        return Config(**values)
+    except UserError as error:
+        raise flags.ValidationError(str(error)) from error

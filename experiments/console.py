@@ -1,0 +1,130 @@
+"""What a run shows: what will run, how far it is, what came out."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Table
+
+from cifar_flax.loop import Progress
+from cifar_flax.reports.statistics import ci95_of_share
+
+
+def make_console() -> Console:
+    """A console that breaks lines on a terminal only."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True)
+    return console
+
+
+def print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
+    """Prints names and what they stand for, one pair a line."""
+    width = max(len(name) for name, _ in pairs)
+    for name, text in pairs:
+        console.print(f"[bold]{name:<{width}}[/bold]  ", end="")
+        console.print(text, markup=False)
+
+
+class TrainingDisplay:
+    """A bar with the figures of the moment on a terminal; a line for every epoch."""
+
+    def __init__(self, console: Console, bar: bars.Progress, task: bars.TaskID):
+        """Made by ``training_display``."""
+        self._console, self._bar, self._task = console, bar, task
+
+    def step(self, progress: Progress) -> None:
+        """Moves the bar; with replicas, loss and accuracy are their mean."""
+        self._bar.update(
+            self._task,
+            completed=progress.step,
+            figures=f"loss {progress.train_loss.mean():.3f}  "
+            f"accuracy {100 * progress.train_accuracy.mean():.1f} %  "
+            f"{progress.images / progress.seconds:,.0f} images/s",
+        )
+
+    def epoch(self, line: dict[str, Any], epochs: int) -> None:
+        """Prints a log point as it is recorded; with replicas, their mean."""
+        text = (
+            f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  "
+            f"rate {line['learning_rate']:<9.3g}"
+            f"train loss {np.mean(line['train_loss']):.4f}  "
+            f"accuracy {100 * np.mean(line['train_accuracy']):5.2f} %"
+        )
+        if line["val_loss"] is not None:
+            text += (
+                f"   val loss {np.mean(line['val_loss']):.4f}  "
+                f"accuracy {100 * np.mean(line['val_accuracy']):5.2f} %"
+            )
+        self._console.print(f"{text}   {line['images_per_second']:,.0f} images/s")
+
+
+@contextlib.contextmanager
+def training_display(
+    console: Console, done: int, total: int
+) -> Iterator[TrainingDisplay]:
+    """Shows training from a step on; the bar only where the output is a terminal."""
+    bar = bars.Progress(
+        bars.BarColumn(bar_width=24),
+        bars.TaskProgressColumn(),
+        bars.TextColumn("step {task.completed}/{task.total}"),
+        bars.TextColumn("{task.fields[figures]}"),
+        bars.TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("train", total=total, completed=done, figures="")
+        yield TrainingDisplay(console, bar, task)
+
+
+def print_result(console: Console, result: dict[str, Any], folder: str) -> None:
+    """Prints the table at the end."""
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    for name in ("model", "data", "seed", "test accuracy", "test loss"):
+        table.add_column(name, justify="left" if name in ("model", "data") else "right")
+    for seed, accuracy, loss in zip(
+        result["seeds"], result["test_accuracy"], result["test_loss"], strict=True
+    ):
+        table.add_row(
+            result["model"],
+            result["dataset"],
+            str(seed),
+            f"{100 * accuracy:.2f} %",
+            "-" if loss is None else f"{loss:.4f}",
+        )
+    console.print()
+    console.print(table)
+    console.print()
+    print_pairs(
+        console,
+        [
+            ("test accuracy", _accuracy_in_words(result)),
+            (
+                "time",
+                f"{result['train_seconds']:.1f} s of training, "
+                f"{result['compile_seconds']:.1f} s of compilation, "
+                f"{result['images_per_second']:,.0f} images/s",
+            ),
+            ("files", folder),
+        ],
+    )
+
+
+def _accuracy_in_words(result: dict[str, Any]) -> str:
+    accuracies = result["test_accuracy"]
+    if len(accuracies) > 1:
+        return (
+            f"{100 * result['test_accuracy_mean']:.2f} "
+            f"+- {100 * result['test_accuracy_ci95']:.2f} % "
+            f"(mean of {len(accuracies)} seeds, 95 % interval)"
+        )
+    half = 100 * ci95_of_share(accuracies[0], result["test_size"])
+    return (
+        f"{100 * accuracies[0]:.2f} +- {half:.2f} % "
+        "(one seed; 95 % interval over test images, not over seeds)"
+    )

@@ -1,0 +1,363 @@
+"""Trains, evaluates, records and checkpoints a model: the main command.
+
+    python -m experiments.run --model=convbn
+    python -m experiments.run --model=resnet --seeds=0,1,2 --workdir=runs/resnet
+    python -m experiments.run --workdir=runs/resnet --resume
+
+``--help`` lists the settings; ``experiments.config`` defines them.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from cifar_flax import records
+from cifar_flax.checkpoint import Checkpoints, open_checkpoints
+from cifar_flax.data import Dataset, load_dataset
+from cifar_flax.data.splits import split_dataset
+from cifar_flax.errors import UserError
+from cifar_flax.layers import BatchNorm
+from cifar_flax.loop import Progress, Trainer
+from cifar_flax.models import create_model
+from cifar_flax.models.summary import layer_rows
+from cifar_flax.recipes import Recipe
+from cifar_flax.reports.statistics import ci95_of_mean
+from cifar_flax.state import TrainState
+from experiments import cli, config, console
+from experiments.environment import describe_environment, device_name
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+    def __init__(self, signum: int, step: int):
+        """Of that signal, after that step."""
+        self.signum, self.step = signum, step
+
+
+def main() -> int:
+    """Runs the command; returns the exit status."""
+    settings = config.config_from_flags()
+    screen = console.make_console()
+    if settings.resume:
+        folder = pathlib.Path(settings.workdir)
+        result = records.read_result(folder)
+        if result is not None:
+            screen.print(f"{folder} holds a finished run; nothing is left to do")
+            console.print_result(screen, result, str(folder))
+            return 0
+    dataset = load_dataset(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        archive=settings.data_archive,
+        archive_sha256=settings.archive_sha256,
+    )
+    trainer = make_trainer(settings, dataset)
+    folder = open_folder(settings, make_record(settings, trainer, dataset))
+    print_header(screen, settings, trainer, dataset, folder)
+    try:
+        with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
+            state, seconds = train(trainer, folder, checkpoints, screen)
+    except Interrupted as stop:
+        screen.print(
+            f"stopped after step {stop.step} of {trainer.total_steps}; to go on:\n"
+            f"  python -m experiments.run --workdir={folder} --resume"
+        )
+        return 128 + stop.signum
+    result = finish(settings, trainer, dataset, folder, state, seconds)
+    console.print_result(screen, result, str(folder))
+    return 0
+
+
+def make_trainer(settings: config.Config, dataset: Dataset) -> Trainer:
+    """The trainer that the settings describe."""
+    fields: dict[str, Any] = {}
+    if settings.dtype != "float32":
+        fields["dtype"] = jax.numpy.dtype(settings.dtype)
+    if hasattr(create_model(settings.model), "norm"):
+        fields["norm"] = functools.partial(
+            BatchNorm,
+            momentum=settings.bn_momentum,
+            epsilon=settings.bn_epsilon,
+            frozen=settings.bn_freeze,
+        )
+    return Trainer(
+        create_model(settings.model, dataset.num_classes, **fields),
+        split_dataset(dataset, settings.val_size, settings.train_size),
+        settings.make_recipe(),
+        settings.seeds,
+        augmentation=settings.augmentation,
+    )
+
+
+def make_record(
+    settings: config.Config, trainer: Trainer, dataset: Dataset
+) -> dict[str, Any]:
+    """What ``config.json`` holds."""
+    splits = trainer.splits
+    return {
+        "settings": dataclasses.asdict(settings),
+        "recipe": describe_recipe(trainer.recipe),
+        "dataset": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "source": dataset.source,
+            "class_names": dataset.class_names,
+            "train_size": len(splits.train),
+            "val_size": len(splits.val) if splits.val else 0,
+            "test_size": len(splits.test),
+        },
+        **describe_environment(),
+        "command": ["python", "-m", "experiments.run", *sys.argv[1:]],
+    }
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON: its fields, and the kind of each phase."""
+    phases = [
+        {"kind": type(phase).__name__.lower(), **dataclasses.asdict(phase)}
+        for phase in recipe.phases
+    ]
+    return {**dataclasses.asdict(recipe), "phases": phases}
+
+
+def open_folder(settings: config.Config, record: dict[str, Any]) -> pathlib.Path:
+    """The run's folder with its ``config.json``: a new one, or one to go on in.
+
+    Raises:
+      UserError: the folder is in use, cannot be made, or holds another run.
+    """
+    if settings.workdir is None:
+        stem = f"{settings.model}-{record['dataset']['name']}"
+        folder = records.new_folder(pathlib.Path("runs"), stem)
+    else:
+        folder = pathlib.Path(settings.workdir)
+        if settings.resume:
+            check_same_run(settings, record, records.read_config(folder), folder)
+            return folder
+        records.claim_folder(folder)
+    records.write_config(folder, record)
+    return folder
+
+
+def check_same_run(
+    settings: config.Config,
+    record: dict[str, Any],
+    recorded: dict[str, Any],
+    folder: pathlib.Path,
+) -> None:
+    """Refuses to go on with a run that was another one."""
+    different = settings.differences(recorded["settings"])
+    if not different and recorded["dataset"] != records.as_read(record["dataset"]):
+        different = [
+            f"the data set was {recorded['dataset']['name']} "
+            f"({recorded['dataset']['source']}) and is {record['dataset']['name']} "
+            f"({record['dataset']['source']})"
+        ]
+    if different:
+        raise UserError(
+            f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
+            "give another --workdir"
+        )
+    for name, version in record["versions"].items():
+        if recorded["versions"].get(name) != version:
+            cli.logger.warning(
+                "%s was %s and is %s: the rest of the run may round differently",
+                name,
+                recorded["versions"].get(name),
+                version,
+            )
+
+
+def print_header(
+    screen: Console,
+    settings: config.Config,
+    trainer: Trainer,
+    dataset: Dataset,
+    folder: pathlib.Path,
+) -> None:
+    """Says what will run."""
+    rows, recipe, splits = layer_rows(trainer.model), trainer.recipe, trainer.splits
+    val = f"{len(splits.val):,}" if splits.val else "no"
+    extras = {
+        "momentum": recipe.momentum,
+        "Nesterov": recipe.nesterov,
+        "weight decay": recipe.weight_decay,
+        "label smoothing": recipe.label_smoothing,
+    }
+    pairs = [
+        (
+            "model",
+            f"{settings.model}, {sum(row.num_params for row in rows):,} parameters, "
+            f"{sum(row.flops for row in rows) / 1e6:.2f} MFLOP an image",
+        ),
+        (
+            "data",
+            f"{dataset.name}: {len(splits.train):,} training, {val} validation and "
+            f"{len(splits.test):,} test images ({dataset.source})",
+        ),
+        ("recipe", f"{recipe} ({trainer.total_steps:,} steps of {recipe.batch_size})"),
+        (
+            "SGD",
+            ", ".join(
+                name if value is True else f"{name} {value:g}"
+                for name, value in extras.items()
+                if value
+            )
+            or "plain",
+        ),
+        ("seeds", ", ".join(map(str, trainer.seeds))),
+        ("device", f"{device_name()}, {settings.dtype}"),
+        ("folder", str(folder)),
+    ]
+    console.print_pairs(screen, pairs)
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; a second one acts as if this were not here."""
+    caught: list[int] = []
+    previous = {}
+
+    def handler(signum, frame):
+        caught.append(signum)
+        for number, action in previous.items():
+            signal.signal(number, action)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, handler)
+    try:
+        yield caught
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
+
+
+def train(
+    trainer: Trainer, folder: pathlib.Path, checkpoints: Checkpoints, screen: Console
+) -> tuple[TrainState, float]:
+    """Trains from the latest checkpoint, or from the start, to the end of the recipe.
+
+    Returns:
+      The last state and the seconds spent on training, earlier sessions' included.
+
+    Raises:
+      Interrupted: by a signal, after the state was saved.
+    """
+    state, seconds = trainer.init(), 0.0
+    if checkpoints.latest_step is not None:
+        state, seconds = checkpoints.restore(state)
+    step = int(state.step[0])
+    lines = records.cut_metrics(folder, step)
+    if lines:
+        screen.print(f"going on after step {step} of {trainer.total_steps}")
+    trainer.compile(state)
+    last = lines[-1] if lines else None
+    with (
+        caught_signals() as caught,
+        console.training_display(screen, step, trainer.total_steps) as display,
+    ):
+        for progress in trainer.run(state):
+            state, seconds = progress.state, seconds + progress.seconds
+            display.step(progress)
+            val = None
+            if progress.epoch_done:
+                last = log_point(trainer, progress, seconds, last)
+                records.append_metrics(folder, last)
+                display.epoch(last, trainer.recipe.epochs)
+                if trainer.splits.val is not None:
+                    val = float(np.mean(last["val_accuracy"]))
+            if progress.epoch_done or caught:
+                checkpoints.save(state, seconds=seconds, val_accuracy=val)
+            if caught:
+                raise Interrupted(caught[0], progress.step)
+    return state, seconds
+
+
+def log_point(
+    trainer: Trainer,
+    progress: Progress,
+    seconds: float,
+    previous: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """A line of ``metrics.jsonl``, at the end of an epoch.
+
+    Args:
+      trainer: which trained.
+      progress: at the end of the epoch.
+      seconds: of training so far.
+      previous: the line before.
+    """
+    val = None
+    if trainer.splits.val is not None:
+        val = trainer.evaluate(progress.state, trainer.splits.val)
+
+    def figures(values: np.ndarray) -> Any:
+        """One replica's figure is a number, several are a list."""
+        return values.tolist() if len(values) > 1 else values.item()
+
+    steps = progress.step - (previous["step"] if previous else 0)
+    elapsed = seconds - (previous["seconds"] if previous else 0.0)
+    images = steps * trainer.recipe.batch_size * len(trainer.seeds)
+    return {
+        "step": progress.step,
+        "epoch": progress.step // trainer.steps_per_epoch,
+        "learning_rate": progress.learning_rate,
+        "train_loss": figures(progress.train_loss),
+        "train_accuracy": figures(progress.train_accuracy),
+        "val_loss": None if val is None else figures(val.loss),
+        "val_accuracy": None if val is None else figures(val.accuracy),
+        "images_per_second": images / elapsed,
+        "seconds": seconds,
+    }
+
+
+def finish(
+    settings: config.Config,
+    trainer: Trainer,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    state: TrainState,
+    seconds: float,
+) -> dict[str, Any]:
+    """Evaluates the test set, the only time, and writes what came out."""
+    test = trainer.evaluate(state, trainer.splits.test)
+    seeds = list(trainer.seeds)
+    records.write_predictions(folder, test.logits, trainer.splits.test.labels, seeds)
+    rows = layer_rows(trainer.model)
+    images = trainer.total_steps * trainer.recipe.batch_size * len(seeds)
+    result = {
+        "model": settings.model,
+        "dataset": dataset.name,
+        "num_params": sum(row.num_params for row in rows),
+        "flops_per_image": sum(row.flops for row in rows),
+        "seeds": seeds,
+        "test_accuracy": test.accuracy.tolist(),
+        "test_loss": test.loss.tolist(),
+        "test_accuracy_mean": float(test.accuracy.mean()),
+        "test_accuracy_ci95": ci95_of_mean(test.accuracy),
+        "test_size": len(trainer.splits.test),
+        "epochs": trainer.recipe.epochs,
+        "steps": trainer.total_steps,
+        "train_seconds": seconds,
+        "compile_seconds": trainer.compile_seconds,
+        "images_per_second": images / seconds,
+        "device": device_name(),
+        "status": "finished",
+    }
+    records.write_result(folder, result)
+    return result
+
+
+if __name__ == "__main__":
+    config.define_flags()
+    cli.main(main)

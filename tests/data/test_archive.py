@@ -1,0 +1,509 @@
+import contextlib
+import gzip
+import hashlib
+import pickle
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+
+from cifar_flax.data import archive as archive_module
+from cifar_flax.data.archive import check_contents, open_archive, read_archive
+from cifar_flax.errors import UserError
+from tests import archives
+from tests.archives import BINARY_FOLDER, PYTHON_FOLDER
+
+FILES = {
+    BINARY_FOLDER: archives.binary_files,
+    PYTHON_FOLDER: archives.python_files,
+}
+
+
+def read(path, sha256=None):
+    """Reads an archive; without a checksum, its own is vouched for."""
+    opened = open_archive(path, sha256 or archives.sha256(path))
+    dataset = read_archive(opened)
+    check_contents(opened, dataset)
+    return dataset
+
+
+def member(name, content=b"", kind=tarfile.REGTYPE, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, len(content)
+    return info, content
+
+
+@pytest.mark.parametrize("folder", FILES)
+@pytest.mark.parametrize("form", ["archive", "folder", "parent"])
+def test_every_form_holds_the_same_images(tmp_path, arrays, folder, form):
+    files = FILES[folder](arrays)
+    if form == "archive":
+        path = archives.write_tar(tmp_path / "c.tar.gz", folder, files)
+        checksum = archives.sha256(path)
+    else:
+        path = archives.write_folder(tmp_path / folder, files)
+        path = path.parent if form == "parent" else path
+        checksum = archives.batches_sha256(files)
+    dataset = read(path, checksum.upper())
+    archives.assert_holds(dataset, arrays)
+    assert dataset.name == "cifar10"
+    assert dataset.mean == (0.4914, 0.48216, 0.44653)
+    assert dataset.std == (0.24703, 0.24349, 0.26159)
+    assert "checksum given" in dataset.source
+    assert str(tmp_path) not in dataset.source
+
+
+def test_a_renamed_folder_is_read(tmp_path, arrays):
+    files = archives.binary_files(arrays)
+    folder = archives.write_folder(tmp_path / "renamed", files)
+    archives.assert_holds(read(folder, archives.batches_sha256(files)), arrays)
+
+
+def test_batches_may_differ_in_size(tmp_path):
+    batches = [archives.make_arrays(10, seed).batches[0] for seed in range(6)]
+    batches = [(x[: i + 1], y[: i + 1]) for i, (x, y) in enumerate(batches)]
+    arrays = archives.Arrays(batches)
+    path = archives.write_binary_archive(tmp_path / "c.tar.gz", arrays)
+    archives.assert_holds(read(path), arrays)
+    path = archives.write_python_archive(tmp_path / "p.tar.gz", arrays)
+    archives.assert_holds(read(path), arrays)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("text", [str, str.encode])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pickles_of_python_3_are_read(tmp_path, arrays, protocol, text, order):
+    files = {
+        "batches.meta": pickle.dumps(
+            {text("label_names"): [text(c) for c in archives.CLASS_NAMES]}, protocol
+        )
+    }
+    for name, (images, labels) in zip(
+        sorted(set(archives.python_files(arrays)) - {"batches.meta"}),
+        arrays.batches,
+        strict=True,
+    ):
+        data = np.asarray(archives.planes(images), order=order)
+        batch = {text("data"): data, text("labels"): labels.tolist()}
+        files[name] = pickle.dumps(batch, protocol)
+    path = archives.write_tar(tmp_path / "c.tar.gz", PYTHON_FOLDER, files)
+    archives.assert_holds(read(path), arrays)
+
+
+def test_the_python_2_pickles_of_these_tests_are_true_to_life(arrays):
+    content = archives.python_files(arrays)["test_batch"]
+    batch = pickle.loads(content, encoding="bytes")
+    np.testing.assert_array_equal(batch[b"data"], archives.planes(arrays.test_images))
+    assert batch[b"labels"] == arrays.test_labels.tolist()
+
+
+def test_an_archive_is_not_unpacked(tmp_path, binary_archive):
+    before = sorted(tmp_path.rglob("*"))
+    read(binary_archive)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class TestChecksum:
+    def test_the_official_one_is_enough(self, official_archive, arrays):
+        opened = open_archive(official_archive)
+        assert opened.trust == "official"
+        dataset = read_archive(opened)
+        check_contents(opened, dataset)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source == "official archive cifar-10-binary.tar.gz"
+
+    def test_another_is_refused_with_a_remedy(self, binary_archive):
+        with pytest.raises(UserError) as error:
+            open_archive(binary_archive)
+        own = archives.sha256(binary_archive)
+        assert f"--archive_sha256={own}" in str(error.value)
+        assert "incomplete download" in str(error.value)
+
+    @pytest.mark.parametrize("given", ["0" * 64, "c" * 63, "not a checksum"])
+    def test_a_given_one_must_match(self, official_archive, given):
+        with pytest.raises(UserError, match="sha256"):
+            open_archive(official_archive, given)
+
+    def test_a_changed_byte_is_noticed(self, official_archive):
+        content = bytearray(official_archive.read_bytes())
+        content[len(content) // 2] ^= 1
+        official_archive.write_bytes(content)
+        with pytest.raises(UserError, match="not CIFAR-10's official one"):
+            open_archive(official_archive)
+
+    def test_an_official_python_folder_is_known_by_its_md5(
+        self, monkeypatch, tmp_path, arrays
+    ):
+        files = archives.python_files(arrays)
+        folder = archives.write_folder(tmp_path / PYTHON_FOLDER, files)
+        with pytest.raises(UserError, match="--archive_sha256"):
+            open_archive(folder)
+        md5 = {
+            name: hashlib.md5(content).hexdigest()
+            for name, content in files.items()
+            if name != "batches.meta"
+        }
+        monkeypatch.setattr(archive_module, "OFFICIAL_MD5", md5)
+        monkeypatch.setattr(archive_module, "OFFICIAL_SIZES", (50, 10))
+        opened = open_archive(tmp_path)
+        dataset = read_archive(opened)
+        check_contents(opened, dataset)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source == f"official folder {PYTHON_FOLDER}"
+
+    def test_the_published_checksums_are_used(self):
+        # From the project's facts, and found again in other projects' sources.
+        assert set(archive_module.OFFICIAL_SHA256.values()) == {
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        }
+
+
+class TestUnverifiedFolder:
+    @pytest.fixture
+    def folder(self, monkeypatch, tmp_path, arrays):
+        monkeypatch.setattr(archive_module, "OFFICIAL_SIZES", (50, 10))
+        files = archives.binary_files(arrays)
+        return archives.write_folder(tmp_path / BINARY_FOLDER, files)
+
+    def test_is_read_where_it_has_the_official_sizes(self, folder, arrays):
+        opened = open_archive(folder)
+        dataset = read_archive(opened)
+        check_contents(opened, dataset)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source == f"unverified folder {BINARY_FOLDER}"
+
+    def test_is_refused_with_uneven_classes(self, folder):
+        content = bytearray((folder / "data_batch_3.bin").read_bytes())
+        content[0] = (content[0] + 1) % 10
+        (folder / "data_batch_3.bin").write_bytes(content)
+        opened = open_archive(folder)
+        with pytest.raises(UserError, match="as many of each"):
+            check_contents(opened, read_archive(opened))
+
+    def test_is_refused_with_other_classes(self, folder):
+        (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+        opened = open_archive(folder)
+        with pytest.raises(UserError, match="a, b, c"):
+            check_contents(opened, read_archive(opened))
+
+    def test_is_refused_with_images_missing(self, folder):
+        content = (folder / "data_batch_3.bin").read_bytes()
+        (folder / "data_batch_3.bin").write_bytes(content[:-3073])
+        with pytest.raises(UserError, match="--archive_sha256="):
+            open_archive(folder)
+
+    def test_the_class_names_are_part_of_the_key(self, folder):
+        before = open_archive(folder)
+        (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+        after = open_archive(folder)
+        assert before.checksum == after.checksum
+        assert before.cache_key != after.cache_key
+
+
+class TestDamage:
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(UserError, match="there is no archive"):
+            open_archive(tmp_path / "none.tar.gz")
+
+    def test_folder_without_cifar10(self, tmp_path):
+        with pytest.raises(UserError, match="does not hold CIFAR-10"):
+            open_archive(tmp_path)
+
+    def test_not_a_gzip_file(self, tmp_path):
+        path = tmp_path / "c.tar.gz"
+        path.write_bytes(b"<html>404</html>" * 100)
+        with pytest.raises(UserError, match=r"not a whole \.tar\.gz"):
+            read(path)
+
+    def test_not_a_tar_file(self, tmp_path):
+        path = tmp_path / "c.tar.gz"
+        path.write_bytes(gzip.compress(b"<html>404</html>" * 100))
+        with pytest.raises(UserError, match=r"not a whole \.tar\.gz"):
+            read(path)
+
+    @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+    def test_truncated_archive(self, binary_archive, share):
+        content = binary_archive.read_bytes()
+        binary_archive.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(UserError, match="get it again"):
+            read(binary_archive)
+
+    def test_corrupt_gzip(self, binary_archive):
+        content = bytearray(binary_archive.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
+        binary_archive.write_bytes(content)
+        with pytest.raises(UserError):
+            read(binary_archive)
+
+    def test_truncated_tar_in_whole_gzip(self, binary_archive):
+        content = gzip.decompress(binary_archive.read_bytes())
+        binary_archive.write_bytes(gzip.compress(content[:100_000]))
+        with pytest.raises(UserError, match="get it again"):
+            read(binary_archive)
+
+    @pytest.mark.parametrize("folder", FILES)
+    def test_missing_member(self, tmp_path, arrays, folder):
+        for name in (files := FILES[folder](arrays)):
+            rest = {key: value for key, value in files.items() if key != name}
+            path = archives.write_tar(tmp_path / "c.tar.gz", folder, rest)
+            with pytest.raises(UserError, match=f"has no {folder}/{name};"):
+                read(path)
+
+    def test_missing_file_of_a_folder(self, tmp_path, arrays):
+        files = archives.python_files(arrays)
+        folder = archives.write_folder(tmp_path / "f", files)
+        (folder / "data_batch_4").unlink()
+        with pytest.raises(UserError, match="has no data_batch_4"):
+            open_archive(folder)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("data_batch_2.bin", bytes(3072), "not a whole number of records"),
+            ("data_batch_2.bin", bytes(3074), "not a whole number of records"),
+            ("data_batch_2.bin", b"", "not a whole number of records"),
+            ("test_batch.bin", bytes([10]) + bytes(3072), "has the label 10"),
+            ("test_batch.bin", bytes([255]) + bytes(3072), "has the label 255"),
+            ("batches.meta.txt", b"cat\ndog\n", "10 class names"),
+            ("batches.meta.txt", b"\xff\n" * 10, "not text"),
+        ],
+    )
+    def test_bad_binary_member(self, tmp_path, arrays, name, content, message):
+        files = archives.binary_files(arrays) | {name: content}
+        path = archives.write_tar(tmp_path / "c.tar.gz", BINARY_FOLDER, files)
+        with pytest.raises(UserError, match=message) as error:
+            read(path)
+        assert name in str(error.value)
+
+    def test_both_versions(self, tmp_path, arrays):
+        files = archives.binary_files(arrays)
+        extra = member(f"{PYTHON_FOLDER}/batches.meta", b"x")
+        path = archives.write_tar(
+            tmp_path / "c.tar.gz", BINARY_FOLDER, files, extra=[extra]
+        )
+        with pytest.raises(UserError, match="must hold one of the folders"):
+            read(path)
+
+    def test_any_damage_is_a_user_error_or_harmless(self, tmp_path, arrays):
+        rng = np.random.default_rng(0)
+        small = archives.Arrays([(x[:1], y[:1]) for x, y in arrays.batches])
+        for write in (archives.write_binary_archive, archives.write_python_archive):
+            whole = gzip.decompress(write(tmp_path / "c.tar.gz", small).read_bytes())
+            for _ in range(150):
+                content = bytearray(whole)
+                # Mostly in the headers and in the pickles' opcodes.
+                for _ in range(rng.integers(1, 4)):
+                    place = 512 * rng.integers(len(content) // 512)
+                    content[place + rng.integers(350)] = rng.integers(256)
+                path = tmp_path / "damaged.tar.gz"
+                path.write_bytes(gzip.compress(content, 1))
+                with contextlib.suppress(UserError):
+                    read(path)
+
+
+class TestHostileArchive:
+    @pytest.fixture
+    def hostile(self, tmp_path, arrays):
+        def write(*extra):
+            files = archives.binary_files(arrays)
+            path = tmp_path / "c.tar.gz"
+            return archives.write_tar(path, BINARY_FOLDER, files, extra)
+
+        return write
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "/etc/passwd",
+            "../escaped",
+            f"{BINARY_FOLDER}/../../escaped",
+            f"/{BINARY_FOLDER}/data_batch_1.bin",
+        ],
+    )
+    def test_escaping_member_is_refused_by_name(self, hostile, name):
+        with pytest.raises(UserError, match="points outside") as error:
+            read(hostile(member(name, b"x")))
+        assert name in str(error.value)
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.CHRTYPE,
+            tarfile.BLKTYPE,
+            tarfile.FIFOTYPE,
+            tarfile.GNUTYPE_SPARSE,
+        ],
+    )
+    @pytest.mark.parametrize("name", ["readme", f"{BINARY_FOLDER}/data_batch_1.bin"])
+    def test_link_or_device_is_refused_by_name(self, hostile, kind, name):
+        with pytest.raises(UserError, match="link or device") as error:
+            read(hostile(member(name, kind=kind, target="/etc/passwd")))
+        assert name in str(error.value)
+
+    def test_member_that_comes_twice_is_refused(self, hostile):
+        name = f"{BINARY_FOLDER}/data_batch_1.bin"
+        with pytest.raises(UserError, match="twice"):
+            read(hostile(member(name, bytes(3073))))
+
+    @pytest.mark.parametrize(
+        ("name", "size"),
+        [
+            ("readme.html", 2**20 + 1),
+            (f"{BINARY_FOLDER}/batches.meta.txt", 2**16 + 1),
+            (f"{BINARY_FOLDER}/data_batch_1.bin", 64 * 2**20 + 1),
+        ],
+    )
+    def test_oversized_member_is_refused_unread(self, monkeypatch, hostile, name, size):
+        # Little may be unpacked before it is refused.
+        monkeypatch.setattr(archive_module, "_MAX_TOTAL", 3 * 2**20)
+        with pytest.raises(UserError, match=f"has {size} bytes") as error:
+            read(hostile(member(name, bytes(size))))
+        assert name in str(error.value)
+
+    def test_bomb_in_a_header_is_refused(self, monkeypatch, hostile):
+        monkeypatch.setattr(archive_module, "_MAX_TOTAL", 3 * 2**20)
+        bomb = member("././@LongLink", bytes(8 * 2**20), tarfile.GNUTYPE_LONGNAME)
+        with pytest.raises(UserError, match="unpacks to more than 3145728 bytes"):
+            read(hostile(bomb))
+
+    def test_too_many_members_are_refused(self, hostile):
+        with pytest.raises(UserError, match="members"):
+            read(hostile(*(member(f"{i}") for i in range(1001))))
+
+    def test_oversized_file_of_a_folder_is_refused(self, tmp_path, arrays):
+        files = archives.binary_files(arrays)
+        folder = archives.write_folder(tmp_path / "f", files)
+        with (folder / "test_batch.bin").open("wb") as file:
+            file.truncate(2**30)
+        with pytest.raises(UserError, match="1073741824 bytes"):
+            open_archive(folder)
+
+
+class RunsAProgram:
+    def __init__(self, callee, *arguments):
+        self.reduced = callee, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+class TestHostilePickle:
+    @pytest.fixture
+    def read_batch(self, tmp_path, arrays):
+        def read_batch(content):
+            files = archives.python_files(arrays) | {"data_batch_2": content}
+            path = archives.write_tar(tmp_path / "c.tar.gz", PYTHON_FOLDER, files)
+            return read(path)
+
+        return read_batch
+
+    @pytest.mark.parametrize("protocol", [0, 2, 4])
+    def test_a_program_does_not_run(self, tmp_path, read_batch, protocol):
+        import os
+
+        ran = tmp_path / "ran"
+        hostile = RunsAProgram(os.system, f"touch {ran}")
+        with pytest.raises(UserError, match=r"names (posix|nt)\.system"):
+            read_batch(pickle.dumps({b"data": hostile}, protocol))
+        assert not ran.exists()
+
+    def test_class_names_cannot_run_one_either(self, tmp_path, arrays):
+        hostile = pickle.dumps(RunsAProgram(exec, "import sys; sys.hacked = True"))
+        files = archives.python_files(arrays) | {"batches.meta": hostile}
+        path = archives.write_tar(tmp_path / "c.tar.gz", PYTHON_FOLDER, files)
+        with pytest.raises(UserError, match=r"names builtins\.exec"):
+            read(path)
+        assert not hasattr(sys, "hacked")
+
+    @pytest.mark.parametrize(
+        "named",
+        [
+            b"cnumpy\nload\n",
+            b"cnumpy.core.multiarray\nscalar\n",
+            b"c_codecs\ndecode\n",
+            b"c__builtin__\ngetattr\n",
+            b"ccifar_flax.data.batches\nread_batch\n",
+            b"\x8c\x05numpy\x8c\x0endarray.tofile\x93",
+        ],
+    )
+    def test_nothing_else_can_be_named(self, read_batch, named):
+        with pytest.raises(UserError, match=r"names .*refused"):
+            read_batch(b"\x80\x04" + named + b".")
+
+    def test_stand_ins_cannot_be_misused(self, read_batch):
+        # ndarray((2**40,)) would ask NumPy for a terabyte.
+        huge = b"\x80\x02}U\x04datacnumpy\nndarray\n(\x8a\x06" + bytes(5) + b"\x01tRs."
+        with pytest.raises(UserError, match="data_batch_2"):
+            read_batch(huge)
+        encode = b"\x80\x02c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00bz2tR."
+        with pytest.raises(UserError, match="bz2"):
+            read_batch(encode)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            np.zeros((10, 3072), object),
+            np.zeros((10, 3072), np.float32),
+            np.zeros((10, 3072), np.int8),
+            np.zeros((10, 3072), "V1"),
+            np.zeros((10, 3071), np.uint8),
+            np.zeros((3072,), np.uint8),
+            np.zeros((10, 32, 32, 3), np.uint8),
+            [[0] * 3072] * 10,
+            b"bytes",
+            None,
+        ],
+        ids=lambda data: f"{type(data).__name__}{getattr(data, 'dtype', '')}",
+    )
+    def test_other_arrays_are_refused(self, read_batch, data):
+        batch = {b"data": data, b"labels": [0] * 10}
+        with pytest.raises(UserError, match=r"data_batch_2.*\[N, 3072\]"):
+            read_batch(pickle.dumps(batch, 2))
+
+    @pytest.mark.parametrize(
+        ("shape", "size"),
+        [((2**30, 3072), 3072), ((-1, 3072), 3072), ((2, 3072), 3072), ((1,), 3072)],
+    )
+    def test_shapes_that_lie_are_refused(self, read_batch, shape, size):
+        content = b"T" + size.to_bytes(4, "little") + bytes(size)
+        array = archives.pickled_array(shape, b"u1", content)
+        batch = b"\x80\x02}(U\x04data" + array + b"U\x06labels](K\x00eu."
+        with pytest.raises(UserError, match=r"\[N, 3072\]"):
+            read_batch(batch)
+
+    def test_object_arrays_with_a_list_for_data_are_refused(self, read_batch):
+        array = archives.pickled_array((1, 3072), b"O8", b"]")
+        batch = b"\x80\x02}(U\x04data" + array + b"U\x06labels](K\x00eu."
+        with pytest.raises(UserError, match=r"\[N, 3072\]"):
+            read_batch(batch)
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            [0] * 9,
+            [0] * 11,
+            [0] * 9 + [10],
+            [0] * 9 + [-1],
+            [0] * 9 + [2**80],
+            [0] * 9 + [1.0],
+            [0] * 9 + [True],
+            [0] * 9 + ["cat"],
+            (0,) * 10,
+            None,
+        ],
+    )
+    def test_bad_labels_are_refused(self, read_batch, labels):
+        data = np.zeros((10, 3072), np.uint8)
+        with pytest.raises(UserError, match=r"data_batch_2.*label"):
+            read_batch(pickle.dumps({b"data": data, b"labels": labels}, 2))
+
+    @pytest.mark.parametrize(
+        "content", [b"", b".", b"\x80", b"garbage", pickle.dumps([1, 2]), b"\x80\x02N."]
+    )
+    def test_other_contents_are_refused(self, read_batch, content):
+        with pytest.raises(UserError, match="data_batch_2"):
+            read_batch(content)

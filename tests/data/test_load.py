@@ -1,0 +1,343 @@
+import logging
+import pathlib
+import shutil
+import time
+
+import pytest
+
+from cifar_flax.data import (
+    Dataset,
+    archive,
+    default_data_dir,
+    download,
+    load,
+    load_dataset,
+    make_dataset,
+    prepare_cifar10,
+    tfds_source,
+)
+from cifar_flax.errors import UserError
+from tests import archives
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def shapes(monkeypatch, arrays):
+    """Stands for the built-in set, which takes a second to make."""
+    dataset = make_dataset(
+        "shapes",
+        arrays.train_images[::-1],
+        arrays.train_labels[::-1],
+        arrays.test_images,
+        arrays.test_labels,
+        archives.CLASS_NAMES,
+        source="built in",
+    )
+    monkeypatch.setattr(load, "_make_shapes", lambda: dataset)
+    return dataset
+
+
+@pytest.fixture
+def fetched(monkeypatch, data_dir, official_archive):
+    """Lets the archive be fetched; returns the calls of fetch_cifar10."""
+    calls = []
+
+    def fetch(folder, *, url, max_seconds):
+        calls.append((folder, max_seconds))
+        path = pathlib.Path(folder, "downloads", "manual", official_archive.name)
+        path.parent.mkdir(parents=True)
+        return shutil.copy(official_archive, path)
+
+    monkeypatch.setattr(download, "fetch_cifar10", fetch)
+    return calls
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Call it, and from then on only the cache can give a data set."""
+
+    def refuse(*_):
+        raise AssertionError("decoded again")
+
+    def forbid():
+        monkeypatch.setattr(load, "read_archive", refuse)
+        monkeypatch.setattr(tfds_source, "read_prepared", refuse)
+
+    return forbid
+
+
+class TestArchive:
+    @pytest.mark.parametrize("name", ["auto", "cifar10"])
+    def test_is_used(self, data_dir, official_archive, arrays, name):
+        dataset = load_dataset(name, data_dir=data_dir, archive=official_archive)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.name == "cifar10"
+
+    def test_is_decoded_once(self, data_dir, official_archive, arrays, no_decoding):
+        first = load_dataset(data_dir=data_dir, archive=official_archive)
+        no_decoding()
+        second = load_dataset(data_dir=str(data_dir), archive=str(official_archive))
+        archives.assert_holds(second, arrays)
+        assert second.fingerprint == first.fingerprint
+        assert second.source == first.source
+
+    def test_checksum_is_verified_on_every_load(self, data_dir, official_archive):
+        load_dataset(data_dir=data_dir, archive=official_archive)
+        content = official_archive.read_bytes()
+        official_archive.write_bytes(content + b"x")
+        with pytest.raises(UserError, match="sha256"):
+            load_dataset(data_dir=data_dir, archive=official_archive)
+
+    def test_another_archive_is_another_cache(self, data_dir, tmp_path):
+        for seed in (1, 2):
+            arrays = archives.make_arrays(seed=seed)
+            path = archives.write_binary_archive(tmp_path / "c.tar.gz", arrays)
+            checksum = archives.sha256(path)
+            dataset = load_dataset(
+                data_dir=data_dir, archive=path, archive_sha256=checksum
+            )
+            archives.assert_holds(dataset, arrays)
+
+    def test_what_a_checksum_vouched_for_is_not_trusted_without_it(
+        self, data_dir, tmp_path, arrays
+    ):
+        files = archives.binary_files(arrays)
+        folder = archives.write_folder(tmp_path / "f", files)
+        checksum = archives.batches_sha256(files)
+        given = load_dataset(data_dir=data_dir, archive=folder, archive_sha256=checksum)
+        assert "checksum given" in given.source
+        with pytest.raises(UserError, match="--archive_sha256"):
+            load_dataset(data_dir=data_dir, archive=folder)
+
+    def test_source_is_that_of_this_load(self, monkeypatch, data_dir, tmp_path, arrays):
+        monkeypatch.setattr(archive, "OFFICIAL_SIZES", (50, 10))
+        files = archives.binary_files(arrays)
+        folder = archives.write_folder(tmp_path / "f", files)
+        checksum = archives.batches_sha256(files)
+        load_dataset(data_dir=data_dir, archive=folder, archive_sha256=checksum)
+        again = load_dataset(data_dir=data_dir, archive=folder)
+        assert again.source == "unverified folder f"
+
+    def test_is_never_fallen_back_from(self, data_dir, tmp_path, shapes):
+        with pytest.raises(UserError, match="there is no archive"):
+            load_dataset("auto", data_dir=data_dir, archive=tmp_path / "none.tar.gz")
+
+    @pytest.mark.parametrize("name", ["shapes", "cifar100"])
+    def test_of_another_data_set_is_a_contradiction(
+        self, data_dir, official_archive, name
+    ):
+        with pytest.raises(UserError, match=f"dataset={name}"):
+            load_dataset(name, data_dir=data_dir, archive=official_archive)
+
+    @pytest.mark.parametrize("name", ["auto", "cifar10", "shapes"])
+    def test_checksum_without_archive_is_an_error(self, data_dir, name):
+        with pytest.raises(UserError, match="without an archive"):
+            load_dataset(name, data_dir=data_dir, archive_sha256="0" * 64)
+
+    def test_home_is_expanded(self, monkeypatch, data_dir, official_archive, arrays):
+        monkeypatch.setenv("HOME", str(official_archive.parent))
+        dataset = load_dataset(data_dir=data_dir, archive=f"~/{official_archive.name}")
+        archives.assert_holds(dataset, arrays)
+
+
+@pytest.mark.parametrize("name", ["auto", "cifar10"])
+class TestOnDisk:
+    def test_prepared(self, data_dir, official_archive, arrays, name, no_decoding):
+        prepare_cifar10(official_archive, data_dir)
+        for _ in range(2):
+            dataset = load_dataset(name, data_dir=data_dir)
+            archives.assert_holds(dataset, arrays)
+            assert dataset.source.startswith("tensorflow-datasets")
+            no_decoding()
+
+    def test_prepared_anew(self, data_dir, official_archive, arrays, name):
+        folder = prepare_cifar10(official_archive, data_dir)
+        load_dataset(name, data_dir=data_dir)
+        (path,) = folder.glob("*test.array_record*")
+        path.write_bytes(b"")
+        with pytest.raises(UserError, match="delete that folder"):
+            load_dataset(name, data_dir=data_dir)
+        shutil.rmtree(folder)
+        prepare_cifar10(official_archive, data_dir)
+        archives.assert_holds(load_dataset(name, data_dir=data_dir), arrays)
+
+    @pytest.mark.parametrize("place", [".", "downloads/manual"])
+    def test_archive(self, data_dir, official_archive, arrays, name, place):
+        (data_dir / place).mkdir(parents=True)
+        shutil.copy(official_archive, data_dir / place)
+        dataset = load_dataset(name, data_dir=data_dir)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source == "official archive cifar-10-binary.tar.gz"
+
+    def test_python_archive(self, monkeypatch, data_dir, arrays, name):
+        data_dir.mkdir()
+        path = archives.write_python_archive(
+            data_dir / "cifar-10-python.tar.gz", arrays
+        )
+        archives.make_official(monkeypatch, path, arrays)
+        archives.assert_holds(load_dataset(name, data_dir=data_dir), arrays)
+
+    def test_broken_archive_is_an_error(
+        self, data_dir, official_archive, name, shapes, fetched
+    ):
+        data_dir.mkdir()
+        content = official_archive.read_bytes()
+        (data_dir / official_archive.name).write_bytes(content[:-1])
+        with pytest.raises(UserError, match="incomplete download"):
+            load_dataset(name, data_dir=data_dir)
+        assert not fetched
+
+    def test_official_sizes_are_required(
+        self, monkeypatch, data_dir, official_archive, name
+    ):
+        monkeypatch.setattr(archive, "OFFICIAL_SIZES", (50_000, 10_000))
+        data_dir.mkdir()
+        shutil.copy(official_archive, data_dir)
+        with pytest.raises(UserError, match="CIFAR-10 has 50000"):
+            load_dataset(name, data_dir=data_dir)
+
+    def test_data_dir_may_come_from_the_environment(
+        self, monkeypatch, data_dir, official_archive, arrays, name
+    ):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+        data_dir.mkdir()
+        shutil.copy(official_archive, data_dir)
+        archives.assert_holds(load_dataset(name), arrays)
+
+
+class TestFetched:
+    @pytest.mark.parametrize(
+        ("name", "max_seconds"), [("auto", 15 * 60), ("cifar10", None)]
+    )
+    def test_is_prepared_and_read(
+        self, data_dir, arrays, fetched, caplog, name, max_seconds
+    ):
+        dataset = load_dataset(name, data_dir=data_dir)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source.startswith("tensorflow-datasets")
+        assert fetched == [(data_dir, max_seconds)]
+        assert not caplog.records
+        load_dataset(name, data_dir=data_dir)
+        assert len(fetched) == 1
+
+    def test_is_read_where_it_cannot_be_prepared(
+        self, monkeypatch, data_dir, arrays, fetched, caplog
+    ):
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(tfds_source, "_prepare", fail)
+        dataset = load_dataset("auto", data_dir=data_dir)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source == "official archive cifar-10-binary.tar.gz"
+        (record,) = caplog.records
+        assert "No space left on device" in record.getMessage()
+
+
+class TestNotFetched:
+    REASONS = ("127.0.0.1 does not answer within 5 s", "about 47 minutes")
+
+    @pytest.fixture(params=REASONS)
+    def reason(self, monkeypatch, request):
+        def fail(*_, **__):
+            raise UserError(request.param)
+
+        monkeypatch.setattr(download, "fetch_cifar10", fail)
+        return request.param
+
+    def test_auto_takes_shapes_with_a_warning(self, data_dir, shapes, reason, caplog):
+        assert load_dataset("auto", data_dir=data_dir) is shapes
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert record.name.startswith("cifar_flax")
+        message = record.getMessage()
+        for part in (reason, "'shapes'", "--data_archive", str(data_dir)):
+            assert part in message
+        assert "\n" not in message
+
+    def test_cifar10_is_an_error(self, data_dir, shapes, reason):
+        with pytest.raises(UserError) as error:
+            load_dataset("cifar10", data_dir=data_dir)
+        for part in (reason, "--data_archive", download.ARCHIVE_URL, str(data_dir)):
+            assert part in str(error.value)
+        assert "shapes" not in str(error.value)
+
+    @pytest.mark.parametrize("rate", [60_000.0, 180_000.0, 200_000.0, 1e7])
+    def test_auto_downloads_what_takes_up_to_fifteen_minutes(
+        self, monkeypatch, data_dir, shapes, rate
+    ):
+        begun = []
+
+        def begin(*_, **__):
+            begun.append(rate)
+            raise UserError("broke off")
+
+        monkeypatch.setattr(download, "measure_rate", lambda url: rate)
+        monkeypatch.setattr(download, "download", begin)
+        assert load_dataset("auto", data_dir=data_dir) is shapes
+        # 170,052,171 bytes in 900 seconds are 188,947 bytes per second.
+        assert bool(begun) == (rate > 188_947)
+
+    def test_no_network_is_noticed_within_seconds(self, data_dir, shapes, caplog):
+        start = time.monotonic()
+        assert load_dataset("auto", data_dir=data_dir) is shapes
+        with pytest.raises(UserError, match="cannot be reached"):
+            load_dataset("cifar10", data_dir=data_dir)
+        assert time.monotonic() - start < 2
+        assert "refused" in caplog.text
+
+
+class TestNames:
+    def test_shapes_is_built_in(self, data_dir, shapes):
+        assert load_dataset("shapes", data_dir=data_dir) is shapes
+
+    def test_a_known_set_that_is_not_prepared(self, data_dir):
+        with pytest.raises(UserError, match="is not prepared") as error:
+            load_dataset("cifar100", data_dir=data_dir)
+        assert str(data_dir / "cifar100") in str(error.value)
+        assert "TensorFlow" in str(error.value)
+
+    def test_an_unknown_set(self, data_dir):
+        with pytest.raises(UserError, match="there is no data set nonesuch"):
+            load_dataset("nonesuch", data_dir=data_dir)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["../cifar10", "/etc", "cifar10/3.0.2", "", "huggingface:cifar10", "a\\b", "Ä"],
+    )
+    def test_names_that_are_none(self, data_dir, name):
+        with pytest.raises(UserError, match="not the name of a data set"):
+            load_dataset(name, data_dir=data_dir)
+
+
+def test_shapes_themselves(data_dir):
+    dataset = load_dataset("shapes", data_dir=data_dir)
+    assert isinstance(dataset, Dataset)
+    assert dataset.name == "shapes"
+
+
+def test_unreadable_data_dir_is_a_user_error(monkeypatch, data_dir):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "a file")
+
+    monkeypatch.setattr(tfds_source, "prepared_folder", refuse)
+    with pytest.raises(UserError, match=r"a file.*Permission denied"):
+        load_dataset("cifar10", data_dir=data_dir)
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [("/some/where", "/some/where"), ("~/data", "{home}/data")]
+    + [(unset, "{home}/tensorflow_datasets") for unset in ("", None)],
+)
+def test_default_data_dir(monkeypatch, tmp_path, variable, expected):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if variable is None:
+        monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    else:
+        monkeypatch.setenv("TFDS_DATA_DIR", variable)
+    assert default_data_dir() == pathlib.Path(expected.format(home=tmp_path))

@@ -1,0 +1,415 @@
+import json
+import logging
+import pathlib
+import socket
+import struct
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl import logging as absl_logging
+from array_record.python import array_record_module
+from PIL import Image
+from tensorflow_datasets.core import registered
+
+from cifar_flax.data import load_dataset, prepare_cifar10, tfds_source
+from cifar_flax.errors import UserError
+from tests import archives
+
+IMAGE = tfds.features.Image(shape=(32, 32, 3))
+
+
+@pytest.fixture
+def prepared(tmp_path, official_archive):
+    """CIFAR-10, tiny, prepared in ``tmp_path/data``; its folder."""
+    return prepare_cifar10(official_archive, tmp_path / "data")
+
+
+def read(folder, name="cifar10"):
+    return tfds_source.read_prepared(folder, name)
+
+
+def masked_crc32c(data):
+    """The checksum of TFRecord files, a bit at a time."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def as_tfrecord(folder, shards=1):
+    """Turns a prepared folder into what tfds prepares by default, with TensorFlow."""
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    for split in info["splits"]:
+        (path,) = folder.glob(f"*-{split['name']}.array_record-*")
+        reader = array_record_module.ArrayRecordReader(str(path))
+        records = reader.read_all()
+        reader.close()
+        path.unlink()
+        parts = np.array_split(np.arange(len(records)), shards)
+        split["shardLengths"] = [str(len(part)) for part in parts]
+        for shard, part in enumerate(parts):
+            name = f"{path.name.split('.')[0]}.tfrecord-{shard:05d}-of-{shards:05d}"
+            with (folder / name).open("wb") as file:
+                for index in part:
+                    length = struct.pack("<Q", len(records[index]))
+                    file.write(length + struct.pack("<I", masked_crc32c(length)))
+                    file.write(records[index])
+                    file.write(struct.pack("<I", masked_crc32c(records[index])))
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def prepare(data_dir, name, splits, features, version="1.0.0", supervised=None):
+    """Prepares a data set of any features with tfds; returns its folder."""
+    with registered.skip_registration():
+
+        class Builder(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version(version)
+
+            def _info(self):
+                return self.dataset_info_from_configs(
+                    features=tfds.features.FeaturesDict(features),
+                    supervised_keys=supervised,
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: enumerate(rows) for split, rows in splits.items()}
+
+            def _generate_examples(self):
+                raise NotImplementedError
+
+    Builder.name = name
+    with tfds_source._quiet_tfds():
+        builder = Builder(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+    return pathlib.Path(builder.data_path)
+
+
+def rows(images, labels, image_key="image", label_key="label"):
+    return [
+        {image_key: Image.fromarray(image), label_key: int(label)}
+        for image, label in zip(images, labels, strict=True)
+    ]
+
+
+def by_content(images, labels):
+    """Images and labels in an order that depends on nothing but the images."""
+    order = sorted(range(len(images)), key=lambda i: images[i].tobytes())
+    return images[order], labels[order]
+
+
+class TestCifar10:
+    def test_round_trip(self, prepared, arrays):
+        dataset = read(prepared)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.name == "cifar10"
+        assert dataset.mean == (0.4914, 0.48216, 0.44653)
+        assert dataset.source == "tensorflow-datasets cifar10/3.0.2 (array_record)"
+
+    def test_fingerprint_is_that_of_the_archive(
+        self, prepared, official_archive, tmp_path
+    ):
+        from_archive = load_dataset(archive=official_archive, data_dir=tmp_path)
+        assert read(prepared).fingerprint == from_archive.fingerprint
+
+    @pytest.mark.parametrize("shards", [1, 3])
+    def test_tfrecord_is_read_as_well(self, prepared, arrays, shards):
+        dataset = read(as_tfrecord(prepared, shards))
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source == "tensorflow-datasets cifar10/3.0.2 (tfrecord)"
+
+    def test_other_programs_find_it_by_the_stock_builder(
+        self, tmp_path, prepared, arrays
+    ):
+        builder = tfds.builder("cifar10", data_dir=tmp_path / "data")
+        assert type(builder).__module__.startswith("tensorflow_datasets.")
+        assert builder.is_prepared()
+        assert pathlib.Path(builder.data_path) == prepared
+        source = builder.as_data_source("train")
+        assert len(source) == 50
+        for example in source:
+            index = int(example["id"].decode().removeprefix("train_"))
+            np.testing.assert_array_equal(example["image"], arrays.train_images[index])
+            assert example["label"] == arrays.train_labels[index]
+        assert builder.info.features["label"].names == archives.CLASS_NAMES
+
+    def test_the_order_on_disk_is_another(self, tmp_path, prepared, arrays):
+        """So that the test of the order above means something."""
+        source = tfds.data_source("cifar10", split="train", data_dir=tmp_path / "data")
+        labels = [example["label"] for example in source]
+        assert labels != arrays.train_labels.tolist()
+
+    def test_preparing_again_does_nothing(self, prepared, official_archive):
+        before = {path: path.stat().st_mtime_ns for path in prepared.iterdir()}
+        again = prepare_cifar10(official_archive, prepared.parent.parent)
+        assert again == prepared
+        assert {path: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
+
+    def test_only_the_official_archive_is_prepared(self, tmp_path, binary_archive):
+        with pytest.raises(UserError, match="sha256"):
+            prepare_cifar10(binary_archive, tmp_path / "data")
+        assert tfds_source.prepared_folder(tmp_path / "data", "cifar10") is None
+
+    def test_an_unverified_folder_is_not_prepared(
+        self, tmp_path, official_archive, arrays
+    ):
+        folder = archives.write_folder(tmp_path / "f", archives.binary_files(arrays))
+        with pytest.raises(UserError, match="cannot be verified"):
+            prepare_cifar10(folder, tmp_path / "data")
+
+    @pytest.mark.parametrize("lost", ["train", "test"])
+    def test_a_cut_preparation_is_refused(self, prepared, lost):
+        info = json.loads((prepared / "dataset_info.json").read_text())
+        for split in info["splits"]:
+            if split["name"] == lost:
+                split["shardLengths"] = ["7"]
+        (prepared / "dataset_info.json").write_text(json.dumps(info))
+        with pytest.raises(UserError, match="delete that folder") as error:
+            read(prepared)
+        assert str(prepared) in str(error.value)
+
+    def test_a_full_disk_is_a_user_error(self, monkeypatch, tmp_path, official_archive):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(array_record_module.ArrayRecordWriter, "write", full)
+        with pytest.raises(UserError, match="No space left") as error:
+            prepare_cifar10(official_archive, tmp_path / "data")
+        assert "\n" not in str(error.value)
+        assert tfds_source.prepared_folder(tmp_path / "data", "cifar10") is None
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path, official_archive):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="--data_dir"):
+            prepare_cifar10(official_archive, tmp_path / "file")
+
+    def test_no_network_is_asked_for(self, monkeypatch, tmp_path, official_archive):
+        def refuse(*_, **__):
+            raise AssertionError("network")
+
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        read(prepare_cifar10(official_archive, tmp_path / "data"))
+
+    def test_nothing_is_printed(self, capfd, caplog, prepared):
+        read(prepared)
+        captured = capfd.readouterr()
+        assert (captured.out, captured.err) == ("", "")
+        assert not caplog.records
+
+
+class TestFolder:
+    def test_interrupted_preparations_are_not_taken(self, tmp_path, prepared):
+        prepared.rename(prepared.parent / "incomplete.ABCDEF_3.0.2")
+        assert tfds_source.prepared_folder(tmp_path / "data", "cifar10") is None
+
+    def test_other_versions_of_cifar10_are_not_taken(self, tmp_path, prepared):
+        prepared.rename(prepared.parent / "3.0.1")
+        assert tfds_source.prepared_folder(tmp_path / "data", "cifar10") is None
+
+    def test_the_newest_version_of_others_is_taken(self, tmp_path):
+        for version in ("1.2.0", "1.10.0", "1.9.9", "2.0.0", "x.y.z"):
+            folder = tmp_path / "other" / version
+            folder.mkdir(parents=True)
+            if version != "2.0.0":
+                (folder / "dataset_info.json").write_text("{}")
+        found = tfds_source.prepared_folder(tmp_path, "other")
+        assert found == tmp_path / "other" / "1.10.0"
+
+    def test_nothing_there(self, tmp_path):
+        assert tfds_source.prepared_folder(tmp_path, "cifar10") is None
+
+    def test_the_key_changes_with_the_preparation(self, prepared):
+        keys = {tfds_source.prepared_key(prepared)}
+        assert {tfds_source.prepared_key(prepared)} == keys
+        (path,) = prepared.glob("*train*")
+        path.write_bytes(path.read_bytes() + b"x")
+        keys.add(tfds_source.prepared_key(prepared))
+        path.rename(path.with_name("renamed"))
+        keys.add(tfds_source.prepared_key(prepared))
+        (prepared / "dataset_info.json").write_text("{}")
+        keys.add(tfds_source.prepared_key(prepared))
+        assert len(keys) == 4
+
+
+class TestDamage:
+    @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content[: len(content) // 2],
+            lambda content: b"",
+            lambda content: content[:-10],
+            lambda content: bytes(len(content)),
+            lambda content: b"\xff" * len(content),
+        ],
+        ids=["half", "empty", "cut", "zeros", "ones"],
+    )
+    def test_damaged_records(self, prepared, file_format, damage):
+        if file_format == "tfrecord":
+            as_tfrecord(prepared)
+        (path,) = prepared.glob("*test.*record*")
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(UserError, match="delete that folder") as error:
+            read(prepared)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+    def test_missing_records(self, prepared, file_format):
+        if file_format == "tfrecord":
+            as_tfrecord(prepared)
+        (path,) = prepared.glob("*test.*record*")
+        path.unlink()
+        with pytest.raises(UserError, match="delete that folder"):
+            read(prepared)
+
+    def test_a_lost_record(self, prepared):
+        as_tfrecord(prepared)
+        (path,) = prepared.glob("*test.tfrecord*")
+        content = path.read_bytes()
+        (length,) = struct.unpack("<Q", content[:8])
+        path.write_bytes(content[length + 16 :])
+        with pytest.raises(UserError, match="9 examples in the test split, not 10"):
+            read(prepared)
+
+    @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+    def test_damaged_description(self, prepared, name):
+        (prepared / name).write_text("{")
+        with pytest.raises(UserError, match="delete that folder"):
+            read(prepared)
+
+    def test_another_format(self, prepared):
+        path = prepared / "dataset_info.json"
+        path.write_text(path.read_text().replace("array_record", "riegeli"))
+        with pytest.raises(UserError, match="riegeli"):
+            read(prepared)
+
+
+class TestOtherSets:
+    @pytest.fixture
+    def splits(self, arrays):
+        return {
+            "train": rows(arrays.train_images, arrays.train_labels),
+            "test": rows(arrays.test_images, arrays.test_labels),
+        }
+
+    @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+    def test_is_loaded_by_its_name(self, tmp_path, arrays, splits, file_format):
+        names = [f"digit {i}" for i in range(10)]
+        features = {"image": IMAGE, "label": tfds.features.ClassLabel(names=names)}
+        folder = prepare(tmp_path, "svhn_cropped", splits, features, "3.1.0")
+        if file_format == "tfrecord":
+            as_tfrecord(folder)
+        dataset = load_dataset("svhn_cropped", data_dir=tmp_path)
+        assert dataset.name == "svhn_cropped"
+        assert dataset.class_names == tuple(names)
+        assert "svhn_cropped/3.1.0" in dataset.source
+        # Without an id the order is tfds's own.
+        for split in ("train", "test"):
+            got = (getattr(dataset, f"{split}_{x}") for x in ("images", "labels"))
+            expected = (getattr(arrays, f"{split}_{x}") for x in ("images", "labels"))
+            for x, y in zip(by_content(*got), by_content(*expected), strict=True):
+                np.testing.assert_array_equal(x, y)
+        pixels = arrays.train_images / 255
+        np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)))
+        np.testing.assert_allclose(dataset.std, pixels.std((0, 1, 2)))
+
+    def test_supervised_keys_say_which_features(self, tmp_path, arrays):
+        features = {
+            "picture": IMAGE,
+            "image": tfds.features.Scalar(dtype=np.int64),
+            "label": tfds.features.ClassLabel(num_classes=2),
+            "fine": tfds.features.ClassLabel(num_classes=10),
+        }
+        splits = {
+            split: [
+                row | {"image": 0, "label": 1}
+                for row in rows(x[:5], y[:5], "picture", "fine")
+            ]
+            for split, x, y in (
+                ("train", arrays.train_images, arrays.train_labels),
+                ("test", arrays.test_images, arrays.test_labels),
+            )
+        }
+        folder = prepare(
+            tmp_path, "odd", splits, features, supervised=("picture", "fine")
+        )
+        dataset = read(folder, "odd")
+        assert sorted(dataset.test_labels) == sorted(arrays.test_labels[:5])
+        assert dataset.num_classes == 10
+
+    def test_no_test_split(self, tmp_path, splits):
+        features = {"image": IMAGE, "label": tfds.features.ClassLabel(num_classes=10)}
+        splits["validation"] = splits.pop("test")
+        prepare(tmp_path, "other", splits, features)
+        with pytest.raises(UserError, match="no test split, only train, validation"):
+            load_dataset("other", data_dir=tmp_path)
+
+    @pytest.mark.parametrize("shape", [(28, 28, 1), (64, 64, 3), (None, None, 3)])
+    def test_images_of_another_shape(self, tmp_path, shape):
+        image = np.zeros([side or 32 for side in shape], np.uint8).squeeze()
+        splits = {split: rows([image], [0]) for split in ("train", "test")}
+        features = {
+            "image": tfds.features.Image(shape=shape),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+        prepare(tmp_path, "other", splits, features)
+        with pytest.raises(UserError) as error:
+            load_dataset("other", data_dir=tmp_path)
+        assert str(list(shape)) in str(error.value)
+
+    @pytest.mark.parametrize(
+        "features",
+        [
+            {"image": IMAGE, "label": tfds.features.Scalar(dtype=np.int64)},
+            {"image": IMAGE, "target": tfds.features.ClassLabel(num_classes=10)},
+            {
+                "text": tfds.features.Text(),
+                "label": tfds.features.ClassLabel(names=["a"]),
+            },
+        ],
+        ids=["number", "no label", "text"],
+    )
+    def test_not_for_classification(self, tmp_path, arrays, features):
+        values = {
+            "image": Image.fromarray(arrays.test_images[0]),
+            "label": 0,
+            "target": 0,
+            "text": "",
+        }
+        row = {key: values[key] for key in features}
+        splits = {"train": [row], "test": [row]}
+        prepare(tmp_path, "other", splits, features)
+        with pytest.raises(UserError, match="not an image classification set"):
+            load_dataset("other", data_dir=tmp_path)
+
+
+class TestQuiet:
+    def test_warnings_come_through_and_notes_do_not(self, capsys, caplog):
+        verbosity = absl_logging.get_verbosity()
+        absl_logging.set_verbosity(absl_logging.INFO)
+        try:
+            with tfds_source._quiet_tfds():
+                absl_logging.info("a note")
+                absl_logging.warning("OpenCV is not installed. It would be faster.")
+                absl_logging.warning("a warning")
+                print("a print")
+            assert absl_logging.get_verbosity() == absl_logging.INFO
+            absl_logging.info("afterwards")
+        finally:
+            absl_logging.set_verbosity(verbosity)
+        assert capsys.readouterr().out == ""
+        assert caplog.messages == ["a warning", "afterwards"]
+
+    def test_the_logger_is_left_as_it_was(self, prepared):
+        logger = logging.getLogger("absl")
+        filters = list(logger.filters)
+        read(prepared)
+        assert logger.filters == filters
