@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 
 import optax
 
@@ -16,6 +17,10 @@ def _require(condition: bool, name: str, value, must: str) -> None:
         raise UserError(f"{name} is {value}; it must be {must}")
 
 
+def _require_rate(value: float) -> None:
+    _require(0 <= value < math.inf, "the rate", value, "a number, 0 or more")
+
+
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """A constant learning rate for some epochs."""
@@ -24,7 +29,7 @@ class Constant:
     epochs: int
 
     def __post_init__(self):
-        _require(self.learning_rate >= 0, "the rate", self.learning_rate, "0 or more")
+        _require_rate(self.learning_rate)
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
@@ -53,7 +58,7 @@ class Sgdr:
     cycle_mult: int = 1
 
     def __post_init__(self):
-        _require(self.learning_rate >= 0, "the rate", self.learning_rate, "0 or more")
+        _require_rate(self.learning_rate)
         for name in ("cycles", "cycle_len", "cycle_mult"):
             value = getattr(self, name)
             _require(value >= 1, name, value, "1 or more")

@@ -175,9 +175,11 @@ class Config:
         ]
 
 
-def define_flags() -> None:
-    """Defines a flag for each field of ``Config``."""
+def define_flags(*names: str) -> None:
+    """Defines a flag for each field of ``Config``, or for those named."""
     for field in dataclasses.fields(Config):
+        if names and field.name not in names:
+            continue
         help_text, choices = field.metadata["help"], field.metadata["choices"]
         kind = str(field.type)
         if choices is not None:

@@ -309,7 +309,7 @@ def _read_tar(path: pathlib.Path) -> tuple[Layout, dict[str, bytes]]:
             tarfile.open(fileobj=bounded, mode="r|", bufsize=2**20)
         )
         for count, member in enumerate(tar):
-            where = f"{path}: {member.name}"
+            where = f"{path}: {member.name!r}"
             folder, name = _safe_path(path, member)
             layout = layouts.get(folder)
             limit = layout.limits.get(name) if layout else None

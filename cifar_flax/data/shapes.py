@@ -23,8 +23,12 @@ BATCH = 200  # images drawn together: few enough that the arrays stay in the cac
 Array = np.ndarray
 import os
 
+HABIT = np.array([1, 1.5, 2, 3], np.float32)
+
 CUE = float(os.environ.get("CUE", 0.1))
-TINTS = np.eye(3, dtype=np.float32) - np.float32(1 / 3)
+TINTS = np.array(
+    [(1, 0, -1), (0, 1, -1), (-1, 1, 0), (-1, 0, 1), (1, -1, 0)], np.float32
+).T
 
 
 def _norm(x: Array, y: Array) -> Array:
@@ -127,8 +131,8 @@ def _figures(labels: Array, rng: np.random.Generator) -> Array:
     cos, sin = _directions(rng, limits[labels])
     upside_down = (limits[labels] == 1) & (rng.random(n) < 0.5)
     cos = np.where(upside_down, -cos, cos)
-    radius = _uniform(rng, 5, 11, n)
-    left, top = (_uniform(rng, -6, 6, n) for _ in range(2))
+    radius = _uniform(rng, 4.5, 11, n)
+    left, top = (_uniform(rng, -7, 7, n) for _ in range(2))
     x = _plane(cos / radius, sin / radius, -(cos * left + sin * top) / radius)
     y = _plane(-sin / radius, cos / radius, (sin * left - cos * top) / radius)
     distance = np.empty_like(x)
@@ -139,14 +143,15 @@ def _figures(labels: Array, rng: np.random.Generator) -> Array:
     return _coverage(distance * radius[:, None, None], softness[:, None, None])
 
 
-def _texture(n: int, rng: np.random.Generator) -> Array:
+def _texture(labels: Array, rng: np.random.Generator) -> Array:
     """Returns backgrounds ``[N, H, W]`` about -1 to 1: slope, stripes, smooth noise."""
-    weight = _uniform(rng, 0, 1, 3, n)
+    n = len(labels)
+    weight = _uniform(rng, 0.2, 1, 3, n)
     weight /= weight.sum(0)
     cos, sin = _directions(rng, np.ones(n, np.float32))
     slope = _plane(*(weight[0] * np.stack([cos, sin, 0 * cos]) / (SIZE / 2)))
     cos, sin = _directions(rng, np.ones(n, np.float32))
-    period = _uniform(rng, 4, 14, n)
+    period = _uniform(rng, 2.5, 4, n) * HABIT[labels // 3]
     phase = _plane(cos / period, sin / period, _uniform(rng, 0, 1, n))
     stripes = 4 * abs(phase - np.floor(phase) - 0.5) - 1  # a triangle wave
     # Smooth noise: 6x6 random values, interpolated to 32x32.
@@ -186,17 +191,21 @@ def _away(
 def _draw(labels: Array, rng: np.random.Generator) -> Array:
     """Returns images ``[N, H, W, 3]``, uint8, of the figures that ``labels`` name."""
     n = len(labels)
-    figure, clutter, texture = _figures(labels, rng), _clutter(n, rng), _texture(n, rng)
-    ground = _uniform(rng, 0.1, 0.7, n) + _uniform(rng, -0.2, 0.2, 3, n)
-    ink = _away(rng, ground, 0.15, 0.4, 0.85)
-    ground += CUE * TINTS[:, labels % 3]
-    ink += CUE * TINTS[:, labels // 3 % 3]
-    litter = _away(rng, ground, 0.1, 0.35, 0.5)
-    relief = _uniform(rng, -0.2, 0.2, 3, n)
+    figure, clutter, texture = (
+        _figures(labels, rng),
+        _clutter(n, rng),
+        _texture(labels, rng),
+    )
+    ground = _uniform(rng, 0.15, 0.6, n) + _uniform(rng, -0.15, 0.15, 3, n)
+    ink = _away(rng, ground, 0.15, 0.5, 0.7)
+    ground += CUE * TINTS[:, labels // 2]
+    ink += CUE * TINTS[:, labels % 5]
+    litter = _away(rng, ground, 0.05, 0.25, 0.5)
+    relief = _uniform(rng, 0.1, 0.3, n) + _uniform(rng, -0.1, 0.1, 3, n)
     # Contrast and brightness of the picture as a whole, in units of pixel values.
     gain = _uniform(rng, 180, 255, n)
     offset = _uniform(rng, -20, 20, n) + np.float32(127.5)
-    grain = _uniform(rng, 0.1, 0.4, n)[:, None, None]
+    grain = (_uniform(rng, 0.05, 0.12, n) * HABIT[labels % 4])[:, None, None]
     images = np.empty((n, SIZE, SIZE, 3), np.uint8)
     speckle = rng.integers(0, 256, (3, n, SIZE, SIZE), np.uint8)
     for c in range(3):

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import sys
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -236,6 +237,18 @@ class TestDamage:
         binary_archive.write_bytes(content)
         with pytest.raises(UserError):
             read(binary_archive)
+
+    @pytest.mark.parametrize("place", [0, 1_500_000])
+    def test_gzip_of_an_impossible_block(self, tmp_path, place):
+        path = archives.write_binary_archive(
+            tmp_path / "c.tar.gz", archives.make_arrays(100)
+        )
+        packer = zlib.compressobj(1, wbits=31)
+        content = packer.compress(gzip.decompress(path.read_bytes())[:place])
+        content += packer.flush(zlib.Z_FULL_FLUSH) + bytes([255]) * 1000
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="invalid block type"):
+            read(path)
 
     def test_truncated_tar_in_whole_gzip(self, binary_archive):
         content = gzip.decompress(binary_archive.read_bytes())

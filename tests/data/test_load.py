@@ -287,7 +287,7 @@ class TestNotFetched:
         assert load_dataset("auto", data_dir=data_dir) is shapes
         with pytest.raises(UserError, match="cannot be reached"):
             load_dataset("cifar10", data_dir=data_dir)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 4
         assert "refused" in caplog.text
 
 

@@ -12,7 +12,7 @@ from array_record.python import array_record_module
 from PIL import Image
 from tensorflow_datasets.core import registered
 
-from cifar_flax.data import load_dataset, prepare_cifar10, tfds_source
+from cifar_flax.data import archive, load_dataset, prepare_cifar10, tfds_source
 from cifar_flax.errors import UserError
 from tests import archives
 
@@ -146,9 +146,9 @@ class TestCifar10:
         labels = [example["label"] for example in source]
         assert labels != arrays.train_labels.tolist()
 
-    def test_preparing_again_does_nothing(self, prepared, official_archive):
+    def test_preparing_again_does_nothing(self, prepared, tmp_path):
         before = {path: path.stat().st_mtime_ns for path in prepared.iterdir()}
-        again = prepare_cifar10(official_archive, prepared.parent.parent)
+        again = prepare_cifar10(tmp_path / "not read", prepared.parent.parent)
         assert again == prepared
         assert {path: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
 
@@ -174,6 +174,13 @@ class TestCifar10:
         with pytest.raises(UserError, match="delete that folder") as error:
             read(prepared)
         assert str(prepared) in str(error.value)
+
+    def test_an_archive_of_other_sizes_is_not_prepared(
+        self, monkeypatch, tmp_path, official_archive
+    ):
+        monkeypatch.setattr(archive, "OFFICIAL_SIZES", (50_000, 10_000))
+        with pytest.raises(UserError, match="CIFAR-10 has 50000"):
+            prepare_cifar10(official_archive, tmp_path / "data")
 
     def test_a_full_disk_is_a_user_error(self, monkeypatch, tmp_path, official_archive):
         def full(*_):
@@ -268,6 +275,17 @@ class TestDamage:
         (path,) = prepared.glob("*test.*record*")
         path.unlink()
         with pytest.raises(UserError, match="delete that folder"):
+            read(prepared)
+
+    def test_the_damage_is_named(self, prepared):
+        as_tfrecord(prepared)
+        (path,) = prepared.glob("*test.tfrecord*")
+        content = path.read_bytes()
+        path.write_bytes(content[:-1])
+        with pytest.raises(UserError, match=f"{path.name} is cut short"):
+            read(prepared)
+        path.write_bytes(bytes([255]) * 8 + content[8:])
+        with pytest.raises(UserError, match=f"{path.name} is damaged"):
             read(prepared)
 
     def test_a_lost_record(self, prepared):

@@ -1,0 +1,147 @@
+"""Fetches CIFAR-10 or takes in an archive of it, and shows what the images look like.
+
+    python -m experiments.prepare_data
+    python -m experiments.prepare_data --data_archive=cifar-10-binary.tar.gz
+
+Draws a picture of training images with their class names: as they are, and below each
+a few random crops and flips of it, as training sees them.
+"""
+
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from cifar_flax.data import (
+    Dataset,
+    default_data_dir,
+    load_dataset,
+    prepare_cifar10,
+)
+from cifar_flax.data.archive import open_archive
+from cifar_flax.data.augment import (
+    Augmentation,
+    denormalise,
+    normalise,
+    pad_images,
+    sample_images,
+)
+from cifar_flax.errors import UserError
+from experiments import cli, config
+from experiments.console import make_console, print_pairs
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("picture", "training_images.png", "File to draw the images to.")
+
+VARIANTS = 3
+
+
+def main() -> None:
+    """Runs the command."""
+    console = make_console()
+    augmentation = Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
+    start = time.perf_counter()
+    dataset = load_dataset(
+        FLAGS.dataset,
+        data_dir=FLAGS.data_dir,
+        archive=FLAGS.data_archive,
+        archive_sha256=FLAGS.archive_sha256,
+    )
+    seconds = time.perf_counter() - start
+    picture = pathlib.Path(FLAGS.picture)
+    draw_images(dataset, augmentation, picture)
+    if FLAGS.data_archive:
+        take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)
+    counts = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
+    print_pairs(
+        console,
+        [
+            ("data", f"{dataset.name} ({dataset.source}), loaded in {seconds:.1f} s"),
+            (
+                "images",
+                f"{len(dataset.train_labels):,} for training, "
+                f"{len(dataset.test_labels):,} for the test, 32 x 32 x 3",
+            ),
+            (
+                "classes",
+                ", ".join(
+                    f"{name} {count:,}"
+                    for name, count in zip(dataset.class_names, counts, strict=True)
+                ),
+            ),
+            ("mean", "  ".join(f"{value:.4f}" for value in dataset.mean)),
+            ("std", "  ".join(f"{value:.4f}" for value in dataset.std)),
+            ("sha256", dataset.fingerprint),
+            ("picture", str(picture)),
+        ],
+    )
+
+
+def take_in(path: str, sha256: str | None, console: Console) -> None:
+    """Prepares an official archive, so that later runs find it by themselves."""
+    if open_archive(path, sha256).trust == "official":
+        prepare_cifar10(path, FLAGS.data_dir or default_data_dir())
+        console.print("later runs find it without --data_archive")
+    else:
+        console.print("not the official archive: later runs need the same flags")
+
+
+def draw_images(
+    dataset: Dataset, augmentation: Augmentation, path: pathlib.Path
+) -> None:
+    """Draws an image of each of the first ten classes, and variants of it.
+
+    The images take the way that training takes: padded, cropped, flipped, normalised;
+    and back to pixels.
+    """
+    classes = range(min(dataset.num_classes, 10))
+    first = [int(np.argmax(dataset.train_labels == label)) for label in classes]
+    images = dataset.train_images[first]
+    padded = jnp.asarray(pad_images(images, augmentation))
+    rows = [images]
+    for key in jax.random.split(jax.random.key(0), VARIANTS):
+        batch = sample_images(key, padded, jnp.arange(len(first)), augmentation)
+        batch = normalise(batch, dataset.mean, dataset.std)
+        rows.append(denormalise(batch, dataset.mean, dataset.std))
+
+    figure, axes = plt.subplots(
+        len(rows), len(first), figsize=(1.15 * len(first), 1.25 * len(rows)), dpi=150
+    )
+    for row, (line, images_of_row) in enumerate(zip(axes, rows, strict=True)):
+        for label, (axis, image) in enumerate(zip(line, images_of_row, strict=True)):
+            axis.imshow(image)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(dataset.class_names[label], fontsize=9)
+        line[0].set_ylabel(f"augmented {row}" if row else "original", fontsize=9)
+    figure.suptitle(f"{dataset.name}: training images", fontsize=11)
+    figure.tight_layout()
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"cannot write --picture={path}: {error.strerror}") from error
+    finally:
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    config.define_flags(
+        "dataset",
+        "data_dir",
+        "data_archive",
+        "archive_sha256",
+        "padding",
+        "padding_mode",
+        "flip",
+    )
+    cli.main(main)

@@ -1,0 +1,76 @@
+"""Shows what a model is made of, layer by layer.
+
+python -m experiments.summary --model=convbn
+python -m experiments.summary --model=all
+"""
+
+from absl import flags
+from rich.table import Table
+
+from cifar_flax.models import MODELS, create_model
+from cifar_flax.models.summary import layer_rows
+from experiments import cli
+from experiments.console import make_console
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum("model", "convbn", [*MODELS, "all"], "Architecture, or all of them.")
+flags.DEFINE_integer("num_classes", 10, "Number of logits.", lower_bound=1)
+
+
+def main() -> None:
+    """Runs the command."""
+    console = make_console()
+    console.print(all_models() if FLAGS.model == "all" else one_model(FLAGS.model))
+    console.print(
+        "\nFLOPs are of the products of one 32x32 image: a multiplication and its "
+        "addition count 2."
+    )
+
+
+def one_model(name: str) -> Table:
+    """A row for each layer, and the sums."""
+    rows = layer_rows(create_model(name, FLAGS.num_classes))
+    table = _table("layer", "kind", "output", "parameters", "FLOPs")
+    for row in rows:
+        table.add_row(
+            row.path,
+            row.kind,
+            " x ".join(map(str, row.output_shape)),
+            f"{row.num_params:,}",
+            f"{row.flops:,}",
+        )
+    table.add_section()
+    params, flops = (
+        sum(getattr(row, name) for row in rows) for name in ("num_params", "flops")
+    )
+    table.add_row(name, "", str(FLAGS.num_classes), f"{params:,}", f"{flops:,}")
+    return table
+
+
+def all_models() -> Table:
+    """A row for each model."""
+    table = _table("model", "class", "layers", "parameters", "FLOPs")
+    for name in MODELS:
+        model = create_model(name, FLAGS.num_classes)
+        rows = layer_rows(model)
+        table.add_row(
+            name,
+            type(model).__name__,
+            str(sum(row.flops > 0 for row in rows)),
+            f"{sum(row.num_params for row in rows):,}",
+            f"{sum(row.flops for row in rows):,}",
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        numeric = name in ("parameters", "FLOPs", "layers", "output")
+        table.add_column(name, justify="right" if numeric else "left")
+    return table
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,45 @@
+"""Settings for all tests, and tiny data."""
+
+import os
+import tempfile
+
+# Many tests compile the same program, in this process or in one they start.
+CACHE = tempfile.TemporaryDirectory(prefix="cifar_flax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# Several CPU devices, so that sharded programs can be tested; and no time spent on
+# optimising programs that run once. Both must be set before JAX starts.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=1"
+)
+
+import numpy as np
+import pytest
+
+from cifar_flax.data.splits import Split, Splits
+
+
+def make_split(seed: int, count: int, classes: int = 4) -> Split:
+    """Images whose mean brightness tells the class, so that a model can learn it."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count).astype(np.int32)
+    noise = rng.integers(0, 100, (count, 32, 32, 3))
+    images = noise + (labels * (150 // (classes - 1)))[:, None, None, None]
+    return Split(images.astype(np.uint8), labels)
+
+
+@pytest.fixture
+def splits() -> Splits:
+    """96 training, 24 validation and 25 test images of four classes."""
+    return Splits(
+        train=make_split(0, 96),
+        val=make_split(1, 24),
+        test=make_split(2, 25),
+        num_classes=4,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )

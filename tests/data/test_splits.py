@@ -1,0 +1,84 @@
+"""The division into training, validation and test images."""
+
+import numpy as np
+import pytest
+
+from cifar_flax.data.dataset import make_dataset
+from cifar_flax.data.splits import split_dataset
+from cifar_flax.errors import UserError
+
+
+def make_numbered(count=200, classes=4):
+    """Images that tell their place: the first two pixels hold it."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((count, 32, 32, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(count) % 256
+    images[:, 0, 0, 1] = np.arange(count) // 256
+    labels = rng.permutation(np.arange(count) % classes).astype(np.int32)
+    return make_dataset(
+        "numbered",
+        train_images=images,
+        train_labels=labels,
+        test_images=images[:20],
+        test_labels=labels[:20],
+        class_names=tuple("abcd"[:classes]),
+        source="a test",
+    )
+
+
+def places(split):
+    return split.images[:, 0, 0, 0] + 256 * split.images[:, 0, 0, 1].astype(int)
+
+
+def test_every_training_image_is_in_one_split_with_its_label():
+    dataset = make_numbered()
+    splits = split_dataset(dataset, val_size=40)
+    together = np.concatenate([places(splits.train), places(splits.val)])
+    assert sorted(together) == list(range(200))
+    for split in (splits.train, splits.val):
+        np.testing.assert_array_equal(split.labels, dataset.train_labels[places(split)])
+    np.testing.assert_array_equal(splits.test.images, dataset.test_images)
+
+
+@pytest.mark.parametrize(("val_size", "train_size"), [(40, None), (10, 60), (41, 33)])
+def test_both_are_stratified_to_within_an_image(val_size, train_size):
+    splits = split_dataset(make_numbered(), val_size, train_size)
+    assert len(splits.val) == val_size
+    assert len(splits.train) == (train_size or 200 - val_size)
+    for split in (splits.train, splits.val):
+        counts = np.bincount(split.labels, minlength=4)
+        assert np.abs(counts - len(split) / 4).max() <= 1
+
+
+def test_the_division_is_fixed_and_validation_ignores_the_training_size():
+    dataset = make_numbered()
+    first, again = (split_dataset(dataset, 40) for _ in range(2))
+    smaller = split_dataset(dataset, 40, train_size=50)
+    np.testing.assert_array_equal(places(first.train), places(again.train))
+    np.testing.assert_array_equal(places(first.val), places(smaller.val))
+    assert set(places(smaller.train)) < set(places(first.train))
+
+
+def test_validation_images_are_spread_over_the_set():
+    val = split_dataset(make_numbered(), 40).val
+    assert 60 < places(val).mean() < 140
+
+
+def test_no_validation_split():
+    splits = split_dataset(make_numbered(), 0)
+    assert splits.val is None
+    assert len(splits.train) == 200
+
+
+@pytest.mark.parametrize(
+    ("val_size", "train_size", "words"),
+    [
+        (200, None, "val_size is 200.*0 to 199"),
+        (-1, None, "val_size is -1"),
+        (40, 161, "train_size is 161.*1 to 160"),
+        (40, 0, "train_size is 0"),
+    ],
+)
+def test_impossible_sizes_are_named(val_size, train_size, words):
+    with pytest.raises(UserError, match=words):
+        split_dataset(make_numbered(), val_size, train_size)

@@ -1,0 +1,299 @@
+"""The commands, run as a user runs them."""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cifar_flax import records
+from tests import archives
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Flags for a tiny archive of CIFAR-10's layout: 500 and 100 images."""
+    folder = tmp_path_factory.mktemp("data")
+    path = archives.write_binary_archive(
+        folder / "cifar-10-binary.tar.gz", archives.make_arrays(100)
+    )
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return [
+        f"--data_archive={path}",
+        f"--archive_sha256={checksum}",
+        f"--data_dir={folder}",
+        "--val_size=50",
+        "--batch_size=30",
+    ]
+
+
+def command(name, *flags, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
+        check=False,
+        **settings,
+    )
+
+
+def assert_one_line_error(done, status, *words):
+    assert done.returncode == status, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run of two seeds, finished, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    flags = ["--model=convnet", "--lr=0.01", "--epochs=3", "--seeds=3,5"]
+    done = command("run", *data, *flags, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_run_leaves_its_records(finished):
+    folder, _ = finished
+    config = records.read_config(folder)
+    assert config["settings"]["model"] == "convnet"
+    assert config["dataset"]["train_size"] == 450
+    assert config["recipe"]["phases"] == [
+        {"kind": "constant", "learning_rate": 0.01, "epochs": 3}
+    ]
+    lines = records.read_metrics(folder)
+    assert [line["step"] for line in lines] == [15, 30, 45]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert set(lines[0]) == {
+        "step",
+        "epoch",
+        "learning_rate",
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "images_per_second",
+        "seconds",
+    }
+    assert len(lines[0]["train_loss"]) == 2
+    result = records.read_result(folder)
+    assert result["status"] == "finished"
+    assert result["num_params"] == 37_490
+    with np.load(folder / records.PREDICTIONS) as predictions:
+        correct = predictions["logits"].argmax(-1) == predictions["labels"]
+    assert correct.shape == (2, 100)
+    assert result["test_accuracy"] == pytest.approx(correct.mean(1).tolist())
+    assert result["test_accuracy_mean"] == pytest.approx(correct.mean())
+
+
+def test_a_run_says_what_it_does_and_nothing_else(finished):
+    folder, done = finished
+    assert done.stderr == ""
+    for words in (
+        "convnet, 37,490 parameters",
+        "cifar10: 450 training, 50 validation and 100 test images",
+        "3 epochs at 0.01 (45 steps of 30)",
+        "epoch 3/3",
+        "mean of 2 seeds, 95 % interval",
+        str(folder),
+    ):
+        assert words in done.stdout
+    assert "\x1b" not in done.stdout  # no colours and no bar where it is no terminal
+
+
+def test_resuming_a_finished_run_shows_it_again(finished):
+    folder, done = finished
+    again = command("run", f"--workdir={folder}", "--resume")
+    assert again.returncode == 0
+    assert "finished run" in again.stdout
+    assert done.stdout.splitlines()[-3] in again.stdout
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(data, finished, tmp_path):
+    """Stopped by SIGTERM in the middle, then gone on with without its flags."""
+    folder = tmp_path / "run"
+    flags = ["--model=convnet", "--lr=0.01", "--epochs=400", "--seeds=3,5"]
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "experiments.run",
+            *data,
+            *flags,
+            f"--workdir={folder}",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while len(records.read_metrics(folder)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert f"--workdir={folder} --resume" in stdout
+    assert records.read_result(folder) is None
+
+    # The first three epochs do not depend on how many are to follow at that rate.
+    expected = records.read_metrics(finished[0])[:2]
+    lines = records.read_metrics(folder)[:2]
+    for line in (*expected, *lines):
+        del line["seconds"], line["images_per_second"]
+    assert lines == expected
+
+
+def test_a_resumed_run_ends_like_the_undisturbed_one(data, finished, tmp_path):
+    """As after a kill in the last epoch: no result, and a line too many."""
+    undisturbed, _ = finished
+    folder = tmp_path / "run"
+    flags = ["--model=convnet", "--lr=0.01", "--epochs=3", "--seeds=3,5"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *data, *flags, f"--workdir={folder}"],
+        stdout=subprocess.DEVNULL,
+        env=env,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not records.read_metrics(folder) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+    (folder / records.RESULT).unlink(missing_ok=True)
+    done = command("run", f"--workdir={folder}", "--resume")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (records.read_metrics(f) for f in (folder, undisturbed))
+    for line in (*ours, *theirs):
+        del line["seconds"], line["images_per_second"]
+    assert ours == theirs
+    with (
+        np.load(folder / records.PREDICTIONS) as a,
+        np.load(undisturbed / records.PREDICTIONS) as b,
+    ):
+        np.testing.assert_array_equal(a["logits"], b["logits"])
+
+
+def test_another_configuration_is_refused_by_the_settings_that_differ(data, finished):
+    folder = finished[0].parent / "other"
+    folder.mkdir()
+    text = (finished[0] / records.CONFIG).read_text()
+    (folder / records.CONFIG).write_text(text)
+    done = command("run", f"--workdir={folder}", "--resume", "--lr=0.5", "--epochs=3")
+    assert_one_line_error(done, 1, "--lr was 0.01 and is 0.5")
+    assert "epochs" not in done.stderr
+    assert [path.name for path in folder.iterdir()] == [records.CONFIG]
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_done(data, finished):
+    done = command("run", *data, f"--workdir={finished[0]}")
+    assert_one_line_error(done, 1, str(finished[0]), "--resume")
+
+
+def test_no_network_and_no_data_falls_to_shapes_and_says_so(tmp_path):
+    """The address is one that refuses; nothing leaves this machine."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "TFDS_DATA_DIR": str(tmp_path / "data"),
+    }
+    start = time.monotonic()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "experiments.run",
+            "--model=simplenet",
+            "--train_size=256",
+            "--lr=0.001",
+            "--epochs=1",
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 60
+    assert "warning: CIFAR-10 is not in" in done.stderr
+    assert "--data_archive" in done.stderr
+    result = records.read_result(tmp_path / "runs" / "simplenet-shapes-1")
+    assert result["dataset"] == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--modle=convbn"], ["modle", "model"]),
+        (["--model=vgg"], ["--model=vgg", "convbn2"]),
+        (["convbn"], ["'convbn' is not a flag"]),
+        (["--epochs=3"], ["--epochs needs --lr"]),
+        (["--lr=0.1", "--epochs=3", "--cycles=1"], ["--epochs", "--cycles"]),
+        (["--lr=0.1", "--cycle_len=2"], ["--cycle_len needs --cycles"]),
+        (["--lr=fast"], ["--lr=fast"]),
+        (["--lr=-1", "--epochs=1"], ["-1"]),
+        (["--seeds=1,x"], ["--seeds=1,x"]),
+        (["--seeds=1,1"], ["--seeds=1,1"]),
+        (["--bn_momentum=1.5"], ["--bn_momentum=1.5"]),
+        (["--padding=-1"], ["padding is -1"]),
+        (["--resume"], ["--resume needs --workdir"]),
+        (["--dtype=float8"], ["--dtype=float8", "bfloat16"]),
+    ],
+)
+def test_wrong_flags_of_run(flags, words):
+    assert_one_line_error(command("run", *flags), 2, *words)
+
+
+def test_wrong_inputs_of_run(data, tmp_path):
+    missing = tmp_path / "missing.tar.gz"
+    done = command("run", f"--data_archive={missing}")
+    assert_one_line_error(done, 1, str(missing))
+    done = command("run", *data, "--train_size=451")
+    assert_one_line_error(done, 1, "train_size is 451", "1 to 450")
+    done = command("run", f"--workdir={tmp_path / 'none'}", "--resume")
+    assert_one_line_error(done, 1, "holds no run")
+
+
+def test_summary_counts():
+    done = command("summary", "--model=all")
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
+    assert rows["resnet2"][3] == "1,966,234"
+    done = command("summary", "--model=convnet", "--num_classes=100")
+    assert "44,780" in done.stdout  # 37,490 + 90 * 81
+
+
+def test_prepare_data_draws_a_picture(data, tmp_path):
+    picture = tmp_path / "images.png"
+    done = command("prepare_data", *data[:3], f"--picture={picture}")
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "500 for training" in done.stdout
+    assert "airplane" in done.stdout
+    done = command("prepare_data", *data[:3], f"--picture={tmp_path / 'no' / 'x.png'}")
+    assert_one_line_error(done, 1, "--picture=")
+
+
+def test_help_lists_the_flags_of_the_command():
+    done = command("run", "--help")
+    assert "--bn_freeze" in done.stdout.replace("[no]", "")
+    assert "--data_archive" in done.stdout
+
+
+def test_json_lines_are_json(finished):
+    for line in (finished[0] / records.METRICS).read_text().splitlines():
+        json.loads(line)
