@@ -99,7 +99,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def open_checkpoints(folder: pathlib.Path) -> Iterator[Checkpoints]:
+def open_checkpoints(folder: str | pathlib.Path) -> Iterator[Checkpoints]:
     """Opens a folder for checkpoints, made where it is missing.
 
     Leaving the context waits until the last save is on disk.
@@ -119,8 +119,8 @@ def open_checkpoints(folder: pathlib.Path) -> Iterator[Checkpoints]:
         ),
         cleanup_tmp_directories=True,
     )
-    folder = folder.absolute()
-    with ocp.CheckpointManager(folder, options=options) as manager:
+    absolute = pathlib.Path(folder).absolute()
+    with ocp.CheckpointManager(absolute, options=options) as manager:
         yield Checkpoints(manager)
 
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cifar_flax.data import Split, Splits
 from cifar_flax.data.augment import (
     Augmentation,
     normalise,
     pad_images,
     sample_images,
 )
-from cifar_flax.data.splits import Split, Splits
 from cifar_flax.errors import UserError
 from cifar_flax.recipes import Recipe
 from cifar_flax.state import TrainState, init_state
@@ -148,10 +148,11 @@ class Trainer:
         self.compile_seconds = 0.0
         self._padded = jnp.asarray(pad_images(splits.train.images, augmentation))
         self._labels = jnp.asarray(splits.train.labels)
-        self._train_steps = jax.jit(
+        self._jitted = jax.jit(
             map_replicas(self._train_steps_of_one, (0, None, None, None, None)),
             donate_argnums=0,
         )
+        self._train_steps: Callable[..., TrainState] = self._jitted
         self._predict = jax.jit(map_replicas(self._predict_of_one, (0, None)))
 
     def init(self) -> TrainState:
@@ -167,7 +168,7 @@ class Trainer:
         """Compiles the training program, so that ``run`` starts at full speed."""
         start = time.perf_counter()
         args = (state, self._padded, self._labels, jnp.int32(0), jnp.int32(0))
-        self._train_steps = self._train_steps.lower(*args).compile()
+        self._train_steps = self._jitted.lower(*args).compile()
         self.compile_seconds = time.perf_counter() - start
 
     def run(self, state: TrainState) -> Iterator[Progress]:
@@ -193,7 +194,8 @@ class Trainer:
             done, step = stop - step, stop
             chunk = max(1, int(CHUNK_SECONDS * done / seconds))
             if step == epoch_end:
-                state = state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
+                zeros = jax.tree.map(jnp.zeros_like, state.totals)
+                state = dataclasses.replace(state, totals=zeros)
             yield Progress(
                 state=state,
                 step=step,

@@ -1,5 +1,6 @@
 """Pure steps: one optimizer step of one replica, and the logits of a batch."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -65,7 +66,8 @@ def train_step(
 
     grads, (loss, logits, updated) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=updated.get("batch_stats", {}),

@@ -56,6 +56,9 @@ class Config:
     flip: bool = _setting(True, "Mirror half of the training images.")
 
     recipe: str = _setting("lesson", "Where the fits come from.", ("lesson",))
+    phases: int | None = _setting(
+        None, "Train only the recipe's first phases, as many as this."
+    )
     lr: float | None = _setting(
         None,
         "Peak rate. With --epochs a constant rate, with --cycles SGDR; alone it "
@@ -117,6 +120,11 @@ class Config:
     def make_recipe(self) -> Recipe:
         """The model's own recipe, with what the flags replace of it."""
         recipe = LESSON[self.model]
+        if self.phases is not None and not 1 <= self.phases <= len(recipe.phases):
+            raise UserError(
+                f"--phases={self.phases}: the recipe of {self.model} has "
+                f"{len(recipe.phases)}"
+            )
         names = (
             "batch_size",
             "momentum",
@@ -126,7 +134,7 @@ class Config:
         )
         given = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
-        phases = self._make_phases(recipe.phases)
+        phases = self._make_phases(recipe.phases[: self.phases])
         return dataclasses.replace(recipe, phases=phases, **given)
 
     def _make_phases(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

@@ -36,7 +36,7 @@ from experiments import cli, config
 from experiments.console import make_console, print_pairs
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
+import matplotlib.pyplot as plt
 
 FLAGS = flags.FLAGS
 

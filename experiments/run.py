@@ -22,8 +22,7 @@ from rich.console import Console
 
 from cifar_flax import records
 from cifar_flax.checkpoint import Checkpoints, open_checkpoints
-from cifar_flax.data import Dataset, load_dataset
-from cifar_flax.data.splits import split_dataset
+from cifar_flax.data import Dataset, load_dataset, split_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
 from cifar_flax.loop import Progress, Trainer

@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = (
 import numpy as np
 import pytest
 
-from cifar_flax.data.splits import Split, Splits
+from cifar_flax.data import Split, Splits
 
 
 def make_split(seed: int, count: int, classes: int = 4) -> Split:

@@ -245,6 +245,7 @@ def test_no_network_and_no_data_falls_to_shapes_and_says_so(tmp_path):
         (["--epochs=3"], ["--epochs needs --lr"]),
         (["--lr=0.1", "--epochs=3", "--cycles=1"], ["--epochs", "--cycles"]),
         (["--lr=0.1", "--cycle_len=2"], ["--cycle_len needs --cycles"]),
+        (["--model=convnet", "--phases=3"], ["--phases=3", "convnet has 2"]),
         (["--lr=fast"], ["--lr=fast"]),
         (["--lr=-1", "--epochs=1"], ["-1"]),
         (["--seeds=1,x"], ["--seeds=1,x"]),

@@ -3,13 +3,17 @@
 from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.data.download import fetch_cifar10
 from cifar_flax.data.load import default_data_dir, load_dataset
+from cifar_flax.data.splits import Split, Splits, split_dataset
 from cifar_flax.data.tfds_source import prepare_cifar10
 
 __all__ = [
     "Dataset",
+    "Split",
+    "Splits",
     "default_data_dir",
     "fetch_cifar10",
     "load_dataset",
     "make_dataset",
     "prepare_cifar10",
+    "split_dataset",
 ]

@@ -136,7 +136,7 @@ def _banded(kernel, block, stride):
 
 
 def _kernel_gradient(windows, grad, kernel):
-    """``dw[i, j, c, f] = sum_{n, a, b} x[n, s*a + i - p, s*b + j - p, c] dy[n, a, b, f]``.
+    """``dw[i, j, c, f] = sum_{n, a, b} x[n, s*a+i-p, s*b+j-p, c] * dy[n, a, b, f]``.
 
     The same product transposed; the banded matrix's gradient then folds to the
     kernel's.

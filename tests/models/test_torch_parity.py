@@ -3,6 +3,8 @@
 The networks are written here a second time, as the lesson describes them.
 """
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -72,14 +74,14 @@ def make_network(name):
         widths = [3, 20, 40, 80]
         convs = [
             nn.Conv2d(a, b, 3, 2, 1 if name == "convnet2" else 0)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in itertools.pairwise(widths)
         ]
         return Net([Relu(conv) for conv in convs], 80)
     widths = [16, 32, 64, 128, 256] if name == "resnet2" else [10, 20, 40, 80, 160]
     layers = [
         BnLayer(3, 16, 1, 7) if name == "resnet2" else nn.Conv2d(3, 10, 5, padding=2)
     ]
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in itertools.pairwise(widths):
         layers.append(BnLayer(a, b))
         if name == "convbn2":
             layers.append(BnLayer(b, b, 1))

@@ -1,0 +1,68 @@
+"""Which recipe the settings make."""
+
+import dataclasses
+
+import pytest
+
+from cifar_flax.errors import UserError
+from cifar_flax.models import MODELS
+from cifar_flax.recipes import LESSON, Constant, Sgdr
+from experiments.config import Config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_by_default_it_is_the_lessons(name):
+    assert Config(model=name).make_recipe() == LESSON[name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "phases"),
+    [
+        ({"lr": 0.2, "epochs": 3}, (Constant(0.2, 3),)),
+        ({"lr": 0.2, "cycles": 3}, (Sgdr(0.2, 3, 1, 1),)),
+        (
+            {"lr": 0.2, "cycles": 3, "cycle_len": 2, "cycle_mult": 4},
+            (Sgdr(0.2, 3, 2, 4),),
+        ),
+        ({"phases": 1}, (Constant(3e-2, 2),)),
+        # The lesson trains convbn at 0.03 and then 0.1.
+        ({"lr": 0.2}, (Constant(0.06, 2), Sgdr(0.2, 4))),
+        ({"lr": 0.06, "phases": 1}, (Constant(0.06, 2),)),
+    ],
+)
+def test_flags_replace_the_phases(settings, phases):
+    recipe = Config(model="convbn", **settings).make_recipe()
+    for ours, expected in zip(recipe.phases, phases, strict=True):
+        assert type(ours) is type(expected)
+        assert dataclasses.astuple(ours) == pytest.approx(dataclasses.astuple(expected))
+    assert recipe.momentum == 0.9
+
+
+def test_flags_replace_the_regularisation():
+    given = {
+        "batch_size": 8,
+        "momentum": 0.0,
+        "nesterov": True,
+        "weight_decay": 0.1,
+        "label_smoothing": 0.2,
+    }
+    recipe = Config(model="resnet", **given).make_recipe()
+    assert {name: getattr(recipe, name) for name in given} == given
+    assert recipe.phases == LESSON["resnet"].phases
+
+
+def test_only_what_decides_the_numbers_must_be_the_same_on_a_resume():
+    recorded = dataclasses.asdict(Config(seeds=(0, 1)))
+    recorded["seeds"] = [0, 1]  # as JSON gives it
+    same = Config(seeds=(0, 1), workdir="here", resume=True, data_dir="there")
+    assert same.differences(recorded) == []
+    other = Config(seeds=(0, 2), lr=0.1)
+    assert other.differences(recorded) == [
+        "--seeds was [0, 1] and is [0, 2]",
+        "--lr was None and is 0.1",
+    ]
+
+
+def test_a_zero_number_of_phases_is_refused():
+    with pytest.raises(UserError, match="--phases=0"):
+        Config(phases=0)
