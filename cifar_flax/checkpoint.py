@@ -5,6 +5,7 @@ the best validation accuracy (mean over the replicas).
 """
 
 import contextlib
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -119,9 +120,18 @@ def open_checkpoints(folder: str | pathlib.Path) -> Iterator[Checkpoints]:
         ),
         cleanup_tmp_directories=True,
     )
+    logging.getLogger("absl").addFilter(_not_about_missing_metrics)
     absolute = pathlib.Path(folder).absolute()
     with ocp.CheckpointManager(absolute, options=options) as manager:
         yield Checkpoints(manager)
+
+
+def _not_about_missing_metrics(record: logging.LogRecord) -> bool:
+    """Drops Orbax's warning of a save without a metric.
+
+    It is meant to be so: within an epoch, and where there is no validation split.
+    """
+    return "did not provide metrics" not in record.getMessage()
 
 
 def _to_tree(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:

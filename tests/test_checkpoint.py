@@ -47,13 +47,14 @@ def test_latest_and_best_are_kept_and_come_back_bit_for_bit(splits, tmp_path):
     assert kept == ["10", "4"]
 
 
-def test_without_validation_the_latest_is_kept(splits, tmp_path):
+def test_without_validation_the_latest_is_kept(splits, tmp_path, caplog):
     trainer = make_trainer(splits)
     states = save_epochs(trainer, tmp_path, [None] * 5)
     with open_checkpoints(tmp_path) as checkpoints:
         state, _ = checkpoints.restore(trainer.init())
         jax.tree.map(np.testing.assert_array_equal, host(state), states[10])
     assert [p.name for p in tmp_path.iterdir() if p.name.isdigit()] == ["10"]
+    assert "metric" not in caplog.text
 
 
 def test_an_interrupted_epoch_has_no_accuracy_and_the_best_stays(splits, tmp_path):

@@ -17,18 +17,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cifar_flax.data.dataset import Dataset, make_dataset
+
 SIZE = 32  # height and width of an image, in pixels
 BATCH = 200  # images drawn together: few enough that the arrays stay in the cache
 
 Array = np.ndarray
-import os
-
-HABIT = np.array([1, 1.5, 2, 3], np.float32)
-
-CUE = float(os.environ.get("CUE", 0.1))
-TINTS = np.array(
-    [(1, 0, -1), (0, 1, -1), (-1, 1, 0), (-1, 0, 1), (1, -1, 0)], np.float32
-).T
 
 
 def _norm(x: Array, y: Array) -> Array:
@@ -131,8 +125,8 @@ def _figures(labels: Array, rng: np.random.Generator) -> Array:
     cos, sin = _directions(rng, limits[labels])
     upside_down = (limits[labels] == 1) & (rng.random(n) < 0.5)
     cos = np.where(upside_down, -cos, cos)
-    radius = _uniform(rng, 4.5, 11, n)
-    left, top = (_uniform(rng, -7, 7, n) for _ in range(2))
+    radius = _uniform(rng, 5, 11, n)
+    left, top = (_uniform(rng, -6, 6, n) for _ in range(2))
     x = _plane(cos / radius, sin / radius, -(cos * left + sin * top) / radius)
     y = _plane(-sin / radius, cos / radius, (sin * left - cos * top) / radius)
     distance = np.empty_like(x)
@@ -143,15 +137,14 @@ def _figures(labels: Array, rng: np.random.Generator) -> Array:
     return _coverage(distance * radius[:, None, None], softness[:, None, None])
 
 
-def _texture(labels: Array, rng: np.random.Generator) -> Array:
+def _texture(n: int, rng: np.random.Generator) -> Array:
     """Returns backgrounds ``[N, H, W]`` about -1 to 1: slope, stripes, smooth noise."""
-    n = len(labels)
-    weight = _uniform(rng, 0.2, 1, 3, n)
+    weight = _uniform(rng, 0, 1, 3, n)
     weight /= weight.sum(0)
     cos, sin = _directions(rng, np.ones(n, np.float32))
     slope = _plane(*(weight[0] * np.stack([cos, sin, 0 * cos]) / (SIZE / 2)))
     cos, sin = _directions(rng, np.ones(n, np.float32))
-    period = _uniform(rng, 2.5, 4, n) * HABIT[labels // 3]
+    period = _uniform(rng, 4, 14, n)
     phase = _plane(cos / period, sin / period, _uniform(rng, 0, 1, n))
     stripes = 4 * abs(phase - np.floor(phase) - 0.5) - 1  # a triangle wave
     # Smooth noise: 6x6 random values, interpolated to 32x32.
@@ -194,18 +187,16 @@ def _draw(labels: Array, rng: np.random.Generator) -> Array:
     figure, clutter, texture = (
         _figures(labels, rng),
         _clutter(n, rng),
-        _texture(labels, rng),
+        _texture(n, rng),
     )
-    ground = _uniform(rng, 0.15, 0.6, n) + _uniform(rng, -0.15, 0.15, 3, n)
-    ink = _away(rng, ground, 0.15, 0.5, 0.7)
-    ground += CUE * TINTS[:, labels // 2]
-    ink += CUE * TINTS[:, labels % 5]
+    ground = _uniform(rng, 0.15, 0.65, n) + _uniform(rng, -0.1, 0.1, 3, n)
+    ink = _away(rng, ground, 0.15, 0.5, 0.75)
     litter = _away(rng, ground, 0.05, 0.25, 0.5)
-    relief = _uniform(rng, 0.1, 0.3, n) + _uniform(rng, -0.1, 0.1, 3, n)
+    relief = _uniform(rng, -0.15, 0.15, 3, n)
     # Contrast and brightness of the picture as a whole, in units of pixel values.
     gain = _uniform(rng, 180, 255, n)
     offset = _uniform(rng, -20, 20, n) + np.float32(127.5)
-    grain = (_uniform(rng, 0.05, 0.12, n) * HABIT[labels % 4])[:, None, None]
+    grain = _uniform(rng, 0.05, 0.25, n)[:, None, None]
     images = np.empty((n, SIZE, SIZE, 3), np.uint8)
     speckle = rng.integers(0, 256, (3, n, SIZE, SIZE), np.uint8)
     for c in range(3):
@@ -229,3 +220,25 @@ def _split(count: int, seed: int, split: int) -> tuple[Array, Array]:
     for start in range(0, count, BATCH):
         images[start : start + BATCH] = _draw(labels[start : start + BATCH], rng)
     return images, labels
+
+
+def make_shapes(
+    num_train: int = 25_000, num_test: int = 5_000, seed: int = 0
+) -> Dataset:
+    """Draws the data set.
+
+    Args:
+      num_train: training images, the classes as even as the number allows.
+      num_test: test images, likewise.
+      seed: another seed gives another set of the same kind.
+
+    Returns:
+      The data set 'shapes', 32x32 RGB images of ten figures.
+    """
+    return make_dataset(
+        "shapes",
+        *_split(num_train, seed, 0),
+        *_split(num_test, seed, 1),
+        tuple(FIGURES),
+        source="built in",
+    )

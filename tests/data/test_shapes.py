@@ -1,0 +1,55 @@
+"""The built-in data set: reproducible, balanced, and neither trivial nor hopeless."""
+
+import numpy as np
+import pytest
+
+from cifar_flax.data.shapes import FIGURES, make_shapes
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_shapes(num_train=3000, num_test=1000)
+
+
+def test_the_seed_decides(dataset):
+    again = make_shapes(num_train=3000, num_test=1000)
+    assert again.fingerprint == dataset.fingerprint
+    other = make_shapes(num_train=3000, num_test=1000, seed=1)
+    assert (other.train_images != dataset.train_images).mean() > 0.9
+
+
+def test_classes_are_even_and_shuffled(dataset):
+    assert np.bincount(dataset.train_labels).tolist() == [300] * 10
+    assert np.bincount(dataset.test_labels).tolist() == [100] * 10
+    assert np.bincount(dataset.train_labels[:500], minlength=10).min() > 25
+
+
+def test_images_use_the_range_and_none_occurs_twice(dataset):
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    assert images.dtype == np.uint8
+    assert images.min() == 0
+    assert images.max() == 255
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_nearest_mean_image_does_badly(dataset):
+    """It is what a linear model can do: above chance at the most."""
+    train, test = (
+        images.reshape(len(images), -1).astype(np.float32)
+        for images in (dataset.train_images, dataset.test_images)
+    )
+    means = np.stack([train[dataset.train_labels == c].mean(0) for c in range(10)])
+    distances = ((test[:, None] - means) ** 2).sum(-1)
+    assert (distances.argmin(1) == dataset.test_labels).mean() < 0.3
+
+
+def test_outlines_differ_from_each_other_and_their_mirror_images():
+    """Else horizontal flips would turn one class into another."""
+    line = np.linspace(-1.2, 1.2, 49, dtype=np.float32)
+    x, y = np.meshgrid(line, line)
+    inside = [outline(x, y) < 0 for outline, _ in FIGURES.values()]
+    for i, one in enumerate(inside):
+        assert 0.05 < one.mean() < 0.7
+        for other in inside[:i]:
+            assert (one != other).mean() > 0.05
+            assert (one[:, ::-1] != other).mean() > 0.05
