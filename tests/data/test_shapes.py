@@ -33,14 +33,22 @@ def test_images_use_the_range_and_none_occurs_twice(dataset):
 
 
 def test_nearest_mean_image_does_badly(dataset):
-    """It is what a linear model can do: above chance at the most."""
+    """It is what a linear model can do: a little above chance (0.134 here)."""
     train, test = (
         images.reshape(len(images), -1).astype(np.float32)
         for images in (dataset.train_images, dataset.test_images)
     )
     means = np.stack([train[dataset.train_labels == c].mean(0) for c in range(10)])
     distances = ((test[:, None] - means) ** 2).sum(-1)
-    assert (distances.argmin(1) == dataset.test_labels).mean() < 0.3
+    assert 0.105 < (distances.argmin(1) == dataset.test_labels).mean() < 0.3
+
+
+def test_mean_colours_do_not_tell_classes_apart(dataset):
+    """Tints go either way along their axis, so that they cancel in the mean."""
+    colors = dataset.train_images.mean((1, 2)) / 255
+    chroma = colors - colors.mean(1, keepdims=True)
+    means = np.stack([chroma[dataset.train_labels == c].mean(0) for c in range(10)])
+    assert np.abs(means - means.mean(0)).max() < 0.25 * chroma.std()
 
 
 def test_outlines_differ_from_each_other_and_their_mirror_images():
