@@ -243,17 +243,9 @@ def test_no_network_and_no_data_falls_to_shapes_and_says_so(tmp_path):
         (["--model=vgg"], ["--model=vgg", "convbn2"]),
         (["convbn"], ["'convbn' is not a flag"]),
         (["--epochs=3"], ["--epochs needs --lr"]),
-        (["--lr=0.1", "--epochs=3", "--cycles=1"], ["--epochs", "--cycles"]),
-        (["--lr=0.1", "--cycle_len=2"], ["--cycle_len needs --cycles"]),
         (["--model=convnet", "--phases=3"], ["--phases=3", "convnet has 2"]),
         (["--lr=fast"], ["--lr=fast"]),
-        (["--lr=-1", "--epochs=1"], ["-1"]),
         (["--seeds=1,x"], ["--seeds=1,x"]),
-        (["--seeds=1,1"], ["--seeds=1,1"]),
-        (["--bn_momentum=1.5"], ["--bn_momentum=1.5"]),
-        (["--padding=-1"], ["padding is -1"]),
-        (["--resume"], ["--resume needs --workdir"]),
-        (["--dtype=float8"], ["--dtype=float8", "bfloat16"]),
     ],
 )
 def test_wrong_flags_of_run(flags, words):

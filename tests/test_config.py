@@ -1,6 +1,7 @@
 """Which recipe the settings make."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -63,6 +64,23 @@ def test_only_what_decides_the_numbers_must_be_the_same_on_a_resume():
     ]
 
 
-def test_a_zero_number_of_phases_is_refused():
-    with pytest.raises(UserError, match="--phases=0"):
-        Config(phases=0)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"phases": 0}, "--phases=0"),
+        ({"epochs": 3}, "--epochs needs --lr"),
+        ({"lr": 0.1, "epochs": 3, "cycles": 1}, "--epochs .* --cycles"),
+        ({"lr": 0.1, "cycle_len": 2}, "--cycle_len needs --cycles"),
+        ({"lr": -1.0, "epochs": 1}, "-1"),
+        ({"lr": math.inf}, "inf"),
+        ({"seeds": ()}, "--seeds="),
+        ({"seeds": (1, 1)}, "--seeds=1,1"),
+        ({"bn_momentum": 1.5}, "--bn_momentum=1.5"),
+        ({"bn_epsilon": 0.0}, "--bn_epsilon=0.0"),
+        ({"padding": -1}, "padding is -1"),
+        ({"resume": True}, "--resume needs --workdir"),
+    ],
+)
+def test_wrong_and_contradictory_settings_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        Config(**settings)
