@@ -143,11 +143,6 @@ def write_predictions(
     _replace(folder / PREDICTIONS, buffer.getvalue())
 
 
-def as_read(value: dict[str, Any]) -> dict[str, Any]:
-    """A record as it comes back from its file: tuples as lists, arrays as numbers."""
-    return json.loads(_to_json(value))
-
-
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     _replace(path, (_to_json(value, indent=2) + "\n").encode())
 

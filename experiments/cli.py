@@ -1,6 +1,7 @@
 """What all commands share: flags, one-line errors, a quiet console."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
@@ -67,6 +68,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _guarded(run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
+    except KeyboardInterrupt:
+        return fail("interrupted", 128 + signal.SIGINT)
     except flags.Error as error:
         return fail(str(error), USAGE_ERROR)
     except UserError as error:

@@ -165,6 +165,11 @@ class Config:
             for phase in phases
         )
 
+    def changes(self, *names: str) -> bool:
+        """Whether any of these settings is not at its default."""
+        default = type(self)()
+        return any(getattr(self, name) != getattr(default, name) for name in names)
+
     def differences(self, recorded: dict[str, Any]) -> list[str]:
         """Settings that decide a run's numbers and are recorded otherwise.
 

@@ -89,6 +89,10 @@ def make_trainer(settings: config.Config, dataset: Dataset) -> Trainer:
             epsilon=settings.bn_epsilon,
             frozen=settings.bn_freeze,
         )
+    elif settings.changes("bn_momentum", "bn_epsilon", "bn_freeze"):
+        cli.logger.warning(
+            "%s has no batch norm: its settings have no effect", settings.model
+        )
     return Trainer(
         create_model(settings.model, dataset.num_classes, **fields),
         split_dataset(dataset, settings.val_size, settings.train_size),
@@ -156,12 +160,12 @@ def check_same_run(
 ) -> None:
     """Refuses to go on with a run that was another one."""
     different = settings.differences(recorded["settings"])
-    if not different and recorded["dataset"] != records.as_read(record["dataset"]):
-        different = [
-            f"the data set was {recorded['dataset']['name']} "
-            f"({recorded['dataset']['source']}) and is {record['dataset']['name']} "
-            f"({record['dataset']['source']})"
-        ]
+    was, now = recorded["dataset"], record["dataset"]
+    if was["fingerprint"] != now["fingerprint"]:
+        different.append(
+            f"the data set was {was['name']} ({was['source']}) and is {now['name']} "
+            f"({now['source']})"
+        )
     if different:
         raise UserError(
             f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
@@ -273,6 +277,7 @@ def train(
                 last = log_point(trainer, progress, seconds, last)
                 records.append_metrics(folder, last)
                 display.epoch(last, trainer.recipe.epochs)
+                warn_of_divergence(trainer, progress)
                 if trainer.splits.val is not None:
                     val = float(np.mean(last["val_accuracy"]))
             if progress.epoch_done or caught:
@@ -280,6 +285,19 @@ def train(
             if caught:
                 raise Interrupted(caught[0], progress.step)
     return state, seconds
+
+
+def warn_of_divergence(trainer: Trainer, progress: Progress) -> None:
+    """Names the replicas whose loss is no number any more."""
+    for seed, loss in zip(trainer.seeds, progress.train_loss, strict=True):
+        if not np.isfinite(loss):
+            cli.logger.warning(
+                "the loss of seed %d is %s at step %d, at a rate of %g; lower --lr",
+                seed,
+                loss,
+                progress.step,
+                progress.learning_rate,
+            )
 
 
 def log_point(

@@ -1,6 +1,5 @@
 """The commands, run as a user runs them."""
 
-import hashlib
 import json
 import os
 import pathlib
@@ -25,7 +24,7 @@ def data(tmp_path_factory):
     path = archives.write_binary_archive(
         folder / "cifar-10-binary.tar.gz", archives.make_arrays(100)
     )
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    checksum = archives.sha256(path)
     return [
         f"--data_archive={path}",
         f"--archive_sha256={checksum}",
@@ -183,6 +182,37 @@ def test_a_resumed_run_ends_like_the_undisturbed_one(data, finished, tmp_path):
         np.load(undisturbed / records.PREDICTIONS) as b,
     ):
         np.testing.assert_array_equal(a["logits"], b["logits"])
+
+
+def test_a_run_that_diverges_says_so(data, tmp_path):
+    flags = ["--model=simplenet", "--lr=1e9", "--epochs=2", "--bn_freeze"]
+    done = command("run", *data, *flags, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stderr.strip().splitlines()
+    assert first == "warning: simplenet has no batch norm: its settings have no effect"
+    assert rest[0].startswith("warning: the loss of seed 0 is nan at step 15")
+    assert records.read_result(tmp_path / "run")["test_loss"] == [None]
+
+
+def test_a_resume_knows_the_data_by_their_content(data, finished, tmp_path):
+    """The same images under another name are the same; others are not."""
+    archive = pathlib.Path(data[0].partition("=")[2])
+    renamed = tmp_path / "other_name.tar.gz"
+    renamed.write_bytes(archive.read_bytes())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    text = (finished[0] / records.CONFIG).read_text()
+    (folder / records.CONFIG).write_text(text)
+    resume = (f"--workdir={folder}", "--resume")
+    done = command("run", *resume, f"--data_archive={renamed}")
+    assert done.returncode == 0, done.stderr
+    (folder / records.RESULT).unlink()
+    other = archives.write_binary_archive(renamed, archives.make_arrays(100, seed=1))
+    checksum = archives.sha256(other)
+    done = command(
+        "run", *resume, f"--data_archive={other}", f"--archive_sha256={checksum}"
+    )
+    assert_one_line_error(done, 1, "the data set was cifar10", "and is cifar10")
 
 
 def test_another_configuration_is_refused_by_the_settings_that_differ(data, finished):
