@@ -21,6 +21,10 @@ def _require_rate(value: float) -> None:
     _require(0 <= value < math.inf, "the rate", value, "a number, 0 or more")
 
 
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
+
+
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """A constant learning rate for some epochs."""
@@ -38,7 +42,7 @@ class Constant:
         return optax.constant_schedule(self.learning_rate)
 
     def __str__(self) -> str:
-        return f"{self.epochs} epochs at {self.learning_rate:g}"
+        return f"{_epochs(self.epochs)} at {self.learning_rate:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,10 @@ class Sgdr:
         )
 
     def __str__(self) -> str:
+        if self.cycles == 1:
+            return (
+                f"a cosine cycle of {_epochs(self.epochs)} from {self.learning_rate:g}"
+            )
         lengths = (str(self.cycle_len * self.cycle_mult**i) for i in range(self.cycles))
         return (
             f"cosine cycles of {' + '.join(lengths)} epochs from {self.learning_rate:g}"

@@ -56,6 +56,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if name.startswith("experiments."):
             for one in flag:  # or --help would list the flags of this file's caller
                 flags.FLAGS.register_key_flag_for_module(argv[0], one)
+    if "--help" in argv:
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)  # absl itself would end with status 1
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:

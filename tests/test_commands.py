@@ -313,6 +313,7 @@ def test_prepare_data_draws_a_picture(data, tmp_path):
 
 def test_help_lists_the_flags_of_the_command():
     done = command("run", "--help")
+    assert done.returncode == 0
     assert "--bn_freeze" in done.stdout.replace("[no]", "")
     assert "--data_archive" in done.stdout
 

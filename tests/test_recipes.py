@@ -81,6 +81,9 @@ def test_a_recipe_reads_like_the_lesson():
         "2 epochs at 0.01, then cosine cycles of 1 + 2 + 4 epochs from 0.01, then "
         "cosine cycles of 4 + 4 + 4 + 4 + 4 + 4 + 4 + 4 epochs from 0.01"
     )
+    assert str(Recipe((Constant(0.5, 1), Sgdr(0.2, 1, 3)))) == (
+        "1 epoch at 0.5, then a cosine cycle of 3 epochs from 0.2"
+    )
 
 
 @pytest.mark.parametrize(
