@@ -27,6 +27,9 @@ from cifar_flax.steps import train_step
 CHUNK_SECONDS = 1.0
 
 
+Data = tuple[jax.Array, jax.Array]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
     """Exact figures of R replicas on a split.
@@ -109,6 +112,8 @@ class Trainer:
       steps_per_epoch: whole batches in the training split; the images that are left
         over differ from epoch to epoch.
       total_steps: steps of the whole recipe.
+      data: padded training images, uint8 [N, H + 2p, W + 2p, C], and labels [N], on
+        the device.
       compile_seconds: what ``compile`` took, else 0.
     """
 
@@ -144,12 +149,14 @@ class Trainer:
         self.steps_per_epoch = len(splits.train) // recipe.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.schedule = recipe.schedule(self.steps_per_epoch)
-        self.tx = recipe.optimizer(self.steps_per_epoch)
+        self.tx = recipe.optimizer(self.schedule)
         self.compile_seconds = 0.0
-        self._padded = jnp.asarray(pad_images(splits.train.images, augmentation))
-        self._labels = jnp.asarray(splits.train.labels)
+        self.data: Data = (
+            jnp.asarray(pad_images(splits.train.images, augmentation)),
+            jnp.asarray(splits.train.labels),
+        )
         self._jitted = jax.jit(
-            map_replicas(self._train_steps_of_one, (0, None, None, None, None)),
+            map_replicas(self._train_steps_of_one, (0, None, None, None)),
             donate_argnums=0,
         )
         self._train_steps: Callable[..., TrainState] = self._jitted
@@ -167,7 +174,7 @@ class Trainer:
     def compile(self, state: TrainState) -> None:
         """Compiles the training program, so that ``run`` starts at full speed."""
         start = time.perf_counter()
-        args = (state, self._padded, self._labels, jnp.int32(0), jnp.int32(0))
+        args = (state, self.data, jnp.int32(0), jnp.int32(0))
         self._train_steps = self._jitted.lower(*args).compile()
         self.compile_seconds = time.perf_counter() - start
 
@@ -187,7 +194,7 @@ class Trainer:
             stop = min(step + chunk, epoch_end)
             start = time.perf_counter()
             state = self._train_steps(
-                state, self._padded, self._labels, jnp.int32(step), jnp.int32(stop)
+                state, self.data, jnp.int32(step), jnp.int32(stop)
             )
             totals = jax.device_get(state.totals)  # waits for the chunk
             seconds = time.perf_counter() - start
@@ -224,25 +231,55 @@ class Trainer:
         correct = logits.argmax(-1) == split.labels
         return Evaluation(logits, losses.mean(1), correct.mean(1))
 
-    def _train_steps_of_one(self, state, padded, labels, start, stop):
+    def epoch_order(self, key: jax.Array, epoch: jax.Array) -> jax.Array:
+        """The order in which a replica sees the training images in an epoch, [N].
+
+        Args:
+          key: of the replica, ``TrainState.key``.
+          epoch: counted from 0.
+        """
+        shuffle_key, _ = jax.random.split(key)
+        return jax.random.permutation(
+            jax.random.fold_in(shuffle_key, epoch), len(self.splits.train)
+        )
+
+    def batch(
+        self, key: jax.Array, step: jax.Array, indices: jax.Array, data: Data
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What a replica trains on at a step.
+
+        Args:
+          key: of the replica, ``TrainState.key``.
+          step: counted from 0; with the key it decides all that is drawn.
+          indices: of the training images, [B].
+          data: ``Trainer.data``, an argument of the compiled program: a constant of
+            that size would take seconds to compile.
+
+        Returns:
+          Augmented and normalised images [B, H, W, C], labels [B], and a key for what
+          the model draws.
+        """
+        _, step_key = jax.random.split(key)
+        augment_key, model_key = jax.random.split(jax.random.fold_in(step_key, step))
+        padded, labels = data
+        images = sample_images(augment_key, padded, indices, self.augmentation)
+        images = normalise(images, self.splits.mean, self.splits.std)
+        return images, labels[indices], model_key
+
+    def _train_steps_of_one(self, state, data, start, stop):
         """Steps [start, stop) of one replica; all of them within one epoch."""
-        batch = self.recipe.batch_size
-        shuffle_key, step_key = jax.random.split(state.key)
-        epoch_key = jax.random.fold_in(shuffle_key, start // self.steps_per_epoch)
-        order = jax.random.permutation(epoch_key, labels.shape[0])
+        size = self.recipe.batch_size
+        order = self.epoch_order(state.key, start // self.steps_per_epoch)
 
         def body(step, state):
-            augment_key, model_key = jax.random.split(
-                jax.random.fold_in(step_key, step)
-            )
-            first = step % self.steps_per_epoch * batch
-            indices = lax.dynamic_slice(order, (first,), (batch,))
-            images = sample_images(augment_key, padded, indices, self.augmentation)
+            first = step % self.steps_per_epoch * size
+            indices = lax.dynamic_slice(order, (first,), (size,))
+            images, labels, key = self.batch(state.key, step, indices, data)
             return train_step(
                 state,
-                normalise(images, self.splits.mean, self.splits.std),
-                labels[indices],
-                key=model_key,
+                images,
+                labels,
+                key=key,
                 model=self.model,
                 tx=self.tx,
                 label_smoothing=self.recipe.label_smoothing,

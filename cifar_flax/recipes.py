@@ -142,15 +142,15 @@ class Recipe:
             [phase.epochs * steps_per_epoch for phase in self.phases],
         )
 
-    def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
-        """SGD with the recipe's schedule and regularisation."""
+    def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """SGD with the recipe's regularisation.
+
+        Args:
+          schedule: of the learning rate; the recipe's own is ``self.schedule(...)``.
+        """
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay),
-            optax.sgd(
-                self.schedule(steps_per_epoch),
-                momentum=self.momentum or None,
-                nesterov=self.nesterov,
-            ),
+            optax.sgd(schedule, momentum=self.momentum or None, nesterov=self.nesterov),
         )
 
     def __str__(self) -> str:

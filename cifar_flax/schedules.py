@@ -35,6 +35,30 @@ def sgdr(
     )
 
 
+def ramp(
+    start_value: float, end_value: float, num_steps: int, linear: bool = False
+) -> optax.Schedule:
+    """A rising rate, for the range test.
+
+    ``start * (end / start) ** (k / (n - 1))`` at step k of n; where it is linear,
+    ``start + (end - start) * k / (n - 1)``.
+
+    Args:
+      start_value: at the first step.
+      end_value: at the last step.
+      num_steps: n, at least 2.
+      linear: whether equal differences, and not equal ratios, are between steps.
+
+    Returns:
+      A schedule, step -> rate.
+    """
+    if linear:
+        return optax.linear_schedule(start_value, end_value, num_steps - 1)
+    return optax.exponential_decay(
+        start_value, num_steps - 1, end_value / start_value, end_value=end_value
+    )
+
+
 def chain_schedules(
     schedules: Sequence[optax.Schedule], lengths: Sequence[int]
 ) -> optax.Schedule:

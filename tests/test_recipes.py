@@ -101,7 +101,7 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
 
     theirs = torch.nn.Parameter(torch.tensor(start))
     optimizer = torch.optim.SGD([theirs], lr=0.1, **settings)
-    tx = Recipe((Constant(0.1, 1),), **settings).optimizer(4)
+    tx = Recipe((Constant(0.1, 1),), **settings).optimizer(lambda step: 0.1)
     ours = jnp.asarray(start, jnp.float32)
     state = tx.init(ours)
     for grad in grads:

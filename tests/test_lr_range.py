@@ -1,0 +1,186 @@
+"""The range test: its curve against a loop by hand, and what it must leave alone."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_flax.errors import UserError
+from cifar_flax.loop import Trainer
+from cifar_flax.lr_range import (
+    RangeResult,
+    RangeSettings,
+    range_test,
+    smooth,
+    suggest,
+)
+from cifar_flax.models import ConvBnNet, SimpleNet
+from cifar_flax.recipes import Constant, Recipe
+from cifar_flax.schedules import ramp
+from cifar_flax.steps import cross_entropy
+
+RECIPE = Recipe((Constant(0.1, 1),), batch_size=8, weight_decay=0.01)
+
+
+def make_trainer(splits, model, seeds=(0,)):
+    return Trainer(model, splits, RECIPE, seeds)
+
+
+def fingerprint(state):
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_ramp_is_its_closed_form_with_both_ends(linear):
+    k = np.arange(30)
+    expected = 1e-4 * (10 / 1e-4) ** (k / 29)
+    if linear:
+        expected = 1e-4 + (10 - 1e-4) * k / 29
+    rates = jax.vmap(ramp(1e-4, 10, 30, linear))(jnp.arange(30))
+    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_smoothing_is_a_weighted_mean_of_what_was_seen():
+    losses = np.random.default_rng(0).normal(size=(2, 12))
+    expected = np.empty_like(losses)
+    for k in range(12):
+        weights = 0.9 ** np.arange(k, -1, -1)
+        expected[:, k] = (losses[:, : k + 1] * weights).sum(1) / weights.sum()
+    np.testing.assert_allclose(smooth(losses, 0.9), expected)
+
+
+def test_losses_are_those_of_a_loop_by_hand(splits):
+    """Two epochs' worth of steps, with the optimizer's formula written out."""
+    trainer = make_trainer(splits, SimpleNet(4))
+    settings = RangeSettings(start_lr=1e-5, end_lr=1e-2, num_steps=24)
+    result = range_test(trainer, settings)
+
+    state = jax.tree.map(lambda leaf: leaf[0], trainer.init())
+    params, losses = state.params, []
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    for step in range(24):
+        epoch, place = divmod(step, trainer.steps_per_epoch)
+        order = trainer.epoch_order(state.key, epoch)[place * 8 : place * 8 + 8]
+        images, labels, _ = trainer.batch(state.key, step, order, trainer.data)
+
+        def loss_fn(params, images=images, labels=labels):
+            logits = trainer.model.apply({"params": params}, images, train=True)
+            return cross_entropy(logits, labels).mean()
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        losses.append(float(loss))
+        rate = 1e-5 * 1e3 ** (step / 23)
+        grads = jax.tree.map(lambda g, p: g + 0.01 * p, grads, params)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, grads)
+        params = jax.tree.map(lambda p, v, r=rate: p - r * v, params, velocity)
+    np.testing.assert_allclose(result.losses[0], losses, rtol=2e-3)
+    np.testing.assert_allclose(
+        result.rates, 1e-5 * 1e3 ** (np.arange(24) / 23), rtol=1e-4
+    )
+
+
+def test_the_state_comes_back_untouched_bit_for_bit(splits):
+    trainer = make_trainer(splits, ConvBnNet(4, features=(4, 8)), (0, 1))
+    state = trainer.init()
+    before = fingerprint(state)
+    range_test(trainer, RangeSettings(num_steps=20), state)
+    assert fingerprint(state) == before
+
+
+def test_each_replica_stops_where_its_own_loss_breaks_away(splits):
+    trainer = make_trainer(splits, SimpleNet(4), (0, 1, 2))
+    settings = RangeSettings(
+        start_lr=1e-4, end_lr=1e4, num_steps=60, smoothing=0.5, stop_factor=4
+    )
+    result = range_test(trainer, settings)
+    assert len(result.rates) < 60
+    for i, seed in enumerate(trainer.seeds):
+        shown = np.isfinite(result.losses[i])
+        count = shown.sum()
+        assert shown[:count].all()  # no gaps
+        smoothed = result.smoothed[i, :count]
+        best = np.minimum.accumulate(smoothed)
+        assert (smoothed[:-1] <= 4.001 * best[:-1]).all()
+        alone = range_test(make_trainer(splits, SimpleNet(4), (seed,)), settings)
+        np.testing.assert_array_equal(alone.losses[0], result.losses[i, :count])
+
+
+def make_curve(noise=0.0, seed=0):
+    """A loss that falls fastest at 0.01, is lowest at 0.3 and breaks away at 3.
+
+    In x = log10(rate): a logistic step down about -2, and a steep rise about 0.5.
+    """
+    x = np.linspace(-5, 0.6, 400)
+    losses = 2.3 - 1.5 / (1 + np.exp(-(x + 2) / 0.3)) + np.exp((x - 0.4) / 0.1)
+    rng = np.random.default_rng(seed)
+    return 10**x, losses + noise * rng.normal(size=x.shape)
+
+
+def read_off(method, rates, losses):
+    result = RangeResult((0,), rates, losses[None], losses[None])
+    return suggest(result, method).item()
+
+
+def test_suggestions_on_a_curve_with_known_answers():
+    rates, losses = make_curve()
+    lowest = rates[losses.argmin()]
+    assert read_off("steepest", rates, losses) == pytest.approx(0.01, rel=0.05)
+    assert read_off("minimum/10", rates, losses) == pytest.approx(lowest / 10)
+    # It falls from the first step to the lowest: the middle of that, in log(rate).
+    middle = 10 ** ((-5 + np.log10(lowest)) / 2)
+    assert read_off("valley", rates, losses) == pytest.approx(middle, rel=0.05)
+    # Flat again left of where it breaks away, right of the steepest part.
+    assert 0.01 < read_off("slide", rates, losses) <= lowest * 1.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_suggestions_stand_noise_that_is_smoothed(seed):
+    rates, losses = make_curve(noise=0.1, seed=seed)
+    smoothed = smooth(losses, 0.9)
+    assert 0.003 < read_off("steepest", rates, smoothed) < 0.06
+    assert 0.005 < read_off("minimum/10", rates, smoothed) < 0.12
+    assert 1e-4 < read_off("valley", rates, smoothed) < 0.3
+
+
+@pytest.mark.parametrize("method", ["steepest", "minimum/10", "valley"])
+def test_a_loss_that_only_rises_shows_no_rate(method):
+    rates = np.geomspace(1e-5, 10, 50)
+    assert np.isnan(read_off(method, rates, np.linspace(2, 3, 50)))
+
+
+def test_an_unknown_method_is_named():
+    rates, losses = make_curve()
+    with pytest.raises(UserError, match=r"no method 'guess'; .*valley"):
+        read_off("guess", rates, losses)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"start_lr": 1.0, "end_lr": 1.0}, "start_lr is 1 and end_lr 1"),
+        ({"start_lr": 0.0}, "start_lr is 0"),
+        ({"end_lr": float("nan")}, "end_lr nan"),
+        ({"num_steps": 19}, "num_steps is 19.*20 or more"),
+        ({"smoothing": 1.0}, "smoothing is 1"),
+    ],
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        RangeSettings(**settings)
+
+
+def test_a_short_epoch_and_a_hopeless_model_are_named(splits):
+    trainer = make_trainer(splits, SimpleNet(4))
+    with pytest.raises(UserError, match="an epoch has 12 steps"):
+        range_test(trainer)
+    state = trainer.init()
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+    with pytest.raises(UserError, match="not finite at the first step"):
+        range_test(trainer, RangeSettings(num_steps=20), state.replace(params=broken))
