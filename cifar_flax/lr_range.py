@@ -6,8 +6,8 @@ with. The test starts from a copy of the state that it is given.
 References:
   Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017,
   https://arxiv.org/abs/1506.01186
-  Howard and others, fastai, https://docs.fast.ai: where the customs of reading the curve
-  come from (steepest, minimum / 10, valley, slide).
+  Howard and others, fastai, https://docs.fast.ai: the customs of reading the curve
+  (steepest, minimum / 10, valley, slide).
 """
 
 import dataclasses
