@@ -71,34 +71,25 @@ class Progress:
     seconds: float
 
 
-def map_replicas(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
-    """Maps a function of one replica over the leading axis of its arguments.
+def map_replicas(fn: Callable) -> Callable:
+    """Maps a function of one replica over the leading axis of its first argument.
 
     An accelerator runs the replicas side by side (``vmap``); a CPU, which one replica
     keeps busy and where grouped convolutions are slow, runs one after the other.
 
     Args:
-      fn: a function of one replica.
-      in_axes: 0 for each argument with a replica axis, None for a shared one.
+      fn: a function of one replica and of what all of them share.
     """
-    if jax.default_backend() != "cpu":
-        return jax.vmap(fn, in_axes=tuple(in_axes))
 
-    def one_after_the_other(*args):
-        mapped = tuple(a for a, axis in zip(args, in_axes, strict=True) if axis == 0)
+    def mapped(replicas, *shared):
+        def of_one(replica):
+            return fn(replica, *shared)
 
-        def body(replica):
-            rest = iter(replica)
-            return fn(
-                *(
-                    next(rest) if axis == 0 else a
-                    for a, axis in zip(args, in_axes, strict=True)
-                )
-            )
+        if jax.default_backend() == "cpu":
+            return lax.map(of_one, replicas)
+        return jax.vmap(of_one)(replicas)
 
-        return lax.map(body, mapped)
-
-    return one_after_the_other
+    return mapped
 
 
 class Trainer:
@@ -155,12 +146,9 @@ class Trainer:
             jnp.asarray(pad_images(splits.train.images, augmentation)),
             jnp.asarray(splits.train.labels),
         )
-        self._jitted = jax.jit(
-            map_replicas(self._train_steps_of_one, (0, None, None, None)),
-            donate_argnums=0,
-        )
+        self._jitted = jax.jit(map_replicas(self._train_steps_of_one), donate_argnums=0)
         self._train_steps: Callable[..., TrainState] = self._jitted
-        self._predict = jax.jit(map_replicas(self._predict_of_one, (0, None)))
+        self._predict = jax.jit(map_replicas(self._predict_of_one))
 
     def init(self) -> TrainState:
         """The state of all replicas before the first step."""
@@ -169,7 +157,7 @@ class Trainer:
         def init_of_one(seed):
             return init_state(jax.random.key(seed), self.model, self.tx, shape)
 
-        return jax.jit(map_replicas(init_of_one, (0,)))(jnp.asarray(self.seeds))
+        return jax.jit(map_replicas(init_of_one))(jnp.asarray(self.seeds))
 
     def compile(self, state: TrainState) -> None:
         """Compiles the training program, so that ``run`` starts at full speed."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 from cifar_flax.errors import UserError
@@ -120,11 +121,12 @@ def range_test(
             "num_steps"
         )
     state = trainer.init() if state is None else state
+    schedule = ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
 
     def of_one(state: TrainState, data: Data) -> jax.Array:
-        return _losses_of_one(trainer, settings, steps, state, data)
+        return _losses_of_one(trainer, settings, schedule, steps, state, data)
 
-    program = jax.jit(map_replicas(of_one, (0, None)))
+    program = jax.jit(map_replicas(of_one))
     losses = np.asarray(program(state, trainer.data), np.float64)
     if not np.isfinite(losses[:, 0]).any():
         raise UserError(
@@ -132,26 +134,22 @@ def range_test(
             f"{settings.start_lr:g}; the model cannot be trained as it starts"
         )
     done = int(np.isfinite(losses).sum(1).max())
-    schedule = _ramp(settings, steps)
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(done)), np.float64)
     losses = losses[:, :done]
     return RangeResult(trainer.seeds, rates, losses, smooth(losses, settings.smoothing))
 
 
-def _ramp(settings: RangeSettings, steps: int):
-    return ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
-
-
 def _losses_of_one(
     trainer: Trainer,
     settings: RangeSettings,
+    schedule: optax.Schedule,
     steps: int,
     state: TrainState,
     data: Data,
 ) -> jax.Array:
     """The loss of each step of one replica, [steps]; NaN from where it stopped."""
     size = trainer.recipe.batch_size
-    tx = trainer.recipe.optimizer(_ramp(settings, steps))
+    tx = trainer.recipe.optimizer(schedule)
     beta = settings.smoothing
     epochs = jnp.arange(-(-steps // trainer.steps_per_epoch))
     orders = jax.vmap(lambda epoch: trainer.epoch_order(state.key, epoch))(epochs)

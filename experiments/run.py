@@ -62,7 +62,8 @@ def main() -> int:
     )
     trainer = make_trainer(settings, dataset)
     folder = open_folder(settings, make_record(settings, trainer, dataset))
-    print_header(screen, settings, trainer, dataset, folder)
+    size = model_size(trainer)
+    print_header(screen, settings, trainer, dataset, size, folder)
     try:
         with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
             state, seconds = train(trainer, folder, checkpoints, screen)
@@ -72,7 +73,7 @@ def main() -> int:
             f"  python -m experiments.run --workdir={folder} --resume"
         )
         return 128 + stop.signum
-    result = finish(settings, trainer, dataset, folder, state, seconds)
+    result = finish(settings, trainer, dataset, size, folder, state, seconds)
     console.print_result(screen, result, str(folder))
     return 0
 
@@ -181,15 +182,25 @@ def check_same_run(
             )
 
 
+def model_size(trainer: Trainer) -> dict[str, int]:
+    """Parameters and operations of the model, by their names in ``result.json``."""
+    rows = layer_rows(trainer.model)
+    return {
+        "num_params": sum(row.num_params for row in rows),
+        "flops_per_image": sum(row.flops for row in rows),
+    }
+
+
 def print_header(
     screen: Console,
     settings: config.Config,
     trainer: Trainer,
     dataset: Dataset,
+    size: dict[str, int],
     folder: pathlib.Path,
 ) -> None:
     """Says what will run."""
-    rows, recipe, splits = layer_rows(trainer.model), trainer.recipe, trainer.splits
+    recipe, splits = trainer.recipe, trainer.splits
     val = f"{len(splits.val):,}" if splits.val else "no"
     extras = {
         "momentum": recipe.momentum,
@@ -200,8 +211,8 @@ def print_header(
     pairs = [
         (
             "model",
-            f"{settings.model}, {sum(row.num_params for row in rows):,} parameters, "
-            f"{sum(row.flops for row in rows) / 1e6:.2f} MFLOP an image",
+            f"{settings.model}, {size['num_params']:,} parameters, "
+            f"{size['flops_per_image'] / 1e6:.2f} MFLOP an image",
         ),
         (
             "data",
@@ -342,6 +353,7 @@ def finish(
     settings: config.Config,
     trainer: Trainer,
     dataset: Dataset,
+    size: dict[str, int],
     folder: pathlib.Path,
     state: TrainState,
     seconds: float,
@@ -350,13 +362,11 @@ def finish(
     test = trainer.evaluate(state, trainer.splits.test)
     seeds = list(trainer.seeds)
     records.write_predictions(folder, test.logits, trainer.splits.test.labels, seeds)
-    rows = layer_rows(trainer.model)
     images = trainer.total_steps * trainer.recipe.batch_size * len(seeds)
     result = {
         "model": settings.model,
         "dataset": dataset.name,
-        "num_params": sum(row.num_params for row in rows),
-        "flops_per_image": sum(row.flops for row in rows),
+        **size,
         "seeds": seeds,
         "test_accuracy": test.accuracy.tolist(),
         "test_loss": test.loss.tolist(),

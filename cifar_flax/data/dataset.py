@@ -93,13 +93,6 @@ def make_dataset(
     if mean is None or std is None:
         computed = channel_statistics(images["train"])
         mean, std = mean or computed[0], std or computed[1]
-    if fingerprint is None:
-        digest = hashlib.sha256()
-        for split in ("train", "test"):
-            digest.update(images[split].data)
-            digest.update(labels[split].astype("<i4").data)
-        digest.update("\n".join(names).encode())
-        fingerprint = digest.hexdigest()
     return Dataset(
         name=name,
         train_images=images["train"],
@@ -109,7 +102,7 @@ def make_dataset(
         class_names=names,
         mean=mean,
         std=std,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint or _fingerprint(images, labels, names),
         source=source,
     )
 
@@ -139,6 +132,18 @@ def channel_statistics(images: np.ndarray) -> tuple[Statistics, Statistics]:
         mean.append(total / n / 255)
         std.append(max((n * squares - total**2) ** 0.5 / n, 1.0) / 255)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _fingerprint(
+    images: dict[str, np.ndarray], labels: dict[str, np.ndarray], names: tuple[str, ...]
+) -> str:
+    """See ``Dataset.fingerprint``."""
+    digest = hashlib.sha256()
+    for split in ("train", "test"):
+        digest.update(images[split].data)
+        digest.update(labels[split].astype("<i4").data)
+    digest.update("\n".join(names).encode())
+    return digest.hexdigest()
 
 
 def _checked_images(where: str, images: np.ndarray) -> np.ndarray:
