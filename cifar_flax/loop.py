@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 from cifar_flax.data import Split, Splits
@@ -254,6 +255,48 @@ class Trainer:
         images = normalise(images, self.splits.mean, self.splits.std)
         return images, labels[indices], model_key
 
+    def first_batches(self, key: jax.Array, steps: int) -> jax.Array:
+        """The indices of a replica's images in the first steps, [steps, B].
+
+        Args:
+          key: of the replica, ``TrainState.key``.
+          steps: how many; more than an epoch if you like.
+        """
+        size, epochs = self.recipe.batch_size, -(-steps // self.steps_per_epoch)
+        orders = jax.vmap(lambda epoch: self.epoch_order(key, epoch))(
+            jnp.arange(epochs)
+        )
+        whole = orders[:, : self.steps_per_epoch * size]
+        return whole.reshape(-1, size)[:steps]
+
+    def train_step(
+        self,
+        state: TrainState,
+        step: jax.Array,
+        indices: jax.Array,
+        data: Data,
+        tx: optax.GradientTransformation,
+    ) -> TrainState:
+        """One step of one replica on the images with these indices; see ``batch``.
+
+        Args:
+          state: of the replica.
+          step: counted from 0.
+          indices: [B].
+          data: ``Trainer.data``.
+          tx: the optimizer.
+        """
+        images, labels, key = self.batch(state.key, step, indices, data)
+        return train_step(
+            state,
+            images,
+            labels,
+            key=key,
+            model=self.model,
+            tx=tx,
+            label_smoothing=self.recipe.label_smoothing,
+        )
+
     def _train_steps_of_one(self, state, data, start, stop):
         """Steps [start, stop) of one replica; all of them within one epoch."""
         size = self.recipe.batch_size
@@ -262,16 +305,7 @@ class Trainer:
         def body(step, state):
             first = step % self.steps_per_epoch * size
             indices = lax.dynamic_slice(order, (first,), (size,))
-            images, labels, key = self.batch(state.key, step, indices, data)
-            return train_step(
-                state,
-                images,
-                labels,
-                key=key,
-                model=self.model,
-                tx=self.tx,
-                label_smoothing=self.recipe.label_smoothing,
-            )
+            return self.train_step(state, step, indices, data, self.tx)
 
         return lax.fori_loop(start, stop, body, state)
 

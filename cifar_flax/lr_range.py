@@ -3,16 +3,20 @@
 Where the loss falls fastest, and where it breaks away, bound the rates worth training
 with. The test starts from a copy of the state that it is given.
 
-References:
+    result = range_test(Trainer(model, splits, recipe, seeds=range(5)))
+    result.consensus().rate
+    result.plot(axis)
+
+Reference:
   Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017,
   https://arxiv.org/abs/1506.01186
-  Howard and others, fastai, https://docs.fast.ai: the customs of reading the curve
-  (steepest, minimum / 10, valley, slide).
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +24,10 @@ import optax
 from jax import lax
 
 from cifar_flax.errors import UserError
-from cifar_flax.loop import Data, Trainer, map_replicas
+from cifar_flax.loop import CHUNK_SECONDS, Data, Trainer, map_replicas
+from cifar_flax.reports.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.schedules import ramp
 from cifar_flax.state import Totals, TrainState
-from cifar_flax.steps import train_step
-
-MIN_STEPS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class RangeSettings:
     Attributes:
       start_lr: rate of the first step.
       end_lr: rate of the last one.
-      num_steps: steps; None for an epoch.
+      num_steps: steps; None for an epoch, or 100 where it is shorter.
       linear: rise by equal differences instead of equal ratios.
       smoothing: beta of the debiased moving average of the loss, in [0, 1).
       stop_factor: a replica stops where its smoothed loss is this many times its
@@ -62,23 +64,9 @@ class RangeSettings:
         if not 0 <= self.smoothing < 1:
             raise UserError(f"smoothing is {self.smoothing}; it must be in [0, 1)")
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RangeResult:
-    """The curves of R replicas over S steps.
-
-    Attributes:
-      seeds: one a replica.
-      rates: of the steps, float64 [S].
-      losses: of the batch of each step, before its update, float64 [R, S]; NaN from
-        where the replica stopped.
-      smoothed: the debiased moving average of them, float64 [R, S].
-    """
-
-    seeds: tuple[int, ...]
-    rates: np.ndarray
-    losses: np.ndarray
-    smoothed: np.ndarray
+    def steps_for(self, trainer: Trainer) -> int:
+        """The steps that the test of a trainer takes."""
+        return self.num_steps or max(100, trainer.steps_per_epoch)
 
 
 def smooth(losses: np.ndarray, beta: float) -> np.ndarray:
@@ -96,10 +84,32 @@ def smooth(losses: np.ndarray, beta: float) -> np.ndarray:
     return smoothed
 
 
+@flax.struct.dataclass
+class _Carry:
+    """One replica in the midst of its test.
+
+    Attributes:
+      step: steps done.
+      state: a copy that trains.
+      losses: of each step, [steps]; NaN for those not done.
+      average: moving average of the losses, biased towards 0.
+      best: lowest smoothed loss so far.
+      going: False once the loss has broken away.
+    """
+
+    step: jax.Array
+    state: TrainState
+    losses: jax.Array
+    average: jax.Array
+    best: jax.Array
+    going: jax.Array
+
+
 def range_test(
     trainer: Trainer,
     settings: RangeSettings = RangeSettings(),
     state: TrainState | None = None,
+    on_progress: Callable[[int], None] = lambda step: None,
 ) -> RangeResult:
     """Runs the test for every replica of a trainer, in one compiled program.
 
@@ -110,24 +120,40 @@ def range_test(
       trainer: what would train.
       settings: of the test.
       state: to start from; None for the initial one. It is left as it is.
+      on_progress: called with the number of steps done, about once a second.
 
     Raises:
       UserError: no replica has a finite loss at the start.
     """
-    steps = settings.num_steps or trainer.steps_per_epoch
-    if steps < MIN_STEPS:
-        raise UserError(
-            f"an epoch has {steps} steps; a range test takes {MIN_STEPS} or more, give "
-            "num_steps"
-        )
-    state = trainer.init() if state is None else state
+    steps = settings.steps_for(trainer)
     schedule = ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
+    tx = trainer.recipe.optimizer(schedule)
 
-    def of_one(state: TrainState, data: Data) -> jax.Array:
-        return _losses_of_one(trainer, settings, schedule, steps, state, data)
+    def begin(state: TrainState) -> _Carry:
+        state = dataclasses.replace(state, opt_state=tx.init(state.params))
+        losses = jnp.full(steps, jnp.nan)
+        zero, infinity = jnp.float32(0), jnp.float32(jnp.inf)
+        return _Carry(jnp.int32(0), state, losses, zero, infinity, jnp.bool_(True))
 
-    program = jax.jit(map_replicas(of_one))
-    losses = np.asarray(program(state, trainer.data), np.float64)
+    def advance(carry: _Carry, data: Data, stop: jax.Array) -> _Carry:
+        return _advance(trainer, settings, tx, carry, data, stop)
+
+    start = time.perf_counter()
+    carry = jax.jit(map_replicas(begin))(trainer.init() if state is None else state)
+    program = jax.jit(map_replicas(advance))
+    run = program.lower(carry, trainer.data, jnp.int32(0)).compile()
+    compiled = time.perf_counter()
+    stop, chunk = 0, 1
+    while stop < steps and np.any(carry.going):
+        before, called = stop, time.perf_counter()
+        stop = min(stop + chunk, steps)
+        carry = jax.block_until_ready(run(carry, trainer.data, jnp.int32(stop)))
+        speed = (stop - before) / (time.perf_counter() - called)
+        chunk = max(1, int(CHUNK_SECONDS * speed))
+        on_progress(stop)
+    seconds = time.perf_counter() - compiled
+
+    losses = np.asarray(carry.losses, np.float64)
     if not np.isfinite(losses[:, 0]).any():
         raise UserError(
             f"the loss is not finite at the first step, at a rate of "
@@ -135,138 +161,43 @@ def range_test(
         )
     done = int(np.isfinite(losses).sum(1).max())
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(done)), np.float64)
-    losses = losses[:, :done]
-    return RangeResult(trainer.seeds, rates, losses, smooth(losses, settings.smoothing))
+    return RangeResult(
+        seeds=trainer.seeds,
+        num_steps=steps,
+        rates=rates,
+        losses=losses[:, :done],
+        smoothed=smooth(losses[:, :done], settings.smoothing),
+        seconds=seconds,
+        compile_seconds=compiled - start,
+    )
 
 
-def _losses_of_one(
+def _advance(
     trainer: Trainer,
     settings: RangeSettings,
-    schedule: optax.Schedule,
-    steps: int,
-    state: TrainState,
+    tx: optax.GradientTransformation,
+    carry: _Carry,
     data: Data,
-) -> jax.Array:
-    """The loss of each step of one replica, [steps]; NaN from where it stopped."""
-    size = trainer.recipe.batch_size
-    tx = trainer.recipe.optimizer(schedule)
+    stop: jax.Array,
+) -> _Carry:
+    """Takes one replica on to a step, or to where its loss breaks away."""
     beta = settings.smoothing
-    epochs = jnp.arange(-(-steps // trainer.steps_per_epoch))
-    orders = jax.vmap(lambda epoch: trainer.epoch_order(state.key, epoch))(epochs)
-    orders = orders[:, : trainer.steps_per_epoch * size].reshape(-1)
+    batches = trainer.first_batches(carry.state.key, carry.losses.shape[0])
 
-    def keep_going(carry):
-        step, _, _, _, _, going = carry
-        return going & (step < steps)
-
-    def body(carry):
-        step, state, losses, average, best, _ = carry
-        indices = lax.dynamic_slice(orders, (step * size,), (size,))
-        images, labels, key = trainer.batch(state.key, step, indices, data)
-        state = train_step(
-            dataclasses.replace(state, totals=Totals.zero()),
-            images,
-            labels,
-            key=key,
-            model=trainer.model,
-            tx=tx,
-            label_smoothing=trainer.recipe.label_smoothing,
-        )
-        loss = state.totals.loss / size
-        average = beta * average + (1 - beta) * loss
+    def body(carry: _Carry) -> _Carry:
+        step = carry.step
+        state = dataclasses.replace(carry.state, totals=Totals.zero())
+        state = trainer.train_step(state, step, batches[step], data, tx)
+        loss = state.totals.loss / state.totals.count
+        average = beta * carry.average + (1 - beta) * loss
         smoothed = average / (1 - beta ** (step + 1))
-        best = jnp.minimum(best, smoothed)
-        going = jnp.isfinite(loss) & (smoothed <= settings.stop_factor * best)
-        losses = losses.at[step].set(jnp.where(jnp.isfinite(loss), loss, jnp.nan))
-        return step + 1, state, losses, average, best, going
+        best = jnp.minimum(carry.best, smoothed)
+        finite = jnp.isfinite(loss)
+        losses = carry.losses.at[step].set(jnp.where(finite, loss, jnp.nan))
+        going = finite & (smoothed <= settings.stop_factor * best)
+        return _Carry(step + 1, state, losses, average, best, going)
 
-    start = dataclasses.replace(
-        state, opt_state=tx.init(state.params), totals=Totals.zero()
-    )
-    carry = (
-        jnp.int32(0),
-        start,
-        jnp.full(steps, jnp.nan),
-        jnp.float32(0),
-        jnp.float32(jnp.inf),
-        jnp.bool_(True),
-    )
-    return lax.while_loop(keep_going, body, carry)[2]
+    def keep_going(carry: _Carry) -> jax.Array:
+        return carry.going & (carry.step < stop)
 
-
-def suggest(result: RangeResult, method: str) -> np.ndarray:
-    """The rate that a method reads off the curve of each replica.
-
-    Args:
-      result: of ``range_test``.
-      method: a key of ``METHODS``.
-
-    Returns:
-      [R]; NaN where the curve shows none.
-
-    Raises:
-      UserError: no such method.
-    """
-    if method not in METHODS:
-        raise UserError(f"no method {method!r}; the methods are {', '.join(METHODS)}")
-    rates = []
-    for smoothed in result.smoothed:
-        shown = np.isfinite(smoothed)
-        rates.append(METHODS[method](result.rates[shown], smoothed[shown]))
-    return np.array(rates)
-
-
-def steepest(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Where the loss falls fastest: ``argmin d loss / d log(rate)``.
-
-    The first ten steps, whose average is of few losses, and the last five, where the
-    loss breaks away, are left out, as is the custom.
-    """
-    if len(rates) < MIN_STEPS:
-        return np.nan
-    slope = np.gradient(losses, np.log(rates))[10:-5]
-    at = int(np.argmin(slope))
-    return float(rates[10 + at]) if slope[at] < 0 else np.nan
-
-
-def minimum_tenth(rates: np.ndarray, losses: np.ndarray) -> float:
-    """A tenth of the rate at the lowest loss."""
-    at = int(np.argmin(losses))
-    return float(rates[at]) / 10 if losses[at] < losses[0] else np.nan
-
-
-def valley(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The middle of the longest falling part.
-
-    Of the longest decreasing subsequence of the losses, as long as L steps and ending
-    at step e, the rate at step ``e - L / 2``.
-    """
-    lengths = np.ones(len(losses), int)
-    for i in range(1, len(losses)):
-        higher = lengths[:i][losses[:i] > losses[i]]
-        lengths[i] = 1 + (higher.max() if len(higher) else 0)
-    end = int(np.argmax(lengths))
-    length = int(lengths[end])
-    return float(rates[max(0, end - length // 2)]) if length > 2 else np.nan
-
-
-def slide(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The left end of the window at which the slope changes least, from the right.
-
-    A window of 15 steps slides to smaller rates from where the loss breaks away, for as
-    long as the slopes at its two ends differ by more than 0.05.
-    """
-    width, threshold = 15, 0.05
-    slope = np.gradient(losses, np.log(rates)) if len(rates) > width else []
-    for right in range(len(slope) - 1, width - 1, -1):
-        if abs(slope[right] - slope[right - width]) <= threshold:
-            return float(rates[right - width])
-    return np.nan
-
-
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "steepest": steepest,
-    "minimum/10": minimum_tenth,
-    "valley": valley,
-    "slide": slide,
-}
+    return lax.while_loop(keep_going, body, carry)

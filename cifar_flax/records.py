@@ -4,6 +4,7 @@
                      versions
 ``metrics.jsonl``    one object a log point
 ``result.json``      the outcome; a folder without it holds an unfinished run
+``lr_find.json``     curves and suggestions of a learning-rate range test
 ``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]
 ``checkpoints/``     see ``checkpoint``
 
@@ -24,6 +25,7 @@ from cifar_flax.errors import UserError
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+RANGE_TEST = "lr_find.json"
 PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
 
@@ -62,7 +64,8 @@ def claim_folder(folder: pathlib.Path) -> None:
         ) from error
     if (folder / CONFIG).exists():
         raise UserError(
-            f"{folder} holds a run; --resume goes on with it, or give another folder"
+            f"{folder} holds a run; experiments.run --resume goes on with it, or give "
+            "another folder"
         )
     if taken:
         raise UserError(f"{folder} is not empty and holds no run; give another folder")
@@ -70,23 +73,32 @@ def claim_folder(folder: pathlib.Path) -> None:
 
 def write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
     """Writes ``config.json``."""
-    _write_json(folder / CONFIG, {"format": FORMAT, **config})
+    write_json(folder / CONFIG, config)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """Reads ``config.json``; UserError where there is none or it is damaged."""
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
 def write_result(folder: pathlib.Path, result: dict[str, Any]) -> None:
     """Writes ``result.json``; with it the run is finished."""
-    _write_json(folder / RESULT, {"format": FORMAT, **result})
+    write_json(folder / RESULT, result)
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
     """Reads ``result.json``; None for an unfinished run."""
-    path = folder / RESULT
-    return _read_json(path) if path.exists() else None
+    return read_if_there(folder / RESULT)
+
+
+def write_range_test(folder: pathlib.Path, record: dict[str, Any]) -> None:
+    """Writes ``lr_find.json``."""
+    write_json(folder / RANGE_TEST, record)
+
+
+def read_range_test(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Reads ``lr_find.json``; None where there is none."""
+    return read_if_there(folder / RANGE_TEST)
 
 
 def append_metrics(folder: pathlib.Path, record: dict[str, Any]) -> None:
@@ -143,11 +155,14 @@ def write_predictions(
     _replace(folder / PREDICTIONS, buffer.getvalue())
 
 
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    _replace(path, (_to_json(value, indent=2) + "\n").encode())
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes a file of this format; any of NumPy's values will do."""
+    text = _to_json({"format": FORMAT, **value}, indent=2)
+    _replace(path, (text + "\n").encode())
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a file of this format; UserError where there is none or it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -157,6 +172,11 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f"{path} is not a record of format {FORMAT} of cifar_flax")
     return value
+
+
+def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
+    """Reads a file of this format; None where there is none."""
+    return read_json(path) if path.exists() else None
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

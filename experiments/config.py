@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -14,6 +15,9 @@ from cifar_flax.models import MODELS
 from cifar_flax.recipes import LESSON, Constant, Phase, Recipe, Sgdr
 
 DTYPES = ("float32", "bfloat16")
+
+# In place of a rate: the one that the range test suggests.
+AUTO = "auto"
 
 
 def _setting(default: Any, help_text: str, choices=None) -> Any:
@@ -59,10 +63,11 @@ class Config:
     phases: int | None = _setting(
         None, "Train only the recipe's first phases, as many as this."
     )
-    lr: float | None = _setting(
+    lr: float | str | None = _setting(
         None,
         "Peak rate. With --epochs a constant rate, with --cycles SGDR; alone it "
-        "scales the recipe's rates so that this is the highest.",
+        "scales the recipe's rates so that this is the highest. auto: what "
+        "experiments.lr_find suggests, run first.",
     )
     epochs: int | None = _setting(None, "Epochs at the constant rate --lr.")
     cycles: int | None = _setting(None, "SGDR cycles from --lr to 0.")
@@ -117,8 +122,14 @@ class Config:
         """How training images are varied."""
         return Augmentation(self.padding, self.padding_mode, self.flip)
 
-    def make_recipe(self) -> Recipe:
-        """The model's own recipe, with what the flags replace of it."""
+    def make_recipe(self, found_lr: float | None = None) -> Recipe:
+        """The model's own recipe, with what the flags replace of it.
+
+        Args:
+          found_lr: the rate that stands for ``--lr=auto``. While it is not known the
+            recipe has its own rates; batch size, momentum and regularisation, which
+            the range test goes by, are right.
+        """
         recipe = LESSON[self.model]
         if self.phases is not None and not 1 <= self.phases <= len(recipe.phases):
             raise UserError(
@@ -134,10 +145,12 @@ class Config:
         )
         given = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
-        phases = self._make_phases(recipe.phases[: self.phases])
+        phases = self._make_phases(recipe.phases[: self.phases], found_lr)
         return dataclasses.replace(recipe, phases=phases, **given)
 
-    def _make_phases(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    def _make_phases(
+        self, phases: tuple[Phase, ...], found_lr: float | None
+    ) -> tuple[Phase, ...]:
         shape = ("epochs", "cycles", "cycle_len", "cycle_mult")
         given = [name for name in shape if getattr(self, name) is not None]
         if given and self.lr is None:
@@ -151,15 +164,17 @@ class Config:
             raise UserError(f"--{given[0]} needs --cycles, the number of SGDR cycles")
         if self.lr is None:
             return phases
+        highest = max(phase.learning_rate for phase in phases)
+        lr = found_lr or highest if self.lr == AUTO else self.lr
         if self.epochs is not None:
-            return (Constant(self.lr, self.epochs),)
+            return (Constant(lr, self.epochs),)
         if self.cycles is not None:
             length, mult = (
                 1 if value is None else value
                 for value in (self.cycle_len, self.cycle_mult)
             )
-            return (Sgdr(self.lr, self.cycles, length, mult),)
-        scale = self.lr / max(phase.learning_rate for phase in phases)
+            return (Sgdr(lr, self.cycles, length, mult),)
+        scale = lr / highest
         return tuple(
             dataclasses.replace(phase, learning_rate=phase.learning_rate * scale)
             for phase in phases
@@ -188,10 +203,15 @@ class Config:
         ]
 
 
-def define_flags(*names: str) -> None:
-    """Defines a flag for each field of ``Config``, or for those named."""
+def define_flags(*names: str, without: Sequence[str] = ()) -> None:
+    """Defines a flag for each field of ``Config``, or for those named.
+
+    Args:
+      *names: fields; all of them where none is named.
+      without: fields to leave at their defaults.
+    """
     for field in dataclasses.fields(Config):
-        if names and field.name not in names:
+        if (names and field.name not in names) or field.name in without:
             continue
         help_text, choices = field.metadata["help"], field.metadata["choices"]
         kind = str(field.type)
@@ -203,7 +223,7 @@ def define_flags(*names: str) -> None:
             flags.DEFINE_bool(field.name, field.default, help_text)
         elif "int" in kind:
             flags.DEFINE_integer(field.name, field.default, help_text)
-        elif "float" in kind:
+        elif "float" in kind and "str" not in kind:
             flags.DEFINE_float(field.name, field.default, help_text)
         else:
             flags.DEFINE_string(field.name, field.default, help_text)
@@ -218,7 +238,7 @@ def config_from_flags() -> Config:
       UserError: no run to resume.
       flags.ValidationError: flags that contradict each other or are out of range.
     """
-    names = [field.name for field in dataclasses.fields(Config)]
+    names = [f.name for f in dataclasses.fields(Config) if f.name in flags.FLAGS]
     values = {name: getattr(flags.FLAGS, name) for name in names}
     try:
         values["seeds"] = tuple(int(seed) for seed in values["seeds"])
@@ -226,7 +246,14 @@ def config_from_flags() -> Config:
         raise flags.ValidationError(
             f"--seeds={','.join(values['seeds'])}: give whole numbers, as 0,1,2"
         ) from error
-    if values["resume"] and values["workdir"] is not None:
+    if values.get("lr") not in (None, AUTO):
+        try:
+            values["lr"] = float(values["lr"])
+        except ValueError as error:
+            raise flags.ValidationError(
+                f"--lr={values['lr']}: give a number, or {AUTO}"
+            ) from error
+    if values.get("resume") and values["workdir"] is not None:
         recorded = records.read_config(pathlib.Path(values["workdir"]))["settings"]
         recorded["seeds"] = tuple(recorded["seeds"])
         for name in names:

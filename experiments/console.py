@@ -1,7 +1,7 @@
 """What a run shows: what will run, how far it is, what came out."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from cifar_flax.reports.statistics import ci95_of_share
 
 
 def make_console() -> Console:
-    """A console that breaks lines on a terminal only."""
+    """A console that breaks lines, and narrows tables, on a terminal only."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, soft_wrap=True, width=120)
     return console
 
 
@@ -29,19 +29,42 @@ def print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
         console.print(text, markup=False)
 
 
+@contextlib.contextmanager
+def steps_bar(
+    console: Console, total: int, done: int = 0
+) -> Iterator[Callable[[int, str], None]]:
+    """Shows a bar, only where the output is a terminal.
+
+    Yields:
+      A function that moves it to a step, with a few words beside it.
+    """
+    bar = bars.Progress(
+        bars.BarColumn(bar_width=24),
+        bars.TaskProgressColumn(),
+        bars.TextColumn("step {task.completed}/{task.total}"),
+        bars.TextColumn("{task.fields[words]}"),
+        bars.TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("steps", total=total, completed=done, words="")
+        yield lambda step, words: bar.update(task, completed=step, words=words)
+
+
 class TrainingDisplay:
     """A bar with the figures of the moment on a terminal; a line for every epoch."""
 
-    def __init__(self, console: Console, bar: bars.Progress, task: bars.TaskID):
+    def __init__(self, console: Console, move: Callable[[int, str], None]):
         """Made by ``training_display``."""
-        self._console, self._bar, self._task = console, bar, task
+        self._console, self._move = console, move
 
     def step(self, progress: Progress) -> None:
         """Moves the bar; with replicas, loss and accuracy are their mean."""
-        self._bar.update(
-            self._task,
-            completed=progress.step,
-            figures=f"loss {progress.train_loss.mean():.3f}  "
+        self._move(
+            progress.step,
+            f"loss {progress.train_loss.mean():.3f}  "
             f"accuracy {100 * progress.train_accuracy.mean():.1f} %  "
             f"{progress.images / progress.seconds:,.0f} images/s",
         )
@@ -67,19 +90,8 @@ def training_display(
     console: Console, done: int, total: int
 ) -> Iterator[TrainingDisplay]:
     """Shows training from a step on; the bar only where the output is a terminal."""
-    bar = bars.Progress(
-        bars.BarColumn(bar_width=24),
-        bars.TaskProgressColumn(),
-        bars.TextColumn("step {task.completed}/{task.total}"),
-        bars.TextColumn("{task.fields[figures]}"),
-        bars.TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("train", total=total, completed=done, figures="")
-        yield TrainingDisplay(console, bar, task)
+    with steps_bar(console, total, done) as move:
+        yield TrainingDisplay(console, move)
 
 
 def print_result(console: Console, result: dict[str, Any], folder: str) -> None:

@@ -9,30 +9,32 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
 from cifar_flax import records
 from cifar_flax.checkpoint import Checkpoints, open_checkpoints
-from cifar_flax.data import Dataset, load_dataset, split_dataset
-from cifar_flax.errors import UserError
-from cifar_flax.layers import BatchNorm
+from cifar_flax.data import Dataset
 from cifar_flax.loop import Progress, Trainer
-from cifar_flax.models import create_model
+from cifar_flax.lr_range import RangeSettings
 from cifar_flax.models.summary import layer_rows
-from cifar_flax.recipes import Recipe
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.state import TrainState
 from experiments import cli, config, console
-from experiments.environment import describe_environment, device_name
+from experiments.environment import device_name
+from experiments.lr_find import SEEDS, find_rate
+from experiments.setup import (
+    describe_recipe,
+    load_data,
+    make_record,
+    make_trainer,
+    open_folder,
+)
 
 
 class Interrupted(Exception):
@@ -54,14 +56,11 @@ def main() -> int:
             screen.print(f"{folder} holds a finished run; nothing is left to do")
             console.print_result(screen, result, str(folder))
             return 0
-    dataset = load_dataset(
-        settings.dataset,
-        data_dir=settings.data_dir,
-        archive=settings.data_archive,
-        archive_sha256=settings.archive_sha256,
-    )
+    dataset = load_data(settings)
     trainer = make_trainer(settings, dataset)
     folder = open_folder(settings, make_record(settings, trainer, dataset))
+    if settings.lr == config.AUTO:
+        trainer = trainer_at_found_rate(settings, dataset, folder, screen)
     size = model_size(trainer)
     print_header(screen, settings, trainer, dataset, size, folder)
     try:
@@ -78,108 +77,19 @@ def main() -> int:
     return 0
 
 
-def make_trainer(settings: config.Config, dataset: Dataset) -> Trainer:
-    """The trainer that the settings describe."""
-    fields: dict[str, Any] = {}
-    if settings.dtype != "float32":
-        fields["dtype"] = jax.numpy.dtype(settings.dtype)
-    if hasattr(create_model(settings.model), "norm"):
-        fields["norm"] = functools.partial(
-            BatchNorm,
-            momentum=settings.bn_momentum,
-            epsilon=settings.bn_epsilon,
-            frozen=settings.bn_freeze,
-        )
-    elif settings.changes("bn_momentum", "bn_epsilon", "bn_freeze"):
-        cli.logger.warning(
-            "%s has no batch norm: its settings have no effect", settings.model
-        )
-    return Trainer(
-        create_model(settings.model, dataset.num_classes, **fields),
-        split_dataset(dataset, settings.val_size, settings.train_size),
-        settings.make_recipe(),
-        settings.seeds,
-        augmentation=settings.augmentation,
-    )
-
-
-def make_record(
-    settings: config.Config, trainer: Trainer, dataset: Dataset
-) -> dict[str, Any]:
-    """What ``config.json`` holds."""
-    splits = trainer.splits
-    return {
-        "settings": dataclasses.asdict(settings),
-        "recipe": describe_recipe(trainer.recipe),
-        "dataset": {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "source": dataset.source,
-            "class_names": dataset.class_names,
-            "train_size": len(splits.train),
-            "val_size": len(splits.val) if splits.val else 0,
-            "test_size": len(splits.test),
-        },
-        **describe_environment(),
-        "command": ["python", "-m", "experiments.run", *sys.argv[1:]],
-    }
-
-
-def describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON: its fields, and the kind of each phase."""
-    phases = [
-        {"kind": type(phase).__name__.lower(), **dataclasses.asdict(phase)}
-        for phase in recipe.phases
-    ]
-    return {**dataclasses.asdict(recipe), "phases": phases}
-
-
-def open_folder(settings: config.Config, record: dict[str, Any]) -> pathlib.Path:
-    """The run's folder with its ``config.json``: a new one, or one to go on in.
-
-    Raises:
-      UserError: the folder is in use, cannot be made, or holds another run.
-    """
-    if settings.workdir is None:
-        stem = f"{settings.model}-{record['dataset']['name']}"
-        folder = records.new_folder(pathlib.Path("runs"), stem)
-    else:
-        folder = pathlib.Path(settings.workdir)
-        if settings.resume:
-            check_same_run(settings, record, records.read_config(folder), folder)
-            return folder
-        records.claim_folder(folder)
+def trainer_at_found_rate(
+    settings: config.Config, dataset: Dataset, folder: pathlib.Path, screen: Console
+) -> Trainer:
+    """The trainer for ``--lr=auto``: finds the rate, unless the folder holds it."""
+    found = records.read_range_test(folder)
+    rate = None if found is None else found["suggested_lr"]
+    if rate is None:
+        finder = make_trainer(dataclasses.replace(settings, seeds=SEEDS), dataset)
+        rate = find_rate(finder, RangeSettings(), folder, settings.model, screen)
+    trainer = make_trainer(settings, dataset, rate)
+    record = {**records.read_config(folder), "recipe": describe_recipe(trainer.recipe)}
     records.write_config(folder, record)
-    return folder
-
-
-def check_same_run(
-    settings: config.Config,
-    record: dict[str, Any],
-    recorded: dict[str, Any],
-    folder: pathlib.Path,
-) -> None:
-    """Refuses to go on with a run that was another one."""
-    different = settings.differences(recorded["settings"])
-    was, now = recorded["dataset"], record["dataset"]
-    if was["fingerprint"] != now["fingerprint"]:
-        different.append(
-            f"the data set was {was['name']} ({was['source']}) and is {now['name']} "
-            f"({now['source']})"
-        )
-    if different:
-        raise UserError(
-            f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
-            "give another --workdir"
-        )
-    for name, version in record["versions"].items():
-        if recorded["versions"].get(name) != version:
-            cli.logger.warning(
-                "%s was %s and is %s: the rest of the run may round differently",
-                name,
-                recorded["versions"].get(name),
-                version,
-            )
+    return trainer
 
 
 def model_size(trainer: Trainer) -> dict[str, int]:

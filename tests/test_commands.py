@@ -231,6 +231,65 @@ def test_a_folder_in_use_is_refused_before_anything_is_done(data, finished):
     assert_one_line_error(done, 1, str(finished[0]), "--resume")
 
 
+SMALL = [
+    "--model=simplenet",
+    "--dataset=shapes",
+    "--train_size=600",
+    "--batch_size=100",
+]
+
+
+def test_a_run_finds_its_rate_records_it_and_resumes_with_it(tmp_path):
+    folder = tmp_path / "run"
+    flags = [*SMALL, "--lr=auto", "--epochs=1", f"--data_dir={tmp_path}"]
+    done = command("run", *flags, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    found = records.read_range_test(folder)
+    rate = found["suggested_lr"]
+    assert found["seeds"] == [0, 1, 2, 3, 4]
+    assert np.shape(found["losses"])[0] == 5
+    assert 1e-4 < rate < 1
+    assert f"suggested rate: {rate:g}\n" in done.stdout
+    assert (folder / "lr_find.png").read_bytes().startswith(b"\x89PNG")
+    config = records.read_config(folder)
+    assert config["settings"]["lr"] == "auto"
+    (phase,) = config["recipe"]["phases"]
+    assert phase == {"kind": "constant", "learning_rate": rate, "epochs": 1}
+    assert records.read_metrics(folder)[0]["learning_rate"] == pytest.approx(rate)
+
+    # Gone on with as after a kill at the very end: no second test, the same outcome.
+    result = records.read_result(folder)
+    (folder / records.RESULT).unlink()
+    done = command("run", f"--workdir={folder}", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "suggested rate" not in done.stdout
+    assert records.read_result(folder)["test_loss"] == result["test_loss"]
+    assert records.read_config(folder) == config
+
+
+def test_a_range_test_without_an_answer_says_why(tmp_path):
+    folder = tmp_path / "test"
+    flags = ["--start_lr=1e-9", "--end_lr=1e-7", "--num_steps=20", "--seeds=0,1"]
+    place = [f"--data_dir={tmp_path}", f"--workdir={folder}"]
+    done = command("lr_find", *SMALL, *flags, *place)
+    assert_one_line_error(done, 1, "inconclusive", "the model does not learn there")
+    assert records.read_range_test(folder)["suggested_lr"] is None
+    assert records.read_config(folder)["kind"] == "lr_find"
+    done = command("run", f"--workdir={folder}", "--resume")
+    assert_one_line_error(done, 1, str(folder), "no run to go on with")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--start_lr=1", "--end_lr=1"], ["start_lr is 1 and end_lr 1"]),
+        (["--num_steps=19"], ["num_steps is 19", "20 or more"]),
+    ],
+)
+def test_wrong_flags_of_lr_find(flags, words):
+    assert_one_line_error(command("lr_find", *flags), 2, *words)
+
+
 def test_no_network_and_no_data_falls_to_shapes_and_says_so(tmp_path):
     """The address is one that refuses; nothing leaves this machine."""
     env = {
@@ -274,7 +333,7 @@ def test_no_network_and_no_data_falls_to_shapes_and_says_so(tmp_path):
         (["convbn"], ["'convbn' is not a flag"]),
         (["--epochs=3"], ["--epochs needs --lr"]),
         (["--model=convnet", "--phases=3"], ["--phases=3", "convnet has 2"]),
-        (["--lr=fast"], ["--lr=fast"]),
+        (["--lr=fast"], ["--lr=fast", "auto"]),
         (["--seeds=1,x"], ["--seeds=1,x"]),
     ],
 )

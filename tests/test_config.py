@@ -39,6 +39,14 @@ def test_flags_replace_the_phases(settings, phases):
     assert recipe.momentum == 0.9
 
 
+def test_a_found_rate_stands_for_auto():
+    settings = Config(model="convbn", lr="auto")
+    assert settings.make_recipe(0.2) == Config(model="convbn", lr=0.2).make_recipe()
+    assert settings.make_recipe().phases == LESSON["convbn"].phases
+    settings = Config(lr="auto", epochs=3)
+    assert settings.make_recipe(0.2).phases == (Constant(0.2, 3),)
+
+
 def test_flags_replace_the_regularisation():
     given = {
         "batch_size": 8,

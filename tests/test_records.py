@@ -85,7 +85,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
     records.claim_folder(tmp_path / "new" / "run")
     records.claim_folder(tmp_path / "new" / "run")  # empty: nothing is lost
     records.write_config(tmp_path, {})
-    with pytest.raises(UserError, match=r"holds a run; --resume"):
+    with pytest.raises(UserError, match=r"holds a run; .*--resume"):
         records.claim_folder(tmp_path)
     with pytest.raises(UserError, match="not empty and holds no run"):
         records.claim_folder(tmp_path / "new")
