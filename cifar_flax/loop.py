@@ -117,7 +117,7 @@ class Trainer:
         seeds: Sequence[int] = (0,),
         *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
-        eval_batch_size: int = 500,
+        eval_batch_size: int = 250,
     ):
         """Makes the program; nothing is compiled or trained yet.
 
@@ -128,7 +128,7 @@ class Trainer:
           recipe: how to train.
           seeds: one a replica.
           augmentation: of the training images.
-          eval_batch_size: images in a call of the evaluation.
+          eval_batch_size: images at a time in the evaluation.
         """
         if len(splits.train) < recipe.batch_size:
             raise UserError(
@@ -206,16 +206,14 @@ class Trainer:
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
         """Exact loss and accuracy of every replica on a split.
 
-        The last batch is filled up to the common size; what the filling gives is cut
-        off before anything is summed.
+        One compiled call takes all batches. The last one is filled up to the common
+        size; what the filling gives is cut off before anything is summed.
         """
-        batch, outputs = self.eval_batch_size, []
-        for start in range(0, len(split), batch):
-            images = split.images[start : start + batch]
-            fill = [(0, batch - len(images))] + [(0, 0)] * 3
-            logits = self._predict(state.variables, np.pad(images, fill))
-            outputs.append(logits[:, : len(images)])
-        logits = np.concatenate([np.asarray(x) for x in outputs], axis=1)
+        size = min(self.eval_batch_size, len(split))
+        fill = [(0, -len(split) % size)] + [(0, 0)] * 3
+        images = np.pad(split.images, fill)
+        batches = images.reshape(-1, size, *images.shape[1:])
+        logits = np.asarray(self._predict(state.variables, batches))[:, : len(split)]
         losses = -_log_softmax(logits)[:, np.arange(len(split)), split.labels]
         correct = logits.argmax(-1) == split.labels
         return Evaluation(logits, losses.mean(1), correct.mean(1))
@@ -309,9 +307,15 @@ class Trainer:
 
         return lax.fori_loop(start, stop, body, state)
 
-    def _predict_of_one(self, variables, images):
-        images = normalise(images, self.splits.mean, self.splits.std)
-        return self.model.apply(variables, images, train=False)
+    def _predict_of_one(self, variables, batches):
+        """Logits [M * B, K] of images [M, B, H, W, C]."""
+
+        def predict(images):
+            images = normalise(images, self.splits.mean, self.splits.std)
+            return self.model.apply(variables, images, train=False)
+
+        logits = lax.map(predict, batches)
+        return logits.reshape(-1, logits.shape[-1])
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

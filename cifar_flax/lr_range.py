@@ -91,6 +91,7 @@ class _Carry:
     Attributes:
       step: steps done.
       state: a copy that trains.
+      batches: indices of the images of each step, [steps, B].
       losses: of each step, [steps]; NaN for those not done.
       average: moving average of the losses, biased towards 0.
       best: lowest smoothed loss so far.
@@ -99,6 +100,7 @@ class _Carry:
 
     step: jax.Array
     state: TrainState
+    batches: jax.Array
     losses: jax.Array
     average: jax.Array
     best: jax.Array
@@ -133,7 +135,15 @@ def range_test(
         state = dataclasses.replace(state, opt_state=tx.init(state.params))
         losses = jnp.full(steps, jnp.nan)
         zero, infinity = jnp.float32(0), jnp.float32(jnp.inf)
-        return _Carry(jnp.int32(0), state, losses, zero, infinity, jnp.bool_(True))
+        return _Carry(
+            step=jnp.int32(0),
+            state=state,
+            batches=trainer.first_batches(state.key, steps),
+            losses=losses,
+            average=zero,
+            best=infinity,
+            going=jnp.bool_(True),
+        )
 
     def advance(carry: _Carry, data: Data, stop: jax.Array) -> _Carry:
         return _advance(trainer, settings, tx, carry, data, stop)
@@ -182,12 +192,11 @@ def _advance(
 ) -> _Carry:
     """Takes one replica on to a step, or to where its loss breaks away."""
     beta = settings.smoothing
-    batches = trainer.first_batches(carry.state.key, carry.losses.shape[0])
 
     def body(carry: _Carry) -> _Carry:
         step = carry.step
         state = dataclasses.replace(carry.state, totals=Totals.zero())
-        state = trainer.train_step(state, step, batches[step], data, tx)
+        state = trainer.train_step(state, step, carry.batches[step], data, tx)
         loss = state.totals.loss / state.totals.count
         average = beta * carry.average + (1 - beta) * loss
         smoothed = average / (1 - beta ** (step + 1))
@@ -195,7 +204,15 @@ def _advance(
         finite = jnp.isfinite(loss)
         losses = carry.losses.at[step].set(jnp.where(finite, loss, jnp.nan))
         going = finite & (smoothed <= settings.stop_factor * best)
-        return _Carry(step + 1, state, losses, average, best, going)
+        return dataclasses.replace(
+            carry,
+            step=step + 1,
+            state=state,
+            losses=losses,
+            average=average,
+            best=best,
+            going=going,
+        )
 
     def keep_going(carry: _Carry) -> jax.Array:
         return carry.going & (carry.step < stop)

@@ -27,6 +27,7 @@ from cifar_flax.data import Dataset
 from cifar_flax.loop import Data, Trainer, map_replicas
 from cifar_flax.lr_range import RangeSettings
 from cifar_flax.models import MODELS
+from cifar_flax.reports.range_curve import METHODS, RangeResult
 from cifar_flax.state import Totals, TrainState
 from experiments import cli, config
 from experiments.console import make_console, steps_bar
@@ -58,10 +59,12 @@ def main() -> None:
     grids = {}
     for model in FLAGS.models:
         folder = pathlib.Path(FLAGS.workdir) / model
-        grids[model] = records.read_if_there(folder / GRID)
-        if grids[model] is None:
+        if not (folder / GRID).exists():
             screen.print(f"\n{model}")
-            grids[model] = measure(settings_of(model), dataset, screen)
+            measure(settings_of(model), dataset, screen)
+        result = RangeResult.from_record(records.read_json(folder / records.RANGE_TEST))
+        found = {method: result.consensus(method).rate for method in METHODS}
+        grids[model] = {**records.read_json(folder / GRID), "suggested": found}
     screen.print(summary(grids))
     size, device = FLAGS.train_size, next(iter(grids.values()))["device"]
     screen.print(
@@ -86,10 +89,8 @@ def settings_of(model: str) -> config.Config:
     )
 
 
-def measure(
-    settings: config.Config, dataset: Dataset, screen: Console
-) -> dict[str, Any]:
-    """Runs the range test and trains over the grid; writes and returns both."""
+def measure(settings: config.Config, dataset: Dataset, screen: Console) -> None:
+    """Runs the range test and trains over the grid; writes both."""
     trainer = make_trainer(settings, dataset)
     record = make_record(settings, trainer, dataset, "lr_grid")
     folder = open_folder(settings, record)
@@ -102,15 +103,10 @@ def measure(
     grid = {
         "rates": RATES,
         "accuracies": accuracies,
-        "suggested": {
-            one["method"]: one["rate"]
-            for one in records.read_range_test(folder)["suggestions"]
-        },
         "cost": result.seconds / steps / seconds,
         "device": device_name(),
     }
     records.write_json(folder / GRID, grid)
-    return records.read_json(folder / GRID)
 
 
 def train_grid(trainer: Trainer, screen: Console) -> tuple[np.ndarray, float]:
@@ -159,9 +155,8 @@ def shortfall(grid: dict[str, Any], rate: float) -> float:
 def summary(grids: dict[str, dict[str, Any]]) -> Table:
     """A row for each model: the best rate, and each method's with its shortfall."""
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    methods = list(next(iter(grids.values()))["suggested"])
     table.add_column("model")
-    for name in ("best", "accuracy", "within 1 point", *methods, "cost"):
+    for name in ("best", "accuracy", "within 1 point", *METHODS, "cost"):
         table.add_column(name, justify="right")
     for model, grid in grids.items():
         means = 100 * np.mean(grid["accuracies"], 1)
@@ -172,7 +167,7 @@ def summary(grids: dict[str, dict[str, Any]]) -> Table:
             f"{grid['rates'][int(means.argmax())]:.2g}",
             f"{means.max():.1f}",
             f"{good[0]:.2g} - {good[-1]:.2g}",
-            *(_verdict(grid, grid["suggested"][method]) for method in methods),
+            *(_verdict(grid, grid["suggested"][method]) for method in METHODS),
             f"x {grid['cost']:.2f}",
         )
     return table

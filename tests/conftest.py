@@ -3,9 +3,11 @@
 import os
 import tempfile
 
-# Many tests compile the same program, in this process or in one they start.
-CACHE = tempfile.TemporaryDirectory(prefix="cifar_flax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+# Many tests compile the same program, in this process or in one they start; the workers
+# of pytest-xdist share the folder of the process that started them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="cifar_flax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

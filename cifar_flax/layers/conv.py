@@ -106,17 +106,19 @@ def _windows_product(images, pads, kernel, stride):
     pads = [pads[0], pads[1], (low, steps * step - low - images.shape[2], 0), pads[3]]
     padded = lax.pad(images, jnp.zeros((), images.dtype), pads)
     tiles = padded.reshape(*padded.shape[:2], steps, step * channels)
-    pieces = [
-        tiles[
-            :,
-            i : i + stride * (rows - 1) + 1 : stride,
-            j // step : j // step + blocks,
-            : (width - j) * channels,
-        ]
-        for i in range(size)
-        for j in range(0, width, step)
-    ]
-    windows = jnp.concatenate(pieces, axis=-1)
+    # First the columns of all windows, then their rows: XLA fuses a concatenation of
+    # few pieces with the slices, and copies each piece of a concatenation of many.
+    tiles = jnp.concatenate(
+        [
+            tiles[:, :, j // step : j // step + blocks, : (width - j) * channels]
+            for j in range(0, width, step)
+        ],
+        axis=-1,
+    )
+    last = stride * (rows - 1) + 1
+    windows = jnp.concatenate(
+        [tiles[:, i : i + last : stride] for i in range(size)], axis=-1
+    )
     outputs = windows @ _banded(kernel, block, stride)
     outputs = outputs.reshape(*outputs.shape[:2], blocks * block, features)
     return outputs[:, :, :columns], windows
@@ -148,11 +150,14 @@ def _kernel_gradient(windows, grad, kernel):
     blocks = windows.shape[2]
     fill = blocks * block - grad.shape[2]
     grad = jnp.pad(grad, [(0, 0), (0, 0), (0, fill), (0, 0)])
+    # With the fewer columns first the product is up to twice as fast; the barrier keeps
+    # XLA from moving the transposition into it.
     banded_grad = lax.dot_general(
-        windows.reshape(-1, windows.shape[-1]),
         grad.reshape(-1, block * features),
+        windows.reshape(-1, windows.shape[-1]),
         (((0,), (0,)), ((), ())),
     )
+    banded_grad = lax.optimization_barrier(banded_grad).T
     fold = jax.linear_transpose(lambda k: _banded(k, block, stride), kernel)
     return fold(banded_grad)[0]
 

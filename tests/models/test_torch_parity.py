@@ -1,9 +1,7 @@
 """The same weights give the same logits, loss and gradients in PyTorch.
 
-The networks are written here a second time, as the lesson describes them.
+The networks are those that ``experiments.benchmark`` measures against.
 """
-
-import itertools
 
 import jax
 import numpy as np
@@ -13,81 +11,10 @@ from cifar_flax.models import MODELS
 from tests.models.probe import probe
 
 torch = pytest.importorskip("torch")
-nn, functional = torch.nn, torch.nn.functional
+functional = torch.nn.functional
+peer = pytest.importorskip("experiments.torch_peer")
 
 TOLERANCE = 1e-4
-
-
-class BnLayer(nn.Module):
-    def __init__(self, inputs, outputs, stride=2, kernel_size=3):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel_size, stride, 1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x):
-        return self.norm(functional.relu(self.conv(x)))
-
-
-class ResnetLayer(BnLayer):
-    def forward(self, x):
-        return x + super().forward(x)
-
-
-class Relu(nn.Module):
-    def __init__(self, conv):
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x):
-        return functional.relu(self.conv(x))
-
-
-class Net(nn.Module):
-    """Layers one after the other, a global max pool, a dense layer."""
-
-    def __init__(self, layers, width):
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, x):
-        x = functional.adaptive_max_pool2d(self.layers(x), 1)
-        return self.head(x.flatten(1))
-
-
-class SimpleNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.hidden = nn.Linear(3072, 40)
-        self.head = nn.Linear(40, 10)
-
-    def forward(self, x):
-        x = x.permute(0, 2, 3, 1).flatten(1)  # the order of [H, W, C]
-        return self.head(functional.relu(self.hidden(x)))
-
-
-def make_network(name):
-    """The network, and its modules with parameters in the order of the calls."""
-    if name == "simplenet":
-        return SimpleNet()
-    if name in ("convnet", "convnet2"):
-        widths = [3, 20, 40, 80]
-        convs = [
-            nn.Conv2d(a, b, 3, 2, 1 if name == "convnet2" else 0)
-            for a, b in itertools.pairwise(widths)
-        ]
-        return Net([Relu(conv) for conv in convs], 80)
-    widths = [16, 32, 64, 128, 256] if name == "resnet2" else [10, 20, 40, 80, 160]
-    layers = [
-        BnLayer(3, 16, 1, 7) if name == "resnet2" else nn.Conv2d(3, 10, 5, padding=2)
-    ]
-    for a, b in itertools.pairwise(widths):
-        layers.append(BnLayer(a, b))
-        if name == "convbn2":
-            layers.append(BnLayer(b, b, 1))
-        if name in ("resnet", "resnet2"):
-            layers += [ResnetLayer(b, b, 1), ResnetLayer(b, b, 1)]
-    return Net(layers, widths[-1])
 
 
 def pairs(network, tree):
@@ -125,17 +52,20 @@ def assert_close(actual, expected, what):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_loss_gradients_and_statistics_agree(name):
-    ours, network = probe(name), make_network(name)
+    ours, network = probe(name), peer.make_network(name)
     names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     with torch.no_grad():
         for module, params in pairs(network, ours.variables["params"]):
             for key, value in params.items():
                 getattr(module, names[key]).copy_(to_torch(value))
         stats = ours.variables["batch_stats"]
-        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for module, (mean, var) in zip(norms, statistics(stats), strict=True):
             module.running_mean.copy_(to_torch(mean))
             module.running_var.copy_(to_torch(var))
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     images = torch.tensor(ours.images.transpose(0, 3, 1, 2).copy())
 
     with torch.no_grad():
