@@ -131,7 +131,7 @@ def check_same_run(
     folder: pathlib.Path,
 ) -> None:
     """Refuses to go on with a run that was another one."""
-    kind = recorded.get("kind")
+    kind = recorded.get("kind", "run")
     if kind != record["kind"]:
         raise UserError(
             f"{folder} holds the outcome of {kind} and no run to go on with; give "
