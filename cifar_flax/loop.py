@@ -72,6 +72,11 @@ class Progress:
     seconds: float
 
 
+def next_chunk(steps: int, seconds: float) -> int:
+    """Steps for the next compiled call, after one of so many took so long."""
+    return max(1, int(CHUNK_SECONDS * steps / seconds))
+
+
 def map_replicas(fn: Callable) -> Callable:
     """Maps a function of one replica over the leading axis of its first argument.
 
@@ -188,7 +193,7 @@ class Trainer:
             totals = jax.device_get(state.totals)  # waits for the chunk
             seconds = time.perf_counter() - start
             done, step = stop - step, stop
-            chunk = max(1, int(CHUNK_SECONDS * done / seconds))
+            chunk = next_chunk(done, seconds)
             if step == epoch_end:
                 zeros = jax.tree.map(jnp.zeros_like, state.totals)
                 state = dataclasses.replace(state, totals=zeros)

@@ -24,7 +24,7 @@ import optax
 from jax import lax
 
 from cifar_flax.errors import UserError
-from cifar_flax.loop import CHUNK_SECONDS, Data, Trainer, map_replicas
+from cifar_flax.loop import Data, Trainer, map_replicas, next_chunk
 from cifar_flax.reports.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.schedules import ramp
 from cifar_flax.state import Totals, TrainState
@@ -132,18 +132,7 @@ def range_test(
     tx = trainer.recipe.optimizer(schedule)
 
     def begin(state: TrainState) -> _Carry:
-        state = dataclasses.replace(state, opt_state=tx.init(state.params))
-        losses = jnp.full(steps, jnp.nan)
-        zero, infinity = jnp.float32(0), jnp.float32(jnp.inf)
-        return _Carry(
-            step=jnp.int32(0),
-            state=state,
-            batches=trainer.first_batches(state.key, steps),
-            losses=losses,
-            average=zero,
-            best=infinity,
-            going=jnp.bool_(True),
-        )
+        return _begin(trainer, tx, steps, state)
 
     def advance(carry: _Carry, data: Data, stop: jax.Array) -> _Carry:
         return _advance(trainer, settings, tx, carry, data, stop)
@@ -154,12 +143,11 @@ def range_test(
     run = program.lower(carry, trainer.data, jnp.int32(0)).compile()
     compiled = time.perf_counter()
     stop, chunk = 0, 1
-    while stop < steps and np.any(carry.going):
+    while stop < steps and carry.going.any():
         before, called = stop, time.perf_counter()
         stop = min(stop + chunk, steps)
         carry = jax.block_until_ready(run(carry, trainer.data, jnp.int32(stop)))
-        speed = (stop - before) / (time.perf_counter() - called)
-        chunk = max(1, int(CHUNK_SECONDS * speed))
+        chunk = next_chunk(stop - before, time.perf_counter() - called)
         on_progress(stop)
     seconds = time.perf_counter() - compiled
 
@@ -179,6 +167,21 @@ def range_test(
         smoothed=smooth(losses[:, :done], settings.smoothing),
         seconds=seconds,
         compile_seconds=compiled - start,
+    )
+
+
+def _begin(
+    trainer: Trainer, tx: optax.GradientTransformation, steps: int, state: TrainState
+) -> _Carry:
+    """One replica before its first step."""
+    return _Carry(
+        step=jnp.int32(0),
+        state=dataclasses.replace(state, opt_state=tx.init(state.params)),
+        batches=trainer.first_batches(state.key, steps),
+        losses=jnp.full(steps, jnp.nan),
+        average=jnp.float32(0),
+        best=jnp.float32(jnp.inf),
+        going=jnp.bool_(True),
     )
 
 

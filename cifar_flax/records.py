@@ -88,7 +88,7 @@ def write_result(folder: pathlib.Path, result: dict[str, Any]) -> None:
 
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
     """Reads ``result.json``; None for an unfinished run."""
-    return read_if_there(folder / RESULT)
+    return _read_if_there(folder / RESULT)
 
 
 def write_range_test(folder: pathlib.Path, record: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def write_range_test(folder: pathlib.Path, record: dict[str, Any]) -> None:
 
 def read_range_test(folder: pathlib.Path) -> dict[str, Any] | None:
     """Reads ``lr_find.json``; None where there is none."""
-    return read_if_there(folder / RANGE_TEST)
+    return _read_if_there(folder / RANGE_TEST)
 
 
 def append_metrics(folder: pathlib.Path, record: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
+def _read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
     """Reads a file of this format; None where there is none."""
     return read_json(path) if path.exists() else None
 

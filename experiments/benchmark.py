@@ -28,9 +28,8 @@ from rich.table import Table
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from cifar_flax.models import MODELS
-from experiments import cli
-from experiments.console import make_console
+from experiments import cli, config
+from experiments.console import make_console, make_table
 
 FLAGS = flags.FLAGS
 
@@ -41,12 +40,7 @@ EVAL_IMAGES = 10_000
 
 def main() -> None:
     """Runs the command."""
-    models = list(MODELS) if FLAGS.models == ["all"] else FLAGS.models
-    wrong = [name for name in models if name not in MODELS]
-    if wrong:
-        raise flags.ValidationError(
-            f"--models={','.join(wrong)}: the models are all, {', '.join(MODELS)}"
-        )
+    models = config.check_models(FLAGS.models)
     if FLAGS.peer == "torch" and util.find_spec("torch") is None:
         raise UserError("--peer=torch needs PyTorch: pip install -e '.[bench]'")
     contenders = [OURS] + [name for name in PEERS if FLAGS.peer == "torch"]
@@ -257,7 +251,6 @@ class Theirs:
         self.trainer.train(2)
         self.evaluate()
         compiled = time.perf_counter() - start
-        self.steps = 4
         again = time.perf_counter()
         self.steps = max(1, round(1 / self.trainer.train(4)))
         warm = time.perf_counter() - again
@@ -274,10 +267,9 @@ class Theirs:
 
 def speed_table(rows: list[dict[str, Any]]) -> Table:
     """Figures of each contender."""
-    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column("model")
-    table.add_column("")
-    for name in (
+    table = make_table(
+        "model",
+        "",
         "step",
         "images/s",
         "GFLOP/s",
@@ -285,8 +277,7 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
         "evaluation",
         "compilation",
         "memory",
-    ):
-        table.add_column(name, justify="right")
+    )
     for row in rows:
         table.add_row(
             row["model"] if row["contender"] == OURS else "",
@@ -304,18 +295,9 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
 
 def ratio_table(rows: list[dict[str, Any]]) -> Table:
     """Our time over each of theirs."""
-    table = Table(
-        show_edge=False,
-        pad_edge=False,
-        box=None,
-        padding=(0, 2, 0, 0),
-        title="our time over theirs: median (least - most)",
-        title_justify="left",
-    )
-    table.add_column("model")
-    for what in ("step", "evaluation"):
-        for peer in PEERS:
-            table.add_column(f"{what}\n{peer}", justify="right")
+    columns = [f"{what}\n{peer}" for what in ("step", "evaluation") for peer in PEERS]
+    title = "our time over theirs: median (least - most)"
+    table = make_table("model", *columns, title=title)
     for model in dict.fromkeys(row["model"] for row in rows):
         by_name = {row["contender"]: row for row in rows if row["model"] == model}
         table.add_row(

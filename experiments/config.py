@@ -229,6 +229,22 @@ def define_flags(*names: str, without: Sequence[str] = ()) -> None:
             flags.DEFINE_string(field.name, field.default, help_text)
 
 
+def check_models(names: list[str]) -> list[str]:
+    """The models that ``--models`` names, all of them for ``all``.
+
+    Raises:
+      flags.ValidationError: no such model.
+    """
+    if names == ["all"]:
+        return list(MODELS)
+    wrong = [name for name in names if name not in MODELS]
+    if wrong:
+        raise flags.ValidationError(
+            f"--models={','.join(wrong)}: the models are all, {', '.join(MODELS)}"
+        )
+    return names
+
+
 def config_from_flags() -> Config:
     """The settings that the flags give.
 

@@ -12,6 +12,9 @@ from rich.table import Table
 from cifar_flax.loop import Progress
 from cifar_flax.reports.statistics import ci95_of_share
 
+# Columns that hold words and not numbers.
+WORDS = ("", "model", "data", "method")
+
 
 def make_console() -> Console:
     """A console that breaks lines, and narrows tables, on a terminal only."""
@@ -19,6 +22,21 @@ def make_console() -> Console:
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=120)
     return console
+
+
+def make_table(*columns: str, title: str | None = None) -> Table:
+    """A table without lines; all columns but those of words are set to the right."""
+    table = Table(
+        show_edge=False,
+        pad_edge=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+        title=title,
+        title_justify="left",
+    )
+    for name in columns:
+        table.add_column(name, justify="left" if name in WORDS else "right")
+    return table
 
 
 def print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
@@ -96,9 +114,7 @@ def training_display(
 
 def print_result(console: Console, result: dict[str, Any], folder: str) -> None:
     """Prints the table at the end."""
-    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    for name in ("model", "data", "seed", "test accuracy", "test loss"):
-        table.add_column(name, justify="left" if name in ("model", "data") else "right")
+    table = make_table("model", "data", "seed", "test accuracy", "test loss")
     for seed, accuracy, loss in zip(
         result["seeds"], result["test_accuracy"], result["test_loss"], strict=True
     ):

@@ -10,7 +10,6 @@ and then trains with the rate.
 import dataclasses
 import pathlib
 
-import matplotlib
 import numpy as np
 from absl import flags
 from rich.console import Console
@@ -20,18 +19,11 @@ from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.loop import Trainer
 from cifar_flax.lr_range import RangeSettings, range_test
-from cifar_flax.reports.range_curve import (
-    METHODS,
-    Consensus,
-    RangeResult,
-)
+from cifar_flax.reports.range_curve import METHODS, Consensus, RangeResult
 from experiments import cli, config
-from experiments.console import make_console, print_pairs, steps_bar
+from experiments.console import make_console, make_table, print_pairs, steps_bar
 from experiments.environment import device_name
 from experiments.setup import load_data, make_record, make_trainer, open_folder
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 
 FLAGS = flags.FLAGS
 
@@ -136,12 +128,8 @@ def run_test(
 
 def suggestions_table(result: RangeResult, found: list[Consensus]) -> Table:
     """A row for each method, with its rate for each seed."""
-    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column("method")
-    for seed in result.seeds:
-        table.add_column(f"seed {seed}", justify="right")
-    for name in ("consensus", "spread"):
-        table.add_column(name, justify="right")
+    seeds = [f"seed {seed}" for seed in result.seeds]
+    table = make_table("method", *seeds, "consensus", "spread")
     for one in found:
         table.add_row(
             one.method,
@@ -154,15 +142,12 @@ def suggestions_table(result: RangeResult, found: list[Consensus]) -> Table:
 
 def draw(result: RangeResult, title: str, path: pathlib.Path) -> None:
     """Draws the curves to a file."""
-    figure, axis = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
+    from experiments import figures  # slow to import, and most runs draw nothing
+
+    figure, axis = figures.plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
     result.plot(axis)
     axis.set_title(title)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        plt.close(figure)
+    figures.save_figure(figure, path, str(path))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.loop import Data, Trainer, map_replicas
 from cifar_flax.lr_range import RangeSettings
-from cifar_flax.models import MODELS
 from cifar_flax.reports.range_curve import METHODS, RangeResult
-from cifar_flax.state import Totals, TrainState
+from cifar_flax.state import TrainState
 from experiments import cli, config
-from experiments.console import make_console, steps_bar
+from experiments.console import make_console, make_table, steps_bar
 from experiments.environment import device_name
 from experiments.lr_find import SEEDS, run_test
 from experiments.setup import load_data, make_record, make_trainer, open_folder
@@ -49,15 +48,11 @@ GRID = "lr_grid.json"
 
 def main() -> None:
     """Runs the command."""
-    wrong = [name for name in FLAGS.models if name not in MODELS]
-    if wrong:
-        raise flags.ValidationError(
-            f"--models={','.join(wrong)}: the models are {', '.join(MODELS)}"
-        )
+    models = config.check_models(FLAGS.models)
     screen = make_console()
-    dataset = load_data(settings_of(FLAGS.models[0]))
+    dataset = load_data(settings_of(models[0]))
     grids = {}
-    for model in FLAGS.models:
+    for model in models:
         folder = pathlib.Path(FLAGS.workdir) / model
         if not (folder / GRID).exists():
             screen.print(f"\n{model}")
@@ -122,7 +117,6 @@ def train_grid(trainer: Trainer, screen: Console) -> tuple[np.ndarray, float]:
         tx = trainer.recipe.optimizer(optax.cosine_decay_schedule(rate, steps))
 
         def body(step: jax.Array, state: TrainState) -> TrainState:
-            state = dataclasses.replace(state, totals=Totals.zero())
             return trainer.train_step(state, step, batches[step], data, tx)
 
         return jax.lax.fori_loop(0, steps, body, state)
@@ -154,10 +148,7 @@ def shortfall(grid: dict[str, Any], rate: float) -> float:
 
 def summary(grids: dict[str, dict[str, Any]]) -> Table:
     """A row for each model: the best rate, and each method's with its shortfall."""
-    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column("model")
-    for name in ("best", "accuracy", "within 1 point", *METHODS, "cost"):
-        table.add_column(name, justify="right")
+    table = make_table("model", "best", "accuracy", "within 1 point", *METHODS, "cost")
     for model, grid in grids.items():
         means = 100 * np.mean(grid["accuracies"], 1)
         rates = np.geomspace(grid["rates"][0], grid["rates"][-1], 400)
@@ -181,7 +172,7 @@ def _verdict(grid: dict[str, Any], rate: float | None) -> str:
 
 if __name__ == "__main__":
     config.define_flags("dataset", "data_dir", "data_archive", "archive_sha256")
-    flags.DEFINE_list("models", list(MODELS), "Architectures.")
+    flags.DEFINE_list("models", ["all"], "Architectures, or all of them.")
     flags.DEFINE_integer("train_size", 10_000, "Train on this many images.")
     flags.DEFINE_string("workdir", "runs/lr_grid", "Folder for the outcome.")
     cli.main(main)

@@ -12,7 +12,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from absl import flags
 from rich.console import Console
@@ -31,12 +30,9 @@ from cifar_flax.data.augment import (
     pad_images,
     sample_images,
 )
-from cifar_flax.errors import UserError
 from experiments import cli, config
 from experiments.console import make_console, print_pairs
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
+from experiments.figures import plt, save_figure
 
 FLAGS = flags.FLAGS
 
@@ -126,12 +122,7 @@ def draw_images(
         line[0].set_ylabel(f"augmented {row}" if row else "original", fontsize=9)
     figure.suptitle(f"{dataset.name}: training images", fontsize=11)
     figure.tight_layout()
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise UserError(f"cannot write --picture={path}: {error.strerror}") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, path, f"--picture={path}")
 
 
 if __name__ == "__main__":
