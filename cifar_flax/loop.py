@@ -122,7 +122,7 @@ class Trainer:
         seeds: Sequence[int] = (0,),
         *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
-        eval_batch_size: int = 250,
+        eval_batch_size: int = 125,
     ):
         """Makes the program; nothing is compiled or trained yet.
 
@@ -133,7 +133,8 @@ class Trainer:
           recipe: how to train.
           seeds: one a replica.
           augmentation: of the training images.
-          eval_batch_size: images at a time in the evaluation.
+          eval_batch_size: images at a time in the evaluation; more of them would
+            leave a CPU's cache.
         """
         if len(splits.train) < recipe.batch_size:
             raise UserError(
@@ -152,8 +153,9 @@ class Trainer:
             jnp.asarray(pad_images(splits.train.images, augmentation)),
             jnp.asarray(splits.train.labels),
         )
-        self._jitted = jax.jit(map_replicas(self._train_steps_of_one), donate_argnums=0)
+        self._jitted = jax.jit(self._train_steps_of_all, donate_argnums=0)
         self._train_steps: Callable[..., TrainState] = self._jitted
+        self._orders = jax.jit(map_replicas(self.epoch_order))
         self._predict = jax.jit(map_replicas(self._predict_of_one))
 
     def init(self) -> TrainState:
@@ -168,7 +170,8 @@ class Trainer:
     def compile(self, state: TrainState) -> None:
         """Compiles the training program, so that ``run`` starts at full speed."""
         start = time.perf_counter()
-        args = (state, self.data, jnp.int32(0), jnp.int32(0))
+        orders = self._orders(state.key, jnp.int32(0))
+        args = (state, orders, self.data, jnp.int32(0), jnp.int32(0))
         self._train_steps = self._jitted.lower(*args).compile()
         self.compile_seconds = time.perf_counter() - start
 
@@ -182,13 +185,16 @@ class Trainer:
           Where training stands, after every chunk of about ``CHUNK_SECONDS`` and at
           the end of every epoch.
         """
-        step, chunk = int(state.step[0]), 1
+        step, chunk, epoch_end = int(state.step[0]), 1, 0
         while step < self.total_steps:
-            epoch_end = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
-            stop = min(step + chunk, epoch_end)
             start = time.perf_counter()
+            if step >= epoch_end:
+                epoch = step // self.steps_per_epoch
+                epoch_end = (epoch + 1) * self.steps_per_epoch
+                orders = self._orders(state.key, jnp.int32(epoch))
+            stop = min(step + chunk, epoch_end)
             state = self._train_steps(
-                state, self.data, jnp.int32(step), jnp.int32(stop)
+                state, orders, self.data, jnp.int32(step), jnp.int32(stop)
             )
             totals = jax.device_get(state.totals)  # waits for the chunk
             seconds = time.perf_counter() - start
@@ -300,10 +306,14 @@ class Trainer:
             label_smoothing=self.recipe.label_smoothing,
         )
 
-    def _train_steps_of_one(self, state, data, start, stop):
-        """Steps [start, stop) of one replica; all of them within one epoch."""
+    def _train_steps_of_all(self, state, orders, data, start, stop):
+        """Steps [start, stop), all within the epoch that ``orders`` [R, N] are of."""
+        run = map_replicas(self._train_steps_of_one)
+        return run((state, orders), data, start, stop)
+
+    def _train_steps_of_one(self, replica, data, start, stop):
+        state, order = replica
         size = self.recipe.batch_size
-        order = self.epoch_order(state.key, start // self.steps_per_epoch)
 
         def body(step, state):
             first = step % self.steps_per_epoch * size

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cifar_flax.layers import Conv
-from cifar_flax.layers.conv import conv2d_native, conv2d_product
+from cifar_flax.layers.conv import conv2d_native
+from cifar_flax.layers.conv_product import conv2d_product
 
 SHAPES = [(8, 8), (15, 15), (7, 10)]
 SETTINGS = [
