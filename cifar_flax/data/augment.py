@@ -53,8 +53,8 @@ def sample_images(
 ) -> jax.Array:
     """A batch of randomly cropped and flipped images.
 
-    Offsets are uniform over 0, ..., 2 * padding in both directions, flips are fair
-    coins, all independent. One gather with explicit indices does the selection, the
+    Offsets are uniform (to 2^-15) over 0, ..., 2 * padding in both directions, flips are
+    fair coins, all independent. One gather with explicit indices does the selection, the
     crop and the flip, so that nothing is copied twice.
 
     Args:
@@ -68,13 +68,16 @@ def sample_images(
     """
     batch, p = indices.shape[0], augmentation.padding
     height, width = padded.shape[1] - 2 * p, padded.shape[2] - 2 * p
-    offset_key, flip_key = jax.random.split(key)
-    offsets = jax.random.randint(offset_key, (2, batch, 1), 0, 2 * p + 1)
-    flips = jax.random.bernoulli(flip_key, 0.5, (batch, 1)) & augmentation.flip
-
-    rows = offsets[0] + jnp.arange(height)
+    # One draw for all three: the generator costs as much as the smallest model's products.
+    bits = jax.random.bits(key, (batch, 1))
+    flips = (bits >> 31 == 1) & augmentation.flip
+    top, left = (
+        ((bits >> shift & 0x7FFF) * (2 * p + 1) >> 15).astype(jnp.int32)
+        for shift in (0, 15)
+    )
+    rows = top + jnp.arange(height)
     columns = jnp.arange(width)
-    columns = offsets[1] + jnp.where(flips, width - 1 - columns, columns)
+    columns = left + jnp.where(flips, width - 1 - columns, columns)
     return padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
