@@ -165,7 +165,10 @@ class Trainer:
         def init_of_one(seed):
             return init_state(jax.random.key(seed), self.model, self.tx, shape)
 
-        return jax.jit(map_replicas(init_of_one))(jnp.asarray(self.seeds))
+        # A program that runs once: optimising it would take seconds.
+        options = {"xla_backend_optimization_level": 0}
+        program = jax.jit(map_replicas(init_of_one), compiler_options=options)
+        return program(jnp.asarray(self.seeds))
 
     def compile(self, state: TrainState) -> None:
         """Compiles the training program, so that ``run`` starts at full speed."""

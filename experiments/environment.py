@@ -1,9 +1,11 @@
 """What a run ran with: code, libraries, device."""
 
+import hashlib
 import os
 import pathlib
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -20,6 +22,33 @@ def describe_environment() -> dict[str, Any]:
         "device": device_name(),
         "git_revision": git_revision(),
     }
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder for the next command.
+
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder, or none where it is empty. The
+    default one is of this processor and this jaxlib: a program for another processor
+    may end with an illegal instruction where a home folder is shared. Where it cannot
+    be written, and on other systems than Linux, there is no cache.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or sys.platform != "linux":
+        return
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    names = ("model name", "flags", "CPU part", "Features")
+    processor = sorted({line for line in lines if line.startswith(names)})
+    key = "\n".join([metadata.version("jaxlib"), *processor])
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = pathlib.Path(caches, "cifar_flax", "programs")
+    folder /= hashlib.sha256(key.encode()).hexdigest()[:12]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def device_name() -> str:

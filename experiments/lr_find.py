@@ -22,7 +22,7 @@ from cifar_flax.lr_range import RangeSettings, range_test
 from cifar_flax.reports.range_curve import METHODS, Consensus, RangeResult
 from experiments import cli, config
 from experiments.console import make_console, make_table, print_pairs, steps_bar
-from experiments.environment import device_name
+from experiments.environment import device_name, use_compilation_cache
 from experiments.setup import load_data, make_record, make_trainer, open_folder
 
 FLAGS = flags.FLAGS
@@ -39,6 +39,7 @@ NOT_ASKED = ("phases", "lr", "epochs", "cycles", "cycle_len", "cycle_mult", "res
 def main() -> None:
     """Runs the command."""
     settings = config.config_from_flags()
+    use_compilation_cache()
     try:
         range_settings = RangeSettings(
             FLAGS.start_lr, FLAGS.end_lr, FLAGS.num_steps, FLAGS.linear

@@ -30,7 +30,7 @@ from cifar_flax.reports.range_curve import METHODS, RangeResult
 from cifar_flax.state import TrainState
 from experiments import cli, config
 from experiments.console import make_console, make_table, steps_bar
-from experiments.environment import device_name
+from experiments.environment import device_name, use_compilation_cache
 from experiments.lr_find import SEEDS, run_test
 from experiments.setup import load_data, make_record, make_trainer, open_folder
 
@@ -49,6 +49,7 @@ GRID = "lr_grid.json"
 def main() -> None:
     """Runs the command."""
     models = config.check_models(FLAGS.models)
+    use_compilation_cache()
     screen = make_console()
     dataset = load_data(settings_of(models[0]))
     grids = {}

@@ -26,7 +26,7 @@ from cifar_flax.models.summary import layer_rows
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.state import TrainState
 from experiments import cli, config, console
-from experiments.environment import device_name
+from experiments.environment import device_name, use_compilation_cache
 from experiments.lr_find import SEEDS, find_rate
 from experiments.setup import (
     describe_recipe,
@@ -49,6 +49,7 @@ def main() -> int:
     """Runs the command; returns the exit status."""
     settings = config.config_from_flags()
     screen = console.make_console()
+    use_compilation_cache()
     if settings.resume:
         folder = pathlib.Path(settings.workdir)
         result = records.read_result(folder)

@@ -17,6 +17,7 @@ from cifar_flax.layers.initializers import fan_in_uniform
 Array = jax.Array
 Lowering = Literal["auto", "native", "product"]
 
+
 def conv2d_native(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     """Cross-correlation by XLA; arguments and result as in ``conv2d_product``."""
     return lax.conv_general_dilated(

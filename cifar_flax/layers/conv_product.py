@@ -146,7 +146,9 @@ def _minimal_filter(outputs: int, taps: int):
 
     inverse = np.linalg.inv(values(outputs + taps - 1)).T
     # Whole numbers where the many images are, fractions where the one kernel is.
-    scale = np.abs(inverse).min(1, keepdims=True, where=np.abs(inverse) > 1e-9, initial=9)
+    scale = np.abs(inverse).min(
+        1, keepdims=True, where=np.abs(inverse) > 1e-9, initial=9
+    )
     b = np.round(inverse / scale)
     return values(outputs).T.tolist(), (values(taps) * scale).tolist(), b.tolist()
 
@@ -187,7 +189,9 @@ def _correlate(images, pads, kernel, stride):
     )
     m, block = _block_shape(rows, kernel, stride)
     bands = -(-rows // m)
-    tiles = _column_tiles(images, pads, bands * m - rows, columns, block, kernel, stride)
+    tiles = _column_tiles(
+        images, pads, bands * m - rows, columns, block, kernel, stride
+    )
     if m == 1:
         last = stride * (rows - 1) + 1
         windows = [
