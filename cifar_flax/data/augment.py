@@ -53,9 +53,9 @@ def sample_images(
 ) -> jax.Array:
     """A batch of randomly cropped and flipped images.
 
-    Offsets are uniform (to 2^-15) over 0, ..., 2 * padding in both directions, flips are
-    fair coins, all independent. One gather with explicit indices does the selection, the
-    crop and the flip, so that nothing is copied twice.
+    Offsets are uniform (to 2^-15) over 0, ..., 2 * padding in both directions, flips
+    are fair coins, all independent. One gather with explicit indices does the
+    selection, the crop and the flip, so that nothing is copied twice.
 
     Args:
       key: a PRNG key, the only source of randomness.
@@ -68,7 +68,7 @@ def sample_images(
     """
     batch, p = indices.shape[0], augmentation.padding
     height, width = padded.shape[1] - 2 * p, padded.shape[2] - 2 * p
-    # One draw for all three: the generator costs as much as the smallest model's products.
+    # One draw for all three: the generator costs as much as the smallest model.
     bits = jax.random.bits(key, (batch, 1))
     flips = (bits >> 31 == 1) & augmentation.flip
     top, left = (

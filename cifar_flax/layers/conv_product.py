@@ -22,10 +22,14 @@ from jax import lax
 
 Array = jax.Array
 
-# A product of more columns than this gains nothing from a wider block, and a block
-# that is wider than this many kernels costs more operations than it saves.
+# Blocks of outputs grow until the product has this many columns, which keep the vector
+# units busy, or the window is this many kernels wide, which costs as many times the
+# operations.
 _MAX_COLUMNS = 40
 _MAX_WIDENING = 1.7
+
+# Windows of more than twice this size are made, used and forgotten in pieces, which
+# stay in a core's share of the cache.
 _CACHE_BYTES = 6e6
 
 
@@ -73,7 +77,7 @@ def _pieces(images, kernel, stride, padding):
 
 def _dense(images, kernel, stride, padding):
     """One product [N, H*W*C] x [H*W*C, H'*W'*F]: few of the matrix's taps are zero."""
-    size, _, channels, features = kernel.shape
+    size, features = kernel.shape[0], kernel.shape[-1]
 
     def taps(length):
         """[U, O, I]: whether input u meets output o through tap i."""
@@ -156,7 +160,9 @@ def _minimal_filter(outputs: int, taps: int):
 def _combine(coefficients, arrays):
     """The linear combinations of arrays that the rows of coefficients name."""
     return [
-        functools.reduce(operator.add, (c * x for c, x in zip(row, arrays) if c))
+        functools.reduce(
+            operator.add, (c * x for c, x in zip(row, arrays, strict=True) if c)
+        )
         for row in coefficients
     ]
 
@@ -252,7 +258,7 @@ def _matrices(kernel, m, block, stride):
       For m = 1 one matrix [K * width * C, block * F], zero where a copy of the kernel
       has no tap; else m + K - 1 matrices [width * C, block * F].
     """
-    size, _, channels, features = kernel.shape
+    size, _, _, features = kernel.shape
     copies = [
         jnp.pad(
             kernel, [(0, 0), (stride * b, stride * (block - 1 - b)), (0, 0), (0, 0)]
