@@ -11,11 +11,13 @@
 Whole files are replaced atomically; lines are appended and flushed to the disk.
 """
 
+import fcntl
 import io
 import json
 import math
 import os
 import pathlib
+import socket
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ RESULT = "result.json"
 RANGE_TEST = "lr_find.json"
 PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 
 # Raised when the meaning of a file changes, so that a reader can tell.
 FORMAT = 1
@@ -57,7 +60,7 @@ def claim_folder(folder: pathlib.Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = next(folder.iterdir(), None) is not None
+        taken = any(path.name != LOCK for path in folder.iterdir())
     except OSError as error:
         raise UserError(
             f"cannot make the folder {folder}: {error.strerror}; give another one"
@@ -69,6 +72,54 @@ def claim_folder(folder: pathlib.Path) -> None:
         )
     if taken:
         raise UserError(f"{folder} is not empty and holds no run; give another folder")
+
+
+_held: list[Any] = []
+
+
+def lock_folder(folder: pathlib.Path) -> None:
+    """Takes a folder for this process, until it ends, in whatever way.
+
+    Raises:
+      UserError: another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (kept open)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the folder {folder}: {error.strerror}; give another one"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = _read_holder(file)
+        file.close()
+        raise UserError(
+            f"{folder} is in use by {holder}; wait for it, or give another folder"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _held.append(file)
+
+
+def lock_holder(folder: pathlib.Path) -> str | None:
+    """Which process has a folder; None where no living one has."""
+    try:
+        with open(folder / LOCK, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _read_holder(file)
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _read_holder(file) -> str:
+    file.seek(0)
+    return file.read() or "another process"
 
 
 def write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:

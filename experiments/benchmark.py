@@ -191,7 +191,7 @@ class Ours:
     def ready(self) -> dict[str, Any]:
         """Compiles, and measures what the device can do."""
         from cifar_flax.models.summary import layer_rows
-        from experiments.environment import device_name
+        from experiments.environment import device_name, peak_gflops
 
         state = self.trainer.init()
         self.trainer.compile(state)
@@ -217,21 +217,6 @@ class Ours:
         start = time.perf_counter()
         self.trainer.evaluate(self.state, self.trainer.splits.test)
         return time.perf_counter() - start
-
-
-def peak_gflops() -> float:
-    """The best of some products of two 2048 x 2048 matrices, float32."""
-    import jax
-
-    size = 2048
-    matrix = jax.numpy.ones((size, size))
-    product = jax.jit(lambda a, b: a @ b)
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
 
 
 class Theirs:

@@ -185,35 +185,44 @@ class Config:
         default = type(self)()
         return any(getattr(self, name) != getattr(default, name) for name in names)
 
-    def differences(self, recorded: dict[str, Any]) -> list[str]:
-        """Settings that decide a run's numbers and are recorded otherwise.
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide a run's numbers, as ``config.json`` has them.
 
         Where the data and the run lie does not count; the data set itself is told by
         its fingerprint.
+        """
+        places = ("data_dir", "data_archive", "archive_sha256", "workdir", "resume")
+        own = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {name: value for name, value in own.items() if name not in places}
+
+    def differences(self, recorded: dict[str, Any]) -> list[str]:
+        """Deciding settings that are recorded otherwise.
 
         Args:
           recorded: the ``settings`` of a ``config.json``.
         """
-        places = ("data_dir", "data_archive", "archive_sha256", "workdir", "resume")
-        own = json.loads(json.dumps(dataclasses.asdict(self)))
         return [
             f"--{name} was {recorded.get(name)} and is {value}"
-            for name, value in own.items()
-            if name not in places and recorded.get(name) != value
+            for name, value in self.deciding().items()
+            if recorded.get(name) != value
         ]
 
 
-def define_flags(*names: str, without: Sequence[str] = ()) -> None:
+def define_flags(*names: str, without: Sequence[str] = (), lists: bool = False) -> None:
     """Defines a flag for each field of ``Config``, or for those named.
 
     Args:
       *names: fields; all of them where none is named.
       without: fields to leave at their defaults.
+      lists: each flag takes a comma list; see ``parse_setting``.
     """
     for field in dataclasses.fields(Config):
         if (names and field.name not in names) or field.name in without:
             continue
         help_text, choices = field.metadata["help"], field.metadata["choices"]
+        if lists:
+            flags.DEFINE_list(field.name, None, help_text)
+            continue
         kind = str(field.type)
         if choices is not None:
             flags.DEFINE_enum(field.name, field.default, choices, help_text)
@@ -245,6 +254,42 @@ def check_models(names: list[str]) -> list[str]:
     return names
 
 
+def parse_seeds(texts: list[str]) -> tuple[int, ...]:
+    """The seeds that ``--seeds`` names; flags.ValidationError for what is no number."""
+    try:
+        return tuple(int(text) for text in texts)
+    except ValueError as error:
+        raise flags.ValidationError(
+            f"--seeds={','.join(texts)}: give whole numbers, as 0,1,2"
+        ) from error
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """The value of a field of ``Config`` that a text stands for.
+
+    Raises:
+      flags.ValidationError: it stands for none.
+    """
+    (field,) = (f for f in dataclasses.fields(Config) if f.name == name)
+    choices, kind = field.metadata["choices"], str(field.type)
+    if choices is not None and text not in choices:
+        raise flags.ValidationError(
+            f"--{name}={text}: give one of {', '.join(choices)}"
+        )
+    try:
+        if "bool" in kind:
+            return {"true": True, "false": False}[text.lower()]
+        if "int" in kind:
+            return int(text)
+        if "float" in kind and text != AUTO:
+            return float(text)
+    except (ValueError, KeyError) as error:
+        what = "true or false" if "bool" in kind else "a number"
+        also = f", or {AUTO}" if name == "lr" else ""
+        raise flags.ValidationError(f"--{name}={text}: give {what}{also}") from error
+    return text
+
+
 def config_from_flags() -> Config:
     """The settings that the flags give.
 
@@ -256,19 +301,9 @@ def config_from_flags() -> Config:
     """
     names = [f.name for f in dataclasses.fields(Config) if f.name in flags.FLAGS]
     values = {name: getattr(flags.FLAGS, name) for name in names}
-    try:
-        values["seeds"] = tuple(int(seed) for seed in values["seeds"])
-    except ValueError as error:
-        raise flags.ValidationError(
-            f"--seeds={','.join(values['seeds'])}: give whole numbers, as 0,1,2"
-        ) from error
-    if values.get("lr") not in (None, AUTO):
-        try:
-            values["lr"] = float(values["lr"])
-        except ValueError as error:
-            raise flags.ValidationError(
-                f"--lr={values['lr']}: give a number, or {AUTO}"
-            ) from error
+    values["seeds"] = parse_seeds(values["seeds"])
+    if values.get("lr") is not None:
+        values["lr"] = parse_setting("lr", values["lr"])
     if values.get("resume") and values["workdir"] is not None:
         recorded = records.read_config(pathlib.Path(values["workdir"]))["settings"]
         recorded["seeds"] = tuple(recorded["seeds"])

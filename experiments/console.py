@@ -13,7 +13,7 @@ from cifar_flax.loop import Progress
 from cifar_flax.reports.statistics import ci95_of_share
 
 # Columns that hold words and not numbers.
-WORDS = ("", "model", "data", "method")
+WORDS = ("", "model", "data", "method", "cell", "recipe")
 
 
 def make_console() -> Console:
@@ -143,16 +143,21 @@ def print_result(console: Console, result: dict[str, Any], folder: str) -> None:
     )
 
 
-def _accuracy_in_words(result: dict[str, Any]) -> str:
+def mean_and_interval(result: dict[str, Any]) -> str:
+    """A run's test accuracy in per cent."""
     accuracies = result["test_accuracy"]
     if len(accuracies) > 1:
-        return (
-            f"{100 * result['test_accuracy_mean']:.2f} "
-            f"+- {100 * result['test_accuracy_ci95']:.2f} % "
-            f"(mean of {len(accuracies)} seeds, 95 % interval)"
-        )
-    half = 100 * ci95_of_share(accuracies[0], result["test_size"])
-    return (
-        f"{100 * accuracies[0]:.2f} +- {half:.2f} % "
-        "(one seed; 95 % interval over test images, not over seeds)"
+        half = result["test_accuracy_ci95"]
+    else:
+        half = ci95_of_share(accuracies[0], result["test_size"])
+    return f"{100 * result['test_accuracy_mean']:.2f} +- {100 * half:.2f} %"
+
+
+def _accuracy_in_words(result: dict[str, Any]) -> str:
+    count = len(result["test_accuracy"])
+    what = (
+        f"mean of {count} seeds, 95 % interval"
+        if count > 1
+        else "one seed; 95 % interval over test images, not over seeds"
     )
+    return f"{mean_and_interval(result)} ({what})"

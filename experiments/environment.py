@@ -6,6 +6,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import time
 from importlib import metadata
 from typing import Any
 
@@ -57,6 +58,19 @@ def device_name() -> str:
     if devices[0].platform == "cpu":
         return f"cpu, {len(os.sched_getaffinity(0))} cores"
     return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def peak_gflops() -> float:
+    """The best of some products of two 2048 x 2048 matrices, float32."""
+    size = 2048
+    matrix = jax.numpy.ones((size, size))
+    product = jax.jit(lambda a, b: a @ b)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
 
 
 def git_revision() -> str | None:
