@@ -20,6 +20,7 @@ from cifar_flax.data.augment import (
 )
 from cifar_flax.errors import UserError
 from cifar_flax.recipes import Recipe
+from cifar_flax.reports.predictions import log_softmax
 from cifar_flax.state import TrainState, init_state
 from cifar_flax.steps import train_step
 
@@ -228,7 +229,7 @@ class Trainer:
         images = np.pad(split.images, fill)
         batches = images.reshape(-1, size, *images.shape[1:])
         logits = np.asarray(self._predict(state.variables, batches))[:, : len(split)]
-        losses = -_log_softmax(logits)[:, np.arange(len(split)), split.labels]
+        losses = -log_softmax(logits)[:, np.arange(len(split)), split.labels]
         correct = logits.argmax(-1) == split.labels
         return Evaluation(logits, losses.mean(1), correct.mean(1))
 
@@ -334,9 +335,3 @@ class Trainer:
 
         logits = lax.map(predict, batches)
         return logits.reshape(-1, logits.shape[-1])
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """In float64, over the last axis."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

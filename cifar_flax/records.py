@@ -5,7 +5,9 @@
 ``metrics.jsonl``    one object a log point
 ``result.json``      the outcome; a folder without it holds an unfinished run
 ``lr_find.json``     curves and suggestions of a learning-rate range test
-``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]
+``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]; the images
+                     [M, H, W, C] that the run is most sure and wrong about, and their
+                     indices [M]
 ``checkpoints/``     see ``checkpoint``
 
 Whole files are replaced atomically; lines are appended and flushed to the disk.
@@ -18,6 +20,7 @@ import math
 import os
 import pathlib
 import socket
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -191,7 +194,12 @@ def cut_metrics(folder: pathlib.Path, step: int) -> list[dict[str, Any]]:
 
 
 def write_predictions(
-    folder: pathlib.Path, logits: np.ndarray, labels: np.ndarray, seeds: list[int]
+    folder: pathlib.Path,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    seeds: list[int],
+    images: np.ndarray,
+    indices: np.ndarray,
 ) -> None:
     """Writes ``predictions.npz``.
 
@@ -200,10 +208,35 @@ def write_predictions(
       logits: of the test images, float32 [R, N, K].
       labels: [N].
       seeds: one a replica.
+      images: that the run is most sure and wrong about, uint8 [M, H, W, C].
+      indices: of these in the test set, [M].
     """
     buffer = io.BytesIO()
-    np.savez(buffer, logits=logits, labels=labels, seeds=np.asarray(seeds))
+    np.savez(
+        buffer,
+        logits=logits,
+        labels=labels,
+        seeds=np.asarray(seeds),
+        images=images,
+        indices=indices,
+    )
     _replace(folder / PREDICTIONS, buffer.getvalue())
+
+
+def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads ``predictions.npz``; UserError where there is none or it is damaged."""
+    path = folder / PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        replicas, count, _ = arrays["logits"].shape
+        if arrays["seeds"].shape != (replicas,) or arrays["labels"].shape != (count,):
+            raise ValueError("its arrays do not belong together")
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no {path.name}") from error
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    return arrays
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from cifar_flax.data import Dataset
 from cifar_flax.loop import Progress, Trainer
 from cifar_flax.lr_range import RangeSettings
 from cifar_flax.models.summary import layer_rows
+from cifar_flax.reports.predictions import confidently_wrong
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.state import TrainState
 from experiments import cli, config, console
@@ -35,6 +36,9 @@ from experiments.setup import (
     make_trainer,
     open_folder,
 )
+
+# Test images in the record that the run is most sure and wrong about.
+WORST_IMAGES = 24
 
 
 class Interrupted(Exception):
@@ -93,12 +97,13 @@ def trainer_at_found_rate(
     return trainer
 
 
-def model_size(trainer: Trainer) -> dict[str, int]:
+def model_size(trainer: Trainer) -> dict[str, Any]:
     """Parameters and operations of the model, by their names in ``result.json``."""
     rows = layer_rows(trainer.model)
     return {
         "num_params": sum(row.num_params for row in rows),
         "flops_per_image": sum(row.flops for row in rows),
+        "layers": [dataclasses.asdict(row) for row in rows],
     }
 
 
@@ -107,7 +112,7 @@ def print_header(
     settings: config.Config,
     trainer: Trainer,
     dataset: Dataset,
-    size: dict[str, int],
+    size: dict[str, Any],
     folder: pathlib.Path,
 ) -> None:
     """Says what will run."""
@@ -264,7 +269,7 @@ def finish(
     settings: config.Config,
     trainer: Trainer,
     dataset: Dataset,
-    size: dict[str, int],
+    size: dict[str, Any],
     folder: pathlib.Path,
     state: TrainState,
     seconds: float,
@@ -272,7 +277,9 @@ def finish(
     """Evaluates the test set, the only time, and writes what came out."""
     test = trainer.evaluate(state, trainer.splits.test)
     seeds = list(trainer.seeds)
-    records.write_predictions(folder, test.logits, trainer.splits.test.labels, seeds)
+    images, labels = trainer.splits.test.images, trainer.splits.test.labels
+    worst = confidently_wrong(test.logits, labels, WORST_IMAGES)
+    records.write_predictions(folder, test.logits, labels, seeds, images[worst], worst)
     images = trainer.total_steps * trainer.recipe.batch_size * len(seeds)
     result = {
         "model": settings.model,

@@ -56,11 +56,30 @@ def test_damage_in_the_middle_is_named(tmp_path):
 
 def test_predictions_are_plain_arrays(tmp_path):
     logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
-    records.write_predictions(tmp_path, logits, np.arange(5), [7, 8])
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    records.write_predictions(
+        tmp_path, logits, np.arange(5), [7, 8], images, np.array([3])
+    )
     with np.load(tmp_path / records.PREDICTIONS, allow_pickle=False) as loaded:
         np.testing.assert_array_equal(loaded["logits"], logits)
         np.testing.assert_array_equal(loaded["labels"], np.arange(5))
         np.testing.assert_array_equal(loaded["seeds"], [7, 8])
+    read = records.read_predictions(tmp_path)
+    np.testing.assert_array_equal(read["images"], images)
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "pickle"])
+def test_damaged_predictions_are_named_and_never_unpickled(tmp_path, damage):
+    path = tmp_path / records.PREDICTIONS
+    if damage == "pickle":
+        array = np.array([{}], dtype=object)
+        np.savez(path, logits=array, labels=array, seeds=array)
+    else:
+        np.savez(path, logits=np.zeros((1, 2, 3)), labels=np.zeros(9), seeds=[0])
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cannot read .*predictions\.npz"):
+        records.read_predictions(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 99}', '{"model": "x"}'])

@@ -1,0 +1,165 @@
+"""Studies as a page of Markdown and as one HTML file that needs nothing else."""
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from cifar_flax.reports import charts
+from cifar_flax.reports.predictions import calibrate, confusion
+from cifar_flax.reports.runs import Entry, Study
+
+COSTS: list[tuple[str, Callable[[Entry], float]]] = [
+    ("parameters", lambda entry: entry.first.result["num_params"]),
+    ("MFLOP an image", lambda entry: entry.first.result["flops_per_image"] / 1e6),
+    ("seconds of training a seed", lambda entry: entry.seconds_per_seed),
+]
+
+CONFUSED_PAIRS = 8
+
+
+def write_markdown(studies: list[Study], left_out: list[str]) -> str:
+    """The ranking, the verdicts and how to reproduce them."""
+    return _template("report.md.j2", autoescape=False).render(
+        studies=[_overview(study) for study in studies], left_out=left_out
+    )
+
+
+def write_html(studies: list[Study], left_out: list[str]) -> str:
+    """The same with figures, and with a section for each entry."""
+    pages = [
+        {
+            **_overview(study),
+            **_figures(study),
+            "sections": [
+                _section(number, entry) for number, entry in enumerate(study.entries)
+            ],
+        }
+        for study in studies
+    ]
+    return _template("report.html.j2", autoescape=True).render(
+        studies=pages, left_out=left_out
+    )
+
+
+def _template(name: str, autoescape: bool) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cifar_flax.reports", "templates"),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def _overview(study: Study) -> dict[str, Any]:
+    """What both pages show of a study."""
+    pairs = len(study.comparisons)
+    return {
+        "study": study,
+        "rows": [_row(entry) for entry in study.entries],
+        "verdicts": [
+            difference.verdict(first.name, second.name)
+            for first, second, difference in study.comparisons
+        ],
+        "pairs": pairs,
+        "devices": sorted({e.first.result["device"] for e in study.entries}),
+        "settings": [
+            (name, [entry.first.settings[name] for entry in study.entries])
+            for name in study.differing
+        ],
+    }
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """A line of the ranking."""
+    result, calibration = entry.first.result, calibrate(entry.logits, entry.labels)
+    _, val = entry.curve("val_accuracy")
+    return {
+        "entry": entry,
+        "result": result,
+        "seeds": len(entry.accuracies),
+        "seed_list": ", ".join(map(str, sorted(entry.accuracies))),
+        "val": float(val[:, -1].mean()) if len(val) else None,
+        "calibration": calibration,
+        "commands": [run.command for run in entry.runs],
+    }
+
+
+def _figures(study: Study) -> dict[str, Any]:
+    entries = study.entries
+    curves = [
+        ("val_accuracy", "validation accuracy, %"),
+        ("train_accuracy", "accuracy on training images as seen, %"),
+        ("train_loss", "training loss"),
+    ]
+    return {
+        "trade_offs": [
+            (label, charts.trade_off(entries, cost, label)) for label, cost in COSTS
+        ],
+        "curves": [
+            (label, svg)
+            for name, label in curves
+            if (svg := charts.learning_curves(entries, name, label)) is not None
+        ],
+        "schedules": charts.schedules(entries),
+    }
+
+
+def _section(number: int, entry: Entry) -> dict[str, Any]:
+    """All about one entry."""
+    names = entry.first.config["dataset"]["class_names"]
+    shares = confusion(entry.logits, entry.labels)
+    pairs = [
+        (shares[i, j], names[i], names[j])
+        for i in range(len(names))
+        for j in range(len(names))
+        if i != j
+    ]
+    row = _row(entry)
+    return {
+        **row,
+        "number": number,
+        "names": names,
+        "confusion": shares.tolist(),
+        "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=True)),
+        "confused": sorted(pairs, reverse=True)[:CONFUSED_PAIRS],
+        "reliability": charts.reliability(row["calibration"]),
+        "range_test": charts.range_test(entry),
+        "wrong": _wrong_images(entry, names),
+        "layers": entry.first.result.get("layers", []),
+        "recipe": entry.first.config["recipe"],
+        "settings": entry.first.settings,
+        "versions": entry.first.config["versions"],
+    }
+
+
+def _wrong_images(entry: Entry, names: list[str]) -> list[dict[str, str]]:
+    """Pictures that the first run is most sure and wrong about."""
+    predictions = entry.first.predictions
+    logits = predictions["logits"].astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    mean = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    mean = mean.mean(0)
+    return [
+        {
+            "src": _data_uri(image),
+            "label": names[predictions["labels"][index]],
+            "predicted": names[mean[index].argmax()],
+            "confidence": f"{100 * mean[index].max():.0f} %",
+        }
+        for image, index in zip(
+            predictions.get("images", []), predictions.get("indices", []), strict=True
+        )
+    ]
+
+
+def _data_uri(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,311 @@
+"""The runs below a folder, read from their records and sorted into what compares.
+
+Runs of one configuration, whatever their seeds and folders, are one entry. Entries that
+trained and were tested on the same images with the same version are one study; only
+within a study is anything compared.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+import shlex
+from typing import Any
+
+import numpy as np
+
+from cifar_flax import records
+from cifar_flax.errors import UserError
+from cifar_flax.reports.statistics import (
+    Difference,
+    ci95_of_mean,
+    ci95_of_share,
+    difference_over_images,
+    difference_over_seeds,
+)
+
+# Settings that say where things lie; no number depends on them.
+PLACES = ("data_dir", "data_archive", "archive_sha256", "workdir", "resume", "seeds")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One finished run.
+
+    Attributes:
+      folder: that holds it.
+      config: its ``config.json``.
+      result: its ``result.json``.
+      metrics: the lines of its ``metrics.jsonl``.
+    """
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that decide its numbers."""
+        every = self.config["settings"]
+        return {name: value for name, value in every.items() if name not in PLACES}
+
+    @property
+    def command(self) -> str:
+        """That made it, without the places of this machine's files."""
+        places = tuple(f"--{name}=" for name in PLACES if name != "seeds")
+        words = self.config["command"]
+        kept = [word for word in words if not word.startswith((*places, "--resume"))]
+        return shlex.join(["python", *kept[1:]])
+
+    @functools.cached_property
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Its ``predictions.npz``."""
+        return records.read_predictions(self.folder)
+
+    @functools.cached_property
+    def range_test(self) -> dict[str, Any] | None:
+        """Its ``lr_find.json``, where there is one."""
+        return records.read_range_test(self.folder)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """All seeds of one configuration.
+
+    Attributes:
+      name: unique in its study.
+      runs: that hold them.
+    """
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def first(self) -> Run:
+        """For what is the same in all runs."""
+        return self.runs[0]
+
+    @property
+    def model(self) -> str:
+        """Of its runs."""
+        return self.first.result["model"]
+
+    @functools.cached_property
+    def accuracies(self) -> dict[int, float]:
+        """Test accuracy of each seed."""
+        return {
+            seed: accuracy
+            for run in self.runs
+            for seed, accuracy in zip(
+                run.result["seeds"], run.result["test_accuracy"], strict=True
+            )
+        }
+
+    @property
+    def mean(self) -> float:
+        """Of the test accuracies."""
+        return float(np.mean(list(self.accuracies.values())))
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the test accuracies; None for one seed."""
+        values = list(self.accuracies.values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95 % interval: over seeds, or over the test images for one seed."""
+        values = list(self.accuracies.values())
+        return ci95_of_mean(values) or ci95_of_share(
+            values[0], self.first.result["test_size"]
+        )
+
+    @property
+    def seconds_per_seed(self) -> float:
+        """Of training."""
+        seconds = sum(run.result["train_seconds"] for run in self.runs)
+        return seconds / len(self.accuracies)
+
+    @functools.cached_property
+    def logits(self) -> np.ndarray:
+        """Of the test images, [R, N, K]."""
+        return np.concatenate([run.predictions["logits"] for run in self.runs])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the test images, [N]."""
+        return self.first.predictions["labels"]
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A column of the metrics.
+
+        Args:
+          name: as in ``metrics.jsonl``.
+
+        Returns:
+          Epochs [E], and the values [R, E]; R is 0 where it was not recorded.
+        """
+        epochs = np.array([line["epoch"] for line in self.first.metrics])
+        rows = []
+        for run in self.runs:
+            values = [np.atleast_1d(line[name]) for line in run.metrics]
+            table = np.array(values, dtype=np.float64).T  # None becomes NaN
+            rows.append(table)
+        table = np.concatenate(rows) if rows else np.empty((0, len(epochs)))
+        return epochs, table[~np.isnan(table).any(1)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+    """Entries that may be compared.
+
+    Attributes:
+      dataset: the record of it that they share.
+      version: of this package, that trained them.
+      entries: the best first.
+      notes: what was left out, and why.
+    """
+
+    dataset: dict[str, Any]
+    version: str
+    entries: list[Entry]
+
+    @functools.cached_property
+    def comparisons(self) -> list[tuple[Entry, Entry, Difference]]:
+        """Every pair, the better one first, corrected for the number of pairs."""
+        pairs = list(itertools.combinations(self.entries, 2))
+        return [
+            (first, second, compare(first, second, len(pairs)))
+            for first, second in pairs
+        ]
+
+    @functools.cached_property
+    def differing(self) -> list[str]:
+        """Settings that are not the same in all entries."""
+        every = [entry.first.settings for entry in self.entries]
+        return [
+            name
+            for name in every[0]
+            if any(settings.get(name) != every[0][name] for settings in every)
+        ]
+
+
+def compare(first: Entry, second: Entry, comparisons: int) -> Difference:
+    """Difference of two entries: by the seeds they share, else by the test images."""
+    seeds = sorted(first.accuracies.keys() & second.accuracies.keys())
+    if len(seeds) > 1:
+        pairs = [[e.accuracies[seed] for seed in seeds] for e in (first, second)]
+        return difference_over_seeds(pairs[0], pairs[1], comparisons)
+    right = [entry.logits[0].argmax(-1) == entry.labels for entry in (first, second)]
+    return difference_over_images(right[0], right[1], comparisons)
+
+
+def read_studies(folder: pathlib.Path) -> tuple[list[Study], list[str]]:
+    """The studies of all finished runs below a folder, the largest first.
+
+    Returns:
+      The studies, and a line for each run that is left out, with the reason.
+
+    Raises:
+      UserError: there is no such folder, or no finished run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; --runs names one that holds runs")
+    runs, left_out = _read_runs(folder)
+    if not runs:
+        why = f": {left_out[0]}" if left_out else ""
+        raise UserError(f"{folder} holds no finished run{why}")
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(repr(_study_key(run)), []).append(run)
+    studies = [_make_study(group, left_out) for group in groups.values()]
+    return sorted(studies, key=lambda study: -len(study.entries)), left_out
+
+
+def _read_runs(folder: pathlib.Path) -> tuple[list[Run], list[str]]:
+    runs, left_out = [], []
+    for path, folders, files in os.walk(folder):
+        folders.sort()
+        if records.CONFIG not in files:
+            continue
+        folders.clear()  # what lies in a run's folder is no run
+        try:
+            run = _read_run(pathlib.Path(path))
+        except UserError as error:
+            left_out.append(str(error))
+            continue
+        if isinstance(run, Run):
+            runs.append(run)
+        else:
+            left_out.append(run)
+    return runs, left_out
+
+
+def _read_run(folder: pathlib.Path) -> Run | str:
+    """A run; or why it is none."""
+    config = records.read_config(folder)
+    if config.get("kind") != "run":
+        return f"{folder} holds the outcome of {config.get('kind')}, not of a run"
+    result = records.read_result(folder)
+    if result is None:
+        return f"{folder} is not finished"
+    try:
+        run = Run(folder, config, result, records.read_metrics(folder))
+        _study_key(run)
+        _ = run.predictions["logits"], run.settings, run.command
+        counts = {len(run.result[name]) for name in ("seeds", "test_accuracy")}
+        if (
+            counts != {len(run.predictions["logits"])}
+            or None in result["test_accuracy"]
+        ):
+            raise UserError(f"the records in {folder} do not belong together")
+        for name in ("model", "train_seconds", "test_size", "num_params", "epochs"):
+            _ = result[name]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"a record in {folder} lacks {error}") from error
+    return run
+
+
+def _study_key(run: Run) -> tuple:
+    data = run.config["dataset"]
+    names = ("name", "fingerprint", "train_size", "val_size", "test_size")
+    return *(data[name] for name in names), run.config["versions"]["cifar-flax"]
+
+
+def _make_study(runs: list[Run], left_out: list[str]) -> Study:
+    by_settings: dict[str, list[Run]] = {}
+    for run in runs:
+        same = by_settings.setdefault(repr(sorted(run.settings.items())), [])
+        taken = {seed for other in same for seed in other.result["seeds"]}
+        twice = taken & set(run.result["seeds"])
+        if twice:
+            left_out.append(
+                f"{run.folder} repeats seed {min(twice)} of {same[0].folder}"
+            )
+        else:
+            same.append(run)
+    groups = list(by_settings.values())
+    names = _names([group[0] for group in groups])
+    entries = [Entry(*pair) for pair in zip(names, groups, strict=True)]
+    config = runs[0].config
+    return Study(
+        dataset=config["dataset"],
+        version=config["versions"]["cifar-flax"],
+        entries=sorted(entries, key=lambda entry: -entry.mean),
+    )
+
+
+def _names(runs: list[Run]) -> list[str]:
+    """The model, and what tells a run from the other runs of its model."""
+    names = []
+    for run in runs:
+        others = [
+            r.settings for r in runs if r.settings["model"] == run.result["model"]
+        ]
+        own = run.settings
+        varied = [n for n in own if any(other.get(n) != own[n] for other in others)]
+        words = [f"{name}={own[name]}" for name in varied]
+        names.append(" ".join([run.result["model"], *words]))
+    return names
