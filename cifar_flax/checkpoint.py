@@ -98,6 +98,26 @@ class Checkpoints:
         state = _from_tree(restored["training"], restored["variables"])
         return state, restored["meta"]["seconds"]
 
+    def restore_variables(self, template: Any, step: int) -> Any:
+        """Reads only what evaluation needs.
+
+        Args:
+          template: of the same structure; its arrays may be abstract.
+          step: of the checkpoint.
+
+        Raises:
+          UserError: it is damaged, or of another structure.
+        """
+        restore = ocp.args.StandardRestore(template)
+        try:
+            args = ocp.args.Composite(variables=restore)
+            return self._manager.restore(step, args=args)["variables"]
+        except (ValueError, OSError, KeyError) as error:
+            raise UserError(
+                f"cannot read the checkpoint of step {step} in "
+                f"{self._manager.directory}: {str(error).splitlines()[0]}"
+            ) from error
+
 
 @contextlib.contextmanager
 def open_checkpoints(folder: str | pathlib.Path) -> Iterator[Checkpoints]:

@@ -227,8 +227,8 @@ def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads ``predictions.npz``; UserError where there is none or it is damaged."""
     path = folder / PREDICTIONS
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
         replicas, count, _ = arrays["logits"].shape
         if arrays["seeds"].shape != (replicas,) or arrays["labels"].shape != (count,):
             raise ValueError("its arrays do not belong together")

@@ -17,7 +17,7 @@ USAGE_ERROR = 2
 logger = logging.getLogger("cifar_flax")
 
 
-def main(run: Callable[[], int | None]) -> None:
+def main(run: Callable[..., int | None], arguments: bool = False) -> None:
     """Parses the flags and runs a command, with a clear end in every case.
 
     A wrong flag ends with status 2, any other error of the user's with status 1, both
@@ -25,6 +25,7 @@ def main(run: Callable[[], int | None]) -> None:
 
     Args:
       run: the command; it returns the exit status, None for 0.
+      arguments: it takes the words that are no flags, as a list.
     """
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
@@ -32,7 +33,16 @@ def main(run: Callable[[], int | None]) -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False
-    app.run(lambda argv: sys.exit(_guarded(run)), flags_parser=_parse_flags)
+
+    def guarded(argv: list[str]) -> None:
+        if arguments:
+            sys.exit(_guarded(lambda: run(argv[1:])))
+        if len(argv) > 1:
+            message = f"{argv[1]!r} is not a flag; flags begin with --"
+            sys.exit(fail(message, USAGE_ERROR))
+        sys.exit(_guarded(run))
+
+    app.run(guarded, flags_parser=_parse_flags)
 
 
 def fail(message: str, status: int) -> int:
@@ -60,12 +70,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)  # absl itself would end with status 1
     try:
-        rest = flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     except flags.Error as error:
         sys.exit(fail(str(error), USAGE_ERROR))
-    if len(rest) > 1:
-        sys.exit(fail(f"{rest[1]!r} is not a flag; flags begin with --", USAGE_ERROR))
-    return rest
 
 
 def _guarded(run: Callable[[], int | None]) -> int:

@@ -99,6 +99,9 @@ class Config:
     workdir: str | None = _setting(
         None, "The run's folder (default: a new one under runs/)."
     )
+    tensorboard: bool = _setting(
+        False, "Write event files for TensorBoard into the folder, too."
+    )
     resume: bool = _setting(False, "Go on with the unfinished run in --workdir.")
 
     def __post_init__(self):
@@ -191,7 +194,10 @@ class Config:
         Where the data and the run lie does not count; the data set itself is told by
         its fingerprint.
         """
-        places = ("data_dir", "data_archive", "archive_sha256", "workdir", "resume")
+        places = (
+            *("data_dir", "data_archive", "archive_sha256"),
+            *("workdir", "resume", "tensorboard"),
+        )
         own = json.loads(json.dumps(dataclasses.asdict(self)))
         return {name: value for name, value in own.items() if name not in places}
 

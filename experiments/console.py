@@ -13,7 +13,7 @@ from cifar_flax.loop import Progress
 from cifar_flax.reports.statistics import ci95_of_share
 
 # Columns that hold words and not numbers.
-WORDS = ("", "model", "data", "method", "cell", "recipe")
+WORDS = ("", "model", "data", "method", "cell", "recipe", "image")
 
 
 def make_console() -> Console:

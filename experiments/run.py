@@ -36,6 +36,7 @@ from experiments.setup import (
     make_trainer,
     open_folder,
 )
+from experiments.tensorboard import EventWriter
 
 # Test images in the record that the run is most sure and wrong about.
 WORST_IMAGES = 24
@@ -70,7 +71,9 @@ def main() -> int:
     print_header(screen, settings, trainer, dataset, size, folder)
     try:
         with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
-            state, seconds = train(trainer, folder, checkpoints, screen)
+            state, seconds = train(
+                trainer, folder, checkpoints, screen, settings.tensorboard
+            )
     except Interrupted as stop:
         screen.print(
             f"stopped after step {stop.step} of {trainer.total_steps}; to go on:\n"
@@ -173,7 +176,11 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 def train(
-    trainer: Trainer, folder: pathlib.Path, checkpoints: Checkpoints, screen: Console
+    trainer: Trainer,
+    folder: pathlib.Path,
+    checkpoints: Checkpoints,
+    screen: Console,
+    tensorboard: bool,
 ) -> tuple[TrainState, float]:
     """Trains from the latest checkpoint, or from the start, to the end of the recipe.
 
@@ -190,6 +197,7 @@ def train(
     lines = records.cut_metrics(folder, step)
     if lines:
         screen.print(f"going on after step {step} of {trainer.total_steps}")
+    events = EventWriter(folder, trainer.seeds, step) if tensorboard else None
     trainer.compile(state)
     last = lines[-1] if lines else None
     with (
@@ -203,6 +211,8 @@ def train(
             if progress.epoch_done:
                 last = log_point(trainer, progress, seconds, last)
                 records.append_metrics(folder, last)
+                if events:
+                    events.write(last)
                 display.epoch(last, trainer.recipe.epochs)
                 warn_of_divergence(trainer, progress)
                 if trainer.splits.val is not None:

@@ -1,19 +1,15 @@
 """From the settings to a trainer, and to a folder that says what runs in it."""
 
 import dataclasses
-import functools
 import pathlib
 import sys
 from typing import Any
 
-import jax
-
 from cifar_flax import records
 from cifar_flax.data import Dataset, load_dataset, split_dataset
 from cifar_flax.errors import UserError
-from cifar_flax.layers import BatchNorm
 from cifar_flax.loop import Trainer
-from cifar_flax.models import create_model
+from cifar_flax.models import has_norm, make_model
 from cifar_flax.recipes import Recipe
 from experiments import cli, config
 from experiments.environment import describe_environment
@@ -39,22 +35,21 @@ def make_trainer(
       dataset: not yet divided.
       found_lr: what ``--lr=auto`` found; see ``Config.make_recipe``.
     """
-    fields: dict[str, Any] = {}
-    if settings.dtype != "float32":
-        fields["dtype"] = jax.numpy.dtype(settings.dtype)
-    if hasattr(create_model(settings.model), "norm"):
-        fields["norm"] = functools.partial(
-            BatchNorm,
-            momentum=settings.bn_momentum,
-            epsilon=settings.bn_epsilon,
-            frozen=settings.bn_freeze,
-        )
-    elif settings.changes("bn_momentum", "bn_epsilon", "bn_freeze"):
+    if not has_norm(settings.model) and settings.changes(
+        "bn_momentum", "bn_epsilon", "bn_freeze"
+    ):
         cli.logger.warning(
             "%s has no batch norm: its settings have no effect", settings.model
         )
     return Trainer(
-        create_model(settings.model, dataset.num_classes, **fields),
+        make_model(
+            settings.model,
+            dataset.num_classes,
+            dtype=settings.dtype,
+            bn_momentum=settings.bn_momentum,
+            bn_epsilon=settings.bn_epsilon,
+            bn_freeze=settings.bn_freeze,
+        ),
         split_dataset(dataset, settings.val_size, settings.train_size),
         settings.make_recipe(found_lr),
         settings.seeds,
@@ -86,6 +81,9 @@ def make_record(
             "fingerprint": dataset.fingerprint,
             "source": dataset.source,
             "class_names": dataset.class_names,
+            "image_shape": splits.train.images.shape[1:],
+            "mean": splits.mean,
+            "std": splits.std,
             "train_size": len(splits.train),
             "val_size": len(splits.val) if splits.val else 0,
             "test_size": len(splits.test),

@@ -6,10 +6,13 @@ Every model is called as ``model.apply(variables, images, train=...)`` on images
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from cifar_flax.errors import UserError
+from cifar_flax.layers import BatchNorm
 from cifar_flax.models.convbn import ConvBnNet
 from cifar_flax.models.convnet import ConvNet
 from cifar_flax.models.resnet import ResNet
@@ -48,4 +51,48 @@ def create_model(name: str, num_classes: int = 10, **fields) -> nn.Module:
     return MODELS[name](num_classes=num_classes, **fields)
 
 
-__all__ = ["MODELS", "ConvBnNet", "ConvNet", "ResNet", "SimpleNet", "create_model"]
+def make_model(
+    name: str,
+    num_classes: int,
+    *,
+    dtype: str = "float32",
+    bn_momentum: float = 0.9,
+    bn_epsilon: float = 1e-5,
+    bn_freeze: bool = False,
+) -> nn.Module:
+    """The model that the settings of a run describe, by their names there.
+
+    Args:
+      name: a key of ``MODELS``.
+      num_classes: number of logits.
+      dtype: name of the type of the computation.
+      bn_momentum: of every ``BatchNorm``; without effect on a model that has none, as
+        the next two.
+      bn_epsilon: the same.
+      bn_freeze: the same.
+    """
+    fields: dict[str, Any] = {}
+    if dtype != "float32":
+        fields["dtype"] = jnp.dtype(dtype)
+    if has_norm(name):
+        fields["norm"] = functools.partial(
+            BatchNorm, momentum=bn_momentum, epsilon=bn_epsilon, frozen=bn_freeze
+        )
+    return create_model(name, num_classes, **fields)
+
+
+def has_norm(name: str) -> bool:
+    """Whether the model has batch norm."""
+    return hasattr(create_model(name), "norm")
+
+
+__all__ = [
+    "MODELS",
+    "ConvBnNet",
+    "ConvNet",
+    "ResNet",
+    "SimpleNet",
+    "create_model",
+    "has_norm",
+    "make_model",
+]

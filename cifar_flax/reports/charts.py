@@ -71,7 +71,8 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Only what is referred to needs a name, and names must be unique on the page.
-    text = re.sub(r' id="[a-z]+[0-9a-z]*_\d+"', "", text)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     svg.append(text)

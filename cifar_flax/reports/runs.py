@@ -26,11 +26,14 @@ from cifar_flax.reports.statistics import (
 )
 
 # Settings that say where things lie; no number depends on them.
-PLACES = ("data_dir", "data_archive", "archive_sha256", "workdir", "resume", "seeds")
+PLACES = (
+    *("data_dir", "data_archive", "archive_sha256"),
+    *("workdir", "resume", "tensorboard", "seeds"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
+class RunRecord:
     """One finished run.
 
     Attributes:
@@ -54,9 +57,9 @@ class Run:
     @property
     def command(self) -> str:
         """That made it, without the places of this machine's files."""
-        places = tuple(f"--{name}=" for name in PLACES if name != "seeds")
+        places = tuple(f"--{name}" for name in PLACES if name != "seeds")
         words = self.config["command"]
-        kept = [word for word in words if not word.startswith((*places, "--resume"))]
+        kept = [word for word in words if not word.startswith(places)]
         return shlex.join(["python", *kept[1:]])
 
     @functools.cached_property
@@ -80,10 +83,10 @@ class Entry:
     """
 
     name: str
-    runs: list[Run]
+    runs: list[RunRecord]
 
     @property
-    def first(self) -> Run:
+    def first(self) -> RunRecord:
         """For what is the same in all runs."""
         return self.runs[0]
 
@@ -217,14 +220,14 @@ def read_studies(folder: pathlib.Path) -> tuple[list[Study], list[str]]:
     if not runs:
         why = f": {left_out[0]}" if left_out else ""
         raise UserError(f"{folder} holds no finished run{why}")
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(repr(_study_key(run)), []).append(run)
     studies = [_make_study(group, left_out) for group in groups.values()]
     return sorted(studies, key=lambda study: -len(study.entries)), left_out
 
 
-def _read_runs(folder: pathlib.Path) -> tuple[list[Run], list[str]]:
+def _read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
     runs, left_out = [], []
     for path, folders, files in os.walk(folder):
         folders.sort()
@@ -232,27 +235,23 @@ def _read_runs(folder: pathlib.Path) -> tuple[list[Run], list[str]]:
             continue
         folders.clear()  # what lies in a run's folder is no run
         try:
-            run = _read_run(pathlib.Path(path))
+            runs.append(_read_run(pathlib.Path(path)))
         except UserError as error:
             left_out.append(str(error))
-            continue
-        if isinstance(run, Run):
-            runs.append(run)
-        else:
-            left_out.append(run)
     return runs, left_out
 
 
-def _read_run(folder: pathlib.Path) -> Run | str:
-    """A run; or why it is none."""
+def _read_run(folder: pathlib.Path) -> RunRecord:
+    """A run; UserError with the reason where it is none that can be compared."""
     config = records.read_config(folder)
-    if config.get("kind") != "run":
-        return f"{folder} holds the outcome of {config.get('kind')}, not of a run"
+    kind = config.get("kind")
+    if kind != "run":
+        raise UserError(f"{folder} holds the outcome of {kind}, not of a run")
     result = records.read_result(folder)
     if result is None:
-        return f"{folder} is not finished"
+        raise UserError(f"{folder} is not finished")
     try:
-        run = Run(folder, config, result, records.read_metrics(folder))
+        run = RunRecord(folder, config, result, records.read_metrics(folder))
         _study_key(run)
         _ = run.predictions["logits"], run.settings, run.command
         counts = {len(run.result[name]) for name in ("seeds", "test_accuracy")}
@@ -268,14 +267,14 @@ def _read_run(folder: pathlib.Path) -> Run | str:
     return run
 
 
-def _study_key(run: Run) -> tuple:
+def _study_key(run: RunRecord) -> tuple:
     data = run.config["dataset"]
     names = ("name", "fingerprint", "train_size", "val_size", "test_size")
     return *(data[name] for name in names), run.config["versions"]["cifar-flax"]
 
 
-def _make_study(runs: list[Run], left_out: list[str]) -> Study:
-    by_settings: dict[str, list[Run]] = {}
+def _make_study(runs: list[RunRecord], left_out: list[str]) -> Study:
+    by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
         same = by_settings.setdefault(repr(sorted(run.settings.items())), [])
         taken = {seed for other in same for seed in other.result["seeds"]}
@@ -297,7 +296,7 @@ def _make_study(runs: list[Run], left_out: list[str]) -> Study:
     )
 
 
-def _names(runs: list[Run]) -> list[str]:
+def _names(runs: list[RunRecord]) -> list[str]:
     """The model, and what tells a run from the other runs of its model."""
     names = []
     for run in runs:

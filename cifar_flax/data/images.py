@@ -1,0 +1,81 @@
+"""Pictures of any kind as the small square images that a model takes."""
+
+import pathlib
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cifar_flax.errors import UserError
+
+# Endings that are looked for in a folder.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+def read_image(path: pathlib.Path, height: int = 32, width: int = 32) -> np.ndarray:
+    """Reads a picture of any size and mode.
+
+    Its largest centred part of the right proportions is taken and resized. It is turned
+    as its EXIF data say, what is transparent becomes white, 16-bit values lose their
+    lower half, and of an animation the first frame counts.
+
+    Args:
+      path: of the file.
+      height: of the result, in pixels.
+      width: of the result, in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+
+    Raises:
+      UserError: it is no picture, it is damaged, or it would fill the memory.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.load()
+                turned = ImageOps.exif_transpose(picture)
+                small = ImageOps.fit(_to_rgb(turned), (width, height))
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not a picture that can be read") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is too large a picture: {error}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the picture {path}: {why}") from error
+    return np.asarray(small)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # 16 bits of grey
+        values = np.asarray(picture).astype(np.int64)
+        picture = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
+    elif picture.mode == "F":
+        picture = picture.convert("L")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(ground, picture)
+    return picture.convert("RGB")
+
+
+def find_images(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The files that the places name; of a folder, all pictures in it, at any depth.
+
+    Raises:
+      UserError: a place is not there, or a folder has no picture.
+    """
+    found: list[pathlib.Path] = []
+    for place in places:
+        if not place.exists():
+            raise UserError(f"there is no file or folder {place}")
+        if not place.is_dir():
+            found.append(place)
+            continue
+        inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UserError(f"{place} has no picture in it ({', '.join(SUFFIXES)})")
+        found += inside
+    return found

@@ -1,0 +1,96 @@
+"""Records of runs that never ran."""
+
+import numpy as np
+
+from cifar_flax import records
+
+CLASSES = ("cat", "dog", "<b>ship</b>")
+COUNT = 200
+
+
+def make_logits(rng, labels, accuracy):
+    """Logits that are right for this share of the images, and sure to some degree."""
+    logits = rng.normal(size=(len(labels), len(CLASSES))).astype(np.float32)
+    right = np.arange(len(labels)) < round(accuracy * len(labels))
+    wanted = np.where(right, labels, (labels + 1) % len(CLASSES))
+    logits[np.arange(len(labels)), wanted] = logits.max(1) + rng.random(len(labels))
+    return logits
+
+
+def make_run(
+    folder,
+    model="convnet",
+    accuracies=(0.7, 0.71),
+    seeds=None,
+    dataset="cifar10",
+    version="0.1.0",
+    **settings,
+):
+    """Writes the folder of a finished run; returns it."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    seeds = list(range(len(accuracies))) if seeds is None else seeds
+    labels = rng.integers(0, len(CLASSES), COUNT)
+    logits = np.stack([make_logits(rng, labels, a) for a in accuracies])
+    phase = {"kind": "sgdr", "learning_rate": 0.1, "cycles": 2}
+    records.write_config(
+        folder,
+        {
+            "kind": "run",
+            "settings": {"model": model, "seeds": seeds, "lr": 0.1, **settings},
+            "recipe": {
+                "phases": [{**phase, "cycle_len": 1, "cycle_mult": 1}],
+                "batch_size": 256,
+            },
+            "dataset": {
+                "name": dataset,
+                "fingerprint": dataset,
+                "source": "made up",
+                "class_names": CLASSES,
+                "train_size": 1000,
+                "val_size": 100,
+                "test_size": COUNT,
+            },
+            "versions": {"cifar-flax": version},
+            "command": [
+                *("python", "-m", "experiments.run"),
+                *(f"--model={model}", "--workdir=secret/place"),
+            ],
+        },
+    )
+    for epoch in (1, 2):
+        figure = [0.5 + 0.1 * epoch] * len(seeds)
+        records.append_metrics(
+            folder,
+            {
+                "step": 10 * epoch,
+                "epoch": epoch,
+                "learning_rate": 0.1,
+                "train_loss": figure,
+                "train_accuracy": figure if len(seeds) > 1 else figure[0],
+                "val_loss": None,
+                "val_accuracy": None,
+            },
+        )
+    records.write_predictions(
+        folder, logits, labels, seeds, np.zeros((1, 4, 4, 3), np.uint8), np.array([199])
+    )
+    correct = (logits.argmax(-1) == labels).mean(-1)
+    records.write_result(
+        folder,
+        {
+            "model": model,
+            "num_params": 1000 * len(model),
+            "flops_per_image": 1e6,
+            "seeds": seeds,
+            "test_accuracy": correct,
+            "test_accuracy_mean": correct.mean(),
+            "test_size": COUNT,
+            "epochs": 2,
+            "train_seconds": 3.0,
+            "images_per_second": 100.0,
+            "device": "cpu",
+            "status": "finished",
+        },
+    )
+    return folder

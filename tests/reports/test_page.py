@@ -1,0 +1,95 @@
+"""The report as its readers see it."""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from cifar_flax.recipes import Constant, Recipe, Sgdr
+from cifar_flax.reports.charts import pareto_front, schedule_of
+from cifar_flax.reports.page import write_html, write_markdown
+from cifar_flax.reports.runs import read_studies
+from experiments.setup import describe_recipe
+from tests.reports.made import make_run
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder / "a", "convnet", (0.5, 0.52, 0.51))
+    make_run(folder / "b", "convbn", (0.8, 0.81, 0.8))
+    make_run(folder / "c", "resnet", (0.8, 0.805, 0.81))
+    return read_studies(folder)[0]
+
+
+class Page(html.parser.HTMLParser):
+    """Counts what is in a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.links, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        names = ("href", "src", "xlink:href")
+        self.links += [attrs[name] for name in names if name in attrs]
+
+
+def test_the_page_needs_nothing_from_elsewhere(studies):
+    text = write_html(studies, [])
+    page = Page(text)
+    assert page.links
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert "url(http" not in text
+    targets = {link[1:] for link in page.links if link.startswith("#")}
+    assert targets <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("details") == 3
+
+
+def test_names_from_records_are_text_and_never_markup(studies):
+    text = write_html(studies, ["<script>alert(1)</script> is not finished"])
+    assert "<b>ship</b>" not in text
+    assert "&lt;b&gt;ship&lt;/b&gt;" in text
+    assert "<script>alert" not in text
+
+
+def test_both_pages_hold_the_ranking_and_the_verdicts(studies):
+    for text in (
+        write_html(studies, ["x/y is not finished"]),
+        write_markdown(studies, ["x/y is not finished"]),
+    ):
+        assert text.index("convnet") > 0
+        assert re.search(r"resnet beats convnet by 29\.\d \+- \d\.\d points", text)
+        assert "no difference shown between resnet and convbn with 3 seeds" in text
+        assert "x/y is not finished" in text
+        assert "secret/place" not in text
+    rows = [
+        line for line in write_markdown(studies, []).splitlines() if "| 3 |" in line
+    ]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| resnet",
+        "| convbn",
+        "| convnet",
+    ]
+
+
+def test_a_schedule_drawn_is_the_schedule_run():
+    recipe = Recipe((Constant(0.1, 2), Sgdr(0.05, 3, 1, 2)))
+    epochs, rates = schedule_of(describe_recipe(recipe), points=10)
+    run = recipe.schedule(10)
+    within = np.diff(epochs, append=np.inf) > 0  # at a restart the new rate counts
+    expected = [float(run(round(10 * epoch))) for epoch in epochs[within][:-1]]
+    np.testing.assert_allclose(rates[within][:-1], expected, rtol=1e-4, atol=1e-7)
+    assert epochs[-1] == recipe.epochs
+
+
+def test_the_pareto_front_holds_what_none_beats(studies):
+    (study,) = studies
+    cost = {"convnet": 1.0, "convbn": 3.0, "resnet": 2.0}
+    front = pareto_front(study.entries, lambda entry: cost[entry.name])
+    assert [entry.name for entry in front] == ["convnet", "resnet"]
