@@ -77,9 +77,6 @@ def claim_folder(folder: pathlib.Path) -> None:
         raise UserError(f"{folder} is not empty and holds no run; give another folder")
 
 
-_held: list[Any] = []
-
-
 def lock_folder(folder: pathlib.Path) -> None:
     """Takes a folder for this process, until it ends, in whatever way.
 
@@ -88,41 +85,41 @@ def lock_folder(folder: pathlib.Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (kept open)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(
             f"cannot write to the folder {folder}: {error.strerror}; give another one"
         ) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = _read_holder(file)
-        file.close()
+        holder = _read_holder(lock)
+        os.close(lock)
         raise UserError(
             f"{folder} is in use by {holder}; wait for it, or give another folder"
         ) from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    _held.append(file)
+    os.truncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    # Never closed: the system does it when the process is gone.
 
 
 def lock_holder(folder: pathlib.Path) -> str | None:
     """Which process has a folder; None where no living one has."""
     try:
-        with open(folder / LOCK, encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _read_holder(file)
-    except FileNotFoundError:
-        pass
+        lock = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(lock)
+    finally:
+        os.close(lock)
     return None
 
 
-def _read_holder(file) -> str:
-    file.seek(0)
-    return file.read() or "another process"
+def _read_holder(lock: int) -> str:
+    return os.pread(lock, 1000, 0).decode(errors="replace") or "another process"
 
 
 def write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What all commands share: flags, one-line errors, a quiet console."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -80,6 +81,9 @@ def _guarded(run: Callable[[], int | None]) -> int:
         return run() or 0
     except KeyboardInterrupt:
         return fail("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except flags.Error as error:
         return fail(str(error), USAGE_ERROR)
     except UserError as error:

@@ -223,7 +223,8 @@ def test_another_configuration_is_refused_by_the_settings_that_differ(data, fini
     done = command("run", f"--workdir={folder}", "--resume", "--lr=0.5", "--epochs=3")
     assert_one_line_error(done, 1, "--lr was 0.01 and is 0.5")
     assert "epochs" not in done.stderr
-    assert [path.name for path in folder.iterdir()] == [records.CONFIG]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {records.CONFIG, records.LOCK}
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_done(data, finished):

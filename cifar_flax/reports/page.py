@@ -68,12 +68,24 @@ def _overview(study: Study) -> dict[str, Any]:
             for first, second, difference in study.comparisons
         ],
         "pairs": pairs,
+        "caution": _caution(study),
         "devices": sorted({e.first.result["device"] for e in study.entries}),
         "settings": [
             (name, [entry.first.settings[name] for entry in study.entries])
             for name in study.differing
         ],
     }
+
+
+def _caution(study: Study) -> str | None:
+    """A warning where the budgets are not equal."""
+    epochs = {entry.first.result["epochs"] for entry in study.entries}
+    if len(epochs) == 1:
+        return None
+    return (
+        f"They trained for {min(epochs)} to {max(epochs)} epochs: this ranks recipes, "
+        "not architectures."
+    )
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -1,0 +1,163 @@
+"""Sweeps, reports and predictions, run as a user runs them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cifar_flax import records
+from tests.test_commands import ROOT, assert_one_line_error, command, data  # noqa: F401
+
+FAST = ["--epochs=1", "--train_size=60"]
+
+
+@pytest.fixture(scope="module")
+def swept(data, tmp_path_factory):  # noqa: F811
+    """A sweep of two cells, one of which fails at first."""
+    folder = tmp_path_factory.mktemp("sweeps") / "sweep"
+    flags = [*data, *FAST, "--model=simplenet", "--lr=0.01,0.02", "--seeds=0,1"]
+    flags.append(f"--workdir={folder}")
+    plan = command("sweep", *flags, "--dry_run")
+    names = re.findall(r"^(simplenet-\S+)", plan.stdout, re.MULTILINE)
+    assert len(names) == 2, plan.stderr
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / names[0]).write_text("in the way")
+    first = command("sweep", *flags)
+    (folder / names[0]).unlink()
+    second = command("sweep", *flags)
+    return folder, names, flags, first, second
+
+
+def test_a_failed_cell_is_reported_and_the_rest_go_on(swept):
+    folder, names, _, first, _ = swept
+    assert first.returncode == 1
+    (line,) = [line for line in first.stderr.splitlines() if line.startswith("error")]
+    assert names[0] in line
+    assert f"{names[1]}: done" in first.stdout
+    assert records.read_result(folder / names[1])["test_accuracy"]
+
+
+def test_the_same_command_goes_on_with_what_is_left(swept):
+    folder, names, _, _, second = swept
+    assert second.returncode == 0, second.stderr
+    assert f"{names[0]}: done" in second.stdout
+    assert f"{names[1]}: was done" in second.stdout
+    rates = [records.read_config(folder / name)["settings"]["lr"] for name in names]
+    assert rates == [0.01, 0.02]
+
+
+def test_a_cell_that_another_process_holds_is_skipped(swept):
+    folder, names, flags, _, _ = swept
+    held = folder / names[0]
+    result = held / records.RESULT
+    content = result.read_text()
+    result.unlink()
+    code = (
+        "import pathlib, sys; from cifar_flax import records;"
+        "records.lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True);"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(held)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        done = command("sweep", *flags)
+        refused = command("run", *flags[:5], f"--workdir={held}", "--resume")
+        process.stdin.close()
+    result.write_text(content)
+    assert f"{names[0]}: skipped: in use by process {process.pid} on" in done.stdout
+    assert_one_line_error(refused, 1, "is in use by process", str(process.pid))
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(data, tmp_path):  # noqa: F811
+    flags = [*data, "--model=convnet", "--lr=0.01", "--epochs=400"]
+    flags.append(f"--workdir={tmp_path}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob("*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on" in output
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert list((folder / records.CHECKPOINTS).iterdir())
+    assert records.lock_holder(folder) is None
+
+
+def test_equal_budgets_find_a_rate_for_every_model():
+    models = "--model=simplenet,convnet"
+    done = command("sweep", models, "--budget_epochs=6", "--dry_run")
+    lines = [line for line in done.stdout.splitlines() if "6 epochs" in line]
+    assert len(lines) == 2, done.stderr
+    assert all("rate from a range test" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model=convnet,nonet"], ["--model=nonet", "convbn2"]),
+        (["--lr=0.1,x"], ["--lr=x", "auto"]),
+        (["--model=convnet,resnet", "--phases=1,3"], ["--phases=3", "model=convnet"]),
+        (["--budget_epochs=2", "--epochs=3"], ["--budget_epochs", "--epochs"]),
+        (["--model=convnet", "--flip=maybe"], ["--flip=maybe", "true or false"]),
+        (["--lr=0.1,0.1", "--epochs=1"], ["stand twice"]),
+        (["--seeds=0,a"], ["--seeds=0,a"]),
+    ],
+)
+def test_wrong_flags_of_sweep(flags, words):
+    assert_one_line_error(command("sweep", *flags), 2, *words)
+
+
+def test_a_report_compares_the_sweep(swept, tmp_path):
+    folder, names, *_ = swept
+    done = command("report", f"--runs={folder}", f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "simplenet lr=0.01" in done.stdout
+    assert "(1 pair)" in done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "Most confidently wrong" in page
+    assert names[0] not in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_needs_no_jax():
+    code = "import sys, experiments.report; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_folder_without_runs_cannot_be_reported(tmp_path):
+    done = command("report", f"--runs={tmp_path}")
+    assert_one_line_error(done, 1, "holds no finished run", str(tmp_path))
+
+
+def test_predict_names_the_classes_of_pictures(swept, tmp_path):
+    from PIL import Image
+
+    folder, names, *_ = swept
+    Image.new("L", (90, 50), 128).save(tmp_path / "grey.png")
+    (tmp_path / "note.png").write_text("hello")
+    run = f"--run={folder / names[0]}"
+    done = command("predict", run, tmp_path, "--json", "--top=10")
+    assert_one_line_error(done, 1, "note.png is not a picture")
+    (line,) = done.stdout.splitlines()
+    seen = json.loads(line)
+    assert seen["image"] == str(tmp_path / "grey.png")
+    assert sum(seen["classes"].values()) == pytest.approx(1, abs=1e-5)
+    assert_one_line_error(command("predict", run), 2, "give pictures")
+    assert_one_line_error(command("predict", tmp_path), 2, "--run")
