@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "cifar_flax"
 
 # Each part may import those further down in this list, and itself.
 ORDER = [
-    ["lr_range"],
+    ["lr_range", "inference"],
     ["loop"],
     ["checkpoint"],
     ["steps"],

@@ -12,7 +12,8 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def test_the_example_in_python_runs(monkeypatch, tmp_path, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "Trainer" in block)
     train, test = make_split(0, 600), make_split(1, 20)
     dataset = data.make_dataset(
         "tiny",
