@@ -185,7 +185,7 @@ def run_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> None:
             show(cell)
             train_cell(cell, stop, show)
             read_outcome(cell)
-    except UserError as error:
+    except (UserError, OSError) as error:
         cell.status = f"failed: {error}"
     show(cell)
 
@@ -206,10 +206,10 @@ def train_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> Non
             cell.seconds = time.monotonic() - start
             show(cell)
             time.sleep(POLL_SECONDS)
-    if stop:
-        cell.status = "stopped"
-    elif process.returncode == 0:
+    if process.returncode == 0:
         cell.status = "done"
+    elif stop:
+        cell.status = "stopped"
     else:
         cell.status = f"failed: {last_line(log)} (all of it in {log})"
 
