@@ -197,10 +197,12 @@ def train(
     lines = records.cut_metrics(folder, step)
     if lines:
         screen.print(f"going on after step {step} of {trainer.total_steps}")
-    events = EventWriter(folder, trainer.seeds, step) if tensorboard else None
     trainer.compile(state)
     last = lines[-1] if lines else None
     with (
+        contextlib.closing(EventWriter(folder, trainer.seeds, step))
+        if tensorboard
+        else contextlib.nullcontext() as events,
         caught_signals() as caught,
         console.training_display(screen, step, trainer.total_steps) as display,
     ):

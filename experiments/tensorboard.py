@@ -27,7 +27,7 @@ class EventWriter:
             ) from error
         self._seeds = seeds
         logdir = str(folder / FOLDER)
-        self._writer = tensorboardX.SummaryWriter(logdir, purge_step=step)
+        self._writer = tensorboardX.SummaryWriter(logdir, purge_step=step, flush_secs=1)
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line of ``metrics.jsonl``; a curve for each seed where it has more."""
@@ -38,4 +38,7 @@ class EventWriter:
             for seed, one in zip(self._seeds, values, strict=False):
                 tag = f"{name}/seed {seed}" if len(values) > 1 else name
                 self._writer.add_scalar(tag, one, line["step"])
-        self._writer.flush()
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._writer.close()

@@ -1,0 +1,41 @@
+"""Event files hold the figures of the log points."""
+
+import contextlib
+import struct
+import sys
+
+import pytest
+
+from cifar_flax.errors import UserError
+from experiments.tensorboard import FOLDER, EventWriter
+
+LINE = {
+    "step": 7,
+    "epoch": 1,
+    "learning_rate": 0.25,
+    "train_loss": [1.5, 2.5],
+    "val_loss": None,
+    "seconds": 3.0,
+}
+
+
+def test_every_figure_of_every_seed_is_written(tmp_path):
+    with contextlib.closing(EventWriter(tmp_path, (3, 5), step=0)) as events:
+        events.write(LINE)
+    (file,) = (tmp_path / FOLDER).iterdir()
+    content = file.read_bytes()
+    for tag, value in [
+        (b"learning_rate", 0.25),
+        (b"train_loss/seed_3", 1.5),
+        (b"train_loss/seed_5", 2.5),
+    ]:
+        # In protocol buffers: the tag, then field 2 (0x15), a little-endian float.
+        assert tag + b"\x15" + struct.pack("<f", value) in content
+    assert b"val_loss" not in content
+    assert b"seconds" not in content
+
+
+def test_without_the_package_the_error_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match="pip install"):
+        EventWriter(tmp_path, (0,), step=0)
