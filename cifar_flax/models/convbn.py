@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers import BatchNorm, Conv, Dense
+from cifar_flax.layers import BatchNorm, Conv, Dense, global_max_pool
 
 
 class ConvReluNorm(nn.Module):
@@ -76,6 +76,6 @@ class ConvBnNet(nn.Module):
                     name=f"stage{i}_block{j}",
                 )
                 x = block(x, train=train)
-        x = x.max(axis=(1, 2))
+        x = global_max_pool(x)
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x)
         return logits.astype(jnp.float32)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers import Conv, Dense
+from cifar_flax.layers import Conv, Dense, global_max_pool
 
 
 class ConvNet(nn.Module):
@@ -35,6 +35,6 @@ class ConvNet(nn.Module):
                 width, stride=2, padding=self.padding, dtype=self.dtype, name=f"conv{i}"
             )
             x = nn.relu(conv(x))
-        x = x.max(axis=(1, 2))
+        x = global_max_pool(x)
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x)
         return logits.astype(jnp.float32)

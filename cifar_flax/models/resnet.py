@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers import BatchNorm, Conv, Dense
+from cifar_flax.layers import BatchNorm, Conv, Dense, global_max_pool
 from cifar_flax.models.convbn import ConvReluNorm
 
 
@@ -54,7 +54,7 @@ class ResNet(nn.Module):
             x = block(width, f"stage{i}_down", stride=2)(x, train=train)
             for j in range(self.residuals):
                 x = x + block(width, f"stage{i}_residual{j}")(x, train=train)
-        x = x.max(axis=(1, 2))
+        x = global_max_pool(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x)
         return logits.astype(jnp.float32)
