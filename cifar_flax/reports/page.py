@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cifar_flax.reports import charts
-from cifar_flax.reports.predictions import calibrate, confusion
+from cifar_flax.reports.predictions import calibrate, confusion, mean_probability
 from cifar_flax.reports.runs import Entry, Study
 
 COSTS: list[tuple[str, Callable[[Entry], float]]] = [
@@ -68,7 +68,7 @@ def _overview(study: Study) -> dict[str, Any]:
             for first, second, difference in study.comparisons
         ],
         "pairs": pairs,
-        "caution": _caution(study),
+        "cautions": _cautions(study),
         "devices": sorted({e.first.result["device"] for e in study.entries}),
         "settings": [
             (name, [entry.first.settings[name] for entry in study.entries])
@@ -77,15 +77,22 @@ def _overview(study: Study) -> dict[str, Any]:
     }
 
 
-def _caution(study: Study) -> str | None:
-    """A warning where the budgets are not equal."""
+def _cautions(study: Study) -> list[str]:
+    """What a reader of the verdicts must know."""
+    cautions = [
+        f"{entry.name}: {len(entry.diverged)} of {len(entry.accuracies)} seeds "
+        f"diverged ({', '.join(map(str, entry.diverged))}). Their accuracies count, "
+        "and make its interval wide; a lower rate would say more."
+        for entry in study.entries
+        if entry.diverged
+    ]
     epochs = {entry.first.result["epochs"] for entry in study.entries}
-    if len(epochs) == 1:
-        return None
-    return (
-        f"They trained for {min(epochs)} to {max(epochs)} epochs: this ranks recipes, "
-        "not architectures."
-    )
+    if len(epochs) > 1:
+        cautions.append(
+            f"They trained for {min(epochs)} to {max(epochs)} epochs: this ranks "
+            "recipes, not architectures."
+        )
+    return cautions
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -141,7 +148,9 @@ def _section(number: int, entry: Entry) -> dict[str, Any]:
         "confusion": shares.tolist(),
         "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=True)),
         "confused": sorted(pairs, reverse=True)[:CONFUSED_PAIRS],
-        "reliability": charts.reliability(row["calibration"]),
+        "reliability": charts.reliability(row["calibration"])
+        if row["calibration"]
+        else None,
         "range_test": charts.range_test(entry),
         "wrong": _wrong_images(entry, names),
         "layers": entry.first.result.get("layers", []),
@@ -154,10 +163,9 @@ def _section(number: int, entry: Entry) -> dict[str, Any]:
 def _wrong_images(entry: Entry, names: list[str]) -> list[dict[str, str]]:
     """Pictures that the first run is most sure and wrong about."""
     predictions = entry.first.predictions
-    logits = predictions["logits"].astype(np.float64)
-    logits -= logits.max(-1, keepdims=True)
-    mean = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    mean = mean.mean(0)
+    mean = mean_probability(predictions["logits"])
+    if mean is None:
+        return []
     return [
         {
             "src": _data_uri(image),

@@ -36,13 +36,24 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """Calibration over all replicas' predictions.
+def converged(logits: np.ndarray) -> np.ndarray:
+    """Whether all of a replica's logits are numbers: [R, N, K] -> bool [R]."""
+    return np.isfinite(logits).all((1, 2))
+
+
+def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
+    """Calibration over the predictions of all replicas that did not diverge.
 
     Args:
       logits: [R, N, K].
       labels: [N].
+
+    Returns:
+      None where all diverged.
     """
+    logits = logits[converged(logits)]
+    if not len(logits):
+        return None
     logs = log_softmax(logits).reshape(-1, logits.shape[-1])
     labels = np.tile(labels, len(logits))
     probabilities = np.exp(logs)
@@ -69,12 +80,13 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Share of each class's images [row] that is taken for each class [column].
 
     Args:
-      logits: [R, N, K]; the shares are means over the replicas.
+      logits: [R, N, K]; the shares are means over the replicas that did not diverge.
       labels: [N].
 
     Returns:
       [K, K]; a row sums to 1, or is 0 where no image has that label.
     """
+    logits = logits[converged(logits)]
     classes = logits.shape[-1]
     counts = np.zeros((classes, classes))
     for predicted in logits.argmax(-1):
@@ -82,8 +94,16 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
+def mean_probability(logits: np.ndarray) -> np.ndarray | None:
+    """Mean over the replicas that did not diverge: [R, N, K] -> [N, K]."""
+    logits = logits[converged(logits)]
+    return np.exp(log_softmax(logits)).mean(0) if len(logits) else None
+
+
 def confidently_wrong(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """The images that the replicas' mean probability is most sure and wrong about.
+
+    Replicas that diverged have no say.
 
     Args:
       logits: [R, N, K].
@@ -93,7 +113,9 @@ def confidently_wrong(logits: np.ndarray, labels: np.ndarray, count: int) -> np.
     Returns:
       Their indices, the surest first.
     """
-    mean = np.exp(log_softmax(logits)).mean(0)
+    mean = mean_probability(logits)
+    if mean is None:
+        return np.empty(0, int)
     sure = np.where(mean.argmax(-1) == labels, -1.0, mean.max(-1))
     order = np.argsort(-sure, kind="stable")[:count]
     return order[sure[order] >= 0]

@@ -17,6 +17,7 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.reports.predictions import converged
 from cifar_flax.reports.statistics import (
     Difference,
     ci95_of_mean,
@@ -135,6 +136,14 @@ class Entry:
     def logits(self) -> np.ndarray:
         """Of the test images, [R, N, K]."""
         return np.concatenate([run.predictions["logits"] for run in self.runs])
+
+    @property
+    def diverged(self) -> list[int]:
+        """Seeds whose logits are no numbers."""
+        finite = converged(self.logits)
+        return [
+            seed for seed, ok in zip(self.accuracies, finite, strict=True) if not ok
+        ]
 
     @property
     def labels(self) -> np.ndarray:

@@ -24,6 +24,7 @@ def make_run(
     seeds=None,
     dataset="cifar10",
     version="0.1.0",
+    diverged=(),
     **settings,
 ):
     """Writes the folder of a finished run; returns it."""
@@ -32,6 +33,7 @@ def make_run(
     seeds = list(range(len(accuracies))) if seeds is None else seeds
     labels = rng.integers(0, len(CLASSES), COUNT)
     logits = np.stack([make_logits(rng, labels, a) for a in accuracies])
+    logits[list(diverged)] = np.nan
     phase = {"kind": "sgdr", "learning_rate": 0.1, "cycles": 2}
     records.write_config(
         folder,

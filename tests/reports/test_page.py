@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from cifar_flax import records
 from cifar_flax.recipes import Constant, Recipe, Sgdr
 from cifar_flax.reports.charts import pareto_front, schedule_of
 from cifar_flax.reports.page import write_html, write_markdown
@@ -93,3 +94,21 @@ def test_the_pareto_front_holds_what_none_beats(studies):
     cost = {"convnet": 1.0, "convbn": 3.0, "resnet": 2.0}
     front = pareto_front(study.entries, lambda entry: cost[entry.name])
     assert [entry.name for entry in front] == ["convnet", "resnet"]
+
+
+@pytest.mark.parametrize("diverged", [[1], [0, 1, 2]])
+def test_seeds_that_diverged_are_named_and_break_nothing(tmp_path, diverged):
+    make_run(tmp_path / "a", "convnet", (0.5, 0.52, 0.51), diverged=diverged)
+    make_run(tmp_path / "b", "convbn", (0.8, 0.81, 0.8))
+    studies, _ = read_studies(tmp_path)
+    words = f"convnet: {len(diverged)} of 3 seeds diverged"
+    assert words in write_markdown(studies, [])
+    assert words in write_html(studies, [])
+
+
+def test_unequal_budgets_are_pointed_out(tmp_path):
+    make_run(tmp_path / "a")
+    folder = make_run(tmp_path / "b", "convbn")
+    records.write_result(folder, {**records.read_result(folder), "epochs": 9})
+    studies, _ = read_studies(tmp_path)
+    assert "They trained for 2 to 9 epochs" in write_markdown(studies, [])
