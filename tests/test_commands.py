@@ -232,6 +232,12 @@ def test_a_folder_in_use_is_refused_before_anything_is_done(data, finished):
     assert_one_line_error(done, 1, str(finished[0]), "--resume")
 
 
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """A flag for the folder where the built-in data set is kept."""
+    return f"--data_dir={tmp_path_factory.mktemp('shapes')}"
+
+
 SMALL = [
     "--model=simplenet",
     "--dataset=shapes",
@@ -240,9 +246,9 @@ SMALL = [
 ]
 
 
-def test_a_run_finds_its_rate_records_it_and_resumes_with_it(tmp_path):
+def test_a_run_finds_its_rate_records_it_and_resumes_with_it(shapes, tmp_path):
     folder = tmp_path / "run"
-    flags = [*SMALL, "--lr=auto", "--epochs=1", f"--data_dir={tmp_path}"]
+    flags = [*SMALL, "--lr=auto", "--epochs=1", shapes]
     done = command("run", *flags, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     found = records.read_range_test(folder)
@@ -268,10 +274,10 @@ def test_a_run_finds_its_rate_records_it_and_resumes_with_it(tmp_path):
     assert records.read_config(folder) == config
 
 
-def test_a_range_test_without_an_answer_says_why(tmp_path):
+def test_a_range_test_without_an_answer_says_why(shapes, tmp_path):
     folder = tmp_path / "test"
     flags = ["--start_lr=1e-9", "--end_lr=1e-7", "--num_steps=20", "--seeds=0,1"]
-    place = [f"--data_dir={tmp_path}", f"--workdir={folder}"]
+    place = [shapes, f"--workdir={folder}"]
     done = command("lr_find", *SMALL, *flags, *place)
     assert_one_line_error(done, 1, "inconclusive", "the model does not learn there")
     assert records.read_range_test(folder)["suggested_lr"] is None

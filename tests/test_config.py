@@ -4,11 +4,12 @@ import dataclasses
 import math
 
 import pytest
+from absl import flags
 
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.recipes import LESSON, Constant, Sgdr
-from experiments.config import Config
+from experiments.config import Config, parse_seeds, parse_setting
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,3 +93,41 @@ def test_only_what_decides_the_numbers_must_be_the_same_on_a_resume():
 def test_wrong_and_contradictory_settings_are_named(settings, words):
     with pytest.raises(UserError, match=words):
         Config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("lr", "0.1", 0.1),
+        ("lr", "auto", "auto"),
+        ("epochs", "3", 3),
+        ("flip", "False", False),
+        ("nesterov", "true", True),
+        ("model", "convbn", "convbn"),
+        ("data_dir", "1", "1"),
+    ],
+)
+def test_a_text_stands_for_a_value_of_its_setting(name, text, value):
+    found = parse_setting(name, text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("lr", "fast", "--lr=fast: give a number, or auto"),
+        ("epochs", "1.5", "--epochs=1.5: give a number"),
+        ("flip", "maybe", "--flip=maybe: give true or false"),
+        ("dtype", "int8", "--dtype=int8: give one of float32, bfloat16"),
+    ],
+)
+def test_a_text_that_stands_for_nothing_is_named(name, text, words):
+    with pytest.raises(flags.ValidationError, match=words):
+        parse_setting(name, text)
+
+
+def test_seeds_are_whole_numbers():
+    assert parse_seeds(["3", "-1"]) == (3, -1)
+    with pytest.raises(flags.ValidationError, match="--seeds=0,a"):
+        parse_seeds(["0", "a"])

@@ -97,9 +97,10 @@ def test_a_replica_beside_others_is_the_one_alone(splits):
 
 
 def test_vmap_as_on_accelerators_gives_the_same_up_to_rounding(splits, monkeypatch):
-    expected = train(make_trainer(splits, (0, 1)))[1]
+    recipe = Recipe((Constant(0.02, 1),), batch_size=16)
+    expected = train(make_trainer(splits, (0, 1), recipe))[1]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    mapped = train(make_trainer(splits, (0, 1)))[1]
+    mapped = train(make_trainer(splits, (0, 1), recipe))[1]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3),
         mapped.params,
