@@ -35,6 +35,12 @@ PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
+# Settings of places, and of what else is written: no number depends on them.
+PLACES = (
+    *("data_dir", "data_archive", "archive_sha256"),
+    *("workdir", "resume", "tensorboard"),
+)
+
 # Raised when the meaning of a file changes, so that a reader can tell.
 FORMAT = 1
 

@@ -194,12 +194,8 @@ class Config:
         Where the data and the run lie does not count; the data set itself is told by
         its fingerprint.
         """
-        places = (
-            *("data_dir", "data_archive", "archive_sha256"),
-            *("workdir", "resume", "tensorboard"),
-        )
         own = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {name: value for name, value in own.items() if name not in places}
+        return {n: value for n, value in own.items() if n not in records.PLACES}
 
     def differences(self, recorded: dict[str, Any]) -> list[str]:
         """Deciding settings that are recorded otherwise.

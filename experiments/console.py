@@ -13,7 +13,18 @@ from cifar_flax.loop import Progress
 from cifar_flax.reports.statistics import ci95_of_share
 
 # Columns that hold words and not numbers.
-WORDS = ("", "model", "data", "method", "cell", "recipe", "image")
+WORDS = (
+    "",
+    "model",
+    "data",
+    "method",
+    "cell",
+    "recipe",
+    "image",
+    "layer",
+    "kind",
+    "class",
+)
 
 
 def make_console() -> Console:

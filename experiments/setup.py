@@ -112,14 +112,13 @@ def open_folder(settings: config.Config, record: dict[str, Any]) -> pathlib.Path
         what = "" if record["kind"] == "run" else f"{record['kind']}-"
         stem = f"{what}{settings.model}-{record['dataset']['name']}"
         folder = records.new_folder(pathlib.Path("runs"), stem)
-        records.lock_folder(folder)
     else:
         folder = pathlib.Path(settings.workdir)
-        records.lock_folder(folder)
-        if settings.resume:
-            check_same_run(settings, record, records.read_config(folder), folder)
-            return folder
-        records.claim_folder(folder)
+    records.lock_folder(folder)
+    if settings.resume:
+        check_same_run(settings, record, records.read_config(folder), folder)
+        return folder
+    records.claim_folder(folder)
     records.write_config(folder, record)
     return folder
 

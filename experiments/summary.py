@@ -10,7 +10,7 @@ from rich.table import Table
 from cifar_flax.models import MODELS, create_model
 from cifar_flax.models.summary import layer_rows
 from experiments import cli
-from experiments.console import make_console
+from experiments.console import make_console, make_table
 
 FLAGS = flags.FLAGS
 
@@ -31,7 +31,7 @@ def main() -> None:
 def one_model(name: str) -> Table:
     """A row for each layer, and the sums."""
     rows = layer_rows(create_model(name, FLAGS.num_classes))
-    table = _table("layer", "kind", "output", "parameters", "FLOPs")
+    table = make_table("layer", "kind", "output", "parameters", "FLOPs")
     for row in rows:
         table.add_row(
             row.path,
@@ -50,7 +50,7 @@ def one_model(name: str) -> Table:
 
 def all_models() -> Table:
     """A row for each model."""
-    table = _table("model", "class", "layers", "parameters", "FLOPs")
+    table = make_table("model", "class", "layers", "parameters", "FLOPs")
     for name in MODELS:
         model = create_model(name, FLAGS.num_classes)
         rows = layer_rows(model)
@@ -61,14 +61,6 @@ def all_models() -> Table:
             f"{sum(row.num_params for row in rows):,}",
             f"{sum(row.flops for row in rows):,}",
         )
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in columns:
-        numeric = name in ("parameters", "FLOPs", "layers", "output")
-        table.add_column(name, justify="right" if numeric else "left")
     return table
 
 

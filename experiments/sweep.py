@@ -79,9 +79,14 @@ class Cell:
         assert self.settings.workdir is not None
         return pathlib.Path(self.settings.workdir)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with."""
+        return (self.folder / records.CONFIG).exists()
+
     def command(self) -> list[str]:
         """That runs it, or goes on with it."""
-        resume = ["--resume"] if (self.folder / records.CONFIG).exists() else []
+        resume = ["--resume"] if self.begun else []
         given = [f"--{name}={_as_flag(value)}" for name, value in self.given.items()]
         seeds = f"--seeds={','.join(map(str, self.settings.seeds))}"
         parts = [*given, seeds, f"--workdir={self.folder}", *resume]
@@ -180,8 +185,7 @@ def run_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> None:
         elif holder := records.lock_holder(cell.folder):
             cell.status = f"skipped: in use by {holder}"
         else:
-            resumes = (cell.folder / records.CONFIG).exists()
-            cell.status = "goes on" if resumes else "runs"
+            cell.status = "goes on" if cell.begun else "runs"
             show(cell)
             train_cell(cell, stop, show)
             read_outcome(cell)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cifar_flax.reports import charts
-from cifar_flax.reports.predictions import calibrate, confusion, mean_probability
+from cifar_flax.reports.predictions import confusion, mean_probability
 from cifar_flax.reports.runs import Entry, Study
 
 COSTS: list[tuple[str, Callable[[Entry], float]]] = [
@@ -59,7 +59,6 @@ def _template(name: str, autoescape: bool) -> jinja2.Template:
 
 def _overview(study: Study) -> dict[str, Any]:
     """What both pages show of a study."""
-    pairs = len(study.comparisons)
     return {
         "study": study,
         "rows": [_row(entry) for entry in study.entries],
@@ -67,7 +66,6 @@ def _overview(study: Study) -> dict[str, Any]:
             difference.verdict(first.name, second.name)
             for first, second, difference in study.comparisons
         ],
-        "pairs": pairs,
         "cautions": _cautions(study),
         "devices": sorted({e.first.result["device"] for e in study.entries}),
         "settings": [
@@ -97,15 +95,14 @@ def _cautions(study: Study) -> list[str]:
 
 def _row(entry: Entry) -> dict[str, Any]:
     """A line of the ranking."""
-    result, calibration = entry.first.result, calibrate(entry.logits, entry.labels)
     _, val = entry.curve("val_accuracy")
     return {
         "entry": entry,
-        "result": result,
+        "result": entry.first.result,
         "seeds": len(entry.accuracies),
         "seed_list": ", ".join(map(str, sorted(entry.accuracies))),
         "val": float(val[:, -1].mean()) if len(val) else None,
-        "calibration": calibration,
+        "calibration": entry.calibration,
         "commands": [run.command for run in entry.runs],
     }
 
@@ -140,17 +137,15 @@ def _section(number: int, entry: Entry) -> dict[str, Any]:
         for j in range(len(names))
         if i != j
     ]
-    row = _row(entry)
+    calibration = entry.calibration
     return {
-        **row,
+        **_row(entry),
         "number": number,
         "names": names,
         "confusion": shares.tolist(),
         "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=True)),
         "confused": sorted(pairs, reverse=True)[:CONFUSED_PAIRS],
-        "reliability": charts.reliability(row["calibration"])
-        if row["calibration"]
-        else None,
+        "reliability": charts.reliability(calibration) if calibration else None,
         "range_test": charts.range_test(entry),
         "wrong": _wrong_images(entry, names),
         "layers": entry.first.result.get("layers", []),

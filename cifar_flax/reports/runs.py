@@ -17,19 +17,13 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from cifar_flax.reports.predictions import converged
+from cifar_flax.reports.predictions import Calibration, calibrate, converged
 from cifar_flax.reports.statistics import (
     Difference,
     ci95_of_mean,
     ci95_of_share,
     difference_over_images,
     difference_over_seeds,
-)
-
-# Settings that say where things lie; no number depends on them.
-PLACES = (
-    *("data_dir", "data_archive", "archive_sha256"),
-    *("workdir", "resume", "tensorboard", "seeds"),
 )
 
 
@@ -51,14 +45,15 @@ class RunRecord:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those that decide its numbers."""
+        """Those that decide its numbers, but for the seeds."""
+        without = (*records.PLACES, "seeds")
         every = self.config["settings"]
-        return {name: value for name, value in every.items() if name not in PLACES}
+        return {name: value for name, value in every.items() if name not in without}
 
     @property
     def command(self) -> str:
         """That made it, without the places of this machine's files."""
-        places = tuple(f"--{name}" for name in PLACES if name != "seeds")
+        places = tuple(f"--{name}" for name in records.PLACES)
         words = self.config["command"]
         kept = [word for word in words if not word.startswith(places)]
         return shlex.join(["python", *kept[1:]])
@@ -90,11 +85,6 @@ class Entry:
     def first(self) -> RunRecord:
         """For what is the same in all runs."""
         return self.runs[0]
-
-    @property
-    def model(self) -> str:
-        """Of its runs."""
-        return self.first.result["model"]
 
     @functools.cached_property
     def accuracies(self) -> dict[int, float]:
@@ -137,7 +127,12 @@ class Entry:
         """Of the test images, [R, N, K]."""
         return np.concatenate([run.predictions["logits"] for run in self.runs])
 
-    @property
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """Over all its seeds' predictions."""
+        return calibrate(self.logits, self.labels)
+
+    @functools.cached_property
     def diverged(self) -> list[int]:
         """Seeds whose logits are no numbers."""
         finite = converged(self.logits)
@@ -177,7 +172,6 @@ class Study:
       dataset: the record of it that they share.
       version: of this package, that trained them.
       entries: the best first.
-      notes: what was left out, and why.
     """
 
     dataset: dict[str, Any]

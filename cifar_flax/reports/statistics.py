@@ -28,7 +28,7 @@ def ci95_of_mean(values: Sequence[float]) -> float | None:
     if count < 2:
         return None
     spread = float(np.std(np.asarray(values, np.float64), ddof=1))
-    return float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
+    return _half_width(spread, count, comparisons=1)
 
 
 def ci95_of_share(share: float, count: int) -> float:

@@ -34,6 +34,18 @@ def make_run(
     labels = rng.integers(0, len(CLASSES), COUNT)
     logits = np.stack([make_logits(rng, labels, a) for a in accuracies])
     logits[list(diverged)] = np.nan
+    write_config(folder, model, seeds, dataset, version, settings)
+    write_metrics(folder, len(seeds))
+    records.write_predictions(
+        folder, logits, labels, seeds, np.zeros((1, 4, 4, 3), np.uint8), np.array([199])
+    )
+    correct = (logits.argmax(-1) == labels).mean(-1)
+    write_result(folder, model, seeds, correct)
+    return folder
+
+
+def write_config(folder, model, seeds, dataset, version, settings):
+    """What ran: ``config.json``."""
     phase = {"kind": "sgdr", "learning_rate": 0.1, "cycles": 2}
     records.write_config(
         folder,
@@ -60,8 +72,12 @@ def make_run(
             ],
         },
     )
+
+
+def write_metrics(folder, count):
+    """How it went, of so many seeds: ``metrics.jsonl``."""
     for epoch in (1, 2):
-        figure = [0.5 + 0.1 * epoch] * len(seeds)
+        figure = [0.5 + 0.1 * epoch] * count
         records.append_metrics(
             folder,
             {
@@ -69,15 +85,15 @@ def make_run(
                 "epoch": epoch,
                 "learning_rate": 0.1,
                 "train_loss": figure,
-                "train_accuracy": figure if len(seeds) > 1 else figure[0],
+                "train_accuracy": figure if count > 1 else figure[0],
                 "val_loss": None,
                 "val_accuracy": None,
             },
         )
-    records.write_predictions(
-        folder, logits, labels, seeds, np.zeros((1, 4, 4, 3), np.uint8), np.array([199])
-    )
-    correct = (logits.argmax(-1) == labels).mean(-1)
+
+
+def write_result(folder, model, seeds, correct):
+    """What came out: ``result.json``."""
     records.write_result(
         folder,
         {
@@ -95,4 +111,3 @@ def make_run(
             "status": "finished",
         },
     )
-    return folder
