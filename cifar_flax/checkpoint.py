@@ -120,10 +120,17 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def open_checkpoints(folder: str | pathlib.Path) -> Iterator[Checkpoints]:
+def open_checkpoints(
+    folder: str | pathlib.Path, clean_up: bool = True
+) -> Iterator[Checkpoints]:
     """Opens a folder for checkpoints, made where it is missing.
 
     Leaving the context waits until the last save is on disk.
+
+    Args:
+      folder: of the checkpoints.
+      clean_up: remove what is left of saves that were cut short. Only for the process
+        that has the run: to another one a save being made looks the same.
     """
     policies = checkpoint_managers
     options = ocp.CheckpointManagerOptions(
@@ -138,7 +145,7 @@ def open_checkpoints(folder: str | pathlib.Path) -> Iterator[Checkpoints]:
                 ),
             ]
         ),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=clean_up,
     )
     logging.getLogger("absl").addFilter(_not_about_missing_metrics)
     absolute = pathlib.Path(folder).absolute()

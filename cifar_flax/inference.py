@@ -79,7 +79,7 @@ class Run:
             jax.vmap(lambda key: _init(model, image_shape, key)),
             jax.random.split(jax.random.key(0), len(seeds)),
         )
-        with open_checkpoints(path) as checkpoints:
+        with open_checkpoints(path, clean_up=False) as checkpoints:
             step = checkpoints.best_step if best else checkpoints.latest_step
             if step is None:
                 what = "with a validation accuracy" if best else "at all"

@@ -61,6 +61,15 @@ def test_what_cannot_be_loaded_is_named(trained):
         Run.load(folder)
 
 
+def test_loading_leaves_alone_what_another_process_is_saving(trained):
+    folder = trained[2] / records.CHECKPOINTS
+    unfinished = folder / "99.orbax-checkpoint-tmp-1"
+    unfinished.mkdir()
+    before = sorted(path.name for path in folder.rglob("*"))
+    assert Run.load(trained[2]).step == 3
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
 def test_a_run_is_plain_data(trained):
     run = Run.load(trained[2])
     assert dataclasses.asdict(run)["step"] == 3
