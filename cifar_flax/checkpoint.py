@@ -1,40 +1,90 @@
 """Checkpoints of a run: the only module that knows Orbax.
 
-A run keeps its latest checkpoint and, where there is a validation split, the one with
-the best validation accuracy (mean over the replicas).
+A run keeps its latest two checkpoints, the one with the best validation accuracy (mean
+over the replicas that have not diverged), and, once a replica has diverged, the last
+one before. Checksums tell what is not as it was saved, and that is not used.
 """
 
 import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
 import logging
 import pathlib
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from cifar_flax.errors import UserError
 from cifar_flax.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+# Written into a checkpoint's folder when Orbax has finished it.
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Manifest:
+    """What is known of a checkpoint before Orbax reads it.
+
+    Attributes:
+      step: that it was saved at.
+      seconds: spent on training up to there.
+      val_accuracy: None where none was measured.
+      finite: whether no replica had diverged.
+      structure: of each part, its arrays with their types and shapes.
+      files: SHA-256 of each, by its path.
+    """
+
+    step: int
+    seconds: float
+    val_accuracy: float | None
+    finite: bool
+    structure: dict[str, list[str]]
+    files: dict[str, str]
 
 
 class Checkpoints:
     """The checkpoints in one folder; made by ``open_checkpoints``."""
 
-    def __init__(self, manager: ocp.CheckpointManager):
-        """Wraps Orbax's manager."""
-        self._manager = manager
+    def __init__(self, folder: pathlib.Path, owner: bool):
+        """Opens the folder; see ``open_checkpoints``."""
+        self._folder, self._owner = folder, owner
+        self._manifests: dict[int, _Manifest] = {}
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Kept(self._manifests),
+            cleanup_tmp_directories=owner,
+            # A save takes a few hundredths of a second more than its copy would; and
+            # one that fails is known at once.
+            enable_async_checkpointing=False,
+        )
+        with _quiet():
+            self._manager = ocp.CheckpointManager(folder, options=options)
+        for step in self._manager.all_steps():
+            # One that cannot be read is met again when it is to be restored.
+            with contextlib.suppress(Exception):
+                self._manifests[step] = _read_manifest(folder / str(step))
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint; None where there is none."""
+        """Step of the latest checkpoint, sound or not; None where there is none."""
         return self._manager.latest_step()
 
     @property
     def best_step(self) -> int | None:
         """Step of the one with the best validation accuracy; None without any."""
-        return self._manager.best_step()
+        return _best(self._manifests, self._manager.all_steps())
 
     def save(
         self,
@@ -43,27 +93,40 @@ class Checkpoints:
         seconds: float = 0.0,
         val_accuracy: float | None = None,
     ) -> None:
-        """Saves in the background; what is in the folder is whole at any moment.
+        """Saves a state; what is in the folder is whole at any moment.
 
         Args:
-          state: of all replicas, all at the same step. It is copied before this
-            returns, so that training may go on and consume it.
+          state: of all replicas.
           seconds: spent on training so far.
           val_accuracy: by which the best one is kept.
+
+        Raises:
+          UserError: it cannot be written; what was there still is.
         """
-        step = int(state.step[0])
-        # np.array copies; on a CPU np.asarray would share memory with a buffer that
-        # the next training call gives away.
-        training, variables = jax.tree.map(np.array, _to_tree(state))
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables),
-                training=ocp.args.StandardSave(training),
-                meta=ocp.args.JsonSave({"seconds": seconds}),
-            ),
-            metrics=None if val_accuracy is None else {"val_accuracy": val_accuracy},
+        step = int(state.step.max())
+        parts = _to_tree(state)
+        manifest = _Manifest(
+            step=step,
+            seconds=float(seconds),
+            val_accuracy=val_accuracy,
+            finite=not any(state.diverged_at),
+            structure={name: _structure(tree) for name, tree in parts.items()},
+            files={},
         )
+        self._manifests[step] = manifest  # decides which others are kept
+        args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+        try:
+            check_space(self._folder, size_of(state))
+            with _quiet():
+                if not self._manager.save(step, args=ocp.args.Composite(**args)):
+                    raise FileExistsError("there is one of that step already")
+            _write_manifest(self._folder / str(step), manifest)
+        except Exception as error:  # Orbax has many kinds of them
+            self._remove_unfinished()
+            raise UserError(
+                f"cannot save the checkpoint of step {step} in {self._folder}: "
+                f"{_in_a_line(error)}"
+            ) from error
 
     def restore(
         self, template: TrainState, step: int | None = None
@@ -72,107 +135,247 @@ class Checkpoints:
 
         Args:
           template: a state of the same structure, as ``Trainer.init`` gives.
-          step: of the checkpoint; None for the latest.
+          step: of the checkpoint; None for the newest that is sound. Newer ones are
+            then named in a warning and moved aside.
 
         Raises:
-          UserError: no checkpoint, or one of another structure.
+          UserError: none that is sound, or fits the structure; all are left alone.
         """
-        step = self.latest_step if step is None else step
-        if step is None:
-            raise UserError(f"no checkpoint in {self._manager.directory}")
-        training, variables = _to_tree(template)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    variables=ocp.args.StandardRestore(variables),
-                    training=ocp.args.StandardRestore(training),
-                    meta=ocp.args.JsonRestore(),
-                ),
-            )
-        except ValueError as error:
-            raise UserError(
-                f"the checkpoint of step {step} in {self._manager.directory} does not "
-                f"fit this model: {str(error).splitlines()[0]}"
-            ) from error
-        state = _from_tree(restored["training"], restored["variables"])
-        return state, restored["meta"]["seconds"]
+        parts, manifest = self._read_newest(_to_tree(template), step)
+        return _from_tree(parts), manifest.seconds
 
-    def restore_variables(self, template: Any, step: int) -> Any:
-        """Reads only what evaluation needs.
+    def restore_variables(
+        self, template: Any, step: int | None = None
+    ) -> tuple[Any, int]:
+        """Reads only what evaluation needs, and the step it is of.
 
         Args:
           template: of the same structure; its arrays may be abstract.
-          step: of the checkpoint.
+          step: of the checkpoint; None for the newest that is sound.
 
         Raises:
-          UserError: it is damaged, or of another structure.
+          UserError: none that is sound, or fits the structure.
         """
-        restore = ocp.args.StandardRestore(template)
-        try:
-            args = ocp.args.Composite(variables=restore)
-            return self._manager.restore(step, args=args)["variables"]
-        except (ValueError, OSError, KeyError) as error:
-            raise UserError(
-                f"cannot read the checkpoint of step {step} in "
-                f"{self._manager.directory}: {str(error).splitlines()[0]}"
-            ) from error
+        parts, manifest = self._read_newest({"variables": template}, step)
+        return parts["variables"], manifest.step
+
+    def _read_newest(
+        self, templates: dict[str, Any], step: int | None
+    ) -> tuple[dict[str, Any], _Manifest]:
+        every = self._manager.all_steps() if step is None else [step]
+        damaged: dict[int, str] = {}
+        for one in sorted(every, reverse=True):
+            try:
+                parts, manifest = self._read(one, templates)
+            except Exception as error:  # whatever it is, an older one may be sound
+                damaged[one] = _in_a_line(error)
+                continue
+            for other, why in damaged.items():
+                logger.warning(
+                    "the checkpoint of step %d in %s is damaged (%s); the one of step "
+                    "%d is used: %d steps are lost",
+                    other,
+                    self._folder,
+                    why,
+                    one,
+                    other - one,
+                )
+            if self._owner:
+                self._move_aside(damaged)
+            return parts, manifest
+        if not damaged:
+            raise UserError(f"no checkpoint in {self._folder}")
+        problems = "; ".join(f"that of step {s}: {why}" for s, why in damaged.items())
+        raise UserError(
+            f"no checkpoint in {self._folder} is sound and fits this model; nothing "
+            f"was changed: {problems}"
+        )
+
+    def _read(
+        self, step: int, templates: dict[str, Any]
+    ) -> tuple[dict[str, Any], _Manifest]:
+        """These parts of a checkpoint; any kind of error where it is not sound."""
+        folder = self._folder / str(step)
+        manifest = _read_manifest(folder)
+        if manifest.step != step:
+            raise ValueError(f"it is of step {manifest.step}")
+        # Before Orbax sees them: it takes flipped bits for numbers, or fails loudly.
+        damaged = manifest.files.items() ^ _checksums(folder).items()
+        if damaged:
+            raise ValueError(f"{min(damaged)[0]} is not as it was saved")
+        for name, tree in templates.items():
+            different = set(_structure(tree)) ^ set(manifest.structure[name])
+            if different:
+                raise ValueError(f"its arrays are not the model's: {min(different)}")
+        args = {n: ocp.args.StandardRestore(tree) for n, tree in templates.items()}
+        with _quiet():
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in templates}, manifest
+
+    def _move_aside(self, steps: Collection[int]) -> None:
+        """Makes room for the steps that will be trained again."""
+        for step in steps:
+            names = (f"{step}.damaged-{number}" for number in itertools.count(1))
+            paths = (self._folder / name for name in names)
+            free = next(path for path in paths if not path.exists())
+            (self._folder / str(step)).rename(free)
+        if steps:
+            self._manager.reload()
+
+    def _remove_unfinished(self) -> None:
+        """Gives back the space of a save that failed."""
+        for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class _Kept:
+    """Orbax's preservation policy for what this module's first lines say."""
+
+    def __init__(self, manifests: dict[int, _Manifest]):
+        self._manifests = manifests
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        finite = [
+            s for s in steps if s in self._manifests and self._manifests[s].finite
+        ]
+        kept = {
+            *sorted(steps)[-2:],
+            _best(self._manifests, steps),
+            max(finite, default=0),
+        }
+        return [step in kept for step in steps]
 
 
 @contextlib.contextmanager
 def open_checkpoints(
-    folder: str | pathlib.Path, clean_up: bool = True
+    folder: str | pathlib.Path, owner: bool = True
 ) -> Iterator[Checkpoints]:
     """Opens a folder for checkpoints, made where it is missing.
 
-    Leaving the context waits until the last save is on disk.
-
     Args:
       folder: of the checkpoints.
-      clean_up: remove what is left of saves that were cut short. Only for the process
-        that has the run: to another one a save being made looks the same.
+      owner: whether this process has the run, and may remove what is left of saves that
+        were cut short, and move aside what is damaged. To another process a save that
+        is being made looks the same.
+
+    Raises:
+      UserError: the folder cannot be made or read.
     """
-    policies = checkpoint_managers
-    options = ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics["val_accuracy"],
-        preservation_policy=policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(n=1),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["val_accuracy"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        ),
-        cleanup_tmp_directories=clean_up,
-    )
-    logging.getLogger("absl").addFilter(_not_about_missing_metrics)
-    absolute = pathlib.Path(folder).absolute()
-    with ocp.CheckpointManager(absolute, options=options) as manager:
-        yield Checkpoints(manager)
+    try:
+        checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner)
+    except OSError as error:
+        raise UserError(f"cannot open {folder}: {error.strerror or error}") from error
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
 
 
-def _not_about_missing_metrics(record: logging.LogRecord) -> bool:
-    """Drops Orbax's warning of a save without a metric.
-
-    It is meant to be so: within an epoch, and where there is no validation split.
-    """
-    return "did not provide metrics" not in record.getMessage()
+def size_of(state: TrainState) -> int:
+    """Bytes that a checkpoint of a state takes, at most."""
+    arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return 2 * arrays + 2**20  # files of a few kB each; arrays are compressed
 
 
-def _to_tree(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What only training needs, and what evaluation needs; keys as their raw words."""
-    training = {
-        "step": state.step,
-        "opt_state": state.opt_state,
-        "key": jax.random.key_data(state.key),
-        "totals": state.totals,
+def check_space(folder: pathlib.Path, needed: int) -> None:
+    """UserError where a folder's disk has less room than this, in bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{needed / 1e6:.1f} MB may be needed in {folder}, whose disk has "
+            f"{free / 1e6:.1f} MB free; make room"
+        )
+
+
+def _best(manifests: dict[int, _Manifest], steps: Sequence[int]) -> int | None:
+    known = [(manifests[s].val_accuracy, s) for s in steps if s in manifests]
+    measured = [(value, step) for value, step in known if value is not None]
+    return max(measured)[1] if measured else None
+
+
+def _structure(tree: Any) -> list[str]:
+    """The arrays of a tree; keys of the random numbers are given as their words."""
+    return [
+        f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def _write_manifest(folder: pathlib.Path, manifest: _Manifest) -> None:
+    complete = dataclasses.replace(manifest, files=_checksums(folder))
+    text = json.dumps(dataclasses.asdict(complete), sort_keys=True)
+    # The first line vouches for the second.
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(f"{digest}\n{text}\n", encoding="utf-8")
+    temporary.replace(folder / MANIFEST)
+
+
+def _read_manifest(folder: pathlib.Path) -> _Manifest:
+    try:
+        content = (folder / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ValueError(f"it has no {MANIFEST}: it was never finished") from error
+    digest, _, text = content.rstrip("\n").partition("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError(f"{MANIFEST} is not as it was saved")
+    return _Manifest(**json.loads(text))
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of each file below a checkpoint's folder but its manifest."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name.removeprefix(".") != MANIFEST
     }
-    return training, state.variables
 
 
-def _from_tree(training: dict[str, Any], variables: dict[str, Any]) -> TrainState:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences Orbax, which logs at length what it raises as well."""
+
+    def is_not_orbaxs(record: logging.LogRecord) -> bool:
+        return "/orbax/" not in record.pathname
+
+    def hook(unraisable):
+        # TensorStore's, of the other arrays once one of them could not be read.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    log, previous = logging.getLogger("absl"), sys.unraisablehook
+    log.addFilter(is_not_orbaxs)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        log.removeFilter(is_not_orbaxs)
+        sys.unraisablehook = previous
+
+
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _to_tree(state: TrainState) -> dict[str, Any]:
+    """What only training needs, and what evaluation needs; keys as their raw words."""
+    return {
+        "training": {
+            "step": state.step,
+            "opt_state": state.opt_state,
+            "key": jax.random.key_data(state.key),
+            "totals": state.totals,
+        },
+        "variables": state.variables,
+    }
+
+
+def _from_tree(parts: dict[str, Any]) -> TrainState:
+    training, variables = parts["training"], parts["variables"]
     return TrainState(
         step=training["step"],
         params=variables["params"],

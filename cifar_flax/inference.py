@@ -52,7 +52,7 @@ class Run:
           best: take the checkpoint with the best validation accuracy, not the latest.
 
         Raises:
-          UserError: no run, a damaged one, or one without that checkpoint.
+          UserError: no run, a damaged one, or one without a sound checkpoint.
         """
         folder = pathlib.Path(folder)
         config = records.read_config(folder)
@@ -79,12 +79,11 @@ class Run:
             jax.vmap(lambda key: _init(model, image_shape, key)),
             jax.random.split(jax.random.key(0), len(seeds)),
         )
-        with open_checkpoints(path, clean_up=False) as checkpoints:
-            step = checkpoints.best_step if best else checkpoints.latest_step
-            if step is None:
-                what = "with a validation accuracy" if best else "at all"
-                raise UserError(f"no checkpoint {what} in {path}")
-            variables = checkpoints.restore_variables(template, step)
+        with open_checkpoints(path, owner=False) as checkpoints:
+            step = checkpoints.best_step if best else None
+            if best and step is None:
+                raise UserError(f"no checkpoint with a validation accuracy in {path}")
+            variables, step = checkpoints.restore_variables(template, step)
         names = data["class_names"]
         return cls(model, variables, seeds, names, image_shape, mean, std, step)
 

@@ -52,13 +52,16 @@ class Progress:
     """Where training stands after a compiled chunk of steps.
 
     Attributes:
-      state: of all replicas; the next chunk consumes it.
+      state: of all replicas; the next chunk consumes it. ``state.diverged_at`` tells
+        which of them have ended.
       step: steps done.
       epoch_done: whether an epoch has just ended; the figures are then of that epoch,
         and before of its steps so far.
       learning_rate: of the last step.
-      train_loss: mean over the images as they were seen, float64 [R].
-      train_accuracy: share classified correctly as they were seen, float64 [R].
+      train_loss: mean over the images as they were seen, float64 [R]; NaN for a
+        replica that has diverged.
+      train_accuracy: share classified correctly as they were seen, float64 [R]; NaN
+        likewise.
       images: training images of the last chunk, over all replicas.
       seconds: that the last chunk took.
     """
@@ -105,6 +108,9 @@ class Trainer:
     Every random number is a function of the seed and the step. A state taken from any
     point of a run therefore goes on to the same bits, whatever the size of the chunks
     and in whatever process.
+
+    A replica whose loss is no finite number has diverged and ends with that step; the
+    others go on.
 
     Attributes:
       steps_per_epoch: whole batches in the training split; the images that are left
@@ -175,7 +181,7 @@ class Trainer:
         """Compiles the training program, so that ``run`` starts at full speed."""
         start = time.perf_counter()
         orders = self._orders(state.key, jnp.int32(0))
-        args = (state, orders, self.data, jnp.int32(0), jnp.int32(0))
+        args = (state, orders, self.data, jnp.int32(0))
         self._train_steps = self._jitted.lower(*args).compile()
         self.compile_seconds = time.perf_counter() - start
 
@@ -187,34 +193,33 @@ class Trainer:
 
         Yields:
           Where training stands, after every chunk of about ``CHUNK_SECONDS`` and at
-          the end of every epoch.
+          the end of every epoch; for the last time when all replicas have diverged.
         """
-        step, chunk, epoch_end = int(state.step[0]), 1, 0
-        while step < self.total_steps:
+        steps, chunk, epoch_end = np.asarray(state.step), 1, 0
+        while (step := int(steps.max())) < self.total_steps and not state.all_diverged:
             start = time.perf_counter()
             if step >= epoch_end:
                 epoch = step // self.steps_per_epoch
                 epoch_end = (epoch + 1) * self.steps_per_epoch
                 orders = self._orders(state.key, jnp.int32(epoch))
             stop = min(step + chunk, epoch_end)
-            state = self._train_steps(
-                state, orders, self.data, jnp.int32(step), jnp.int32(stop)
-            )
-            totals = jax.device_get(state.totals)  # waits for the chunk
+            state = self._train_steps(state, orders, self.data, jnp.int32(stop))
+            before, totals = steps, jax.device_get(state.totals)  # waits for the chunk
             seconds = time.perf_counter() - start
-            done, step = stop - step, stop
-            chunk = next_chunk(done, seconds)
-            if step == epoch_end:
-                zeros = jax.tree.map(jnp.zeros_like, state.totals)
-                state = dataclasses.replace(state, totals=zeros)
+            chunk = next_chunk(stop - step, seconds)
+            steps = np.asarray(state.step)
+            epoch_done = steps.max() == epoch_end
+            if epoch_done:
+                state = dataclasses.replace(state, totals=state.totals.cleared())
+            lost = np.array([at is not None for at in state.diverged_at])
             yield Progress(
                 state=state,
-                step=step,
-                epoch_done=step == epoch_end,
-                learning_rate=float(self.schedule(step - 1)),
-                train_loss=totals.loss.astype(np.float64) / totals.count,
-                train_accuracy=totals.correct / totals.count,
-                images=done * self.recipe.batch_size * len(self.seeds),
+                step=int(steps.max()),
+                epoch_done=bool(epoch_done),
+                learning_rate=float(self.schedule(steps.max() - 1)),
+                train_loss=np.where(lost, np.nan, totals.loss / totals.count),
+                train_accuracy=np.where(lost, np.nan, totals.correct / totals.count),
+                images=int((steps - before).sum()) * self.recipe.batch_size,
                 seconds=seconds,
             )
 
@@ -310,21 +315,24 @@ class Trainer:
             label_smoothing=self.recipe.label_smoothing,
         )
 
-    def _train_steps_of_all(self, state, orders, data, start, stop):
-        """Steps [start, stop), all within the epoch that ``orders`` [R, N] are of."""
+    def _train_steps_of_all(self, state, orders, data, stop):
+        """Steps up to ``stop``, all within the epoch that ``orders`` [R, N] are of."""
         run = map_replicas(self._train_steps_of_one)
-        return run((state, orders), data, start, stop)
+        return run((state, orders), data, stop)
 
-    def _train_steps_of_one(self, replica, data, start, stop):
+    def _train_steps_of_one(self, replica, data, stop):
         state, order = replica
         size = self.recipe.batch_size
 
-        def body(step, state):
-            first = step % self.steps_per_epoch * size
-            indices = lax.dynamic_slice(order, (first,), (size,))
-            return self.train_step(state, step, indices, data, self.tx)
+        def goes_on(state):
+            return (state.step < stop) & jnp.isfinite(state.totals.loss)
 
-        return lax.fori_loop(start, stop, body, state)
+        def body(state):
+            first = state.step % self.steps_per_epoch * size
+            indices = lax.dynamic_slice(order, (first,), (size,))
+            return self.train_step(state, state.step, indices, data, self.tx)
+
+        return lax.while_loop(goes_on, body, state)
 
     def _predict_of_one(self, variables, batches):
         """Logits [M * B, K] of images [M, B, H, W, C]."""

@@ -13,6 +13,7 @@
 Whole files are replaced atomically; lines are appended and flushed to the disk.
 """
 
+import errno
 import fcntl
 import io
 import json
@@ -158,12 +159,27 @@ def read_range_test(folder: pathlib.Path) -> dict[str, Any] | None:
     return _read_if_there(folder / RANGE_TEST)
 
 
-def append_metrics(folder: pathlib.Path, record: dict[str, Any]) -> None:
-    """Adds a line to ``metrics.jsonl``."""
-    with open(folder / METRICS, "a", encoding="utf-8") as file:
-        file.write(_to_json(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def append_metrics(folder: pathlib.Path, lines: list[dict[str, Any]]) -> None:
+    """Adds lines to ``metrics.jsonl``, which ``cut_metrics`` has made: all or none.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    path = folder / METRICS
+    content = "".join(_to_json(line) + "\n" for line in lines).encode()
+    try:
+        # Not made anew: where it has vanished, so have the lines before.
+        with open(path, "r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -190,10 +206,10 @@ def cut_metrics(folder: pathlib.Path, step: int) -> list[dict[str, Any]]:
     Returns:
       The lines that are left.
     """
-    records = [record for record in read_metrics(folder) if record["step"] <= step]
-    text = "".join(_to_json(record) + "\n" for record in records)
+    lines = [line for line in read_metrics(folder) if line["step"] <= step]
+    text = "".join(_to_json(line) + "\n" for line in lines)
     _replace(folder / METRICS, text.encode())
-    return records
+    return lines
 
 
 def write_predictions(

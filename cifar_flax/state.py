@@ -6,6 +6,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -27,6 +28,11 @@ class Totals:
     def zero(cls) -> "Totals":
         """Nothing seen yet."""
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+
+    def cleared(self) -> "Totals":
+        """Zero; but what is no finite number stays, as the mark of divergence."""
+        finite = jnp.isfinite(self.loss)
+        return jax.tree.map(lambda x: jnp.where(finite, jnp.zeros_like(x), x), self)
 
 
 @flax.struct.dataclass
@@ -54,6 +60,22 @@ class TrainState:
     def variables(self) -> dict[str, Any]:
         """What ``model.apply`` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def diverged_at(self) -> tuple[int | None, ...]:
+        """For each of R replicas the step whose loss was no finite number.
+
+        A replica ends with that step. None for one that goes on.
+        """
+        finite, steps = np.isfinite(self.totals.loss), np.asarray(self.step)
+        return tuple(
+            None if ok else int(at) for ok, at in zip(finite, steps, strict=True)
+        )
+
+    @property
+    def all_diverged(self) -> bool:
+        """Whether none of the R replicas goes on."""
+        return None not in self.diverged_at
 
 
 def init_state(

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -16,6 +17,20 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 USAGE_ERROR = 2
 
 logger = logging.getLogger("cifar_flax")
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the command to end."""
+
+    def __init__(self, signum: int):
+        """Of that signal."""
+        super().__init__(signum)
+        self.signum = signum
+
+    @property
+    def status(self) -> int:
+        """Exit status, as of a process that the signal ended."""
+        return 128 + self.signum
 
 
 def main(run: Callable[..., int | None], arguments: bool = False) -> None:
@@ -76,17 +91,37 @@ def _parse_flags(argv: list[str]) -> list[str]:
         sys.exit(fail(str(error), USAGE_ERROR))
 
 
+def _stop(signum: int, frame: Any) -> None:
+    raise Stopped(signum)
+
+
 def _guarded(run: Callable[[], int | None]) -> int:
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        return run() or 0
-    except KeyboardInterrupt:
-        return fail("interrupted", 128 + signal.SIGINT)
+        status = run() or 0
+        sys.stdout.flush()
+        return status
+    except Stopped as stop:
+        return fail(f"stopped by {signal.Signals(stop.signum).name}", stop.status)
     except BrokenPipeError:  # the reader, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
     except flags.Error as error:
         return fail(str(error), USAGE_ERROR)
-    except UserError as error:
+    except Exception as error:
         if flags.FLAGS.debug:
             raise
-        return fail(str(error), 1)
+        if isinstance(error, UserError):
+            return fail(str(error), 1)
+        if isinstance(error, OSError):
+            _drop_output()  # which may be what cannot be written
+            place = f"{error.filename}: " if error.filename else ""
+            return fail(f"{place}{error.strerror or error}", 1)
+        kind = type(error).__name__
+        return fail(f"unexpected {kind}: {error}; --debug shows where", 1)
+
+
+def _drop_output() -> None:
+    """Keeps Python from failing once more over what is still to be printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -90,26 +90,26 @@ class TrainingDisplay:
         self._console, self._move = console, move
 
     def step(self, progress: Progress) -> None:
-        """Moves the bar; with replicas, loss and accuracy are their mean."""
+        """Moves the bar; loss and accuracy are means over the replicas that go on."""
         self._move(
             progress.step,
-            f"loss {progress.train_loss.mean():.3f}  "
-            f"accuracy {100 * progress.train_accuracy.mean():.1f} %  "
+            f"loss {mean_of_finite(progress.train_loss):.3f}  "
+            f"accuracy {100 * mean_of_finite(progress.train_accuracy):.1f} %  "
             f"{progress.images / progress.seconds:,.0f} images/s",
         )
 
     def epoch(self, line: dict[str, Any], epochs: int) -> None:
-        """Prints a log point as it is recorded; with replicas, their mean."""
+        """Prints a log point as it is recorded, likewise."""
         text = (
             f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  "
             f"rate {line['learning_rate']:<9.3g}"
-            f"train loss {np.mean(line['train_loss']):.4f}  "
-            f"accuracy {100 * np.mean(line['train_accuracy']):5.2f} %"
+            f"train loss {_loss(mean_of_finite(line['train_loss']))}  "
+            f"accuracy {100 * mean_of_finite(line['train_accuracy']):5.2f} %"
         )
         if line["val_loss"] is not None:
             text += (
-                f"   val loss {np.mean(line['val_loss']):.4f}  "
-                f"accuracy {100 * np.mean(line['val_accuracy']):5.2f} %"
+                f"   val loss {_loss(mean_of_finite(line['val_loss']))}  "
+                f"accuracy {100 * mean_of_finite(line['val_accuracy']):5.2f} %"
             )
         self._console.print(f"{text}   {line['images_per_second']:,.0f} images/s")
 
@@ -126,15 +126,16 @@ def training_display(
 def print_result(console: Console, result: dict[str, Any], folder: str) -> None:
     """Prints the table at the end."""
     table = make_table("model", "data", "seed", "test accuracy", "test loss")
-    for seed, accuracy, loss in zip(
-        result["seeds"], result["test_accuracy"], result["test_loss"], strict=True
+    columns = ("seeds", "test_accuracy", "test_loss", "diverged_at")
+    for seed, accuracy, loss, diverged_at in zip(
+        *(result[name] for name in columns), strict=True
     ):
         table.add_row(
             result["model"],
             result["dataset"],
             str(seed),
             f"{100 * accuracy:.2f} %",
-            "-" if loss is None else f"{loss:.4f}",
+            _loss(loss) if diverged_at is None else f"diverged at step {diverged_at}",
         )
     console.print()
     console.print(table)
@@ -162,6 +163,16 @@ def mean_and_interval(result: dict[str, Any]) -> str:
     else:
         half = ci95_of_share(accuracies[0], result["test_size"])
     return f"{100 * result['test_accuracy_mean']:.2f} +- {100 * half:.2f} %"
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+def mean_of_finite(figures: Any) -> float:
+    """Over the replicas that have not diverged; NaN where all have."""
+    finite = [figure for figure in np.atleast_1d(figures) if np.isfinite(figure)]
+    return float(np.mean(finite)) if finite else np.nan
 
 
 def _accuracy_in_words(result: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import shlex
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +19,15 @@ import numpy as np
 from rich.console import Console
 
 from cifar_flax import records
-from cifar_flax.checkpoint import Checkpoints, open_checkpoints
+from cifar_flax.checkpoint import (
+    Checkpoints,
+    check_space,
+    open_checkpoints,
+    size_of,
+)
 from cifar_flax.data import Dataset
-from cifar_flax.loop import Progress, Trainer
+from cifar_flax.errors import UserError
+from cifar_flax.loop import Evaluation, Progress, Trainer
 from cifar_flax.lr_range import RangeSettings
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.reports.predictions import confidently_wrong
@@ -42,14 +49,6 @@ from experiments.tensorboard import EventWriter
 WORST_IMAGES = 24
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved."""
-
-    def __init__(self, signum: int, step: int):
-        """Of that signal, after that step."""
-        self.signum, self.step = signum, step
-
-
 def main() -> int:
     """Runs the command; returns the exit status."""
     settings = config.config_from_flags()
@@ -61,28 +60,52 @@ def main() -> int:
         if result is not None:
             screen.print(f"{folder} holds a finished run; nothing is left to do")
             console.print_result(screen, result, str(folder))
+            check_outcome(result)
             return 0
     dataset = load_data(settings)
     trainer = make_trainer(settings, dataset)
     folder = open_folder(settings, make_record(settings, trainer, dataset))
+    try:
+        run_in(folder, settings, trainer, dataset, screen)
+    except cli.Stopped as stop:
+        screen.print(
+            f"stopped; to go on:\n"
+            f"  python -m experiments.run --workdir={shlex.quote(str(folder))} --resume"
+        )
+        return stop.status
+    return 0
+
+
+def run_in(
+    folder: pathlib.Path,
+    settings: config.Config,
+    trainer: Trainer,
+    dataset: Dataset,
+    screen: Console,
+) -> None:
+    """Does what is left to do in a run's folder."""
     if settings.lr == config.AUTO:
         trainer = trainer_at_found_rate(settings, dataset, folder, screen)
     size = model_size(trainer)
     print_header(screen, settings, trainer, dataset, size, folder)
-    try:
-        with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
-            state, seconds = train(
-                trainer, folder, checkpoints, screen, settings.tensorboard
-            )
-    except Interrupted as stop:
-        screen.print(
-            f"stopped after step {stop.step} of {trainer.total_steps}; to go on:\n"
-            f"  python -m experiments.run --workdir={folder} --resume"
+    with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
+        state, seconds, unwritten = train(
+            trainer, folder, checkpoints, screen, settings.tensorboard
         )
-        return 128 + stop.signum
-    result = finish(settings, trainer, dataset, size, folder, state, seconds)
-    console.print_result(screen, result, str(folder))
-    return 0
+    test = trainer.evaluate(state, trainer.splits.test)  # the only time
+    result = {
+        "model": settings.model,
+        "dataset": dataset.name,
+        **size,
+        **outcome(trainer, state, test, seconds),
+    }
+    try:
+        records.append_metrics(folder, unwritten)
+        write_predictions(folder, trainer, test)
+        records.write_result(folder, result)
+    finally:
+        console.print_result(screen, result, str(folder))
+    check_outcome(result)
 
 
 def trainer_at_found_rate(
@@ -157,14 +180,14 @@ def print_header(
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; a second one acts as if this were not here."""
+    """Collects SIGINT and SIGTERM; a second one ends the process at once."""
     caught: list[int] = []
     previous = {}
 
     def handler(signum, frame):
         caught.append(signum)
-        for number, action in previous.items():
-            signal.signal(number, action)
+        for number in previous:
+            signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, handler)
@@ -181,24 +204,29 @@ def train(
     checkpoints: Checkpoints,
     screen: Console,
     tensorboard: bool,
-) -> tuple[TrainState, float]:
-    """Trains from the latest checkpoint, or from the start, to the end of the recipe.
+) -> tuple[TrainState, float, list[dict[str, Any]]]:
+    """Trains from the newest checkpoint, or from the start, to the end of the recipe.
+
+    What cannot be written does not end it: it warns, and tries again an epoch later.
 
     Returns:
-      The last state and the seconds spent on training, earlier sessions' included.
+      The last state, the seconds spent on training, earlier sessions' included, and the
+      lines of metrics that could not be written.
 
     Raises:
-      Interrupted: by a signal, after the state was saved.
+      UserError: no sound checkpoint, or no room for one.
+      cli.Stopped: by a signal, after the state was saved.
     """
     state, seconds = trainer.init(), 0.0
+    check_space(folder, room_for(trainer, state))
     if checkpoints.latest_step is not None:
         state, seconds = checkpoints.restore(state)
-    step = int(state.step[0])
+    step, lost = int(state.step.max()), state.diverged_at
     lines = records.cut_metrics(folder, step)
-    if lines:
+    if step:
         screen.print(f"going on after step {step} of {trainer.total_steps}")
     trainer.compile(state)
-    last = lines[-1] if lines else None
+    last, unwritten = lines[-1] if lines else None, []
     with (
         contextlib.closing(EventWriter(folder, trainer.seeds, step))
         if tensorboard
@@ -209,34 +237,73 @@ def train(
         for progress in trainer.run(state):
             state, seconds = progress.state, seconds + progress.seconds
             display.step(progress)
+            lost = warn_of_divergence(trainer, state, lost)
             val = None
             if progress.epoch_done:
                 last = log_point(trainer, progress, seconds, last)
-                records.append_metrics(folder, last)
+                unwritten = try_to_append(folder, [*unwritten, last])
                 if events:
                     events.write(last)
                 display.epoch(last, trainer.recipe.epochs)
-                warn_of_divergence(trainer, progress)
                 if trainer.splits.val is not None:
-                    val = float(np.mean(last["val_accuracy"]))
-            if progress.epoch_done or caught:
-                checkpoints.save(state, seconds=seconds, val_accuracy=val)
+                    val = console.mean_of_finite(last["val_accuracy"])
+            # A checkpoint promises that the lines up to it are there.
+            if (progress.epoch_done or caught) and not unwritten and None in lost:
+                try_to_save(checkpoints, state, seconds, val)
             if caught:
-                raise Interrupted(caught[0], progress.step)
-    return state, seconds
+                screen.print(f"after step {progress.step} of {trainer.total_steps}:")
+                raise cli.Stopped(caught[0])
+    return state, seconds, unwritten
 
 
-def warn_of_divergence(trainer: Trainer, progress: Progress) -> None:
-    """Names the replicas whose loss is no number any more."""
-    for seed, loss in zip(trainer.seeds, progress.train_loss, strict=True):
-        if not np.isfinite(loss):
+def room_for(trainer: Trainer, state: TrainState) -> int:
+    """Bytes for the checkpoints of a run, one of them being made, and its records."""
+    logits = 4 * len(trainer.seeds) * len(trainer.splits.test)
+    logits *= trainer.splits.num_classes
+    return 5 * size_of(state) + logits + 2**20
+
+
+def try_to_append(
+    folder: pathlib.Path, lines: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Writes lines of metrics; returns those that are left, after a warning."""
+    try:
+        records.append_metrics(folder, lines)
+    except UserError as error:
+        cli.logger.warning("%s; training goes on, nothing can be resumed", error)
+        return lines
+    return []
+
+
+def try_to_save(
+    checkpoints: Checkpoints, state: TrainState, seconds: float, val: float | None
+) -> None:
+    """Saves a checkpoint, or warns."""
+    try:
+        checkpoints.save(state, seconds=seconds, val_accuracy=val)
+    except UserError as error:
+        cli.logger.warning("%s", error)
+
+
+def warn_of_divergence(
+    trainer: Trainer, state: TrainState, known: tuple[int | None, ...]
+) -> tuple[int | None, ...]:
+    """Names the replicas that have ended, but for those that are known to have.
+
+    Returns:
+      All that have ended: ``state.diverged_at``.
+    """
+    diverged_at = state.diverged_at
+    for seed, step, before in zip(trainer.seeds, diverged_at, known, strict=True):
+        if step is not None and before is None:
             cli.logger.warning(
-                "the loss of seed %d is %s at step %d, at a rate of %g; lower --lr",
+                "seed %d has diverged and ends: its loss is no finite number at step "
+                "%d, at a rate of %.3g; lower --lr, or let --lr=auto find it",
                 seed,
-                loss,
-                progress.step,
-                progress.learning_rate,
+                step,
+                trainer.schedule(step - 1),
             )
+    return diverged_at
 
 
 def log_point(
@@ -258,7 +325,8 @@ def log_point(
         val = trainer.evaluate(progress.state, trainer.splits.val)
 
     def figures(values: np.ndarray) -> Any:
-        """One replica's figure is a number, several are a list."""
+        """One replica's figure is a number, several are a list; of a lost one NaN."""
+        values = np.where(np.isnan(progress.train_loss), np.nan, values)
         return values.tolist() if len(values) > 1 else values.item()
 
     steps = progress.step - (previous["step"] if previous else 0)
@@ -277,42 +345,57 @@ def log_point(
     }
 
 
-def finish(
-    settings: config.Config,
-    trainer: Trainer,
-    dataset: Dataset,
-    size: dict[str, Any],
-    folder: pathlib.Path,
-    state: TrainState,
-    seconds: float,
-) -> dict[str, Any]:
-    """Evaluates the test set, the only time, and writes what came out."""
-    test = trainer.evaluate(state, trainer.splits.test)
-    seeds = list(trainer.seeds)
+def write_predictions(folder: pathlib.Path, trainer: Trainer, test: Evaluation) -> None:
+    """Writes the test logits, and the images that the run is most sure and wrong of."""
     images, labels = trainer.splits.test.images, trainer.splits.test.labels
     worst = confidently_wrong(test.logits, labels, WORST_IMAGES)
+    seeds = list(trainer.seeds)
     records.write_predictions(folder, test.logits, labels, seeds, images[worst], worst)
-    images = trainer.total_steps * trainer.recipe.batch_size * len(seeds)
-    result = {
-        "model": settings.model,
-        "dataset": dataset.name,
-        **size,
-        "seeds": seeds,
+
+
+def outcome(
+    trainer: Trainer, state: TrainState, test: Evaluation, seconds: float
+) -> dict[str, Any]:
+    """What came out, by its names in ``result.json``.
+
+    Args:
+      trainer: which trained.
+      state: at the end.
+      test: of that state.
+      seconds: of training.
+    """
+    # The very last step may leave parameters that are no numbers, unseen by its loss.
+    diverged_at = [
+        int(step) if at is None and not np.isfinite(loss) else at
+        for step, at, loss in zip(state.step, state.diverged_at, test.loss, strict=True)
+    ]
+    return {
+        "seeds": list(trainer.seeds),
         "test_accuracy": test.accuracy.tolist(),
         "test_loss": test.loss.tolist(),
         "test_accuracy_mean": float(test.accuracy.mean()),
         "test_accuracy_ci95": ci95_of_mean(test.accuracy),
         "test_size": len(trainer.splits.test),
         "epochs": trainer.recipe.epochs,
-        "steps": trainer.total_steps,
+        "steps": int(state.step.max()),
         "train_seconds": seconds,
         "compile_seconds": trainer.compile_seconds,
-        "images_per_second": images / seconds,
+        "images_per_second": int(state.step.sum())
+        * trainer.recipe.batch_size
+        / seconds,
         "device": device_name(),
-        "status": "finished",
+        "diverged_at": diverged_at,
+        "status": "finished" if None in diverged_at else "diverged",
     }
-    records.write_result(folder, result)
-    return result
+
+
+def check_outcome(result: dict[str, Any]) -> None:
+    """UserError for a run none of whose seeds came to its end."""
+    if result["status"] == "diverged":
+        raise UserError(
+            f"all seeds have diverged, the last at step {result['steps']}; lower --lr, "
+            "or let --lr=auto find it"
+        )
 
 
 if __name__ == "__main__":

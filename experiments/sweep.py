@@ -188,7 +188,8 @@ def run_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> None:
             cell.status = "goes on" if cell.begun else "runs"
             show(cell)
             train_cell(cell, stop, show)
-            read_outcome(cell)
+            if read_outcome(cell) and cell.result["status"] == "diverged":
+                cell.status = f"diverged at step {cell.result['steps']}"
     except (UserError, OSError) as error:
         cell.status = f"failed: {error}"
     show(cell)

@@ -34,8 +34,7 @@ def make_split(seed: int, count: int, classes: int = 4) -> Split:
     return Split(images.astype(np.uint8), labels)
 
 
-@pytest.fixture
-def splits() -> Splits:
+def make_splits() -> Splits:
     """96 training, 24 validation and 25 test images of four classes."""
     return Splits(
         train=make_split(0, 96),
@@ -45,3 +44,9 @@ def splits() -> Splits:
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
     )
+
+
+@pytest.fixture
+def splits() -> Splits:
+    """Tiny data."""
+    return make_splits()

@@ -185,13 +185,25 @@ def test_a_resumed_run_ends_like_the_undisturbed_one(data, finished, tmp_path):
 
 
 def test_a_run_that_diverges_says_so(data, tmp_path):
+    folder = tmp_path / "run"
     flags = ["--model=simplenet", "--lr=1e9", "--epochs=2", "--bn_freeze"]
-    done = command("run", *data, *flags, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 0, done.stderr
-    first, *rest = done.stderr.strip().splitlines()
+    done = command("run", *data, *flags, f"--workdir={folder}")
+    assert done.returncode == 1
+    first, second, third = done.stderr.strip().splitlines()
     assert first == "warning: simplenet has no batch norm: its settings have no effect"
-    assert rest[0].startswith("warning: the loss of seed 0 is nan at step 15")
-    assert records.read_result(tmp_path / "run")["test_loss"] == [None]
+    (step,) = records.read_result(folder)["diverged_at"]
+    assert 1 < step < 15  # within the first epoch
+    assert second.startswith("warning: seed 0 has diverged and ends: its loss")
+    assert f"at step {step}, at a rate of 1e+09; lower --lr" in second
+    assert third.startswith(f"error: all seeds have diverged, the last at step {step}")
+    result = records.read_result(folder)
+    assert result["status"] == "diverged"
+    assert result["steps"] == step
+    assert result["test_loss"] == [None]
+    assert records.read_metrics(folder) == []
+    assert f"diverged at step {step}" in done.stdout
+    again = command("run", f"--workdir={folder}", "--resume")
+    assert_one_line_error(again, 1, "all seeds have diverged")
 
 
 def test_a_resume_knows_the_data_by_their_content(data, finished, tmp_path):

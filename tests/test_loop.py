@@ -108,6 +108,74 @@ def test_vmap_as_on_accelerators_gives_the_same_up_to_rounding(splits, monkeypat
     )
 
 
+@pytest.fixture
+def poisoned(splits, monkeypatch):
+    """Two replicas after three of six steps an epoch; the second's weights are NaN."""
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
+    trainer = make_trainer(splits, (5, 1))
+    for progress in trainer.run(trainer.init()):
+        if progress.step == 3:
+            state = progress.state
+            break
+
+    def make():
+        copied = jax.tree.map(jnp.array, state)
+        head = copied.params["head"]
+        head["kernel"] = head["kernel"].at[1].set(jnp.nan)
+        return copied
+
+    return make
+
+
+@pytest.mark.parametrize("chunk_seconds", [0.0, 1.0])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_replica_that_diverges_ends_there_and_the_others_go_on(
+    splits, poisoned, monkeypatch, chunk_seconds, backend
+):
+    _, expected = train(make_trainer(splits, (5,)))
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # vmap, or one by one
+    figures, state = train(make_trainer(splits, (5, 1)), poisoned())
+    assert [line[0] for line in figures] == [6, 12, 18]
+    for _, *values in figures:
+        assert np.isfinite([value[0] for value in values]).all()
+        assert np.isnan([value[1] for value in values]).all()
+    assert state.step.tolist() == [18, 4]
+    assert state.diverged_at == (None, 4)
+    assert not state.all_diverged
+    first = jax.tree.map(lambda leaf: leaf[:1], state)
+    if backend == "cpu":
+        assert_same_bits(first, expected)
+    else:
+        np.testing.assert_allclose(
+            first.params["head"]["kernel"], expected.params["head"]["kernel"], atol=2e-3
+        )
+
+
+def test_a_replica_that_has_ended_stays_so_when_the_run_goes_on(
+    splits, poisoned, monkeypatch
+):
+    trainer = make_trainer(splits, (5, 1))
+    _, expected = train(trainer, poisoned())
+    for progress in trainer.run(poisoned()):
+        if progress.step == 14:
+            break
+    _, state = train(trainer, progress.state)
+    assert_same_bits(state, expected)
+
+
+@pytest.mark.parametrize("chunk_seconds", [0.0, 1.0])
+def test_training_stops_where_all_have_diverged(splits, monkeypatch, chunk_seconds):
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", chunk_seconds)
+    recipe = Recipe((Constant(1e30, 3),), batch_size=16)
+    trainer = make_trainer(splits, (0, 1), recipe, SimpleNet(4))
+    *_, last = trainer.run(trainer.init())
+    assert last.step == max(last.state.diverged_at) < trainer.steps_per_epoch
+    assert not last.epoch_done
+    assert last.state.all_diverged
+    assert not list(trainer.run(last.state))
+
+
 def test_an_epoch_sees_every_image_once():
     """A model that sums the pixels it sees, on images that are powers of two."""
     count, batch = 12, 4

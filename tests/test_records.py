@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -31,20 +32,22 @@ def test_what_is_not_finite_is_null_and_the_file_stays_json(tmp_path):
 
 def test_metrics_are_appended_and_cut(tmp_path):
     lines = [{"step": step, "train_loss": [0.1, 0.2]} for step in (10, 20, 30)]
-    for line in lines:
-        records.append_metrics(tmp_path, line)
+    records.cut_metrics(tmp_path, 0)
+    records.append_metrics(tmp_path, lines[:1])
+    records.append_metrics(tmp_path, lines[1:])
     assert records.read_metrics(tmp_path) == lines
     assert records.cut_metrics(tmp_path, 20) == lines[:2]
     assert records.read_metrics(tmp_path) == lines[:2]
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
-    records.append_metrics(tmp_path, {"step": 1})
+    records.cut_metrics(tmp_path, 0)
+    records.append_metrics(tmp_path, [{"step": 1}])
     with open(tmp_path / records.METRICS, "a") as file:
         file.write('{"step": 2, "tra')
     assert records.read_metrics(tmp_path) == [{"step": 1}]
     assert records.cut_metrics(tmp_path, 5) == [{"step": 1}]
-    records.append_metrics(tmp_path, {"step": 3})
+    records.append_metrics(tmp_path, [{"step": 3}])
     assert records.read_metrics(tmp_path) == [{"step": 1}, {"step": 3}]
 
 
@@ -123,3 +126,24 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
         records.write_result(tmp_path, {"value": 2})
     assert records.read_result(tmp_path)["value"] == 1
     assert [path.name for path in tmp_path.iterdir()] == [records.RESULT]
+
+
+def test_lines_that_do_not_fit_on_the_disk_leave_those_before_whole(tmp_path):
+    records.cut_metrics(tmp_path, 0)
+    records.append_metrics(tmp_path, [{"step": 1}])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
+            records.append_metrics(tmp_path, [{"step": step} for step in range(2, 9)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / records.METRICS).read_text() == '{"step": 1}\n'
+    records.append_metrics(tmp_path, [{"step": 2}])
+    assert records.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_lines_are_not_added_where_those_before_have_vanished(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*No such file"):
+        records.append_metrics(tmp_path, [{"step": 2}])
+    assert not list(tmp_path.iterdir())

@@ -31,9 +31,10 @@ class Calibration:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """In float64, over the last axis."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    """In float64, over the last axis; NaN where a logit is no finite number."""
+    with np.errstate(invalid="ignore"):
+        shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def converged(logits: np.ndarray) -> np.ndarray:

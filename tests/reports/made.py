@@ -76,20 +76,21 @@ def write_config(folder, model, seeds, dataset, version, settings):
 
 def write_metrics(folder, count):
     """How it went, of so many seeds: ``metrics.jsonl``."""
-    for epoch in (1, 2):
-        figure = [0.5 + 0.1 * epoch] * count
-        records.append_metrics(
-            folder,
-            {
-                "step": 10 * epoch,
-                "epoch": epoch,
-                "learning_rate": 0.1,
-                "train_loss": figure,
-                "train_accuracy": figure if count > 1 else figure[0],
-                "val_loss": None,
-                "val_accuracy": None,
-            },
-        )
+    records.cut_metrics(folder, 0)
+    figures = [[0.5 + 0.1 * epoch] * count for epoch in (1, 2)]
+    lines = [
+        {
+            "step": 10 * epoch,
+            "epoch": epoch,
+            "learning_rate": 0.1,
+            "train_loss": figure,
+            "train_accuracy": figure if count > 1 else figure[0],
+            "val_loss": None,
+            "val_accuracy": None,
+        }
+        for epoch, figure in enumerate(figures, start=1)
+    ]
+    records.append_metrics(folder, lines)
 
 
 def write_result(folder, model, seeds, correct):
