@@ -65,8 +65,7 @@ class Checkpoints:
             # one that fails is known at once.
             enable_async_checkpointing=False,
         )
-        with _quiet():
-            self._manager = ocp.CheckpointManager(folder, options=options)
+        self._manager = ocp.CheckpointManager(folder, options=options)
         for step in self._manager.all_steps():
             # One that cannot be read is met again when it is to be restored.
             with contextlib.suppress(Exception):
@@ -117,9 +116,8 @@ class Checkpoints:
         args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
         try:
             check_space(self._folder, size_of(state))
-            with _quiet():
-                if not self._manager.save(step, args=ocp.args.Composite(**args)):
-                    raise FileExistsError("there is one of that step already")
+            if not self._manager.save(step, args=ocp.args.Composite(**args)):
+                raise FileExistsError("there is one of that step already")
             _write_manifest(self._folder / str(step), manifest)
         except Exception as error:  # Orbax has many kinds of them
             self._remove_unfinished()
@@ -208,8 +206,7 @@ class Checkpoints:
             if different:
                 raise ValueError(f"its arrays are not the model's: {min(different)}")
         args = {n: ocp.args.StandardRestore(tree) for n, tree in templates.items()}
-        with _quiet():
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in templates}, manifest
 
     def _move_aside(self, steps: Collection[int]) -> None:
@@ -262,14 +259,16 @@ def open_checkpoints(
     Raises:
       UserError: the folder cannot be made or read.
     """
-    try:
-        checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner)
-    except OSError as error:
-        raise UserError(f"cannot open {folder}: {error.strerror or error}") from error
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()
+    with _quiet():
+        try:
+            checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner)
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"cannot open {folder}: {why}") from error
+        try:
+            yield checkpoints
+        finally:
+            checkpoints.close()
 
 
 def size_of(state: TrainState) -> int:
@@ -336,24 +335,27 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences Orbax, which logs at length what it raises as well."""
+    """Silences Orbax: of a save that fails it logs at length what it raises, too.
+
+    Its threads do so when the others have failed already, and TensorStore, which then
+    finds their event loop closed, and asyncio once more.
+    """
 
     def is_not_orbaxs(record: logging.LogRecord) -> bool:
-        return "/orbax/" not in record.pathname
+        return "/orbax/" not in f"{record.pathname} {record.getMessage()}"
 
     def hook(unraisable):
-        # TensorStore's, of the other arrays once one of them could not be read.
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
-    log, previous = logging.getLogger("absl"), sys.unraisablehook
-    log.addFilter(is_not_orbaxs)
-    sys.unraisablehook = hook
-    try:
+    loggers, previous = map(logging.getLogger, ("absl", "asyncio")), sys.unraisablehook
+    with contextlib.ExitStack() as stack:
+        for log in loggers:
+            log.addFilter(is_not_orbaxs)
+            stack.callback(log.removeFilter, is_not_orbaxs)
+        sys.unraisablehook = hook
+        stack.callback(setattr, sys, "unraisablehook", previous)
         yield
-    finally:
-        log.removeFilter(is_not_orbaxs)
-        sys.unraisablehook = previous
 
 
 def _in_a_line(error: Exception) -> str:

@@ -70,7 +70,8 @@ def claim_folder(folder: pathlib.Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = any(path.name != LOCK for path in folder.iterdir())
+        # What a process that was killed left behind is nobody's.
+        taken = any(not path.name.startswith(".") for path in folder.iterdir())
     except OSError as error:
         raise UserError(
             f"cannot make the folder {folder}: {error.strerror}; give another one"
@@ -105,6 +106,8 @@ def lock_folder(folder: pathlib.Path) -> None:
         raise UserError(
             f"{folder} is in use by {holder}; wait for it, or give another folder"
         ) from error
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink(missing_ok=True)
     os.truncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     # Never closed: the system does it when the process is gone.
@@ -301,7 +304,7 @@ def _finite(value: Any) -> Any:
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
     """Writes a file so that a reader sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

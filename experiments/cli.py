@@ -116,7 +116,7 @@ def _guarded(run: Callable[[], int | None]) -> int:
             return fail(str(error), 1)
         if isinstance(error, OSError):
             _drop_output()  # which may be what cannot be written
-            place = f"{error.filename}: " if error.filename else ""
+            place = f"{error.filename}: " if error.filename else "cannot write: "
             return fail(f"{place}{error.strerror or error}", 1)
         kind = type(error).__name__
         return fail(f"unexpected {kind}: {error}; --debug shows where", 1)

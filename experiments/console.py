@@ -1,6 +1,7 @@
 """What a run shows: what will run, how far it is, what came out."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from cifar_flax.loop import Progress
 from cifar_flax.reports.statistics import ci95_of_share
+from experiments import cli
 
 # Columns that hold words and not numbers.
 WORDS = (
@@ -27,11 +29,45 @@ WORDS = (
 )
 
 
-def make_console() -> Console:
-    """A console that breaks lines, and narrows tables, on a terminal only."""
-    console = Console(highlight=False)
+class _PatientOutput:
+    """Standard output, except that a full disk costs the words and not the run."""
+
+    def __init__(self):
+        self._warned = False
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        return self._try(lambda: sys.stdout.write(text)) or len(text)
+
+    def flush(self) -> None:
+        """Likewise."""
+        self._try(sys.stdout.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def _try(self, write: Callable[[], Any]) -> Any:
+        try:
+            return write()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if not self._warned:
+                cli.logger.warning("cannot print: %s", error.strerror)
+            self._warned = True
+
+
+def make_console(patient: bool = False) -> Console:
+    """A console that breaks lines, and narrows tables, on a terminal only.
+
+    Args:
+      patient: what cannot be printed, such as to a file on a full disk, costs a warning
+        and is left out: for what is recorded elsewhere.
+    """
+    output: Any = _PatientOutput() if patient else None
+    console = Console(file=output, highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True, width=120)
+        console = Console(file=output, highlight=False, soft_wrap=True, width=120)
     return console
 
 

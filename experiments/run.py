@@ -52,7 +52,7 @@ WORST_IMAGES = 24
 def main() -> int:
     """Runs the command; returns the exit status."""
     settings = config.config_from_flags()
-    screen = console.make_console()
+    screen = console.make_console(patient=True)
     use_compilation_cache()
     if settings.resume:
         folder = pathlib.Path(settings.workdir)
@@ -241,7 +241,7 @@ def train(
             val = None
             if progress.epoch_done:
                 last = log_point(trainer, progress, seconds, last)
-                unwritten = try_to_append(folder, [*unwritten, last])
+                unwritten = try_to_append(folder, unwritten, last)
                 if events:
                     events.write(last)
                 display.epoch(last, trainer.recipe.epochs)
@@ -264,14 +264,24 @@ def room_for(trainer: Trainer, state: TrainState) -> int:
 
 
 def try_to_append(
-    folder: pathlib.Path, lines: list[dict[str, Any]]
+    folder: pathlib.Path, unwritten: list[dict[str, Any]], line: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Writes lines of metrics; returns those that are left, after a warning."""
+    """Writes a line of metrics, after those that could not be written before.
+
+    Returns:
+      The lines that are left; the first of them comes with a warning.
+    """
+    lines = [*unwritten, line]
     try:
         records.append_metrics(folder, lines)
     except UserError as error:
-        cli.logger.warning("%s; training goes on, nothing can be resumed", error)
+        if not unwritten:
+            cli.logger.warning(
+                "%s; training goes on, but is not saved until it can be", error
+            )
         return lines
+    if unwritten:
+        cli.logger.info("metrics and checkpoints can be written again")
     return []
 
 

@@ -95,7 +95,7 @@ class Cell:
 
 def main() -> int:
     """Runs the command; returns the exit status."""
-    screen = make_console()
+    screen = make_console(patient=True)
     cells = make_cells()
     if FLAGS.dry_run:
         screen.print(plan(cells))

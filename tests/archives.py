@@ -181,6 +181,18 @@ def write_python_archive(path: pathlib.Path, arrays: Arrays) -> pathlib.Path:
     return write_tar(path, PYTHON_FOLDER, python_files(arrays))
 
 
+def tiny_data(folder: pathlib.Path) -> list[str]:
+    """Flags of a run on 450 training, 50 validation and 100 test images."""
+    path = write_binary_archive(folder / "cifar-10-binary.tar.gz", make_arrays(100))
+    return [
+        f"--data_archive={path}",
+        f"--archive_sha256={sha256(path)}",
+        f"--data_dir={folder}",
+        "--val_size=50",
+        "--batch_size=30",
+    ]
+
+
 def sha256(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -20,18 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Flags for a tiny archive of CIFAR-10's layout: 500 and 100 images."""
-    folder = tmp_path_factory.mktemp("data")
-    path = archives.write_binary_archive(
-        folder / "cifar-10-binary.tar.gz", archives.make_arrays(100)
-    )
-    checksum = archives.sha256(path)
-    return [
-        f"--data_archive={path}",
-        f"--archive_sha256={checksum}",
-        f"--data_dir={folder}",
-        "--val_size=50",
-        "--batch_size=30",
-    ]
+    return archives.tiny_data(tmp_path_factory.mktemp("data"))
 
 
 def command(name, *flags, **settings):

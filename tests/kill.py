@@ -1,0 +1,226 @@
+"""Kills runs at random moments, goes on with them, and compares what comes out.
+
+    python -m tests.kill --kills=100
+
+Every second kill comes at a random time. The others come before a random operation on a
+file in the run's folder, all files alike, so that short moments, such as that before
+``result.json`` is renamed, are met as well as long ones. Every run that ends is
+compared with one that was left alone: parameters, statistics, optimizer state, metrics,
+logits and result have to be the same, bit for bit.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from cifar_flax import records
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+FLAGS = ["--model=convbn", "--lr=0.01", "--cycles=3", "--seeds=3,5"]
+
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+
+# What may differ from run to run.
+TIMES = ("seconds", "train_seconds", "compile_seconds", "images_per_second")
+
+
+def run_counting(folder: str, kill_before: int, argv: list[str]) -> None:
+    """In the child: runs, and kills itself before the n-th operation on the folder.
+
+    Leaves the operations in a file beside the folder: a line each, of what they are on.
+    """
+    operations: list[str] = []
+
+    def hook(event: str, args: tuple) -> None:
+        if event in OPERATIONS and str(args[0]).startswith(f"{folder}/"):
+            name = str(args[0])[len(folder) + 1 :].partition("/")[0]
+            operations.append(re.sub(r"^\.|\.\d+\.partial$", "", name))
+            if len(operations) == kill_before:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    sys.argv[1:] = argv
+    try:
+        runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
+    finally:
+        pathlib.Path(f"{folder}.operations").write_text("\n".join(operations))
+
+
+def start(
+    folder: pathlib.Path, flags: list[str], kill_before: int = 0
+) -> subprocess.Popen:
+    """Starts a run, or goes on with the one that is there."""
+    begun = (folder / records.CONFIG).exists()
+    code = "import sys; from tests.kill import run_counting as run; "
+    code += f"run({str(folder)!r}, {kill_before}, sys.argv[1:])"
+    argv = ["--resume"] if begun else flags
+    return subprocess.Popen(
+        [sys.executable, "-c", code, f"--workdir={folder}", *argv],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def finish(process: subprocess.Popen, kill_after: float | None = None) -> bool:
+    """Waits for a run, or kills it after some seconds; whether it came to its end."""
+    try:
+        _, stderr = process.communicate(timeout=kill_after)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, stderr = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), stderr
+    return process.returncode == 0
+
+
+def stage(folder: pathlib.Path, epochs: int) -> str:
+    """Where a killed run was, by what is in its folder."""
+    if not (folder / records.CONFIG).exists():
+        return "start"
+    if (folder / records.RESULT).exists():
+        return "finished"
+    if (folder / records.PREDICTIONS).exists() or list(folder.glob(".predictions*")):
+        return "results"
+    for path in (folder / records.CHECKPOINTS).glob("[0-9]*"):
+        if "damaged" not in path.name and not (path / "manifest.json").exists():
+            return "checkpoint"
+    lines = records.read_metrics(folder)
+    if not lines:
+        return "compilation and first epoch"
+    return "evaluation" if lines[-1]["epoch"] == epochs else "training"
+
+
+@dataclasses.dataclass
+class Undisturbed:
+    """What came out of a run that was left alone.
+
+    Attributes:
+      folder: of that run.
+      seconds: that it took.
+      operations: on files in its folder, what each was on.
+    """
+
+    folder: pathlib.Path
+    seconds: float
+    operations: list[str]
+
+    @classmethod
+    def run(cls, folder: pathlib.Path, flags: list[str]) -> "Undisturbed":
+        """Lets one run."""
+        begin = time.monotonic()
+        assert finish(start(folder, flags))
+        seconds = time.monotonic() - begin
+        operations = pathlib.Path(f"{folder}.operations").read_text().split("\n")
+        return cls(folder, seconds, operations)
+
+    @property
+    def epochs(self) -> int:
+        """Of the run."""
+        return len(records.read_metrics(self.folder))
+
+    def compare(self, folder: pathlib.Path) -> None:
+        """AssertionError where another run came out otherwise."""
+        assert everything_but_times(folder) == everything_but_times(self.folder)
+        ours, theirs = map(records.read_predictions, (folder, self.folder))
+        for name, array in theirs.items():
+            np.testing.assert_array_equal(ours[name], array)
+        for one, other in zip(last_state(folder), last_state(self.folder), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def everything_but_times(folder: pathlib.Path) -> list[dict]:
+    """Lines of metrics and the result."""
+    result = records.read_result(folder)
+    assert result is not None
+    lines = [*records.read_metrics(folder), result]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def last_state(folder: pathlib.Path) -> list[np.ndarray]:
+    """All arrays of the latest checkpoint."""
+    import jax
+
+    from cifar_flax.checkpoint import open_checkpoints
+    from experiments.config import Config
+    from experiments.setup import load_data, make_trainer
+
+    settings = records.read_config(folder)["settings"]
+    settings = Config(**{**settings, "seeds": tuple(settings["seeds"])})
+    trainer = make_trainer(settings, load_data(settings))
+    with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as checkpoints:
+        assert checkpoints.latest_step == trainer.total_steps
+        state, _ = checkpoints.restore(trainer.init())
+    words = state.replace(key=jax.random.key_data(state.key))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(words)]
+
+
+def disturb(
+    undisturbed: Undisturbed, flags: list[str], kills: int, rng: random.Random
+) -> tuple[collections.Counter, int]:
+    """Kills runs so many times in all; each that ends is compared.
+
+    Returns:
+      How many kills came in each stage, and how many runs came to their end.
+    """
+    stages: collections.Counter = collections.Counter()
+    ended = 0
+    folder = undisturbed.folder.with_name("disturbed")
+    while True:
+        again = stages.total() < kills
+        kill_before, kill_after = 0, None
+        if again and stages.total() % 2:
+            on = rng.choice(sorted(set(undisturbed.operations)))
+            numbers = [n for n, o in enumerate(undisturbed.operations, 1) if o == on]
+            kill_before = rng.choice(numbers)
+        elif again:
+            kill_after = rng.uniform(0, undisturbed.seconds)
+        if not finish(start(folder, flags, kill_before), kill_after):
+            stages[stage(folder, undisturbed.epochs)] += 1
+            continue
+        undisturbed.compare(folder)
+        ended += 1
+        shutil.rmtree(folder)
+        if not again:
+            return stages, ended
+
+
+def main() -> None:
+    """Kills runs of a tiny data set."""
+    from tests import archives
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        flags = [*FLAGS, *archives.tiny_data(pathlib.Path(name))]
+        undisturbed = Undisturbed.run(pathlib.Path(name) / "undisturbed", flags)
+        print(
+            f"undisturbed: {undisturbed.seconds:.1f} s, "
+            f"{len(undisturbed.operations)} operations on files: "
+            f"{json.dumps(collections.Counter(undisturbed.operations))}"
+        )
+        rng = random.Random(options.seed)
+        stages, ended = disturb(undisturbed, flags, options.kills, rng)
+    print(f"{stages.total()} kills in {ended} runs: {json.dumps(stages)}")
+    print("all of them came to the same end, bit for bit")
+
+
+if __name__ == "__main__":
+    main()
