@@ -25,9 +25,17 @@ from jax import lax
 
 from cifar_flax.errors import UserError
 from cifar_flax.loop import Data, Trainer, map_replicas, next_chunk
+from cifar_flax.recipes import MAX_FLOAT
 from cifar_flax.reports.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.schedules import ramp
 from cifar_flax.state import Totals, TrainState
+
+# Normal in float32, and so is their ratio.
+MIN_RATE, MAX_RATE = 1e-30, MAX_FLOAT
+MAX_RISE = 1e30
+
+# The indices of the images of all steps are made at once: 256 MB a replica.
+MAX_IMAGES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +60,38 @@ class RangeSettings:
     stop_factor: float = 4.0
 
     def __post_init__(self):
-        if not 0 < self.start_lr < self.end_lr < float("inf"):
+        if not MIN_RATE <= self.start_lr < self.end_lr <= MAX_RATE:
             raise UserError(
                 f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; the rate "
-                "must rise from a number above 0 to a finite one"
+                f"must rise, from {MIN_RATE:g} or more to {MAX_RATE:g} at most"
             )
-        if self.num_steps is not None and self.num_steps < MIN_STEPS:
+        if self.end_lr / self.start_lr > MAX_RISE:
             raise UserError(
-                f"num_steps is {self.num_steps}; a range test takes {MIN_STEPS} or more"
+                f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; the rate "
+                f"must rise by a factor of {MAX_RISE:g} at most"
+            )
+        if self.num_steps is not None and not MIN_STEPS <= self.num_steps <= MAX_IMAGES:
+            raise UserError(
+                f"num_steps is {self.num_steps}; a range test takes {MIN_STEPS} or "
+                f"more, and {MAX_IMAGES} at most"
             )
         if not 0 <= self.smoothing < 1:
             raise UserError(f"smoothing is {self.smoothing}; it must be in [0, 1)")
 
     def steps_for(self, trainer: Trainer) -> int:
-        """The steps that the test of a trainer takes."""
-        return self.num_steps or max(100, trainer.steps_per_epoch)
+        """The steps that the test of a trainer takes.
+
+        Raises:
+          UserError: with the trainer's batches they are too many images.
+        """
+        steps = self.num_steps or max(100, trainer.steps_per_epoch)
+        size = trainer.recipe.batch_size
+        if steps * size > MAX_IMAGES:
+            raise UserError(
+                f"num_steps is {steps} and batch_size {size}; a range test takes "
+                f"{MAX_IMAGES} images at most; lower one of them"
+            )
+        return steps
 
 
 def smooth(losses: np.ndarray, beta: float) -> np.ndarray:

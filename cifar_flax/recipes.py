@@ -4,12 +4,18 @@
 """
 
 import dataclasses
-import math
 
 import optax
 
 from cifar_flax.errors import UserError
 from cifar_flax.schedules import chain_schedules, sgdr
+
+# Rates and penalties are float32 in the compiled program, steps int32.
+MAX_FLOAT = 3.4e38
+MAX_STEPS = 2**31 - 1
+
+# The compiled schedule has a branch for each; a thousand compile in seconds.
+MAX_CYCLES = 1_000
 
 
 def _require(condition: bool, name: str, value, must: str) -> None:
@@ -18,7 +24,16 @@ def _require(condition: bool, name: str, value, must: str) -> None:
 
 
 def _require_rate(value: float) -> None:
-    _require(0 <= value < math.inf, "the rate", value, "a number, 0 or more")
+    _require(0 <= value <= MAX_FLOAT, "the rate", value, f"from 0 to {MAX_FLOAT:g}")
+
+
+def _require_steps(count: int, name: str) -> None:
+    _require(1 <= count <= MAX_STEPS, name, count, f"from 1 to {MAX_STEPS}")
+
+
+def _require_share(value: float, name: str) -> None:
+    # In float32, where what is closer to 1 is rounded to it.
+    _require(0 <= value <= 1 - 2**-24, name, value, "in [0, 1)")
 
 
 def _epochs(count: int) -> str:
@@ -34,7 +49,7 @@ class Constant:
 
     def __post_init__(self):
         _require_rate(self.learning_rate)
-        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _require_steps(self.epochs, "epochs")
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """The rate at each step, from the phase's own step 0."""
@@ -63,9 +78,19 @@ class Sgdr:
 
     def __post_init__(self):
         _require_rate(self.learning_rate)
-        for name in ("cycles", "cycle_len", "cycle_mult"):
-            value = getattr(self, name)
-            _require(value >= 1, name, value, "1 or more")
+        _require(
+            1 <= self.cycles <= MAX_CYCLES,
+            "cycles",
+            self.cycles,
+            f"from 1 to {MAX_CYCLES}",
+        )
+        for name in ("cycle_len", "cycle_mult"):
+            _require_steps(getattr(self, name), name)
+        if self.epochs > MAX_STEPS:
+            raise UserError(
+                f"cycles={self.cycles}, cycle_len={self.cycle_len} and cycle_mult="
+                f"{self.cycle_mult} are more than {MAX_STEPS} epochs; lower one of them"
+            )
 
     @property
     def epochs(self) -> int:
@@ -121,14 +146,14 @@ class Recipe:
     def __post_init__(self):
         _require(len(self.phases) > 0, "phases", self.phases, "one or more")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        _require_share(self.momentum, "momentum")
         _require(
-            0 <= self.label_smoothing < 1,
-            "label_smoothing",
-            self.label_smoothing,
-            "in [0, 1)",
+            0 <= self.weight_decay <= MAX_FLOAT,
+            "weight_decay",
+            self.weight_decay,
+            f"from 0 to {MAX_FLOAT:g}",
         )
+        _require_share(self.label_smoothing, "label_smoothing")
 
     @property
     def epochs(self) -> int:
@@ -136,7 +161,16 @@ class Recipe:
         return sum(phase.epochs for phase in self.phases)
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The learning rate at each step of the whole recipe."""
+        """The learning rate at each step of the whole recipe.
+
+        Raises:
+          UserError: it has more steps than can be counted.
+        """
+        if self.epochs * steps_per_epoch > MAX_STEPS:
+            raise UserError(
+                f"{self.epochs} epochs of {steps_per_epoch} steps are more than "
+                f"{MAX_STEPS} steps; lower the epochs, or raise batch_size"
+            )
         return chain_schedules(
             [phase.schedule(steps_per_epoch) for phase in self.phases],
             [phase.epochs * steps_per_epoch for phase in self.phases],

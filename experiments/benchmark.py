@@ -13,6 +13,7 @@ is augmentation, forward, backward and update; the data are random.
 import contextlib
 import dataclasses
 import multiprocessing
+import os
 import pathlib
 import resource
 import time
@@ -30,11 +31,13 @@ from cifar_flax import records
 from cifar_flax.errors import UserError
 from experiments import cli, config
 from experiments.console import make_console, make_table
+from experiments.text_flag import define_text
 
 FLAGS = flags.FLAGS
 
 OURS = "cifar_flax"
 PEERS = ("eager", "channels_last", "compile")
+TRAIN_IMAGES = 50_000
 EVAL_IMAGES = 10_000
 
 
@@ -43,6 +46,8 @@ def main() -> None:
     models = config.check_models(FLAGS.models)
     if FLAGS.peer == "torch" and util.find_spec("torch") is None:
         raise UserError("--peer=torch needs PyTorch: pip install -e '.[bench]'")
+    if FLAGS.json:  # minutes before it is written
+        check_writable(pathlib.Path(FLAGS.json))
     contenders = [OURS] + [name for name in PEERS if FLAGS.peer == "torch"]
     screen = make_console()
     rows = []
@@ -59,6 +64,20 @@ def main() -> None:
     )
     if FLAGS.json:
         records.write_json(pathlib.Path(FLAGS.json), {"rows": rows})
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raises a UserError where a file cannot be written, and leaves no new one."""
+    new = not os.path.lexists(path)
+    if os.path.exists(path) and not path.is_file():  # it would be replaced
+        raise UserError(f"cannot write --json={path}: it is there and no file")
+    try:
+        with open(path, "ab"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write --json={path}: {error.strerror}") from error
 
 
 def measure(model: str, contenders: list[str], screen: Console) -> list[dict[str, Any]]:
@@ -181,7 +200,7 @@ class Ours:
             return Split(images, rng.integers(0, 10, count).astype(np.int32))
 
         splits = Splits(
-            split(50_000), None, split(EVAL_IMAGES), 10, (0.5,) * 3, (0.25,) * 3
+            split(TRAIN_IMAGES), None, split(EVAL_IMAGES), 10, (0.5,) * 3, (0.25,) * 3
         )
         recipe = dataclasses.replace(
             LESSON[model], phases=(Constant(0.01, 1_000),), batch_size=batch_size
@@ -300,7 +319,7 @@ def ratio_table(rows: list[dict[str, Any]]) -> Table:
 if __name__ == "__main__":
     flags.DEFINE_list("models", ["all"], "Architectures, or all of them.")
     flags.DEFINE_enum("peer", "none", ["none", "torch"], "Library to measure against.")
-    flags.DEFINE_integer("rounds", 7, "Turns of each contender.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 256, "Images in a step.", lower_bound=1)
-    flags.DEFINE_string("json", None, "File for all figures.")
+    flags.DEFINE_integer("rounds", 7, "Turns of each contender.", 1, 1_000)
+    flags.DEFINE_integer("batch_size", 256, "Images in a step.", 1, TRAIN_IMAGES)
+    define_text("json", None, "File for all figures.")
     cli.main(main)

@@ -3,21 +3,30 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
 from cifar_flax import records
+from cifar_flax.data.archive import check_sha256
 from cifar_flax.data.augment import PADDING_MODES, Augmentation
+from cifar_flax.data.load import check_name
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
-from cifar_flax.recipes import LESSON, Constant, Phase, Recipe, Sgdr
+from cifar_flax.recipes import LESSON, MAX_FLOAT, Constant, Phase, Recipe, Sgdr
+from experiments.text_flag import PRINTABLE, Text, define_text
 
 DTYPES = ("float32", "bfloat16")
 
 # In place of a rate: the one that the range test suggests.
 AUTO = "auto"
+
+# What jax.random.key takes as int32.
+SEED_RANGE = range(-(2**31), 2**31)
+
+# The smallest that float32 holds with all its digits.
+MIN_FLOAT = 1.2e-38
 
 
 def _setting(default: Any, help_text: str, choices=None) -> Any:
@@ -110,10 +119,27 @@ class Config:
                 f"--seeds={','.join(map(str, self.seeds))}: give one or more different "
                 "numbers, as 0,1,2"
             )
-        if not 0 <= self.bn_momentum < 1:
+        if wrong := [seed for seed in self.seeds if seed not in SEED_RANGE]:
+            raise UserError(
+                f"--seeds={wrong[0]}: a seed is from {SEED_RANGE[0]} to "
+                f"{SEED_RANGE[-1]}"
+            )
+        if self.val_size < 0:
+            raise UserError(f"--val_size={self.val_size}: it must be 0 or more")
+        if self.train_size is not None and self.train_size < 1:
+            raise UserError(f"--train_size={self.train_size}: it must be 1 or more")
+        if not 0 <= self.bn_momentum <= 1 - 2**-24:  # else 1 in float32
             raise UserError(f"--bn_momentum={self.bn_momentum}: it must be in [0, 1)")
-        if not self.bn_epsilon > 0:
-            raise UserError(f"--bn_epsilon={self.bn_epsilon}: it must be above 0")
+        if not MIN_FLOAT <= self.bn_epsilon <= MAX_FLOAT:
+            raise UserError(
+                f"--bn_epsilon={self.bn_epsilon}: it must be above 0, from "
+                f"{MIN_FLOAT:g} to {MAX_FLOAT:g}"
+            )
+        if self.lr not in (None, AUTO) and not 0 <= self.lr <= MAX_FLOAT:
+            raise UserError(f"--lr={self.lr}: it must be from 0 to {MAX_FLOAT:g}")
+        check_name(self.dataset)
+        if self.archive_sha256 is not None:
+            check_sha256(self.archive_sha256)
         if self.resume and self.workdir is None:
             raise UserError("--resume needs --workdir, the folder of the run to go on")
         # Wrong values are reported before any data are loaded.
@@ -237,21 +263,25 @@ def define_flags(*names: str, without: Sequence[str] = (), lists: bool = False) 
         elif "float" in kind and "str" not in kind:
             flags.DEFINE_float(field.name, field.default, help_text)
         else:
-            flags.DEFINE_string(field.name, field.default, help_text)
+            define_text(field.name, field.default, help_text)
 
 
 def check_models(names: list[str]) -> list[str]:
     """The models that ``--models`` names, all of them for ``all``.
 
     Raises:
-      flags.ValidationError: no such model.
+      flags.ValidationError: none, no such model, or one twice.
     """
     if names == ["all"]:
         return list(MODELS)
+    if not names or len(set(names)) < len(names):
+        raise flags.ValidationError(
+            f"--models={','.join(names)}: give one or more different models, or all"
+        )
     wrong = [name for name in names if name not in MODELS]
     if wrong:
         raise flags.ValidationError(
-            f"--models={','.join(wrong)}: the models are all, {', '.join(MODELS)}"
+            f"--models={','.join(wrong)}: give all, or some of {', '.join(MODELS)}"
         )
     return names
 
@@ -266,6 +296,20 @@ def parse_seeds(texts: list[str]) -> tuple[int, ...]:
         ) from error
 
 
+_TRUTH = {"true": True, "false": False}
+
+# By a word in the type of a field: what to give, and how it is read.
+_READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "bool": (
+        "true or false",
+        lambda text: _TRUTH[text.lower()],
+    ),
+    "int": ("a number", int),
+    "float": ("a number", float),
+    "": (PRINTABLE, Text().parse),
+}
+
+
 def parse_setting(name: str, text: str) -> Any:
     """The value of a field of ``Config`` that a text stands for.
 
@@ -278,18 +322,15 @@ def parse_setting(name: str, text: str) -> Any:
         raise flags.ValidationError(
             f"--{name}={text}: give one of {', '.join(choices)}"
         )
+    what, parse = _READERS[next((key for key in _READERS if key in kind), "")]
+    if name == "lr":
+        if text == AUTO:
+            return text
+        what += f", or {AUTO}"
     try:
-        if "bool" in kind:
-            return {"true": True, "false": False}[text.lower()]
-        if "int" in kind:
-            return int(text)
-        if "float" in kind and text != AUTO:
-            return float(text)
+        return parse(text)
     except (ValueError, KeyError) as error:
-        what = "true or false" if "bool" in kind else "a number"
-        also = f", or {AUTO}" if name == "lr" else ""
-        raise flags.ValidationError(f"--{name}={text}: give {what}{also}") from error
-    return text
+        raise flags.ValidationError(f"--{name}={text}: give {what}") from error
 
 
 def config_from_flags() -> Config:
@@ -307,8 +348,7 @@ def config_from_flags() -> Config:
     if values.get("lr") is not None:
         values["lr"] = parse_setting("lr", values["lr"])
     if values.get("resume") and values["workdir"] is not None:
-        recorded = records.read_config(pathlib.Path(values["workdir"]))["settings"]
-        recorded["seeds"] = tuple(recorded["seeds"])
+        recorded = _read_settings(pathlib.Path(values["workdir"]))
         for name in names:
             if not flags.FLAGS[name].present and name in recorded:
                 values[name] = recorded[name]
@@ -316,3 +356,14 @@ def config_from_flags() -> Config:
         return Config(**values)
     except UserError as error:
         raise flags.ValidationError(str(error)) from error
+
+
+def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """The settings in a run's record."""
+    settings = records.read_config(folder).get("settings")
+    try:
+        return {**settings, "seeds": tuple(settings["seeds"])}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / records.CONFIG} has no settings of a run; give another folder"
+        ) from error

@@ -9,6 +9,8 @@ from cifar_flax.errors import UserError
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+FORMATS = (".png", ".jpg", ".webp", ".svg", ".pdf")
+
 
 def save_figure(figure: plt.Figure, path: pathlib.Path, named: str) -> None:
     """Writes a figure to a file and closes it.

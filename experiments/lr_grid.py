@@ -24,6 +24,7 @@ from rich.table import Table
 
 from cifar_flax import records
 from cifar_flax.data import Dataset
+from cifar_flax.errors import UserError
 from cifar_flax.loop import Data, Trainer, map_replicas
 from cifar_flax.lr_range import RangeSettings
 from cifar_flax.reports.range_curve import METHODS, RangeResult
@@ -33,6 +34,7 @@ from experiments.console import make_console, make_table, steps_bar
 from experiments.environment import device_name, use_compilation_cache
 from experiments.lr_find import SEEDS, run_test
 from experiments.setup import load_data, make_record, make_trainer, open_folder
+from experiments.text_flag import define_text
 
 FLAGS = flags.FLAGS
 
@@ -72,17 +74,24 @@ def main() -> None:
 
 
 def settings_of(model: str) -> config.Config:
-    """What a model is trained with: its recipe, on part of the images."""
-    return config.Config(
-        model=model,
-        dataset=FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        data_archive=FLAGS.data_archive,
-        archive_sha256=FLAGS.archive_sha256,
-        train_size=FLAGS.train_size,
-        seeds=SEEDS,
-        workdir=str(pathlib.Path(FLAGS.workdir) / model),
-    )
+    """What a model is trained with: its recipe, on part of the images.
+
+    Raises:
+      flags.ValidationError: a flag is out of range.
+    """
+    try:
+        return config.Config(
+            model=model,
+            dataset=FLAGS.dataset,
+            data_dir=FLAGS.data_dir,
+            data_archive=FLAGS.data_archive,
+            archive_sha256=FLAGS.archive_sha256,
+            train_size=FLAGS.train_size,
+            seeds=SEEDS,
+            workdir=str(pathlib.Path(FLAGS.workdir) / model),
+        )
+    except UserError as error:
+        raise flags.ValidationError(str(error)) from error
 
 
 def measure(settings: config.Config, dataset: Dataset, screen: Console) -> None:
@@ -174,6 +183,6 @@ def _verdict(grid: dict[str, Any], rate: float | None) -> str:
 if __name__ == "__main__":
     config.define_flags("dataset", "data_dir", "data_archive", "archive_sha256")
     flags.DEFINE_list("models", ["all"], "Architectures, or all of them.")
-    flags.DEFINE_integer("train_size", 10_000, "Train on this many images.")
-    flags.DEFINE_string("workdir", "runs/lr_grid", "Folder for the outcome.")
+    flags.DEFINE_integer("train_size", 10_000, "Train on this many images.", 1)
+    define_text("workdir", "runs/lr_grid", "Folder for the outcome.")
     cli.main(main)

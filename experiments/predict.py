@@ -17,6 +17,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.inference import Run
 from experiments import cli
 from experiments.console import make_console, make_table
+from experiments.text_flag import define_text
 
 FLAGS = flags.FLAGS
 
@@ -47,7 +48,7 @@ def main(places: list[str]) -> int:
         )
         for path, p in zip(seen, probabilities(run, images), strict=True)
     ]
-    print_rows(rows)
+    print_rows(rows, top)
     return 0 if len(seen) == len(paths) else 1
 
 
@@ -61,21 +62,21 @@ def probabilities(run: Run, images: list[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-def print_rows(rows: list[tuple[str, list[tuple[str, float]]]]) -> None:
+def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> None:
     """As a table, or as a line of JSON for each picture."""
     if FLAGS.json:
         for path, classes in rows:
             print(json.dumps({"image": path, "classes": dict(classes)}))
         return
-    table = make_table("image", *[""] * FLAGS.top)
+    table = make_table("image", *[""] * top)
     for path, classes in rows:
         table.add_row(path, *(f"{name} {100 * p:.1f} %" for name, p in classes))
     make_console().print(table, markup=False)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run", None, "Folder of the run.")
+    define_text("run", None, "Folder of the run.")
     flags.DEFINE_bool("best", False, "Use the checkpoint of best validation accuracy.")
-    flags.DEFINE_integer("top", 3, "Classes to name, the likeliest first.", 1)
+    flags.DEFINE_integer("top", 3, "Classes to name at most, the likeliest first.", 1)
     flags.DEFINE_bool("json", False, "Print a line of JSON for each picture.")
     cli.main(main, arguments=True)

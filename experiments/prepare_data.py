@@ -30,13 +30,15 @@ from cifar_flax.data.augment import (
     pad_images,
     sample_images,
 )
+from cifar_flax.errors import UserError
 from experiments import cli, config
 from experiments.console import make_console, print_pairs
-from experiments.figures import plt, save_figure
+from experiments.figures import FORMATS, plt, save_figure
+from experiments.text_flag import define_text
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("picture", "training_images.png", "File to draw the images to.")
+define_text("picture", "training_images.png", "File to draw the images to.")
 
 VARIANTS = 3
 
@@ -44,7 +46,12 @@ VARIANTS = 3
 def main() -> None:
     """Runs the command."""
     console = make_console()
-    augmentation = Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
+    augmentation = make_augmentation()
+    picture = pathlib.Path(FLAGS.picture)
+    if picture.suffix.lower() not in FORMATS:
+        raise flags.ValidationError(
+            f"--picture={picture}: end the name with one of {', '.join(FORMATS)}"
+        )
     start = time.perf_counter()
     dataset = load_dataset(
         FLAGS.dataset,
@@ -53,7 +60,6 @@ def main() -> None:
         archive_sha256=FLAGS.archive_sha256,
     )
     seconds = time.perf_counter() - start
-    picture = pathlib.Path(FLAGS.picture)
     draw_images(dataset, augmentation, picture)
     if FLAGS.data_archive:
         take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)
@@ -80,6 +86,14 @@ def main() -> None:
             ("picture", str(picture)),
         ],
     )
+
+
+def make_augmentation() -> Augmentation:
+    """What the flags give; flags.ValidationError where one is out of range."""
+    try:
+        return Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
+    except UserError as error:
+        raise flags.ValidationError(str(error)) from error
 
 
 def take_in(path: str, sha256: str | None, console: Console) -> None:

@@ -13,6 +13,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.reports.page import write_html, write_markdown
 from cifar_flax.reports.runs import read_studies
 from experiments import cli
+from experiments.text_flag import define_text
 
 FLAGS = flags.FLAGS
 
@@ -39,6 +40,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("runs", "runs", "Folder that holds the runs, at any depth.")
-    flags.DEFINE_string("output", None, "Folder for the report (default: --runs).")
+    define_text("runs", "runs", "Folder that holds the runs, at any depth.")
+    define_text("output", None, "Folder for the report (default: --runs).")
     cli.main(main)

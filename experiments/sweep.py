@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import pathlib
 import signal
 import subprocess
@@ -31,15 +32,20 @@ from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS, create_model
 from cifar_flax.models.summary import layer_rows
+from cifar_flax.recipes import MAX_STEPS
 from experiments import cli, config
 from experiments.console import make_console, make_table, mean_and_interval
 from experiments.environment import peak_gflops
 from experiments.lr_find import SEEDS as RANGE_SEEDS
+from experiments.text_flag import define_text
 
 FLAGS = flags.FLAGS
 
 # Settings that are of the whole sweep, not of a cell.
 WHOLE = ("seeds", "workdir", "resume")
+
+# More would not be a comparison but a mistake in a list.
+MAX_CELLS = 10_000
 
 POLL_SECONDS = 0.5
 
@@ -125,6 +131,8 @@ def make_cells() -> list[Cell]:
         for field in dataclasses.fields(config.Config)
         if field.name not in WHOLE and FLAGS[field.name].present
     }
+    if empty := [name for name, texts in lists.items() if not texts]:
+        raise flags.ValidationError(f"--{empty[0]}=: give one value or more")
     if lists.get("model", ["all"]) == ["all"]:
         lists["model"] = list(MODELS)
     if FLAGS.budget_epochs is not None:
@@ -135,6 +143,17 @@ def make_cells() -> list[Cell]:
             )
         lists = {"lr": [config.AUTO], **lists, "cycles": ["1"]}
         lists["cycle_len"] = [str(FLAGS.budget_epochs)]
+    for name, texts in lists.items():
+        if len(set(texts)) < len(texts):
+            raise flags.ValidationError(
+                f"--{name}={','.join(texts)}: values stand twice in the list"
+            )
+    count = math.prod(map(len, lists.values()))
+    if count > MAX_CELLS:
+        raise flags.ValidationError(
+            f"{', '.join(f'--{name}' for name in lists)} have {count} combinations; "
+            f"a sweep takes {MAX_CELLS} at most"
+        )
     several = [name for name, texts in lists.items() if len(texts) > 1]
     cells = []
     for texts in itertools.product(*lists.values()):
@@ -145,7 +164,10 @@ def make_cells() -> list[Cell]:
         cells.append(make_cell(given, several, seeds))
     repeated = len(cells) - len({cell.name for cell in cells})
     if repeated:
-        raise flags.ValidationError(f"{repeated} combinations stand twice in the lists")
+        raise flags.ValidationError(
+            f"{repeated} combinations stand twice in the lists of --"
+            + ", --".join(several)
+        )
     return cells
 
 
@@ -342,7 +364,7 @@ def finish(screen: Console, cells: list[Cell], stop: list[int]) -> int:
 if __name__ == "__main__":
     config.define_flags(without=WHOLE, lists=True)
     config.define_flags("seeds")
-    flags.DEFINE_string("workdir", "runs/sweep", "Folder of all runs.")
+    define_text("workdir", "runs/sweep", "Folder of all runs.")
     flags.DEFINE_bool("dry_run", False, "Show the cells, and run none.")
     flags.DEFINE_integer(
         "budget_epochs",
@@ -350,5 +372,6 @@ if __name__ == "__main__":
         "Train every model for this many epochs in one cosine cycle, from the rate "
         "that a range test finds for it (or from --lr).",
         lower_bound=1,
+        upper_bound=MAX_STEPS,
     )
     cli.main(main)

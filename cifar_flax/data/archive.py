@@ -111,13 +111,9 @@ def open_archive(path: str | pathlib.Path, sha256: str | None = None) -> Archive
     Raises:
       UserError: it is missing, unreadable, or has another checksum.
     """
-    path = pathlib.Path(path).expanduser()
+    path = expand_user(path)
     if sha256 is not None:
-        sha256 = sha256.strip().lower()
-        if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-            raise UserError(
-                f"archive_sha256={sha256!r} is not a sha256; it must be 64 hex digits"
-            )
+        sha256 = check_sha256(sha256)
     with _reading(path):
         if path.is_dir():
             return _open_folder(path, sha256)
@@ -132,6 +128,26 @@ def open_archive(path: str | pathlib.Path, sha256: str | None = None) -> Archive
         return Archive(path, None, checksum, checksum, "official")
     _require_given(path, checksum, sha256)
     return Archive(path, None, checksum, checksum, "given")
+
+
+def expand_user(path: str | pathlib.Path) -> pathlib.Path:
+    """A path with its ~ replaced; UserError where it is the home of nobody known."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} begins with the home of nobody known; write the whole path"
+        ) from error
+
+
+def check_sha256(sha256: str) -> str:
+    """A checksum as hashlib writes it; UserError where it is none."""
+    digits = sha256.strip().lower()
+    if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+        raise UserError(
+            f"archive_sha256={sha256!r} is not a sha256; it must be 64 hex digits"
+        )
+    return digits
 
 
 def read_archive(archive: Archive) -> Dataset:

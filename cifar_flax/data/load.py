@@ -10,6 +10,7 @@ from cifar_flax.data import cache, download, tfds_source
 from cifar_flax.data.archive import (
     OFFICIAL_SHA256,
     check_contents,
+    expand_user,
     open_archive,
     read_archive,
 )
@@ -24,8 +25,7 @@ logger = logging.getLogger(__name__)
 
 def default_data_dir() -> pathlib.Path:
     """The folder that tensorflow-datasets uses, too: TFDS_DATA_DIR, or its default."""
-    folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(folder).expanduser()
+    return expand_user(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def load_dataset(
@@ -54,7 +54,7 @@ def load_dataset(
     Raises:
       UserError: it cannot be had, is damaged, or is of another kind.
     """
-    folder = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+    folder = expand_user(data_dir) if data_dir else default_data_dir()
     try:
         return _load(name, folder, archive or None, archive_sha256 or None)
     except OSError as error:
@@ -82,14 +82,20 @@ def _load(
         return _make_shapes()
     if name in ("auto", "cifar10"):
         return _load_cifar10(folder, fall_back=name == "auto")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(
-            f"{name!r} is not the name of a data set, such as cifar10 or svhn_cropped"
-        )
+    check_name(name)
     dataset = _load_prepared(folder, name)
     if dataset is None:
         raise _not_prepared(folder, name)
     return dataset
+
+
+def check_name(name: str) -> None:
+    """Raises a UserError for what is not the name of a data set, known or not."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", name):
+        raise UserError(
+            f"dataset is {name[:100]!r}, which is not the name of a data set, such as "
+            "cifar10 or svhn_cropped"
+        )
 
 
 def _load_cifar10(data_dir: pathlib.Path, fall_back: bool) -> Dataset:

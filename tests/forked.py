@@ -1,0 +1,114 @@
+"""Commands in forks of one process that has the libraries loaded: milliseconds each.
+
+As a user runs them, but for the start: Python and the imports are the server's.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pathlib
+import re
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# What the commands import, and no command itself; none of it starts JAX's backend.
+LIBRARIES = (
+    *("cifar_flax.inference", "cifar_flax.lr_range", "cifar_flax.reports.page"),
+    *("cifar_flax.data.shapes", "experiments.figures", "experiments.setup"),
+)
+
+# The share of a command line, beyond what the libraries take.
+MEMORY_BYTES = 4 * 2**30
+
+
+@contextlib.contextmanager
+def server(folder):
+    """A function that runs a module in a folder: ``run(module, *flags, limit=10)``.
+
+    It returns a CompletedProcess, whose status is negative where the module was
+    killed at the limit, in seconds.
+    """
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "TFDS_DATA_DIR": str(folder / "no_data"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        # Addresses that refuse; nothing leaves this machine.
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.forked"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **settings},
+    ) as process:
+
+        def run(module, *flags, limit=10):
+            words = [module, *map(str, flags)]
+            process.stdin.write(json.dumps({"words": words, "limit": limit}) + "\n")
+            process.stdin.flush()
+            status, *texts = json.loads(process.stdout.readline())
+            return subprocess.CompletedProcess(words, status, *texts)
+
+        yield run
+        process.stdin.close()
+
+
+def serve():
+    """Answers the requests on stdin until it is closed."""
+    warnings.simplefilter("ignore")  # of a fork beside threads: none holds a lock
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
+            child = os.fork()
+            if not child:
+                run_child(request["words"], request["limit"], output, error)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            texts = []
+            for file in (output, error):
+                file.seek(0)
+                texts.append(file.read().decode(errors="replace"))
+        print(json.dumps([status, *texts]), flush=True)
+
+
+def run_child(words, limit, output, error):
+    """Becomes the command; never returns."""
+    signal.setitimer(signal.ITIMER_REAL, limit)  # its signal kills, whatever goes on
+    taken = re.search(r"VmSize:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())
+    most = int(taken[1]) * 1024 + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    os.dup2(output.fileno(), 1)
+    os.dup2(error.fileno(), 2)
+    module, *flags = words
+    sys.argv = [module, *flags]
+    status = 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    serve()
