@@ -10,8 +10,9 @@ import optax
 from cifar_flax.errors import UserError
 from cifar_flax.schedules import chain_schedules, sgdr
 
-# Rates and penalties are float32 in the compiled program, steps int32.
-MAX_FLOAT = 3.4e38
+# Rates and penalties are float32 in the compiled program, steps int32. Below the
+# smallest normal number a rate would silently be 0.
+MIN_FLOAT, MAX_FLOAT = 1.2e-38, 3.4e38
 MAX_STEPS = 2**31 - 1
 
 # The compiled schedule has a branch for each; a thousand compile in seconds.
@@ -24,7 +25,12 @@ def _require(condition: bool, name: str, value, must: str) -> None:
 
 
 def _require_rate(value: float) -> None:
-    _require(0 <= value <= MAX_FLOAT, "the rate", value, f"from 0 to {MAX_FLOAT:g}")
+    _require_float(value, "the rate")
+
+
+def _require_float(value: float, name: str) -> None:
+    normal = value == 0 or MIN_FLOAT <= value <= MAX_FLOAT
+    _require(normal, name, value, f"0, or from {MIN_FLOAT:g} to {MAX_FLOAT:g}")
 
 
 def _require_steps(count: int, name: str) -> None:
@@ -147,12 +153,7 @@ class Recipe:
         _require(len(self.phases) > 0, "phases", self.phases, "one or more")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         _require_share(self.momentum, "momentum")
-        _require(
-            0 <= self.weight_decay <= MAX_FLOAT,
-            "weight_decay",
-            self.weight_decay,
-            f"from 0 to {MAX_FLOAT:g}",
-        )
+        _require_float(self.weight_decay, "weight_decay")
         _require_share(self.label_smoothing, "label_smoothing")
 
     @property

@@ -14,7 +14,15 @@ from cifar_flax.data.augment import PADDING_MODES, Augmentation
 from cifar_flax.data.load import check_name
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
-from cifar_flax.recipes import LESSON, MAX_FLOAT, Constant, Phase, Recipe, Sgdr
+from cifar_flax.recipes import (
+    LESSON,
+    MAX_FLOAT,
+    MIN_FLOAT,
+    Constant,
+    Phase,
+    Recipe,
+    Sgdr,
+)
 from experiments.text_flag import PRINTABLE, Text, define_text
 
 DTYPES = ("float32", "bfloat16")
@@ -24,9 +32,6 @@ AUTO = "auto"
 
 # What jax.random.key takes as int32.
 SEED_RANGE = range(-(2**31), 2**31)
-
-# The smallest that float32 holds with all its digits.
-MIN_FLOAT = 1.2e-38
 
 
 def _setting(default: Any, help_text: str, choices=None) -> Any:
@@ -135,8 +140,6 @@ class Config:
                 f"--bn_epsilon={self.bn_epsilon}: it must be above 0, from "
                 f"{MIN_FLOAT:g} to {MAX_FLOAT:g}"
             )
-        if self.lr not in (None, AUTO) and not 0 <= self.lr <= MAX_FLOAT:
-            raise UserError(f"--lr={self.lr}: it must be from 0 to {MAX_FLOAT:g}")
         check_name(self.dataset)
         if self.archive_sha256 is not None:
             check_sha256(self.archive_sha256)
@@ -193,6 +196,11 @@ class Config:
             raise UserError(f"--{given[0]} needs --cycles, the number of SGDR cycles")
         if self.lr is None:
             return phases
+        if self.lr not in (0, AUTO) and not MIN_FLOAT <= self.lr <= MAX_FLOAT:
+            raise UserError(
+                f"--lr={self.lr}: it must be {AUTO}, 0, or from {MIN_FLOAT:g} to "
+                f"{MAX_FLOAT:g}"
+            )
         highest = max(phase.learning_rate for phase in phases)
         lr = found_lr or highest if self.lr == AUTO else self.lr
         if self.epochs is not None:

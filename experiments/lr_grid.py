@@ -10,6 +10,7 @@ already is not trained again.
 """
 
 import dataclasses
+import os
 import pathlib
 import time
 from typing import Any
@@ -57,7 +58,7 @@ def main() -> None:
     grids = {}
     for model in models:
         folder = pathlib.Path(FLAGS.workdir) / model
-        if not (folder / GRID).exists():
+        if not os.path.exists(folder / GRID):  # False for too long a name
             screen.print(f"\n{model}")
             measure(settings_of(model), dataset, screen)
         result = RangeResult.from_record(records.read_json(folder / records.RANGE_TEST))

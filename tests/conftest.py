@@ -19,10 +19,18 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 )
 
+import hypothesis
 import numpy as np
 import pytest
 
 from cifar_flax.data import Split, Splits
+
+# The same examples each time, and few; --hypothesis-profile=many looks further.
+hypothesis.settings.register_profile(
+    "few", max_examples=16, deadline=None, derandomize=True
+)
+hypothesis.settings.register_profile("many", max_examples=1_000, deadline=None)
+hypothesis.settings.load_profile("few")
 
 
 def make_split(seed: int, count: int, classes: int = 4) -> Split:

@@ -1,5 +1,6 @@
 """Pictures of any kind as the small square images that a model takes."""
 
+import os
 import pathlib
 import warnings
 from collections.abc import Iterable
@@ -69,7 +70,7 @@ def find_images(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     """
     found: list[pathlib.Path] = []
     for place in places:
-        if not place.exists():
+        if not os.path.exists(place):  # False for too long a name
             raise UserError(f"there is no file or folder {place}")
         if not place.is_dir():
             found.append(place)

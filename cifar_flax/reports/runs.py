@@ -217,7 +217,7 @@ def read_studies(folder: pathlib.Path) -> tuple[list[Study], list[str]]:
     Raises:
       UserError: there is no such folder, or no finished run in it.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for too long a name
         raise UserError(f"{folder} is not a folder; --runs names one that holds runs")
     runs, left_out = _read_runs(folder)
     if not runs:
