@@ -120,7 +120,11 @@ def test_each_replica_stops_where_its_own_loss_breaks_away(splits):
         ({"start_lr": 1.0, "end_lr": 1.0}, "start_lr is 1 and end_lr 1"),
         ({"start_lr": 0.0}, "start_lr is 0"),
         ({"end_lr": float("nan")}, "end_lr nan"),
+        ({"start_lr": 1e-40}, "start_lr is 1e-40"),
+        ({"end_lr": 1e39}, r"end_lr 1e\+39"),
+        ({"start_lr": 1e-29, "end_lr": 1e9}, "start_lr is 1e-29.*factor"),
         ({"num_steps": 19}, "num_steps is 19.*20 or more"),
+        ({"num_steps": 10**9}, "num_steps is 1000000000"),
         ({"smoothing": 1.0}, "smoothing is 1"),
     ],
 )
@@ -143,3 +147,9 @@ def test_a_test_takes_an_epoch_and_a_hundred_steps_at_least(splits):
     trainer.steps_per_epoch = 175
     assert RangeSettings().steps_for(trainer) == 175
     assert RangeSettings(num_steps=20).steps_for(trainer) == 20
+
+
+def test_a_test_of_more_images_than_fit_is_refused(splits):
+    trainer = make_trainer(splits, SimpleNet(4))
+    with pytest.raises(UserError, match="num_steps is 40000000 and batch_size"):
+        RangeSettings(num_steps=40_000_000).steps_for(trainer)

@@ -117,7 +117,12 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
     [
         (lambda: Constant(-0.1, 1), "rate is -0.1"),
         (lambda: Constant(math.nan, 1), "rate is nan"),
+        (lambda: Constant(1e39, 1), "rate is 1e\\+39"),
+        (lambda: Constant(1e-40, 1), "rate is 1e-40"),
         (lambda: Constant(0.1, 0), "epochs is 0"),
+        (lambda: Constant(0.1, 2**31), "epochs is 2147483648"),
+        (lambda: Sgdr(0.1, 10**9), "cycles is 1000000000"),
+        (lambda: Sgdr(0.1, 32, cycle_mult=2), "more than 2147483647 epochs"),
         (lambda: Sgdr(0.1, 0), "cycles is 0"),
         (lambda: Sgdr(0.1, 1, cycle_len=0), "cycle_len is 0"),
         (lambda: Recipe(()), "phases"),
@@ -128,6 +133,7 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
             "label_smoothing is 1",
         ),
         (lambda: Recipe((Constant(0.1, 1),), weight_decay=-1), "weight_decay is -1"),
+        (lambda: Recipe((Constant(0.1, 10**9),)).schedule(3), "1000000000 epochs of 3"),
     ],
 )
 def test_wrong_values_are_named(make, words):

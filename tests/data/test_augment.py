@@ -103,7 +103,11 @@ def test_normalise_is_the_formula_and_denormalise_its_inverse():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"padding": -1}, "padding is -1"), ({"padding_mode": "wrap"}, "'wrap'.*reflect")],
+    [
+        ({"padding": -1}, "padding is -1"),
+        ({"padding": 33}, "padding is 33; it must be from 0 to 32"),
+        ({"padding_mode": "wrap"}, "'wrap'.*reflect"),
+    ],
 )
 def test_wrong_settings_are_named(settings, words):
     with pytest.raises(UserError, match=words):
