@@ -21,10 +21,11 @@ import warnings
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# What the commands import, and no command itself; none of it starts JAX's backend.
+# What the commands import; none of it starts JAX's backend.
 LIBRARIES = (
     *("cifar_flax.inference", "cifar_flax.lr_range", "cifar_flax.reports.page"),
-    *("cifar_flax.data.shapes", "experiments.figures", "experiments.setup"),
+    *("cifar_flax.data.shapes", "experiments.figures", "experiments.lr_find"),
+    "experiments.tensorboard",
 )
 
 # The share of a command line, beyond what the libraries take.
