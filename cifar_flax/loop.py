@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
@@ -160,10 +161,15 @@ class Trainer:
             jnp.asarray(pad_images(splits.train.images, augmentation)),
             jnp.asarray(splits.train.labels),
         )
-        self._jitted = jax.jit(self._train_steps_of_all, donate_argnums=0)
+        # A trainer that held itself, by way of these, would keep its data until Python
+        # looks for cycles, and so would those after it.
+        me = weakref.proxy(self)
+        self._jitted = jax.jit(
+            lambda *args: me._train_steps_of_all(*args), donate_argnums=0
+        )
         self._train_steps: Callable[..., TrainState] = self._jitted
-        self._orders = jax.jit(map_replicas(self.epoch_order))
-        self._predict = jax.jit(map_replicas(self._predict_of_one))
+        self._orders = jax.jit(map_replicas(lambda *args: me.epoch_order(*args)))
+        self._predict = jax.jit(map_replicas(lambda *args: me._predict_of_one(*args)))
 
     def init(self) -> TrainState:
         """The state of all replicas before the first step."""

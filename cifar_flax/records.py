@@ -188,7 +188,7 @@ def append_metrics(folder: pathlib.Path, lines: list[dict[str, Any]]) -> None:
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
     path = folder / METRICS
-    if not path.exists():
+    if not os.path.exists(path):  # False for too long a name
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     records = []
@@ -282,7 +282,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
     """Reads a file of this format; None where there is none."""
-    return read_json(path) if path.exists() else None
+    return read_json(path) if os.path.exists(path) else None
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

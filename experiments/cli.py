@@ -82,12 +82,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if name.startswith("experiments."):
             for one in flag:  # or --help would list the flags of this file's caller
                 flags.FLAGS.register_key_flag_for_module(argv[0], one)
-    if "--help" in argv:
+    if {"--help", "-help", "--helpshort"} & set(argv):
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)  # absl itself would end with status 1
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # the latter from absl's own flags
         sys.exit(fail(str(error), USAGE_ERROR))
 
 
@@ -119,7 +119,7 @@ def _guarded(run: Callable[[], int | None]) -> int:
             place = f"{error.filename}: " if error.filename else "cannot write: "
             return fail(f"{place}{error.strerror or error}", 1)
         kind = type(error).__name__
-        return fail(f"unexpected {kind}: {error}; --debug shows where", 1)
+        return fail(f"internal error: {kind}: {error}; --debug shows where", 1)
 
 
 def _drop_output() -> None:

@@ -37,6 +37,7 @@ from experiments import cli, config, console
 from experiments.environment import device_name, use_compilation_cache
 from experiments.lr_find import SEEDS, find_rate
 from experiments.setup import (
+    check_same_settings,
     describe_recipe,
     load_data,
     make_record,
@@ -58,6 +59,7 @@ def main() -> int:
         folder = pathlib.Path(settings.workdir)
         result = records.read_result(folder)
         if result is not None:
+            check_same_settings(settings, records.read_config(folder), folder)
             screen.print(f"{folder} holds a finished run; nothing is left to do")
             console.print_result(screen, result, str(folder))
             check_outcome(result)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from cifar_flax import records
@@ -136,18 +137,14 @@ def check_same_run(
             f"{folder} holds the outcome of {kind} and no run to go on with; give "
             "another folder"
         )
-    different = settings.differences(recorded["settings"])
+    different = []
     was, now = recorded["dataset"], record["dataset"]
     if was["fingerprint"] != now["fingerprint"]:
         different.append(
             f"the data set was {was['name']} ({was['source']}) and is {now['name']} "
             f"({now['source']})"
         )
-    if different:
-        raise UserError(
-            f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
-            "give another --workdir"
-        )
+    check_same_settings(settings, recorded, folder, different)
     for name, version in record["versions"].items():
         if recorded["versions"].get(name) != version:
             cli.logger.warning(
@@ -156,3 +153,25 @@ def check_same_run(
                 recorded["versions"].get(name),
                 version,
             )
+
+
+def check_same_settings(
+    settings: config.Config,
+    recorded: dict[str, Any],
+    folder: pathlib.Path,
+    other: Sequence[str] = (),
+) -> None:
+    """Refuses settings that a run did not have.
+
+    Args:
+      settings: asked for.
+      recorded: the run's ``config.json``.
+      folder: of the run.
+      other: what differs beside the settings.
+    """
+    different = [*settings.differences(recorded["settings"]), *other]
+    if different:
+        raise UserError(
+            f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
+            "give another --workdir"
+        )

@@ -221,9 +221,15 @@ MANY = ",".join(map(str, range(1, 101)))
 @pytest.mark.parametrize(
     ("line", "status", "words"),
     [
+        # Words.
+        ("run --modle=convbn", 2, ["modle", "model"]),
+        ("run --model=vgg", 2, ["--model=vgg", "convbn2"]),
+        ("run convbn", 2, ["'convbn' is not a flag"]),
+        ("run --stderrthreshold=x", 2, ["x"]),
         # Seeds.
         ("run --seeds=", 2, ["--seeds=", "0,1,2"]),
         ("run --seeds=1,,2", 2, ["--seeds=1,,2"]),
+        ("run --seeds=1,x", 2, ["--seeds=1,x"]),
         ("run --seeds=1,1", 2, ["--seeds=1,1", "different"]),
         ("run --seeds=2147483648", 2, ["--seeds=2147483648", "2147483647"]),
         ("sweep --seeds=-2147483649", 2, ["--seeds=-2147483649"]),
@@ -246,6 +252,9 @@ MANY = ",".join(map(str, range(1, 101)))
         ("run --data_dir=/dev/null --dataset=cifar10", 1, ["/dev/null"]),
         ("run --archive_sha256=0", 2, ["archive_sha256='0'", "64 hex digits"]),
         # Recipe.
+        ("run --epochs=3", 2, ["--epochs needs --lr"]),
+        ("run --model=convnet --phases=3", 2, ["--phases=3", "convnet has 2"]),
+        ("run --lr=fast", 2, ["--lr=fast", "auto"]),
         ("run --lr=nan", 2, ["--lr=nan"]),
         ("run --lr=1e400", 2, ["--lr=inf"]),
         ("run --lr=1e39", 2, ["--lr=1e+39", "3.4e+38"]),
@@ -265,6 +274,8 @@ MANY = ",".join(map(str, range(1, 101)))
         ("run --bn_momentum=nan", 2, ["--bn_momentum=nan"]),
         # The range test.
         ("lr_find --num_steps=1000000000", 2, ["num_steps is 1000000000"]),
+        ("lr_find --num_steps=19", 2, ["num_steps is 19", "20 or more"]),
+        ("lr_find --start_lr=1 --end_lr=1", 2, ["start_lr is 1 and end_lr 1"]),
         ("lr_find --start_lr=nan", 2, ["start_lr is nan"]),
         ("lr_find --start_lr=1e-40", 2, ["start_lr is 1e-40", "1e-30"]),
         ("lr_find --end_lr=1e39", 2, ["end_lr 1e+39", "3.4e+38"]),

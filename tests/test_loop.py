@@ -1,5 +1,8 @@
 """Training: what decides the numbers, and what must not."""
 
+import gc
+import weakref
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -174,6 +177,19 @@ def test_training_stops_where_all_have_diverged(splits, monkeypatch, chunk_secon
     assert not last.epoch_done
     assert last.state.all_diverged
     assert not list(trainer.run(last.state))
+
+
+def test_a_trainer_is_gone_with_its_last_user(splits):
+    trainer = make_trainer(splits)
+    _, state = train(trainer)
+    trainer.evaluate(state, splits.test)
+    data = weakref.ref(trainer.data[0])
+    gc.disable()
+    try:
+        del trainer
+        assert data() is None
+    finally:
+        gc.enable()
 
 
 def test_an_epoch_sees_every_image_once():

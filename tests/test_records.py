@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import resource
 
 import numpy as np
@@ -95,6 +96,12 @@ def test_a_foreign_or_damaged_record_is_named(tmp_path, content):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         records.read_config(tmp_path)
+
+
+def test_a_folder_of_too_long_a_name_holds_nothing():
+    folder = pathlib.Path("a" * 300)
+    assert records.read_result(folder) is None
+    assert records.read_metrics(folder) == []
 
 
 def test_new_folders_take_the_next_free_number(tmp_path):
