@@ -66,7 +66,10 @@ class Checkpoints:
             enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(folder, options=options)
-        for step in self._manager.all_steps():
+        unfinished = set(self._manager.all_steps()) - set(self._steps())
+        if owner and unfinished:
+            self._move_aside(unfinished)
+        for step in self._steps():
             # One that cannot be read is met again when it is to be restored.
             with contextlib.suppress(Exception):
                 self._manifests[step] = _read_manifest(folder / str(step))
@@ -78,12 +81,12 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint, sound or not; None where there is none."""
-        return self._manager.latest_step()
+        return max(self._steps(), default=None)
 
     @property
     def best_step(self) -> int | None:
         """Step of the one with the best validation accuracy; None without any."""
-        return _best(self._manifests, self._manager.all_steps())
+        return _best(self._manifests, self._steps())
 
     def save(
         self,
@@ -157,10 +160,15 @@ class Checkpoints:
         parts, manifest = self._read_newest({"variables": template}, step)
         return parts["variables"], manifest.step
 
+    def _steps(self) -> list[int]:
+        """Those of which the save came to its end."""
+        every = self._manager.all_steps()
+        return [s for s in every if (self._folder / str(s) / MANIFEST).exists()]
+
     def _read_newest(
         self, templates: dict[str, Any], step: int | None
     ) -> tuple[dict[str, Any], _Manifest]:
-        every = self._manager.all_steps() if step is None else [step]
+        every = self._steps() if step is None else [step]
         damaged: dict[int, str] = {}
         for one in sorted(every, reverse=True):
             try:
@@ -178,7 +186,7 @@ class Checkpoints:
                     one,
                     other - one,
                 )
-            if self._owner:
+            if self._owner and damaged:
                 self._move_aside(damaged)
             return parts, manifest
         if not damaged:
@@ -216,8 +224,7 @@ class Checkpoints:
             paths = (self._folder / name for name in names)
             free = next(path for path in paths if not path.exists())
             (self._folder / str(step)).rename(free)
-        if steps:
-            self._manager.reload()
+        self._manager.reload()
 
     def _remove_unfinished(self) -> None:
         """Gives back the space of a save that failed."""
@@ -312,10 +319,7 @@ def _write_manifest(folder: pathlib.Path, manifest: _Manifest) -> None:
 
 
 def _read_manifest(folder: pathlib.Path) -> _Manifest:
-    try:
-        content = (folder / MANIFEST).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"it has no {MANIFEST}: it was never finished") from error
+    content = (folder / MANIFEST).read_text(encoding="utf-8")
     digest, _, text = content.rstrip("\n").partition("\n")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise ValueError(f"{MANIFEST} is not as it was saved")

@@ -155,6 +155,8 @@ def damages(folder):
             yield place, "missing"
         elif path.is_file():
             ways = ("missing", "truncated", "flipped") if path.stat().st_size else ()
+            if path.name == "manifest.json":
+                ways = ways[1:]  # without it, it was never finished
             yield from ((place, how) for how in ways)
 
 
@@ -191,15 +193,26 @@ def test_training_goes_on_from_it_and_the_damaged_one_is_set_aside(saved, tmp_pa
         shutil.rmtree(tmp_path / "10")
 
 
-def test_a_half_written_one_is_not_taken_for_one(saved, tmp_path, caplog):
+def test_a_half_written_one_is_not_taken_for_one(saved, tmp_path):
     folder, states, template = saved
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for step in (8, 10):
+        shutil.copytree(folder / str(step), tmp_path / str(step))
     (tmp_path / "12" / "variables").mkdir(parents=True)
     shutil.copytree(folder / "10", tmp_path / "14.orbax-checkpoint-tmp")
     with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 10
         state, _ = checkpoints.restore(template)
-    assert_same(state, states[10])
-    assert "step 12" in caplog.text
+        assert_same(state, states[10])
+        checkpoints.save(dataclasses.replace(state, step=state.step + 2))
+    assert steps_in(tmp_path) == [10, 12]
+
+
+def test_where_only_a_half_written_one_is_there_is_none(saved, tmp_path):
+    folder, _, _ = saved
+    shutil.copytree(folder / "10", tmp_path / "10")
+    (tmp_path / "10" / "manifest.json").unlink()
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None
 
 
 def test_where_none_is_sound_nothing_is_changed(saved, tmp_path):

@@ -17,6 +17,7 @@ from cifar_flax.models import SimpleNet
 from cifar_flax.recipes import Constant, Recipe
 from experiments import cli, run
 from experiments.console import make_console
+from tests import leaks
 from tests.test_loop import host
 
 RECIPE = Recipe((Constant(0.001, 4),), batch_size=32)  # of three steps an epoch
@@ -145,3 +146,11 @@ def test_a_second_signal_does_not_wait():
         for signum in (signal.SIGINT, signal.SIGTERM):
             assert signal.getsignal(signum) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_runs_leave_no_files_open(splits, tmp_path):
+    leaks.train(0, splits, tmp_path / "run")
+    before = leaks.open_files()
+    for seed in (1, 2):
+        leaks.train(seed, splits, tmp_path / "run")
+    assert leaks.open_files() == before
