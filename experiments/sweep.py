@@ -199,19 +199,29 @@ def read_outcome(cell: Cell) -> bool:
     return cell.result is not None
 
 
+def diverged(cell: Cell) -> str | None:
+    """Says so where all seeds of a cell did: an outcome, and no failure."""
+    result = cell.result or {}
+    return (
+        f"diverged at step {result['steps']}"
+        if result.get("status") == "diverged"
+        else None
+    )
+
+
 def run_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> None:
     """Runs a cell to its end, unless it is done or another process has it."""
     try:
         if read_outcome(cell):
-            cell.status = "was done"
+            cell.status = diverged(cell) or "was done"
         elif holder := records.lock_holder(cell.folder):
             cell.status = f"skipped: in use by {holder}"
         else:
             cell.status = "goes on" if cell.begun else "runs"
             show(cell)
             train_cell(cell, stop, show)
-            if read_outcome(cell) and cell.result["status"] == "diverged":
-                cell.status = f"diverged at step {cell.result['steps']}"
+            if read_outcome(cell):
+                cell.status = diverged(cell) or cell.status
     except (UserError, OSError) as error:
         cell.status = f"failed: {error}"
     show(cell)

@@ -59,7 +59,8 @@ def main() -> None:
             train(number, splits, pathlib.Path(name) / "run")
             if number % max(1, runs // 10) == 0:
                 print(
-                    f"after {number} runs: {memory():.0f} MB, {open_files()} files open",
+                    f"after {number} runs: {memory():.0f} MB, "
+                    f"{open_files()} files open",
                     flush=True,
                 )
 

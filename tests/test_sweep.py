@@ -18,13 +18,13 @@ FAST = ["--epochs=1", "--train_size=60"]
 
 @pytest.fixture(scope="module")
 def swept(data, tmp_path_factory):  # noqa: F811
-    """A sweep of two cells, one of which fails at first."""
+    """A sweep of three cells; one fails at first, and one diverges."""
     folder = tmp_path_factory.mktemp("sweeps") / "sweep"
-    flags = [*data, *FAST, "--model=simplenet", "--lr=0.01,0.02", "--seeds=0,1"]
+    flags = [*data, *FAST, "--model=simplenet", "--lr=0.01,0.02,1e38", "--seeds=0,1"]
     flags.append(f"--workdir={folder}")
     plan = command("sweep", *flags, "--dry_run")
     names = re.findall(r"^(simplenet-\S+)", plan.stdout, re.MULTILINE)
-    assert len(names) == 2, plan.stderr
+    assert len(names) == 3, plan.stderr
     assert not folder.exists()
     folder.mkdir()
     (folder / names[0]).write_text("in the way")
@@ -40,6 +40,7 @@ def test_a_failed_cell_is_reported_and_the_rest_go_on(swept):
     (line,) = [line for line in first.stderr.splitlines() if line.startswith("error")]
     assert names[0] in line
     assert f"{names[1]}: done" in first.stdout
+    assert f"{names[2]}: diverged at step 2" in first.stdout
     assert records.read_result(folder / names[1])["test_accuracy"]
 
 
@@ -48,8 +49,9 @@ def test_the_same_command_goes_on_with_what_is_left(swept):
     assert second.returncode == 0, second.stderr
     assert f"{names[0]}: done" in second.stdout
     assert f"{names[1]}: was done" in second.stdout
+    assert f"{names[2]}: diverged at step 2" in second.stdout
     rates = [records.read_config(folder / name)["settings"]["lr"] for name in names]
-    assert rates == [0.01, 0.02]
+    assert rates == [0.01, 0.02, 1e38]
 
 
 def test_a_cell_that_another_process_holds_is_skipped(swept):
@@ -75,6 +77,7 @@ def test_a_cell_that_another_process_holds_is_skipped(swept):
         refused = command("run", *flags[:5], f"--workdir={held}", "--resume")
         process.stdin.close()
     result.write_text(content)
+    assert records.lock_holder(held) is None  # its file is there, its process gone
     assert f"{names[0]}: skipped: in use by process {process.pid} on" in done.stdout
     assert_one_line_error(refused, 1, "is in use by process", str(process.pid))
 
@@ -127,7 +130,7 @@ def test_a_report_compares_the_sweep(swept, tmp_path):
     done = command("report", f"--runs={folder}", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "simplenet lr=0.01" in done.stdout
-    assert "(1 pair)" in done.stdout
+    assert "(3 pairs, corrected)" in done.stdout
     page = (tmp_path / "report.html").read_text()
     assert "Most confidently wrong" in page
     assert names[0] not in (tmp_path / "report.md").read_text()
