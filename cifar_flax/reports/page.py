@@ -69,7 +69,7 @@ def _overview(study: Study) -> dict[str, Any]:
         "cautions": _cautions(study),
         "devices": sorted({e.first.result["device"] for e in study.entries}),
         "settings": [
-            (name, [entry.first.settings[name] for entry in study.entries])
+            (name, [entry.first.settings.get(name) for entry in study.entries])
             for name in study.differing
         ],
     }

@@ -7,6 +7,7 @@ within a study is anything compared.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -17,6 +18,8 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.fields import TEXT, check
+from cifar_flax.reports.checks import check_records
 from cifar_flax.reports.predictions import Calibration, calibrate, converged
 from cifar_flax.reports.statistics import (
     Difference,
@@ -193,8 +196,8 @@ class Study:
         every = [entry.first.settings for entry in self.entries]
         return [
             name
-            for name in every[0]
-            if any(settings.get(name) != every[0][name] for settings in every)
+            for name in dict.fromkeys(itertools.chain(*every))
+            if any(settings.get(name) != every[0].get(name) for settings in every)
         ]
 
 
@@ -247,33 +250,26 @@ def _read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
 def _read_run(folder: pathlib.Path) -> RunRecord:
     """A run; UserError with the reason where it is none that can be compared."""
     config = records.read_config(folder)
-    kind = config.get("kind")
+    check(config, {"kind": TEXT}, str(folder / records.CONFIG))
+    kind = config["kind"]
     if kind != "run":
         raise UserError(f"{folder} holds the outcome of {kind}, not of a run")
     result = records.read_result(folder)
     if result is None:
         raise UserError(f"{folder} is not finished")
-    try:
-        run = RunRecord(folder, config, result, records.read_metrics(folder))
-        _study_key(run)
-        _ = run.predictions["logits"], run.settings, run.command
-        counts = {len(run.result[name]) for name in ("seeds", "test_accuracy")}
-        if (
-            counts != {len(run.predictions["logits"])}
-            or None in result["test_accuracy"]
-        ):
-            raise UserError(f"the records in {folder} do not belong together")
-        for name in ("model", "train_seconds", "test_size", "num_params", "epochs"):
-            _ = result[name]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"a record in {folder} lacks {error}") from error
+    run = RunRecord(folder, config, result, records.read_metrics(folder))
+    check_records(folder, config, result, run.metrics, run.predictions, run.range_test)
     return run
 
 
 def _study_key(run: RunRecord) -> tuple:
-    data = run.config["dataset"]
-    names = ("name", "fingerprint", "train_size", "val_size", "test_size")
-    return *(data[name] for name in names), run.config["versions"]["cifar-flax"]
+    data, labels = run.config["dataset"], run.predictions["labels"].astype("<i8")
+    sizes = ("train_size", "val_size", "test_size")
+    return (
+        *(data[name] for name in ("name", "fingerprint", "class_names", *sizes)),
+        hashlib.sha256(labels.tobytes()).hexdigest(),
+        run.config["versions"]["cifar-flax"],
+    )
 
 
 def _make_study(runs: list[RunRecord], left_out: list[str]) -> Study:
@@ -285,6 +281,11 @@ def _make_study(runs: list[RunRecord], left_out: list[str]) -> Study:
         if twice:
             left_out.append(
                 f"{run.folder} repeats seed {min(twice)} of {same[0].folder}"
+            )
+        elif same and len(run.metrics) != len(same[0].metrics):
+            left_out.append(
+                f"{run.folder} has other epochs than {same[0].folder}, with the same "
+                "settings"
             )
         else:
             same.append(run)

@@ -1,0 +1,80 @@
+"""Values and bytes in which something is wrong."""
+
+import copy
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+
+def bounded(examples):
+    """Settings of a property: so many examples, the same ones every time."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+numbers = st.one_of(
+    st.integers(-3, 3),
+    st.sampled_from([2**31, 2**63, 10**12, -(10**30), 10**400]),
+    st.floats(),
+    st.sampled_from([0.5, 1e-300, 1e300]),
+)
+words = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(["", "_", "$a$ $", "\x00", "\ud800", "convnet", "sgdr", "a|b"]),
+)
+leaves = st.one_of(st.none(), st.booleans(), numbers, words)
+values = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(words, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def places(node, path=()):
+    """The path of every node of a JSON value below its root."""
+    pairs = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
+    for key, inner in pairs:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+@st.composite
+def changed(draw, value, what=values):
+    """A JSON value of which a node is another one, is gone, or has a companion."""
+    value = copy.deepcopy(value)
+    *path, last = draw(st.sampled_from(list(places(value))))
+    node = value
+    for key in path:
+        node = node[key]
+    act = draw(st.sampled_from(["replace", "drop", "add"]))
+    if act == "drop":
+        del node[last]
+    elif act == "replace" or isinstance(node, dict):
+        node[last] = draw(what)
+    else:
+        node.insert(last, draw(what))
+    return value
+
+
+@st.composite
+def damaged(draw, content):
+    """Bytes of which some are others, are gone, or are followed by more."""
+    content = bytearray(content)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(content)))
+        length = draw(st.sampled_from([0, 1, 1, 4, 10**6]))
+        content[at : at + length] = draw(st.binary(max_size=4))
+    return bytes(content)
