@@ -131,5 +131,9 @@ def _check_object(value: Any, shape: dict, where: str, field: str) -> None:
             _check(value[name], inner, where, f"{prefix}{name}")
 
 
+_short = reprlib.Repr()
+_short.maxlevel = 2
+
+
 def _wrong(value: Any, words: str, where: str, field: str) -> UserError:
-    return UserError(f"{where}: {field} is {reprlib.repr(value)}; it must be {words}")
+    return UserError(f"{where}: {field} is {_short.repr(value)}; it must be {words}")

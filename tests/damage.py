@@ -37,35 +37,25 @@ values = st.recursive(
 )
 
 
-def places(node, path=()):
-    """The path of every node of a JSON value below its root."""
-    pairs = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
-    for key, inner in pairs:
-        yield (*path, key)
-        yield from places(inner, (*path, key))
-
-
 @st.composite
 def changed(draw, value, what=values):
-    """A JSON value of which a node is another one, is gone, or has a companion."""
+    """A JSON value of which a node, at any depth, is another, is gone, or is new."""
     value = copy.deepcopy(value)
-    *path, last = draw(st.sampled_from(list(places(value))))
-    node = value
-    for key in path:
-        node = node[key]
-    act = draw(st.sampled_from(["replace", "drop", "add"]))
+    node, inner = None, value
+    while inner and isinstance(inner, (dict, list)):
+        if node is not None and draw(st.integers(0, 3)) == 0:
+            break
+        node = inner
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        place = draw(st.sampled_from(keys))
+        inner = node[place]
+    act = draw(st.sampled_from(["replace", "replace", "drop", "add"]))
     if act == "drop":
-        del node[last]
+        del node[place]
     elif act == "replace" or isinstance(node, dict):
-        node[last] = draw(what)
+        node[place] = draw(what)
     else:
-        node.insert(last, draw(what))
+        node.insert(place, draw(what))
     return value
 
 

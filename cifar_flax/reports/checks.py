@@ -158,23 +158,23 @@ def _check_metrics(where: str, metrics: list[Any], replicas: int) -> None:
 
 
 def _check_predictions(where: str, arrays: dict[str, np.ndarray]) -> None:
-    logits, labels, seeds = (arrays[name] for name in ("logits", "labels", "seeds"))
-    images, indices = (arrays.get(name, np.empty(0)) for name in ("images", "indices"))
-    whole_numbers = {array.dtype.kind for array in (labels, seeds)}
-    if logits.dtype != np.float32 or not whole_numbers <= {"i", "u"}:
-        raise UserError(f"{where}: its logits, labels or seeds are of another type")
-    if not logits.size or not 0 <= labels.min() <= labels.max() < logits.shape[-1]:
-        raise UserError(
-            f"{where}: its labels are none of the {logits.shape[-1]} classes"
-        )
-    if len(indices) and not (
-        images.dtype == np.uint8
-        and images.ndim == 4
-        and images.shape[-1] == 3
-        and images.size
-        and indices.dtype.kind in "iu"
-        and indices.shape == images.shape[:1]
-        and 0 <= indices.min() <= indices.max() < len(labels)
+    names = ("logits", "labels", "seeds", "images", "indices")
+    for name in names:
+        if name not in arrays:
+            raise UserError(f"{where} lacks {name!r}; no run of this version")
+    logits, labels, seeds, images, indices = (arrays[name] for name in names)
+    kinds = {array.dtype.kind for array in (labels, seeds, indices)}
+    if (logits.dtype, images.dtype) != (np.float32, np.uint8) or kinds - {"i", "u"}:
+        raise UserError(f"{where}: an array is of another type than its records have")
+    classes = logits.shape[-1]
+    if not logits.size or not ((labels >= 0) & (labels < classes)).all():
+        raise UserError(f"{where}: a label is none of its {classes} classes")
+    if (
+        images.ndim != 4
+        or 0 in images.shape[1:3]
+        or images.shape[3] != 3
+        or indices.shape != images.shape[:1]
+        or not ((indices >= 0) & (indices < len(labels))).all()
     ):
         raise UserError(f"{where}: its images and indices do not belong together")
 

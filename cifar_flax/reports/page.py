@@ -169,7 +169,7 @@ def _wrong_images(entry: Entry, names: list[str]) -> list[dict[str, str]]:
             "confidence": f"{100 * mean[index].max():.0f} %",
         }
         for image, index in zip(
-            predictions.get("images", []), predictions.get("indices", []), strict=True
+            predictions["images"], predictions["indices"], strict=True
         )
     ]
 
