@@ -60,11 +60,14 @@ def changed(draw, value, what=values):
 
 
 @st.composite
-def damaged(draw, content):
-    """Bytes of which some are others, are gone, or are followed by more."""
+def damaged(draw, content, blocks=False):
+    """Bytes of which some are others or gone; of a tar, most of all in its headers."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(content)))
-        length = draw(st.sampled_from([0, 1, 1, 4, 10**6]))
-        content[at : at + length] = draw(st.binary(max_size=4))
+        if blocks:
+            at = at // 512 * 512 + draw(st.integers(0, 350))
+        new = draw(st.binary(max_size=4))
+        length = draw(st.sampled_from([len(new), len(new), 0, 4, 10**6]))
+        content[at : at + length] = new
     return bytes(content)

@@ -7,6 +7,7 @@ whether a data set is prepared is found out without it.
 import contextlib
 import hashlib
 import io
+import json
 import logging
 import pathlib
 import re
@@ -79,6 +80,7 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
     with _quiet_tfds(), _reading(folder):
         import tensorflow_datasets as tfds
 
+        _refuse_foreign_code(folder)
         builder = tfds.builder_from_directory(folder)
         image_key, label_key = _check_features(name, builder.info)
         _check_splits(folder, name, builder.info.splits)
@@ -182,6 +184,22 @@ def _prepare(dataset: Dataset, data_dir: pathlib.Path) -> None:
     )
 
 
+def _refuse_foreign_code(folder: pathlib.Path) -> None:
+    """Refuses features of which tfds would import, and so run, the module named."""
+    text = (folder / "features.json").read_text(encoding="utf-8")
+
+    def look_at(fields: dict[str, Any]) -> None:
+        for key in ("pythonClassName", "python_class_name", "type"):
+            name = fields.get(key, "tensorflow_datasets.")
+            if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
+                raise UserError(
+                    f"{folder / 'features.json'} names {name[:100]!r}, which is not of "
+                    f"tensorflow-datasets; refused, since it could run a program"
+                )
+
+    json.loads(text, object_hook=look_at)
+
+
 def _check_features(name: str, info: Any) -> tuple[str, str]:
     """The keys of image and label, once they are what this project trains on."""
     import tensorflow_datasets as tfds
@@ -230,7 +248,7 @@ def _read_split(
     """Images uint8 [N, 32, 32, 3] and labels int32 [N] of a split."""
     count = builder.info.splits[split].num_examples
     images = np.empty((count, *IMAGE_SHAPE), np.uint8)
-    labels = np.empty(count, np.int32)
+    labels = np.empty(count, np.int64)  # as tfds has them, until they are checked
     ids = []
     index = -1
     for index, example in enumerate(_examples(builder, split)):

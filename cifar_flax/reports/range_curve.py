@@ -105,7 +105,8 @@ def valley(curve: Curve) -> float:
     Of its longest decreasing subsequence, as long as L steps and ending at step e, the
     rate at step ``e - L / 2``.
     """
-    lengths, tails = np.ones(len(curve.smoothed), int), []
+    lengths = np.ones(len(curve.smoothed), int)
+    tails: list[float] = []
     for i, height in enumerate(-curve.smoothed):
         # tails[k] ends the highest of the subsequences of length k + 1 so far.
         at = bisect.bisect_left(tails, height)

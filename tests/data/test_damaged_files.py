@@ -1,7 +1,10 @@
 """Whatever is in a file of data, it is read, or a UserError says what is amiss."""
 
+import gzip
 import io
 import os
+import tarfile
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -9,8 +12,11 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
+from cifar_flax.data.archive import open_archive, read_archive
+from cifar_flax.data.batches import PYTHON, read_batch, read_class_names
 from cifar_flax.data.images import read_image
 from cifar_flax.errors import UserError
+from tests import archives
 from tests.damage import bounded, damaged
 
 EX = int(os.environ.get("EX", 0))
@@ -79,10 +85,110 @@ def test_a_picture_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
         read_image(tmp_path / "pipe.png")
 
 
-def test_warnings_about_damage_that_does_not_matter_are_not_shown(tmp_path):
-    content = picture("JPEG")
+def test_damage_that_does_not_matter_is_not_warned_of(tmp_path):
+    whole = PICTURES["JPEG"]
+    tags = (b"\x12\x01\x03\x00", b"\x01\x12\x00\x03")
+    place = max(map(whole.find, tags))  # of the orientation, in either order of bytes
+    assert place > 0
     path = tmp_path / "picture.jpg"
-    path.write_bytes(content)
+    path.write_bytes(whole[: place + 4] + b"\xff\xff" + whole[place + 6 :])
     with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with Image.open(path) as picture:
+            picture.getexif()
+        assert seen
+        seen.clear()
         read_image(path)
     assert not seen
+
+
+@pytest.mark.parametrize("folder", [archives.BINARY_FOLDER, archives.PYTHON_FOLDER])
+@pytest.mark.parametrize("layer", ["gzip", "tar", "file"])
+def test_a_damaged_archive_is_read_or_named(tmp_path, folder, layer):
+    arrays, path = archives.make_arrays(1), tmp_path / "archive.tar.gz"
+    python = folder == archives.PYTHON_FOLDER
+    files = (archives.python_files if python else archives.binary_files)(arrays)
+    whole = archives.write_tar(path, folder, files).read_bytes()
+    (name,) = (name for name in files if "meta" in name)
+    part = {"gzip": whole, "tar": gzip.decompress(whole)}.get(layer, files[name])
+
+    @bounded(EX or 40)
+    @given(damaged(part, blocks=layer == "tar"))
+    def check(content):
+        if layer == "file":
+            archives.write_tar(path, folder, {**files, name: content})
+        else:
+            path.write_bytes(gzip.compress(content, 1) if layer == "tar" else content)
+        before = sorted(tmp_path.rglob("*"))
+        opened = open_archive(path, archives.sha256(path))
+        found = value_or_line(lambda: read_archive(opened), path)
+        assert found is None or len(found.test_images) == len(found.test_labels)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    check()
+
+
+def header(kind, content):
+    """A member of a tar with no name of its own."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(content)
+    return info.tobuf() + content.ljust(-len(content) % 512 + len(content), b"\0")
+
+
+TARS = {
+    "a name for a name and so on": header(tarfile.GNUTYPE_LONGNAME, b"a") * 3000,
+    "attributes of attributes": header(tarfile.XHDTYPE, b"8 a=bcd\n") * 3000,
+    "a size that is no number": header(tarfile.XHDTYPE, b"24 GNU.sparse.size=abcd\n"),
+    "a negative size": header(tarfile.XHDTYPE, b"12 size=-999\n"),
+    "a name of a megabyte": header(tarfile.GNUTYPE_LONGNAME, b"/" + b"a" * 10**6),
+}
+
+
+@pytest.mark.parametrize("case", TARS)
+def test_headers_that_make_no_sense_are_a_line(tmp_path, case):
+    path = tmp_path / "archive.tar.gz"
+    path.write_bytes(gzip.compress(TARS[case] + header(tarfile.REGTYPE, b""), 1))
+    opened = open_archive(path, archives.sha256(path))
+    assert value_or_line(lambda: read_archive(opened), path) is None
+
+
+# A tuple of twice the one before, thirty times over: to print it takes gigabytes.
+NESTED = b"K\x01\x85" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(30))
+PIXELS = archives.pickled_array((1, 3072), b"u1", b"T\0\x0c\0\0" + bytes(3072))
+PICKLES = {
+    "a memo of 34 GB": b"Nr\xff\xff\xff\x7f.",
+    "a buffer of 64 GB": b"\x96" + (2**36).to_bytes(8, "little") + b".",
+    "a key that takes an hour to hash": b"}" + NESTED + b"Ns.",
+    "a set of such keys": b"\x8f(" + NESTED + b"\x90.",
+    "a label that fills the memory": b"}(U\4data"
+    + PIXELS
+    + b"U\6labels]"
+    + NESTED
+    + b"au.",
+    "a label too long to print": b"}(U\4data"
+    + PIXELS
+    + b"U\6labels]\x8b\x88\x13\0\0"
+    + b"\1" * 5000
+    + b"au.",
+    "a state for a function": b"c_codecs\nencode\n}U\1aNsb.",
+    "a long name": b"c" + b"a" * 10**5 + b"\nb\n.",
+}
+
+
+@pytest.mark.parametrize("case", PICKLES)
+def test_a_hostile_pickle_costs_neither_time_nor_memory(tmp_path, case):
+    tracemalloc.start()
+    with pytest.raises(UserError) as error:
+        read_batch(PYTHON, "data_batch_1", b"\x80\x02" + PICKLES[case])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+    assert len(str(error.value)) < 400
+    assert "data_batch_1" in str(error.value)
+
+
+def test_class_names_that_fill_the_memory_or_no_file_can_hold_are_refused():
+    for name in (NESTED, b"X\x03\0\0\0\xed\xa0\x80"):
+        content = b"\x80\x02}(U\x0blabel_names](" + b"U\1a" * 9 + name + b"eu."
+        with pytest.raises(UserError, match="not text"):
+            read_class_names(PYTHON, "batches.meta", content)
