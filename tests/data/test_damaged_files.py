@@ -2,23 +2,30 @@
 
 import gzip
 import io
+import json
 import os
+import shutil
 import tarfile
 import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given
 from PIL import Image
 
+from cifar_flax.data import tfds_source
 from cifar_flax.data.archive import open_archive, read_archive
 from cifar_flax.data.batches import PYTHON, read_batch, read_class_names
 from cifar_flax.data.images import read_image
+from cifar_flax.data.tfds_source import read_prepared
 from cifar_flax.errors import UserError
 from tests import archives
-from tests.damage import bounded, damaged
+from tests.damage import bounded, changed, damaged
+from tests.data.test_tfds_source import IMAGE, as_tfrecord, prepare, rows
 
+FEATURE = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
 EX = int(os.environ.get("EX", 0))
 
 
@@ -192,3 +199,89 @@ def test_class_names_that_fill_the_memory_or_no_file_can_hold_are_refused():
         content = b"\x80\x02}(U\x0blabel_names](" + b"U\1a" * 9 + name + b"eu."
         with pytest.raises(UserError, match="not text"):
             read_class_names(PYTHON, "batches.meta", content)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A set that tfds has prepared, with an image of each class."""
+    arrays = archives.make_arrays()
+    labels = tfds.features.ClassLabel(names=archives.CLASS_NAMES)
+    some = rows(arrays.test_images, arrays.test_labels)
+    return prepare(
+        tmp_path_factory.mktemp("tfds"),
+        "other",
+        {"train": some, "test": some},
+        {"image": IMAGE, "label": labels},
+    )
+
+
+DESCRIPTIONS = ("dataset_info.json", "features.json")
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_changed_description_is_read_or_named(tmp_path, prepared, name):
+    folder = shutil.copytree(prepared, tmp_path / "other" / "1.0.0")
+    whole = json.loads((folder / name).read_text())
+
+    @bounded(EX or 40)
+    @given(changed(whole))
+    def check(value):
+        (folder / name).write_text(json.dumps(value))
+        found = value_or_line(lambda: read_prepared(folder, "other"), folder)
+        assert found is None or len(found.train_images) == 10
+
+    check()
+
+
+@pytest.mark.parametrize("form", ["array_record", "tfrecord"])
+def test_damaged_records_are_read_or_named(tmp_path, prepared, form):
+    folder = shutil.copytree(prepared, tmp_path / "other" / "1.0.0")
+    if form == "tfrecord":
+        as_tfrecord(folder)
+    (path,) = folder.glob("*train*")
+
+    @bounded(EX or 40)
+    @given(damaged(path.read_bytes()))
+    def check(content):
+        path.write_bytes(content)
+        found = value_or_line(lambda: read_prepared(folder, "other"), folder)
+        assert found is None or len(found.train_images) == 10
+
+    check()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_description_cannot_have_a_module_imported(
+    tmp_path, prepared, deep, monkeypatch
+):
+    folder = shutil.copytree(prepared, tmp_path / "other" / "1.0.0")
+    (tmp_path / "hostile.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    value = {"pythonClassName": "hostile.Feature", "jsonFeature": {"json": "{}"}}
+    if deep:
+        text = json.dumps({"type": "hostile.Feature", "content": "{}"})
+        value = {"pythonClassName": FEATURE, "jsonFeature": {"json": text}}
+    (folder / "features.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"names 'hostile\.Feature', .*; refused"):
+        read_prepared(folder, "other")
+
+
+def test_a_label_beyond_all_integers_is_not_taken_for_another(
+    tmp_path, prepared, monkeypatch
+):
+    def examples(builder, split):
+        image = np.zeros((32, 32, 3), np.uint8)
+        return [{"image": image, "label": np.int64(2**32 + 3)}] * 10
+
+    monkeypatch.setattr(tfds_source, "_examples", examples)
+    with pytest.raises(UserError, match="label 4294967299"):
+        read_prepared(prepared, "other")
+
+
+def test_a_pipe_among_the_prepared_files_is_not_waited_for(tmp_path, prepared):
+    folder = shutil.copytree(prepared, tmp_path / "other" / "1.0.0")
+    (path,) = folder.glob("*train*")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is not a plain file"):
+        read_prepared(folder, "other")
