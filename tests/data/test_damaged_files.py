@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from PIL import Image
 
-from cifar_flax.data import tfds_source
+from cifar_flax.data import cache, make_dataset, tfds_source
 from cifar_flax.data.archive import open_archive, read_archive
 from cifar_flax.data.batches import PYTHON, read_batch, read_class_names
 from cifar_flax.data.images import read_image
@@ -285,3 +285,55 @@ def test_a_pipe_among_the_prepared_files_is_not_waited_for(tmp_path, prepared):
     os.mkfifo(path)
     with pytest.raises(UserError, match="is not a plain file"):
         read_prepared(folder, "other")
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A data set in the cache: its file, and a function that loads it."""
+    arrays = archives.make_arrays(1)
+    fields = (arrays.train_images, arrays.train_labels)
+    fields += (arrays.test_images, arrays.test_labels)
+    names = archives.CLASS_NAMES
+    dataset = make_dataset("tiny", *fields, names, source="a test")
+
+    def load():
+        return cache.load_or_build(tmp_path, "tiny", "key", lambda: dataset)
+
+    load()
+    (path,) = (tmp_path / "cifar_flax").iterdir()
+    return path, load
+
+
+def test_a_cache_with_other_details_is_built_again_or_sound(cached, caplog):
+    path, load = cached
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    details = json.loads(arrays["details"].item())
+
+    @bounded(EX or 40)
+    @given(changed(details))
+    def check(value):
+        np.savez(path, **{**arrays, "details": np.array(json.dumps(value))})
+        caplog.clear()
+        found = load()
+        texts = [found.name, found.source, found.fingerprint, *found.class_names]
+        "".join(texts).encode()
+        assert np.shape((found.mean, found.std)) == (2, 3)
+        assert np.isfinite([found.mean, found.std]).all()
+        for record in caplog.records:
+            assert str(path) in record.getMessage()
+
+    check()
+
+
+def test_a_cache_that_is_compressed_or_a_pipe_is_built_again(cached, caplog):
+    path, load = cached
+    with np.load(path) as stored:
+        np.savez_compressed(path, **stored)
+    load()
+    assert "compressed" in caplog.text
+    path.unlink()
+    os.mkfifo(path)
+    load()
+    assert "not a plain file" in caplog.text
+    assert path.is_file()
