@@ -11,6 +11,9 @@ import optax
 from cifar_flax.errors import UserError
 from cifar_flax.schedules import chain_schedules, sgdr
 
+# Of a recipe; more would take years, and the sum over endless cycles for ever.
+MAX_EPOCHS = 100_000
+
 
 def _require(condition: bool, name: str, value, must: str) -> None:
     if not condition:
@@ -19,6 +22,10 @@ def _require(condition: bool, name: str, value, must: str) -> None:
 
 def _require_rate(value: float) -> None:
     _require(0 <= value < math.inf, "the rate", value, "a number, 0 or more")
+
+
+def _require_count(name: str, value: int) -> None:
+    _require(1 <= value <= MAX_EPOCHS, name, value, f"from 1 to {MAX_EPOCHS}")
 
 
 def _epochs(count: int) -> str:
@@ -34,7 +41,7 @@ class Constant:
 
     def __post_init__(self):
         _require_rate(self.learning_rate)
-        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _require_count("epochs", self.epochs)
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """The rate at each step, from the phase's own step 0."""
@@ -65,7 +72,11 @@ class Sgdr:
         _require_rate(self.learning_rate)
         for name in ("cycles", "cycle_len", "cycle_mult"):
             value = getattr(self, name)
-            _require(value >= 1, name, value, "1 or more")
+            _require_count(name, value)
+        length, epochs = self.cycle_len, 0
+        for _ in range(self.cycles):
+            epochs, length = epochs + length, length * self.cycle_mult
+            _require_count("the length of all cycles", epochs)
 
     @property
     def epochs(self) -> int:

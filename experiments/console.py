@@ -1,6 +1,7 @@
 """What a run shows: what will run, how far it is, what came out."""
 
 import contextlib
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,21 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
+from cifar_flax import records
+from cifar_flax.errors import UserError
+from cifar_flax.fields import (
+    COUNT,
+    INTEGER,
+    NOT_NEGATIVE,
+    NULL,
+    NUMBER,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    TEXT,
+    check,
+    either,
+)
 from cifar_flax.loop import Progress
 from cifar_flax.reports.statistics import ci95_of_share
 
@@ -25,6 +41,27 @@ WORDS = (
     "kind",
     "class",
 )
+
+
+_LOSS = either(NUMBER, NULL)
+_RESULT = {
+    **{"model": TEXT, "dataset": TEXT, "epochs": COUNT, "seeds": [INTEGER]},
+    **{"test_accuracy": [SHARE], "test_loss": [_LOSS], "test_size": SIZE},
+    **{"test_accuracy_mean": SHARE, "test_accuracy_ci95": _LOSS},
+    **dict.fromkeys(("train_seconds", "compile_seconds"), NOT_NEGATIVE),
+    "images_per_second": POSITIVE,
+}
+
+
+def check_result(result: dict[str, Any], folder: str) -> None:
+    """UserError where the record of a finished run cannot be shown."""
+    where = str(pathlib.Path(folder) / records.RESULT)
+    check(result, _RESULT, where)
+    count = len(result["seeds"])
+    if not len(result["test_accuracy"]) == len(result["test_loss"]) == count:
+        raise UserError(f"{where}: accuracies or losses are not of {count} seeds")
+    if count > 1 and result["test_accuracy_ci95"] is None:
+        raise UserError(f"{where} lacks the interval of its accuracy")
 
 
 def make_console() -> Console:
@@ -124,7 +161,8 @@ def training_display(
 
 
 def print_result(console: Console, result: dict[str, Any], folder: str) -> None:
-    """Prints the table at the end."""
+    """Prints the table at the end; UserError where the record is damaged."""
+    check_result(result, folder)
     table = make_table("model", "data", "seed", "test accuracy", "test loss")
     for seed, accuracy, loss in zip(
         result["seeds"], result["test_accuracy"], result["test_loss"], strict=True

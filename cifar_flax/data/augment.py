@@ -8,6 +8,7 @@ import numpy as np
 
 from cifar_flax.errors import UserError
 
+MAX_PADDING = 32  # the images' own size; the padded set lies in memory
 PADDING_MODES = ("symmetric", "constant", "reflect")
 
 
@@ -29,8 +30,10 @@ class Augmentation:
     flip: bool = True
 
     def __post_init__(self):
-        if self.padding < 0:
-            raise UserError(f"padding is {self.padding}; it must be 0 or more pixels")
+        if not 0 <= self.padding <= MAX_PADDING:
+            raise UserError(
+                f"padding is {self.padding}; it must be from 0 to {MAX_PADDING} pixels"
+            )
         if self.padding_mode not in PADDING_MODES:
             raise UserError(
                 f"padding_mode is {self.padding_mode!r}; it must be one of "
