@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import os
 
 import pytest
 from hypothesis import given
@@ -17,8 +16,6 @@ from experiments.config import Config, read_settings
 from experiments.console import print_result
 from experiments.setup import check_same_run
 from tests.damage import bounded, changed
-
-EX = int(os.environ.get("EX", 0))
 
 SETTINGS = Config(model="simplenet", seeds=(3, 5), lr=0.1, cycles=2)
 CONFIG = {
@@ -76,7 +73,7 @@ def test_settings_of_a_damaged_record_are_gone_on_with_or_named(tmp_path):
     path.write_text(json.dumps(CONFIG))
     assert resume() is None
 
-    @bounded(EX or 100)
+    @bounded(60)
     @given(changed(CONFIG))
     def check(value):
         path.write_text(json.dumps(value))
@@ -101,7 +98,7 @@ def test_a_damaged_record_is_loaded_or_named(tmp_path):
     path.write_text(json.dumps(CONFIG))
     assert "no checkpoint at all" in outcome(lambda: Run.load(tmp_path), tmp_path)
 
-    @bounded(EX or 30)
+    @bounded(15)
     @given(changed(CONFIG))
     def check(value):
         path.write_text(json.dumps(value))
@@ -126,7 +123,7 @@ def test_a_damaged_result_is_shown_or_named(tmp_path):
     path.write_text(json.dumps(RESULT))
     assert show() is None
 
-    @bounded(EX or 100)
+    @bounded(60)
     @given(changed(RESULT))
     def check(value):
         path.write_text(json.dumps(value))

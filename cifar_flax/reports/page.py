@@ -24,9 +24,10 @@ CONFUSED_PAIRS = 8
 
 def write_markdown(studies: list[Study], left_out: list[str]) -> str:
     """The ranking, the verdicts and how to reproduce them."""
-    return _template("report.md.j2", autoescape=False).render(
+    text = _template("report.md.j2", autoescape=False).render(
         studies=[_overview(study) for study in studies], left_out=left_out
     )
+    return _writable(text)
 
 
 def write_html(studies: list[Study], left_out: list[str]) -> str:
@@ -41,9 +42,15 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
         }
         for study in studies
     ]
-    return _template("report.html.j2", autoescape=True).render(
+    text = _template("report.html.j2", autoescape=True).render(
         studies=pages, left_out=left_out
     )
+    return _writable(text)
+
+
+def _writable(text: str) -> str:
+    """Text that a file can hold: the names of folders may be any bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _template(name: str, autoescape: bool) -> jinja2.Template:

@@ -26,7 +26,6 @@ from tests.damage import bounded, changed, damaged
 from tests.data.test_tfds_source import IMAGE, as_tfrecord, prepare, rows
 
 FEATURE = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
-EX = int(os.environ.get("EX", 0))
 
 
 def value_or_line(read, path):
@@ -67,7 +66,7 @@ PICTURES = {
 def test_a_damaged_picture_is_read_or_named(tmp_path, form):
     path = tmp_path / "picture"
 
-    @bounded(EX or 60)
+    @bounded(30)
     @given(damaged(PICTURES[form]))
     def check(content):
         path.write_bytes(content)
@@ -119,7 +118,7 @@ def test_a_damaged_archive_is_read_or_named(tmp_path, folder, layer):
     (name,) = (name for name in files if "meta" in name)
     part = {"gzip": whole, "tar": gzip.decompress(whole)}.get(layer, files[name])
 
-    @bounded(EX or 40)
+    @bounded(25)
     @given(damaged(part, blocks=layer == "tar"))
     def check(content):
         if layer == "file":
@@ -223,7 +222,7 @@ def test_a_changed_description_is_read_or_named(tmp_path, prepared, name):
     folder = shutil.copytree(prepared, tmp_path / "other" / "1.0.0")
     whole = json.loads((folder / name).read_text())
 
-    @bounded(EX or 40)
+    @bounded(25)
     @given(changed(whole))
     def check(value):
         (folder / name).write_text(json.dumps(value))
@@ -240,7 +239,7 @@ def test_damaged_records_are_read_or_named(tmp_path, prepared, form):
         as_tfrecord(folder)
     (path,) = folder.glob("*train*")
 
-    @bounded(EX or 40)
+    @bounded(25)
     @given(damaged(path.read_bytes()))
     def check(content):
         path.write_bytes(content)
@@ -310,7 +309,7 @@ def test_a_cache_with_other_details_is_built_again_or_sound(cached, caplog):
         arrays = dict(stored)
     details = json.loads(arrays["details"].item())
 
-    @bounded(EX or 40)
+    @bounded(25)
     @given(changed(details))
     def check(value):
         np.savez(path, **{**arrays, "details": np.array(json.dumps(value))})
