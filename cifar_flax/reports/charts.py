@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,7 +62,9 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     Yields:
       Its axes, and a list that holds the SVG afterwards.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # The reader's browser has other fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure(figsize=(width, height), layout="constrained")
         svg: list[str] = []
         yield figure.subplots(), svg
@@ -221,8 +224,9 @@ def reliability(calibration: Calibration) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text that Matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
+    """A text that Matplotlib does not take for a formula, and all of it visible."""
+    visible = "".join(c if c.isprintable() else " " for c in text)
+    return visible.replace("$", r"\$")
 
 
 def _legend(axis: Axes) -> None:

@@ -136,7 +136,7 @@ def test_any_array_in_the_predictions_is_used_or_named(sound, runs, name):
 def test_the_oddest_values_that_a_run_can_have_are_drawn(sound, runs):
     run = sound / "damaged"
     config, result = records.read_config(run), records.read_result(run)
-    config["settings"]["note"] = "$a_$ \x00 <b> | \n $"
+    config["settings"]["note"] = "$a_$ \x00 <b> | \n \u732b $"
     config["recipe"]["phases"] = [{"kind": "constant", "learning_rate": 0, "epochs": 2}]
     odd = {
         "flops_per_image": 1e38,
