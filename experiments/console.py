@@ -22,6 +22,7 @@ from cifar_flax.fields import (
     SHARE,
     SIZE,
     TEXT,
+    Kind,
     check,
     either,
 )
@@ -43,11 +44,14 @@ WORDS = (
 )
 
 
-_LOSS = either(NUMBER, NULL)
+# Of a run that has just diverged it is NaN; in the file that is null.
+_LOSS = Kind(
+    "a number or null", lambda v: v is None or type(v) is float or NUMBER.holds(v)
+)
 _RESULT = {
     **{"model": TEXT, "dataset": TEXT, "epochs": COUNT, "seeds": [INTEGER]},
     **{"test_accuracy": [SHARE], "test_loss": [_LOSS], "test_size": SIZE},
-    **{"test_accuracy_mean": SHARE, "test_accuracy_ci95": _LOSS},
+    **{"test_accuracy_mean": SHARE, "test_accuracy_ci95": either(NUMBER, NULL)},
     **dict.fromkeys(("train_seconds", "compile_seconds"), NOT_NEGATIVE),
     "images_per_second": POSITIVE,
 }
