@@ -14,8 +14,37 @@ from cifar_flax import records
 from cifar_flax.checkpoint import open_checkpoints
 from cifar_flax.data.augment import normalise
 from cifar_flax.errors import UserError
+from cifar_flax.fields import (
+    FLAG,
+    INTEGER,
+    NAME,
+    NUMBER,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    check,
+    one_of,
+    whole,
+)
 from cifar_flax.loop import map_replicas
 from cifar_flax.models import make_model
+
+_OF_MODEL = {
+    "dtype": one_of("float32", "bfloat16"),
+    "bn_momentum": SHARE,
+    "bn_epsilon": POSITIVE,
+    "bn_freeze": FLAG,
+}
+_SIDE = whole(16, 1024)  # smaller ones are nothing after the models' strides
+_CONFIG = {
+    "settings": {"model": NAME, "seeds": [INTEGER], **_OF_MODEL},
+    "dataset": {
+        "class_names": [TEXT],
+        "image_shape": [_SIDE, _SIDE, one_of(3)],
+        "mean": [NUMBER] * 3,
+        "std": [POSITIVE] * 3,
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,22 +85,20 @@ class Run:
         """
         folder = pathlib.Path(folder)
         config = records.read_config(folder)
+        where = str(folder / records.CONFIG)
+        check(config, _CONFIG, where)
+        settings, data = config["settings"], config["dataset"]
         try:
-            settings, data = config["settings"], config["dataset"]
             model = make_model(
                 settings["model"],
                 len(data["class_names"]),
-                dtype=settings["dtype"],
-                bn_momentum=settings["bn_momentum"],
-                bn_epsilon=settings["bn_epsilon"],
-                bn_freeze=settings["bn_freeze"],
+                **{name: settings[name] for name in _OF_MODEL},
             )
-            image_shape = tuple(data["image_shape"])
-            mean, std = tuple(data["mean"]), tuple(data["std"])
-            seeds = tuple(settings["seeds"])
-        except (KeyError, TypeError) as error:
-            path = folder / records.CONFIG
-            raise UserError(f"{path} lacks {error}; no run of this version") from error
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        image_shape = tuple(data["image_shape"])
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+        seeds = tuple(settings["seeds"])
         path = folder / records.CHECKPOINTS
         if not path.is_dir():
             raise UserError(f"{folder} has no checkpoint; nothing was trained there")

@@ -21,6 +21,7 @@ import math
 import os
 import pathlib
 import socket
+import stat
 import zipfile
 from typing import Any
 
@@ -41,6 +42,10 @@ PLACES = (
     *("data_dir", "data_archive", "archive_sha256"),
     *("workdir", "resume", "tensorboard"),
 )
+
+# Bounds on what is read of a file; no run comes near them.
+_MAX_TEXT = 64 * 2**20
+_MAX_ARRAYS = 2**30
 
 # Raised when the meaning of a file changes, so that a reader can tell.
 FORMAT = 1
@@ -190,17 +195,24 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
     path = folder / METRICS
     if not os.path.exists(path):  # False for too long a name
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = _read_bytes(path, _MAX_TEXT).split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             if line:
-                records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+                records.append(_parse_line(line))
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline behind it: never finished
                 break
             raise UserError(f"line {number} of {path} is damaged: {error}") from error
     return records
+
+
+def _parse_line(line: bytes) -> dict[str, Any]:
+    record = json.loads(line.decode())
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise ValueError("it has no step")
+    return record
 
 
 def cut_metrics(folder: pathlib.Path, step: int) -> list[dict[str, Any]]:
@@ -248,16 +260,20 @@ def write_predictions(
 def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads ``predictions.npz``; UserError where there is none or it is damaged."""
     path = folder / PREDICTIONS
+    content = io.BytesIO(_read_bytes(path, _MAX_ARRAYS))
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as loaded:
+        with zipfile.ZipFile(content) as archive:  # a small one may hold terabytes
+            size = sum(member.file_size for member in archive.infolist())
+        if size > _MAX_ARRAYS:
+            raise ValueError(f"it unpacks to {size} bytes")
+        with np.load(content, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in loaded.files}
         replicas, count, _ = arrays["logits"].shape
         if arrays["seeds"].shape != (replicas,) or arrays["labels"].shape != (count,):
             raise ValueError("its arrays do not belong together")
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} has no {path.name}") from error
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    except Exception as error:  # zipfile and NumPy raise anything for damaged files
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"cannot read {path}: {why}") from error
     return arrays
 
 
@@ -269,15 +285,29 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a file of this format; UserError where there is none or it is damaged."""
+    content = _read_bytes(path, _MAX_TEXT)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} holds no run: no {path.name} in it") from error
-    except (OSError, ValueError) as error:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f"{path} is not a record of format {FORMAT} of cifar_flax")
     return value
+
+
+def _read_bytes(path: pathlib.Path, limit: int) -> bytes:
+    """A whole file; UserError where it cannot be read or is no file of a run."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+            raise UserError(f"{path} is not a plain file; no run writes such")
+        if about.st_size > limit:
+            raise UserError(f"{path} has {about.st_size} bytes, over {limit}; refused")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} holds no run: no {path.name} in it") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read_if_there(path: pathlib.Path) -> dict[str, Any] | None:

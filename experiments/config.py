@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from cifar_flax.data.archive import check_sha256
 from cifar_flax.data.augment import PADDING_MODES, Augmentation
 from cifar_flax.data.load import check_name
 from cifar_flax.errors import UserError
+from cifar_flax.fields import FLAG, INTEGER, NULL, NUMBER, TEXT, check, either, one_of
 from cifar_flax.models import MODELS
 from cifar_flax.recipes import (
     LESSON,
@@ -341,6 +343,40 @@ def parse_setting(name: str, text: str) -> Any:
         raise flags.ValidationError(f"--{name}={text}: give {what}") from error
 
 
+_KINDS = {"str": TEXT, "int": INTEGER, "float": NUMBER, "bool": FLAG, "None": NULL}
+
+
+def read_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """The settings in a run's ``config.json``, as ``Config`` takes them.
+
+    Raises:
+      UserError: there are none, or a run cannot have them.
+    """
+    where = str(folder / records.CONFIG)
+    config = records.read_config(folder)
+    check(config, {"settings": {"seeds": [INTEGER]}}, where)
+    settings = {}
+    for field in dataclasses.fields(Config):
+        if field.name not in config["settings"]:
+            continue
+        value, choices = config["settings"][field.name], field.metadata["choices"]
+        words = re.findall(r"\w+", str(field.type))  # as "int | None"
+        kinds = [_KINDS[word] for word in words if word in _KINDS]
+        if field.name == "lr":
+            kinds = [NUMBER, NULL, one_of(AUTO)]
+        if field.name == "seeds":
+            value = tuple(value)
+        else:
+            shape = either(*kinds) if choices is None else one_of(*choices)
+            check({field.name: value}, {field.name: shape}, f"{where}, settings")
+        settings[field.name] = value
+    try:
+        Config(**{**settings, "resume": False})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return settings
+
+
 def config_from_flags() -> Config:
     """The settings that the flags give.
 
@@ -356,7 +392,7 @@ def config_from_flags() -> Config:
     if values.get("lr") is not None:
         values["lr"] = parse_setting("lr", values["lr"])
     if values.get("resume") and values["workdir"] is not None:
-        recorded = _read_settings(pathlib.Path(values["workdir"]))
+        recorded = read_settings(pathlib.Path(values["workdir"]))
         for name in names:
             if not flags.FLAGS[name].present and name in recorded:
                 values[name] = recorded[name]
@@ -364,14 +400,3 @@ def config_from_flags() -> Config:
         return Config(**values)
     except UserError as error:
         raise flags.ValidationError(str(error)) from error
-
-
-def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
-    """The settings in a run's record."""
-    settings = records.read_config(folder).get("settings")
-    try:
-        return {**settings, "seeds": tuple(settings["seeds"])}
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / records.CONFIG} has no settings of a run; give another folder"
-        ) from error

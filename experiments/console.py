@@ -1,6 +1,7 @@
 """What a run shows: what will run, how far it is, what came out."""
 
 import contextlib
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,22 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
+from cifar_flax import records
+from cifar_flax.errors import UserError
+from cifar_flax.fields import (
+    COUNT,
+    INTEGER,
+    NOT_NEGATIVE,
+    NULL,
+    NUMBER,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    TEXT,
+    check,
+    either,
+    one_of,
+)
 from cifar_flax.loop import Progress
 from cifar_flax.reports.statistics import ci95_of_share
 from experiments import cli
@@ -27,6 +44,45 @@ WORDS = (
     "kind",
     "class",
 )
+
+
+_RESULT = {
+    **{"model": TEXT, "dataset": TEXT, "epochs": COUNT, "seeds": [INTEGER]},
+    **{
+        "test_accuracy": [SHARE],
+        "test_loss": [either(NUMBER, NULL)],
+        "test_size": SIZE,
+    },
+    **{"test_accuracy_mean": SHARE, "test_accuracy_ci95": either(NUMBER, NULL)},
+    **dict.fromkeys(("train_seconds", "compile_seconds"), NOT_NEGATIVE),
+    "images_per_second": POSITIVE,
+    "steps": COUNT,
+    "diverged_at": [either(COUNT, NULL)],
+    "status": one_of("finished", "diverged"),
+}
+
+
+def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
+    """A run's result, fit to be shown; None where it has none.
+
+    Raises:
+      UserError: the record is damaged.
+    """
+    result = records.read_result(folder)
+    if result is None:
+        return None
+    where = str(folder / records.RESULT)
+    check(result, _RESULT, where)
+    count = len(result["seeds"])
+    lists = ("test_accuracy", "test_loss", "diverged_at")
+    if any(len(result[name]) != count for name in lists):
+        raise UserError(f"{where}: {', '.join(lists)} are not of {count} seeds each")
+    pairs = zip(result["test_loss"], result["diverged_at"], strict=True)
+    if any(loss is None and at is None for loss, at in pairs):
+        raise UserError(f"{where}: a seed has no test loss, and has not diverged")
+    if count > 1 and result["test_accuracy_ci95"] is None:
+        raise UserError(f"{where} lacks the interval of its accuracy")
+    return result
 
 
 class _PatientOutput:

@@ -27,6 +27,7 @@ from cifar_flax.checkpoint import (
 )
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
+from cifar_flax.fields import NOT_NEGATIVE, NULL, POSITIVE, check, either
 from cifar_flax.loop import Evaluation, Progress, Trainer
 from cifar_flax.lr_range import RangeSettings
 from cifar_flax.models.summary import layer_rows
@@ -57,7 +58,7 @@ def main() -> int:
     use_compilation_cache()
     if settings.resume:
         folder = pathlib.Path(settings.workdir)
-        result = records.read_result(folder)
+        result = console.read_result(folder)
         if result is not None:
             check_same_settings(settings, records.read_config(folder), folder)
             screen.print(f"{folder} holds a finished run; nothing is left to do")
@@ -115,6 +116,9 @@ def trainer_at_found_rate(
 ) -> Trainer:
     """The trainer for ``--lr=auto``: finds the rate, unless the folder holds it."""
     found = records.read_range_test(folder)
+    if found is not None:
+        where = str(folder / records.RANGE_TEST)
+        check(found, {"suggested_lr": either(POSITIVE, NULL)}, where)
     rate = None if found is None else found["suggested_lr"]
     if rate is None:
         finder = make_trainer(dataclasses.replace(settings, seeds=SEEDS), dataset)
@@ -225,6 +229,8 @@ def train(
         state, seconds = checkpoints.restore(state)
     step, lost = int(state.step.max()), state.diverged_at
     lines = records.cut_metrics(folder, step)
+    where = str(folder / records.METRICS)
+    check(lines[-1:] or [{"seconds": 0}], [{"seconds": NOT_NEGATIVE}], where)
     if step:
         screen.print(f"going on after step {step} of {trainer.total_steps}")
     trainer.compile(state)

@@ -9,6 +9,7 @@ from typing import Any
 from cifar_flax import records
 from cifar_flax.data import Dataset, load_dataset, split_dataset
 from cifar_flax.errors import UserError
+from cifar_flax.fields import TEXT, check
 from cifar_flax.loop import Trainer
 from cifar_flax.models import has_norm, make_model
 from cifar_flax.recipes import Recipe
@@ -131,12 +132,15 @@ def check_same_run(
     folder: pathlib.Path,
 ) -> None:
     """Refuses to go on with a run that was another one."""
-    kind = recorded.get("kind", "run")
+    where, kind = str(folder / records.CONFIG), recorded.get("kind", "run")
+    check(kind, TEXT, where)
     if kind != record["kind"]:
         raise UserError(
             f"{folder} holds the outcome of {kind} and no run to go on with; give "
             "another folder"
         )
+    known = dict.fromkeys(("name", "source", "fingerprint"), TEXT)
+    check(recorded, {"settings": {}, "dataset": known, "versions": {}}, where)
     different = []
     was, now = recorded["dataset"], record["dataset"]
     if was["fingerprint"] != now["fingerprint"]:

@@ -30,11 +30,17 @@ from rich.table import Table
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.fields import COUNT, check
 from cifar_flax.models import MODELS, create_model
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.recipes import MAX_STEPS
 from experiments import cli, config
-from experiments.console import make_console, make_table, mean_and_interval
+from experiments.console import (
+    make_console,
+    make_table,
+    mean_and_interval,
+    read_result,
+)
 from experiments.environment import peak_gflops
 from experiments.lr_find import SEEDS as RANGE_SEEDS
 from experiments.text_flag import define_text
@@ -195,7 +201,7 @@ def _as_flag(value: Any) -> str:
 
 def read_outcome(cell: Cell) -> bool:
     """Whether a cell is done; notes its result."""
-    cell.result = records.read_result(cell.folder)
+    cell.result = read_result(cell.folder)
     return cell.result is not None
 
 
@@ -299,6 +305,7 @@ def state_of(cells: list[Cell]) -> Table:
     for cell in cells:
         result = cell.result
         lines = [] if result or not cell.running else records.read_metrics(cell.folder)
+        check(lines[-1:] or [{"epoch": 0}], [{"epoch": COUNT}], str(cell.folder))
         epoch = result["epochs"] if result else lines[-1]["epoch"] if lines else "-"
         table.add_row(
             cell.name,

@@ -3,7 +3,9 @@
 As a user runs them, but for the start: Python and the imports are the server's.
 """
 
+import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -67,6 +69,22 @@ def server(folder):
         process.stdin.close()
 
 
+def command(name, *flags):
+    """Runs one of the commands, as ``python -m experiments.NAME`` does.
+
+    Processes of this one share a server, which lasts as long as it does.
+    """
+    return _shared()(f"experiments.{name}", *flags, limit=120)
+
+
+@functools.cache
+def _shared():
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    return stack.enter_context(server(pathlib.Path(folder)))
+
+
 def serve():
     """Answers the requests on stdin until it is closed."""
     warnings.simplefilter("ignore")  # of a fork beside threads: none holds a lock
@@ -93,10 +111,12 @@ def run_child(words, limit, output, error):
     taken = re.search(r"VmSize:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())
     most = int(taken[1]) * 1024 + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    warnings.simplefilter("default")
     os.dup2(output.fileno(), 1)
     os.dup2(error.fileno(), 2)
     module, *flags = words
     sys.argv = [module, *flags]
+    sys.modules.pop(module, None)  # of which runpy would warn
     status = 1
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -13,6 +13,7 @@ import pytest
 
 from cifar_flax import records
 from tests import archives
+from tests.forked import command
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -21,18 +22,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 def data(tmp_path_factory):
     """Flags for a tiny archive of CIFAR-10's layout: 500 and 100 images."""
     return archives.tiny_data(tmp_path_factory.mktemp("data"))
-
-
-def command(name, *flags, **settings):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
-        check=False,
-        **settings,
-    )
 
 
 def assert_one_line_error(done, status, *words):
@@ -144,35 +133,6 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, finished, tmp_path):
     for line in (*expected, *lines):
         del line["seconds"], line["images_per_second"]
     assert lines == expected
-
-
-def test_a_resumed_run_ends_like_the_undisturbed_one(data, finished, tmp_path):
-    """As after a kill in the last epoch: no result, and a line too many."""
-    undisturbed, _ = finished
-    folder = tmp_path / "run"
-    flags = ["--model=convnet", "--lr=0.01", "--epochs=3", "--seeds=3,5"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, "-m", "experiments.run", *data, *flags, f"--workdir={folder}"],
-        stdout=subprocess.DEVNULL,
-        env=env,
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not records.read_metrics(folder) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.kill()
-    (folder / records.RESULT).unlink(missing_ok=True)
-    done = command("run", f"--workdir={folder}", "--resume")
-    assert done.returncode == 0, done.stderr
-    ours, theirs = (records.read_metrics(f) for f in (folder, undisturbed))
-    for line in (*ours, *theirs):
-        del line["seconds"], line["images_per_second"]
-    assert ours == theirs
-    with (
-        np.load(folder / records.PREDICTIONS) as a,
-        np.load(undisturbed / records.PREDICTIONS) as b,
-    ):
-        np.testing.assert_array_equal(a["logits"], b["logits"])
 
 
 def test_a_run_that_diverges_says_so(data, tmp_path):

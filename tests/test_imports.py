@@ -21,9 +21,14 @@ ORDER = [
     ["recipes"],
     ["schedules"],
     ["records", "reports", "data"],
+    ["fields"],
     ["errors"],
 ]
-ALONE = {"records": {"errors"}, "reports": {"records", "errors"}, "data": {"errors"}}
+ALONE = {
+    "records": {"errors"},
+    "reports": {"records", "fields", "errors"},
+    "data": {"errors"},
+}
 
 
 def imports_of(path):

@@ -11,7 +11,8 @@ import time
 import pytest
 
 from cifar_flax import records
-from tests.test_commands import ROOT, assert_one_line_error, command, data  # noqa: F401
+from tests.forked import command
+from tests.test_commands import ROOT, assert_one_line_error, data  # noqa: F401
 
 FAST = ["--epochs=1", "--train_size=60"]
 
@@ -130,7 +131,7 @@ def test_a_report_compares_the_sweep(swept, tmp_path):
     done = command("report", f"--runs={folder}", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "simplenet lr=0.01" in done.stdout
-    assert "(3 pairs, corrected)" in done.stdout
+    assert "(3 pairs, corrected for their number)" in done.stdout
     page = (tmp_path / "report.html").read_text()
     assert "Most confidently wrong" in page
     assert names[0] not in (tmp_path / "report.md").read_text()

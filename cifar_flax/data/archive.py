@@ -222,7 +222,10 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
     """Turns what damaged and unreadable files raise into a UserError."""
     try:
         yield
-    except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError) as error:
+    except (
+        *(gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError),
+        *(ValueError, RecursionError),  # of tarfile, for headers that make no sense
+    ) as error:
         raise UserError(
             f"{path} is not a whole .tar.gz archive ({error}); get it again"
         ) from error
@@ -325,8 +328,8 @@ def _read_tar(path: pathlib.Path) -> tuple[Layout, dict[str, bytes]]:
             tarfile.open(fileobj=bounded, mode="r|", bufsize=2**20)
         )
         for count, member in enumerate(tar):
-            where = f"{path}: {member.name!r}"
-            folder, name = _safe_path(path, member)
+            where = f"{path}: {member.name[:200]!r}"
+            folder, name = _safe_path(where, member)
             layout = layouts.get(folder)
             limit = layout.limits.get(name) if layout else None
             _check_size(where, member.size, _MAX_OTHER if limit is None else limit)
@@ -350,14 +353,13 @@ def _read_tar(path: pathlib.Path) -> tuple[Layout, dict[str, bytes]]:
     return layouts[folder], files
 
 
-def _safe_path(path: pathlib.Path, member: tarfile.TarInfo) -> tuple[str, str]:
+def _safe_path(where: str, member: tarfile.TarInfo) -> tuple[str, str]:
     """Folder and name of a member, once it is a plain file or folder in its place."""
     name = pathlib.PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
-        raise UserError(f"{path}: {member.name!r} points outside the archive; refused")
+        raise UserError(f"{where} points outside the archive; refused")
     if not (member.isdir() or member.isreg()) or member.issparse():
         raise UserError(
-            f"{path}: {member.name!r} is not a plain file or folder but a link or "
-            f"device; refused"
+            f"{where} is not a plain file or folder but a link or device; refused"
         )
     return str(name.parent), name.name

@@ -8,6 +8,7 @@ the bytes of an array have been checked.
 import dataclasses
 import io
 import pickle
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,10 @@ def read_class_names(layout: Layout, where: str, content: bytes) -> tuple[str, .
     if not isinstance(names, list) or len(names) != NUM_CLASSES:
         raise UserError(f"{where} does not hold {NUM_CLASSES} class names")
     try:
-        return tuple(
-            (name.decode() if isinstance(name, bytes) else str(name)).strip()
-            for name in names
-        )
-    except UnicodeDecodeError as error:
+        # Half a character, which a pickle may hold, is no text either.
+        contents = [n.encode() if isinstance(n, str) else n for n in names]
+        return tuple(content.decode().strip() for content in contents)
+    except (UnicodeError, AttributeError) as error:
         raise UserError(f"{where}: class names that are not text ({error})") from error
 
 
@@ -110,8 +110,9 @@ def _images(planes: np.ndarray) -> np.ndarray:
 
 
 def _bad_label(where: str, label: object) -> UserError:
+    shown = label if type(label) is int and abs(label) < 10**9 else type(label).__name__
     return UserError(
-        f"{where} has the label {label!r}; labels are whole numbers from 0 to "
+        f"{where} has the label {shown}; labels are whole numbers from 0 to "
         f"{NUM_CLASSES - 1}"
     )
 
@@ -175,7 +176,7 @@ def _reconstruct(*_: object) -> _Array:
 def _encode(text: str, encoding: str) -> bytes:
     # Python 3 writes bytes so in pickles that Python 2 can read.
     if encoding != "latin1":
-        raise ValueError(f"encoding {encoding!r}")
+        raise ValueError(f"encoding {reprlib.repr(encoding)}")
     return text.encode("latin1")
 
 
@@ -188,14 +189,57 @@ _STAND_INS = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+_Python: Any = pickle._Unpickler  # of which mypy knows only what the one in C has
+
+
+class _Unpickler(_Python):
+    """The one in Python: the one in C makes room for any index that its memo is given.
+
+    Texts alone are keys, since hashing tuples of tuples may take for ever; sets and
+    buffers are not needed; and only a stand-in has a state.
+    """
+
+    dispatch = _Python.dispatch.copy()
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
             raise UserError(
-                f"names {module}.{name}, which no CIFAR-10 file needs; refused, since "
-                f"it could run a program"
+                f"names {f'{module}.{name}'[:100]}, which no CIFAR-10 file needs; "
+                f"refused, since it could run a program"
             )
         return _STAND_INS[module, name]
+
+    def _fill(self, target: Any, items: list) -> None:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, (str, bytes)) or type(target) is not dict:
+                raise pickle.UnpicklingError("a key that is no text")
+            target[key] = value
+
+    def _load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._fill(self.stack[-1], items)
+
+    def _load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill(self.stack[-1], [key, value])
+
+    def _load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._fill(self.stack[-1], items)
+
+    def _load_build(self) -> None:
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], (_Array, _Dtype)):
+            raise pickle.UnpicklingError("a state of what has none")
+        self.stack[-1].__setstate__(state)
+
+    dispatch[pickle.DICT[0]] = _load_dict
+    dispatch[pickle.SETITEM[0]] = _load_setitem
+    dispatch[pickle.SETITEMS[0]] = _load_setitems
+    dispatch[pickle.BUILD[0]] = _load_build
+    for code in (pickle.EMPTY_SET, pickle.FROZENSET, pickle.BYTEARRAY8):
+        del dispatch[code[0]]
 
 
 def _unpickle(where: str, content: bytes) -> dict[str, Any]:
@@ -207,12 +251,12 @@ def _unpickle(where: str, content: bytes) -> dict[str, Any]:
         raise UserError(f"{where} {error}") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise UserError(
-            f"{where} is damaged ({type(error).__name__}: {error}); get the archive "
-            f"again"
+            f"{where} is damaged ({type(error).__name__}: {str(error)[:100]}); get the "
+            f"archive again"
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{where} does not hold a dictionary, as CIFAR-10's files do")
     return {
-        key.decode("latin1") if isinstance(key, bytes) else str(key): item
+        key.decode("latin1") if isinstance(key, bytes) else key: item
         for key, item in value.items()
     }

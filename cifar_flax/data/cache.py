@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from cifar_flax.data.dataset import Dataset, make_dataset
+from cifar_flax.data.dataset import Dataset, Statistics, make_dataset
 
 # Raise it when what is decoded changes, so that files of older versions are not read.
 VERSION = 1
@@ -66,12 +66,17 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 
 def _load(path: pathlib.Path) -> Dataset | None:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a plain file")  # a pipe would be waited for
         # Opened here, since np.load leaves the file of a damaged zip open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if any(member.compress_type for member in stored.zip.infolist()):
+                raise ValueError("compressed, which this cache never is")
             details = json.loads(stored["details"].item())
             arrays = {key: stored[key] for key in _ARRAYS}
         for key in ("class_names", "mean", "std"):
             details[key] = tuple(details[key])
+        _check_details(**details)
         return make_dataset(**arrays, **details)
     except FileNotFoundError:
         return None
@@ -83,6 +88,22 @@ def _load(path: pathlib.Path) -> Dataset | None:
             error,
         )
         return None
+
+
+def _check_details(
+    name: str,
+    class_names: tuple[str, ...],
+    mean: Statistics,
+    std: Statistics,
+    fingerprint: str,
+    source: str,
+) -> None:
+    """Raises an error where they are not what was stored; the arrays have a check."""
+    "\n".join([name, *class_names, fingerprint, source]).encode()
+    if not (len(mean) == len(std) == 3 and np.isfinite([mean, std]).all()):
+        raise ValueError("mean and std are not three numbers each")
+    if not min(std) > 0:
+        raise ValueError("a std is not above 0")
 
 
 def _store(path: pathlib.Path, dataset: Dataset) -> None:

@@ -10,6 +10,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cifar_flax.errors import UserError
 
+# Others are refused: of EPS, Pillow would have Ghostscript run the program in it.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+
 # Endings that are looked for in a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -30,12 +33,16 @@ def read_image(path: pathlib.Path, height: int = 32, width: int = 32) -> np.ndar
       uint8 [height, width, 3].
 
     Raises:
-      UserError: it is no picture, it is damaged, or it would fill the memory.
+      UserError: it is no picture of a known format, it is damaged, or it would fill the
+        memory.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a plain file; give a picture")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damage that Pillow can live with
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 picture.load()
                 turned = ImageOps.exif_transpose(picture)
                 small = ImageOps.fit(_to_rgb(turned), (width, height))
@@ -43,8 +50,8 @@ def read_image(path: pathlib.Path, height: int = 32, width: int = 32) -> np.ndar
         raise UserError(f"{path} is not a picture that can be read") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is too large a picture: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        why = getattr(error, "strerror", None) or error
+    except Exception as error:  # Pillow raises anything for damaged files
+        why = getattr(error, "strerror", None) or error or type(error).__name__
         raise UserError(f"cannot read the picture {path}: {why}") from error
     return np.asarray(small)
 

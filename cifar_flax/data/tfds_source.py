@@ -7,6 +7,7 @@ whether a data set is prepared is found out without it.
 import contextlib
 import hashlib
 import io
+import json
 import logging
 import pathlib
 import re
@@ -24,6 +25,7 @@ CIFAR10_VERSION = "3.0.2"
 
 _MAX_RECORD = 2**20  # bytes; a 32x32 PNG has about 2,500
 _INFO = "dataset_info.json"
+_FEATURES = "tensorflow_datasets.core.features."
 
 
 def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -79,6 +81,7 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
     with _quiet_tfds(), _reading(folder):
         import tensorflow_datasets as tfds
 
+        _refuse_hostile(folder)
         builder = tfds.builder_from_directory(folder)
         image_key, label_key = _check_features(name, builder.info)
         _check_splits(folder, name, builder.info.splits)
@@ -86,16 +89,16 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
         test = _read_split(builder, "test", image_key, label_key)
         names = builder.info.features[label_key].names
         file_format = builder.info.file_format.value
-    official = name == "cifar10"
-    return make_dataset(
-        name,
-        *train,
-        *test,
-        names,
-        source=f"tensorflow-datasets {name}/{folder.name} ({file_format})",
-        mean=archive.MEAN if official else None,
-        std=archive.STD if official else None,
-    )
+        official = name == "cifar10"
+        return make_dataset(
+            name,
+            *train,
+            *test,
+            names,
+            source=f"tensorflow-datasets {name}/{folder.name} ({file_format})",
+            mean=archive.MEAN if official else None,
+            std=archive.STD if official else None,
+        )
 
 
 def prepare_cifar10(
@@ -182,6 +185,30 @@ def _prepare(dataset: Dataset, data_dir: pathlib.Path) -> None:
     )
 
 
+def _refuse_hostile(folder: pathlib.Path) -> None:
+    """Refuses features of which tfds would import, and so run, the module named."""
+    for path in folder.iterdir():
+        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise UserError(f"{path} is not a plain file; refused")
+
+    def look_at(fields: dict[str, Any]) -> None:
+        for key in ("pythonClassName", "python_class_name", "type"):
+            name = fields.get(key)
+            if isinstance(name, str) and not name.startswith(_FEATURES):
+                raise UserError(
+                    f"{folder / 'features.json'} names {name[:100]!r}, which is not in "
+                    f"{_FEATURES[:-1]}; refused, since it could run a program"
+                )
+        for value in fields.values():
+            with contextlib.suppress(ValueError):  # JSON may be text in JSON
+                json.loads(
+                    value if isinstance(value, str) else "0", object_hook=look_at
+                )
+
+    text = (folder / "features.json").read_text(encoding="utf-8")
+    json.loads(text, object_hook=look_at)
+
+
 def _check_features(name: str, info: Any) -> tuple[str, str]:
     """The keys of image and label, once they are what this project trains on."""
     import tensorflow_datasets as tfds
@@ -230,7 +257,7 @@ def _read_split(
     """Images uint8 [N, 32, 32, 3] and labels int32 [N] of a split."""
     count = builder.info.splits[split].num_examples
     images = np.empty((count, *IMAGE_SHAPE), np.uint8)
-    labels = np.empty(count, np.int32)
+    labels = np.empty(count, np.int64)  # as tfds has them, until they are checked
     ids = []
     index = -1
     for index, example in enumerate(_examples(builder, split)):
@@ -288,8 +315,10 @@ def _tfrecords(path: pathlib.Path) -> Iterator[bytes]:
 def _reading(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if str(folder) in str(error):
+            raise
+        raise UserError(f"{folder}: {error}") from error
     except Exception as error:  # whatever tfds raises for damaged or missing files
         raise UserError(
             f"cannot read {folder} ({_in_a_line(error)}); delete that folder and "

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,7 +62,9 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     Yields:
       Its axes, and a list that holds the SVG afterwards.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # The reader's browser has other fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure(figsize=(width, height), layout="constrained")
         svg: list[str] = []
         yield figure.subplots(), svg
@@ -97,7 +100,7 @@ def trade_off(entries: list[Entry], cost: Callable[[Entry], float], label: str) 
                 color=style_of(number)["color"],
             )
             axis.annotate(
-                entry.name,
+                _plain(entry.name),
                 (cost(entry), 100 * entry.mean),
                 xytext=(6, 4),
                 textcoords="offset points",
@@ -151,7 +154,7 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> str | None:
                 continue
             found = True
             mean = percent * values.mean(0)
-            axis.plot(epochs, mean, label=entry.name, **style_of(number))
+            axis.plot(epochs, mean, label=_plain(entry.name), **style_of(number))
             half = [percent * (ci95_of_mean(v) or 0) for v in values.T]
             axis.fill_between(
                 epochs,
@@ -173,7 +176,7 @@ def schedules(entries: list[Entry]) -> str:
     with _drawing(7.0, 2.6) as (axis, svg):
         for number, entry in enumerate(entries):
             epochs, rates = schedule_of(entry.first.config["recipe"])
-            axis.plot(epochs, rates, label=entry.name, **style_of(number))
+            axis.plot(epochs, rates, label=_plain(entry.name), **style_of(number))
         axis.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
         _legend(axis)
     return svg[0]
@@ -218,6 +221,12 @@ def reliability(calibration: Calibration) -> str:
         axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":")
         axis.set(xlabel="confidence", ylabel="accuracy (share of images)", ylim=(0, 1))
     return svg[0]
+
+
+def _plain(text: str) -> str:
+    """A text that Matplotlib does not take for a formula, and all of it visible."""
+    visible = "".join(c if c.isprintable() else " " for c in text)
+    return visible.replace("$", r"\$")
 
 
 def _legend(axis: Axes) -> None:

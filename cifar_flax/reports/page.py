@@ -24,9 +24,10 @@ CONFUSED_PAIRS = 8
 
 def write_markdown(studies: list[Study], left_out: list[str]) -> str:
     """The ranking, the verdicts and how to reproduce them."""
-    return _template("report.md.j2", autoescape=False).render(
+    text = _template("report.md.j2", autoescape=False).render(
         studies=[_overview(study) for study in studies], left_out=left_out
     )
+    return _writable(text)
 
 
 def write_html(studies: list[Study], left_out: list[str]) -> str:
@@ -41,9 +42,15 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
         }
         for study in studies
     ]
-    return _template("report.html.j2", autoescape=True).render(
+    text = _template("report.html.j2", autoescape=True).render(
         studies=pages, left_out=left_out
     )
+    return _writable(text)
+
+
+def _writable(text: str) -> str:
+    """Text that a file can hold: the names of folders may be any bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _template(name: str, autoescape: bool) -> jinja2.Template:
@@ -69,7 +76,7 @@ def _overview(study: Study) -> dict[str, Any]:
         "cautions": _cautions(study),
         "devices": sorted({e.first.result["device"] for e in study.entries}),
         "settings": [
-            (name, [entry.first.settings[name] for entry in study.entries])
+            (name, [entry.first.settings.get(name) for entry in study.entries])
             for name in study.differing
         ],
     }
@@ -169,7 +176,7 @@ def _wrong_images(entry: Entry, names: list[str]) -> list[dict[str, str]]:
             "confidence": f"{100 * mean[index].max():.0f} %",
         }
         for image, index in zip(
-            predictions.get("images", []), predictions.get("indices", []), strict=True
+            predictions["images"], predictions["indices"], strict=True
         )
     ]
 

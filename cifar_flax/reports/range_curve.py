@@ -9,6 +9,7 @@ References:
   minimum / 10, valley and slide.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +67,7 @@ class Curve:
         is estimated from the median difference of neighbours, which neither the
         trend nor the end, where the loss breaks away, disturbs.
         """
-        if len(self.losses) < MIN_STEPS:
+        if len(self.losses) < max(MIN_STEPS, self.window):
             return False
         noise = np.median(np.abs(np.diff(self.losses))) / 0.6745 / np.sqrt(2)
         fall = self.averages[0] - self.averages.min()
@@ -104,11 +105,13 @@ def valley(curve: Curve) -> float:
     Of its longest decreasing subsequence, as long as L steps and ending at step e, the
     rate at step ``e - L / 2``.
     """
-    losses = curve.smoothed
-    lengths = np.ones(len(losses), int)
-    for i in range(1, len(losses)):
-        higher = lengths[:i][losses[:i] > losses[i]]
-        lengths[i] = 1 + (higher.max() if len(higher) else 0)
+    lengths = np.ones(len(curve.smoothed), int)
+    tails: list[float] = []
+    for i, height in enumerate(-curve.smoothed):
+        # tails[k] ends the highest of the subsequences of length k + 1 so far.
+        at = bisect.bisect_left(tails, height)
+        tails[at : at + 1] = [height]
+        lengths[i] = at + 1
     end = int(np.argmax(lengths))
     length = int(lengths[end])
     return float(curve.rates[max(0, end - length // 2)]) if length > 2 else np.nan
@@ -277,7 +280,7 @@ class RangeResult:
           axis: of matplotlib.
           method: whose consensus is drawn boldly.
         """
-        shown = slice(10, -5) if self.num_steps >= 2 * MIN_STEPS else slice(None)
+        shown = slice(10, -5) if len(self.rates) >= 2 * MIN_STEPS else slice(None)
         rates, smoothed = self.rates[shown], self.smoothed[:, shown]
         losses = self.losses[:, shown]
         axis.plot(rates, losses.T, color="0.8", linewidth=0.6, zorder=1)
@@ -291,12 +294,13 @@ class RangeResult:
         axis.plot(rates, smoothed.mean(0), color="C0", label=label)
         curves = [self.curve(replica) for replica in range(count)]
         window = curves[0].window
-        averages = [curve.averages for curve in curves]
-        common = min(len(one) for one in averages)
-        mean = np.mean([one[:common] for one in averages], 0)
-        middles = self.rates[window // 2 :][:common]
-        label = f"mean over {window} steps and the seeds"
-        axis.plot(middles, mean, color="black", label=label)
+        if all(len(curve.losses) >= window for curve in curves):
+            averages = [curve.averages for curve in curves]
+            common = min(len(one) for one in averages)
+            mean = np.mean([one[:common] for one in averages], 0)
+            middles = self.rates[window // 2 :][:common]
+            label = f"mean over {window} steps and the seeds"
+            axis.plot(middles, mean, color="black", label=label)
         for number, name in enumerate(METHODS, start=1):
             found = self.consensus(name)
             bold = name == method
@@ -310,7 +314,7 @@ class RangeResult:
             )
         # What it starts from and falls to is the message, not how far it breaks away.
         bottom, top = np.nanmin(losses), np.nanmax(losses[:, :10])
-        room = 0.1 * (top - bottom)
+        room = 0.1 * (top - bottom) or 1.0
         axis.set(
             xscale="log",
             xlim=(rates[0], rates[-1]),

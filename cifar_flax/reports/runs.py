@@ -7,6 +7,7 @@ within a study is anything compared.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -17,7 +18,9 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from cifar_flax.reports.predictions import Calibration, calibrate, converged
+from cifar_flax.fields import TEXT, check
+from cifar_flax.reports.checks import check_records
+from cifar_flax.reports.predictions import Calibration, calibrate
 from cifar_flax.reports.statistics import (
     Difference,
     ci95_of_mean,
@@ -132,12 +135,16 @@ class Entry:
         """Over all its seeds' predictions."""
         return calibrate(self.logits, self.labels)
 
-    @functools.cached_property
+    @property
     def diverged(self) -> list[int]:
-        """Seeds whose logits are no numbers."""
-        finite = converged(self.logits)
+        """Seeds that did not come to the end."""
         return [
-            seed for seed, ok in zip(self.accuracies, finite, strict=True) if not ok
+            seed
+            for run in self.runs
+            for seed, at in zip(
+                run.result["seeds"], run.result["diverged_at"], strict=True
+            )
+            if at is not None
         ]
 
     @property
@@ -152,15 +159,18 @@ class Entry:
           name: as in ``metrics.jsonl``.
 
         Returns:
-          Epochs [E], and the values [R, E]; R is 0 where it was not recorded.
+          Epochs [E], and the values [R, E] of the seeds that came to the end; R is 0
+          where it was not recorded.
         """
-        epochs = np.array([line["epoch"] for line in self.first.metrics])
+        whole = [run for run in self.runs if run.result["status"] == "finished"]
+        if not whole:
+            return np.empty(0), np.empty((0, 0))
+        epochs = np.array([line["epoch"] for line in whole[0].metrics])
         rows = []
-        for run in self.runs:
+        for run in whole:
             values = [np.atleast_1d(line[name]) for line in run.metrics]
-            table = np.array(values, dtype=np.float64).T  # None becomes NaN
-            rows.append(table)
-        table = np.concatenate(rows) if rows else np.empty((0, len(epochs)))
+            rows.append(np.array(values, dtype=np.float64).T)  # None becomes NaN
+        table = np.concatenate(rows)
         return epochs, table[~np.isnan(table).any(1)]
 
 
@@ -193,8 +203,8 @@ class Study:
         every = [entry.first.settings for entry in self.entries]
         return [
             name
-            for name in every[0]
-            if any(settings.get(name) != every[0][name] for settings in every)
+            for name in dict.fromkeys(itertools.chain(*every))
+            if any(settings.get(name) != every[0].get(name) for settings in every)
         ]
 
 
@@ -247,33 +257,26 @@ def _read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
 def _read_run(folder: pathlib.Path) -> RunRecord:
     """A run; UserError with the reason where it is none that can be compared."""
     config = records.read_config(folder)
-    kind = config.get("kind")
+    check(config, {"kind": TEXT}, str(folder / records.CONFIG))
+    kind = config["kind"]
     if kind != "run":
         raise UserError(f"{folder} holds the outcome of {kind}, not of a run")
     result = records.read_result(folder)
     if result is None:
         raise UserError(f"{folder} is not finished")
-    try:
-        run = RunRecord(folder, config, result, records.read_metrics(folder))
-        _study_key(run)
-        _ = run.predictions["logits"], run.settings, run.command
-        counts = {len(run.result[name]) for name in ("seeds", "test_accuracy")}
-        if (
-            counts != {len(run.predictions["logits"])}
-            or None in result["test_accuracy"]
-        ):
-            raise UserError(f"the records in {folder} do not belong together")
-        for name in ("model", "train_seconds", "test_size", "num_params", "epochs"):
-            _ = result[name]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"a record in {folder} lacks {error}") from error
+    run = RunRecord(folder, config, result, records.read_metrics(folder))
+    check_records(folder, config, result, run.metrics, run.predictions, run.range_test)
     return run
 
 
 def _study_key(run: RunRecord) -> tuple:
-    data = run.config["dataset"]
-    names = ("name", "fingerprint", "train_size", "val_size", "test_size")
-    return *(data[name] for name in names), run.config["versions"]["cifar-flax"]
+    data, labels = run.config["dataset"], run.predictions["labels"].astype("<i8")
+    sizes = ("train_size", "val_size", "test_size")
+    return (
+        *(data[name] for name in ("name", "fingerprint", "class_names", *sizes)),
+        hashlib.sha256(labels.tobytes()).hexdigest(),
+        run.config["versions"]["cifar-flax"],
+    )
 
 
 def _make_study(runs: list[RunRecord], left_out: list[str]) -> Study:

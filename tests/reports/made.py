@@ -35,12 +35,13 @@ def make_run(
     logits = np.stack([make_logits(rng, labels, a) for a in accuracies])
     logits[list(diverged)] = np.nan
     write_config(folder, model, seeds, dataset, version, settings)
-    write_metrics(folder, len(seeds))
+    write_metrics(folder, len(seeds), epochs=2 if len(diverged) < len(seeds) else 1)
     records.write_predictions(
         folder, logits, labels, seeds, np.zeros((1, 4, 4, 3), np.uint8), np.array([199])
     )
     correct = (logits.argmax(-1) == labels).mean(-1)
-    write_result(folder, model, seeds, correct)
+    diverged_at = [15 if n in diverged else None for n in range(len(seeds))]
+    write_result(folder, model, seeds, correct, diverged_at)
     return folder
 
 
@@ -74,10 +75,10 @@ def write_config(folder, model, seeds, dataset, version, settings):
     )
 
 
-def write_metrics(folder, count):
+def write_metrics(folder, count, epochs):
     """How it went, of so many seeds: ``metrics.jsonl``."""
     records.cut_metrics(folder, 0)
-    figures = [[0.5 + 0.1 * epoch] * count for epoch in (1, 2)]
+    figures = [[0.6 + 0.1 * epoch] * count for epoch in range(epochs)]
     lines = [
         {
             "step": 10 * epoch,
@@ -93,7 +94,7 @@ def write_metrics(folder, count):
     records.append_metrics(folder, lines)
 
 
-def write_result(folder, model, seeds, correct):
+def write_result(folder, model, seeds, correct, diverged_at):
     """What came out: ``result.json``."""
     records.write_result(
         folder,
@@ -109,6 +110,7 @@ def write_result(folder, model, seeds, correct):
             "train_seconds": 3.0,
             "images_per_second": 100.0,
             "device": "cpu",
-            "status": "finished",
+            "diverged_at": diverged_at,
+            "status": "finished" if None in diverged_at else "diverged",
         },
     )
