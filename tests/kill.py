@@ -39,18 +39,24 @@ OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.trun
 TIMES = ("seconds", "train_seconds", "compile_seconds", "images_per_second")
 
 
-def run_counting(folder: str, kill_before: int, argv: list[str]) -> None:
-    """In the child: runs, and kills itself before the n-th operation on the folder.
+def run_counting(folder: str, kill_before: str, argv: list[str]) -> None:
+    """In the child: runs, and kills itself before an operation on the folder.
 
     Leaves the operations in a file beside the folder: a line each, of what they are on.
+
+    Args:
+      folder: of the run.
+      kill_before: ``NAME:N``, the n-th operation on that file or folder of the run's.
+      argv: flags.
     """
     operations: list[str] = []
 
     def hook(event: str, args: tuple) -> None:
         if event in OPERATIONS and str(args[0]).startswith(f"{folder}/"):
             name = str(args[0])[len(folder) + 1 :].partition("/")[0]
-            operations.append(re.sub(r"^\.|\.\d+\.partial$", "", name))
-            if len(operations) == kill_before:
+            name = re.sub(r"^\.|\.\d+\.partial$", "", name)
+            operations.append(name)
+            if f"{name}:{operations.count(name)}" == kill_before:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
@@ -62,12 +68,12 @@ def run_counting(folder: str, kill_before: int, argv: list[str]) -> None:
 
 
 def start(
-    folder: pathlib.Path, flags: list[str], kill_before: int = 0
+    folder: pathlib.Path, flags: list[str], kill_before: str = ""
 ) -> subprocess.Popen:
     """Starts a run, or goes on with the one that is there."""
     begun = (folder / records.CONFIG).exists()
     code = "import sys; from tests.kill import run_counting as run; "
-    code += f"run({str(folder)!r}, {kill_before}, sys.argv[1:])"
+    code += f"run({str(folder)!r}, {kill_before!r}, sys.argv[1:])"
     argv = ["--resume"] if begun else flags
     return subprocess.Popen(
         [sys.executable, "-c", code, f"--workdir={folder}", *argv],
@@ -183,11 +189,10 @@ def disturb(
     folder = undisturbed.folder.with_name("disturbed")
     while True:
         again = stages.total() < kills
-        kill_before, kill_after = 0, None
+        kill_before, kill_after = "", None
         if again and stages.total() % 2:
             on = rng.choice(sorted(set(undisturbed.operations)))
-            numbers = [n for n, o in enumerate(undisturbed.operations, 1) if o == on]
-            kill_before = rng.choice(numbers)
+            kill_before = f"{on}:{rng.randint(1, undisturbed.operations.count(on))}"
         elif again:
             kill_after = rng.uniform(0, undisturbed.seconds)
         if not finish(start(folder, flags, kill_before), kill_after):

@@ -1,15 +1,23 @@
-"""Runs that are killed; ``python -m tests.kill --kills=100`` does it more often."""
+"""Runs that are killed; ``python -m tests.kill`` does it at many more moments."""
 
 import random
 
+from cifar_flax import records
 from tests import archives
-from tests.kill import Undisturbed, disturb
+from tests.kill import Undisturbed, finish, start
 
 
-def test_killed_runs_go_on_to_the_same_bits(tmp_path):
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     flags = ["--model=convnet", "--lr=0.01", "--epochs=2", "--momentum=0.9"]
     flags += archives.tiny_data(tmp_path)
     undisturbed = Undisturbed.run(tmp_path / "undisturbed", flags)
-    stages, ended = disturb(undisturbed, flags, kills=3, rng=random.Random(3))
-    assert stages.total() == 3
-    assert ended >= 1
+    folder = tmp_path / "killed"
+    # At the end of the second epoch, so that the next one goes on from a checkpoint;
+    # the very last operation on the metrics is at the end of the run.
+    number = undisturbed.operations.count(records.METRICS) - 1
+    assert not finish(start(folder, flags, f"{records.METRICS}:{number}"))
+    assert len(records.read_metrics(folder)) == 1
+    moment = random.Random(0).uniform(0, undisturbed.seconds)
+    finish(start(folder, flags), kill_after=moment)
+    assert finish(start(folder, flags))
+    undisturbed.compare(folder)
