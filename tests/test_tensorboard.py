@@ -1,6 +1,7 @@
 """Event files hold the figures of the log points."""
 
 import contextlib
+import resource
 import struct
 import sys
 
@@ -33,6 +34,20 @@ def test_every_figure_of_every_seed_is_written(tmp_path):
         assert tag + b"\x15" + struct.pack("<f", value) in content
     assert b"val_loss" not in content
     assert b"seconds" not in content
+
+
+def test_on_a_full_disk_it_gives_up_and_says_so(tmp_path, caplog):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with contextlib.closing(EventWriter(tmp_path, (3, 5), step=0)) as events:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
+        try:
+            for _ in range(30):
+                events.write(LINE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        events.write(LINE)
+    (record,) = caplog.records
+    assert "cannot write events for TensorBoard (File too large)" in record.getMessage()
 
 
 def test_without_the_package_the_error_says_how_to_get_it(monkeypatch, tmp_path):
