@@ -14,6 +14,7 @@ from cifar_flax.schedules import chain_schedules, sgdr
 # smallest normal number a rate would silently be 0.
 MIN_FLOAT, MAX_FLOAT = 1.2e-38, 3.4e38
 MAX_STEPS = 2**31 - 1
+MAX_SHARE = 1 - 2**-24  # what is closer to 1 is rounded to it
 
 # The compiled schedule has a branch for each; a thousand compile in seconds.
 MAX_CYCLES = 1_000
@@ -38,8 +39,7 @@ def _require_steps(count: int, name: str) -> None:
 
 
 def _require_share(value: float, name: str) -> None:
-    # In float32, where what is closer to 1 is rounded to it.
-    _require(0 <= value <= 1 - 2**-24, name, value, "in [0, 1)")
+    _require(0 <= value <= MAX_SHARE, name, value, "in [0, 1)")
 
 
 def _epochs(count: int) -> str:

@@ -1,10 +1,11 @@
 """What all commands share: flags, one-line errors, a quiet console."""
 
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import app, flags
@@ -59,6 +60,15 @@ def main(run: Callable[..., int | None], arguments: bool = False) -> None:
         sys.exit(_guarded(run))
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Within it, settings are made of flags: what is wrong is the usage."""
+    try:
+        yield
+    except UserError as error:
+        raise flags.ValidationError(str(error)) from error
 
 
 def fail(message: str, status: int) -> int:

@@ -19,12 +19,14 @@ from cifar_flax.models import MODELS
 from cifar_flax.recipes import (
     LESSON,
     MAX_FLOAT,
+    MAX_SHARE,
     MIN_FLOAT,
     Constant,
     Phase,
     Recipe,
     Sgdr,
 )
+from experiments import cli
 from experiments.text_flag import PRINTABLE, Text, define_text
 
 DTYPES = ("float32", "bfloat16")
@@ -135,7 +137,7 @@ class Config:
             raise UserError(f"--val_size={self.val_size}: it must be 0 or more")
         if self.train_size is not None and self.train_size < 1:
             raise UserError(f"--train_size={self.train_size}: it must be 1 or more")
-        if not 0 <= self.bn_momentum <= 1 - 2**-24:  # else 1 in float32
+        if not 0 <= self.bn_momentum <= MAX_SHARE:
             raise UserError(f"--bn_momentum={self.bn_momentum}: it must be in [0, 1)")
         if not MIN_FLOAT <= self.bn_epsilon <= MAX_FLOAT:
             raise UserError(
@@ -396,7 +398,5 @@ def config_from_flags() -> Config:
         for name in names:
             if not flags.FLAGS[name].present and name in recorded:
                 values[name] = recorded[name]
-    try:
+    with cli.usage_errors():
         return Config(**values)
-    except UserError as error:
-        raise flags.ValidationError(str(error)) from error

@@ -40,12 +40,10 @@ def main() -> None:
     """Runs the command."""
     settings = config.config_from_flags()
     use_compilation_cache()
-    try:
+    with cli.usage_errors():
         range_settings = RangeSettings(
             FLAGS.start_lr, FLAGS.end_lr, FLAGS.num_steps, FLAGS.linear
         )
-    except UserError as error:
-        raise flags.ValidationError(str(error)) from error
     screen = make_console()
     dataset = load_data(settings)
     trainer = make_trainer(settings, dataset)

@@ -25,7 +25,6 @@ from rich.table import Table
 
 from cifar_flax import records
 from cifar_flax.data import Dataset
-from cifar_flax.errors import UserError
 from cifar_flax.loop import Data, Trainer, map_replicas
 from cifar_flax.lr_range import RangeSettings
 from cifar_flax.reports.range_curve import METHODS, RangeResult
@@ -80,7 +79,7 @@ def settings_of(model: str) -> config.Config:
     Raises:
       flags.ValidationError: a flag is out of range.
     """
-    try:
+    with cli.usage_errors():
         return config.Config(
             model=model,
             dataset=FLAGS.dataset,
@@ -91,8 +90,6 @@ def settings_of(model: str) -> config.Config:
             seeds=SEEDS,
             workdir=str(pathlib.Path(FLAGS.workdir) / model),
         )
-    except UserError as error:
-        raise flags.ValidationError(str(error)) from error
 
 
 def measure(settings: config.Config, dataset: Dataset, screen: Console) -> None:

@@ -30,7 +30,6 @@ from cifar_flax.data.augment import (
     pad_images,
     sample_images,
 )
-from cifar_flax.errors import UserError
 from experiments import cli, config
 from experiments.console import make_console, print_pairs
 from experiments.figures import FORMATS, plt, save_figure
@@ -46,7 +45,8 @@ VARIANTS = 3
 def main() -> None:
     """Runs the command."""
     console = make_console()
-    augmentation = make_augmentation()
+    with cli.usage_errors():
+        augmentation = Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
     picture = pathlib.Path(FLAGS.picture)
     if picture.suffix.lower() not in FORMATS:
         raise flags.ValidationError(
@@ -86,14 +86,6 @@ def main() -> None:
             ("picture", str(picture)),
         ],
     )
-
-
-def make_augmentation() -> Augmentation:
-    """What the flags give; flags.ValidationError where one is out of range."""
-    try:
-        return Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
-    except UserError as error:
-        raise flags.ValidationError(str(error)) from error
 
 
 def take_in(path: str, sha256: str | None, console: Console) -> None:
