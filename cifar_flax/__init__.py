@@ -1,1 +1,80 @@
-"""A laboratory for comparing small image-classification architectures on CIFAR-10."""
+"""A laboratory for comparing small image-classification architectures.
+
+    import cifar_flax as cf
+
+    settings = cf.Settings(model="convbn", seeds=(0, 1, 2))
+    result = cf.run(settings, "runs/mine", observers=[cf.ConsoleDisplay()])
+
+The names below are loaded when they are first used; importing the package alone is
+quick and does not import JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Each public name, and the module that defines it.
+_HOME = {
+    "Augmentation": "data.augment",
+    "Constant": "training.recipes",
+    "ConsoleDisplay": "runs.console",
+    "Dataset": "data",
+    "Observer": "runs.observers",
+    "RangeSettings": "training.lr_range",
+    "RangeTestResult": "runs.observers",
+    "Recipe": "training.recipes",
+    "Run": "runs.inference",
+    "RunResult": "runs.observers",
+    "Settings": "runs.settings",
+    "Sgdr": "training.recipes",
+    "Split": "data",
+    "Splits": "data",
+    "TensorBoard": "runs.tensorboard",
+    "Trainer": "training.trainer",
+    "UserError": "errors",
+    "create_model": "models",
+    "load_dataset": "data",
+    "make_dataset": "data",
+    "open_checkpoints": "runs.checkpoint",
+    "range_test": "runs.session",
+    "report": "reports.page",
+    "run": "runs.session",
+    "split_dataset": "data",
+}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from cifar_flax.data import (
+        Dataset,
+        Split,
+        Splits,
+        load_dataset,
+        make_dataset,
+        split_dataset,
+    )
+    from cifar_flax.data.augment import Augmentation
+    from cifar_flax.errors import UserError
+    from cifar_flax.models import create_model
+    from cifar_flax.reports.page import report
+    from cifar_flax.runs.checkpoint import open_checkpoints
+    from cifar_flax.runs.console import ConsoleDisplay
+    from cifar_flax.runs.inference import Run
+    from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
+    from cifar_flax.runs.session import range_test, run
+    from cifar_flax.runs.settings import Settings
+    from cifar_flax.runs.tensorboard import TensorBoard
+    from cifar_flax.training.lr_range import RangeSettings
+    from cifar_flax.training.recipes import Constant, Recipe, Sgdr
+    from cifar_flax.training.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cifar_flax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"cifar_flax.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,3 +8,9 @@ class UserError(Exception):
     commands print it without a traceback and exit with status 1; library users can
     catch it as one type.
     """
+
+
+def one_line(error: BaseException | str, limit: int = 200) -> str:
+    """What an error of another library says, as one line of limited length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."

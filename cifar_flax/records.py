@@ -1,33 +1,39 @@
-"""The files of a run's folder: written and read here only, and without JAX.
+"""The files of a run's folder: one typed definition each, for writer and reader.
 
-``config.json``      what was asked for and with what: settings, recipe, data set,
-                     versions
-``metrics.jsonl``    one object a log point
-``result.json``      the outcome; a folder without it holds an unfinished run
-``lr_find.json``     curves and suggestions of a learning-rate range test
+``config.json``      ``Config``: what was asked for and with what
+``metrics.jsonl``    a ``LogPoint`` a line
+``result.json``      ``Result``; a folder without it holds an unfinished run
+``lr_find.json``     ``RangeTest``
 ``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]; the images
                      [M, H, W, C] that the run is most sure and wrong about, and their
                      indices [M]
-``checkpoints/``     see ``checkpoint``
+``checkpoints/``     see ``runs.checkpoint``
 
-Whole files are replaced atomically; lines are appended and flushed to the disk.
+Whole files are replaced atomically; lines are appended and flushed to the disk. Numbers
+that are NaN or infinite, which JSON does not have, are written as null. Nothing here
+needs JAX.
 """
 
+import contextlib
 import errno
-import fcntl
+import fnmatch
 import io
 import json
-import math
 import os
 import pathlib
-import socket
+import re
+import reprlib
 import stat
 import zipfile
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
-from cifar_flax.errors import UserError
+from cifar_flax import files
+from cifar_flax.errors import UserError, one_line
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -37,18 +43,285 @@ PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
-# Settings of places, and of what else is written: no number depends on them.
-PLACES = (
-    *("data_dir", "data_archive", "archive_sha256"),
-    *("workdir", "resume", "tensorboard"),
-)
+# Settings of places: no number depends on them, and another machine has others.
+PLACES = ("data_dir", "data_archive", "archive_sha256")
+
+# Raised when the meaning of a file changes, so that a reader can tell.
+FORMAT = 1
 
 # Bounds on what is read of a file; no run comes near them.
 _MAX_TEXT = 64 * 2**20
 _MAX_ARRAYS = 2**30
+_HUGE = 1e39  # beyond any float32
 
-# Raised when the meaning of a file changes, so that a reader can tell.
-FORMAT = 1
+Name = Annotated[str, Meta(pattern=r"^\w[\w.:/-]*$", max_length=1000)]
+Seed = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Size = Annotated[int, Meta(ge=1, le=2**53)]
+Side = Annotated[int, Meta(ge=1, le=4096)]  # of images, in pixels
+Epochs = Annotated[int, Meta(ge=1, le=100_000)]
+Number = Annotated[float, Meta(ge=-_HUGE, le=_HUGE)]
+NotNegative = Annotated[float, Meta(ge=0, le=_HUGE)]
+Positive = Annotated[float, Meta(ge=1e-39, le=_HUGE)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Figures = Number | None | list[Number | None]  # one replica's, or a list of all
+Plain = None | bool | int | float | str
+Setting = None | bool | int | float | str | list[Plain]
+OneOrMore = Meta(min_length=1)
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """What all whole files have in common."""
+
+    format: int = FORMAT
+
+    def __post_init__(self):
+        if self.format != FORMAT:
+            raise ValueError(f"it is of format {self.format}, and not of {FORMAT}")
+
+
+class DatasetInfo(msgspec.Struct, kw_only=True):
+    """The data set as it was divided; mean and std are per channel, of pixels / 255."""
+
+    name: str
+    fingerprint: str
+    source: str
+    class_names: Annotated[list[str], OneOrMore]
+    image_shape: tuple[Side, Side, Annotated[int, Meta(ge=1, le=1000)]]
+    mean: list[Number]
+    std: list[Positive]
+    train_size: Size
+    val_size: Count
+    test_size: Size
+
+    def __post_init__(self):
+        if not len(self.mean) == len(self.std) == self.image_shape[2]:
+            raise ValueError("mean and std are not one number a channel")
+
+
+class Schedule(msgspec.Struct, kw_only=True):
+    """Learning rates sampled over the recipe, from its first step to its last."""
+
+    epochs: Annotated[list[NotNegative], OneOrMore]
+    rates: Annotated[list[NotNegative], OneOrMore]
+
+    def __post_init__(self):
+        if len(self.epochs) != len(self.rates):
+            raise ValueError("epochs and rates are not of the same length")
+
+
+class Config(Record, kw_only=True):
+    """``config.json``: what was asked for and with what.
+
+    Attributes:
+      kind: what made the folder: ``run``, ``lr_find`` or ``lr_grid``.
+      settings: all of them by name; ``model`` and ``seeds`` are always there.
+      recipe: as trained; null until ``--lr=auto`` has found the rate.
+      schedule: of the learning rate, sampled; null where the recipe is.
+      dataset: see there.
+      num_params: of the model.
+      flops_per_image: for one image of this size; a multiplication and its addition
+        count 2.
+      versions: of the packages that decide the numbers.
+      python: its version.
+      device: what computed.
+      git_revision: of this code, where it is in a repository.
+      command: that makes the same again; empty where no command can, since model,
+        recipe or data came from a program.
+    """
+
+    kind: str
+    settings: dict[str, Setting]
+    recipe: dict[str, bool | int | float | str | list[Any] | None] | None
+    schedule: Schedule | None = None
+    dataset: DatasetInfo
+    num_params: Count = 0
+    flops_per_image: NotNegative = 0
+    versions: dict[str, str]
+    python: str | None = None
+    device: str | None = None
+    git_revision: str | None = None
+    command: list[str]
+
+    def __post_init__(self):
+        super().__post_init__()
+        seeds, phases = list[Seed], list[dict[str, Setting]]
+        _check_item(self.settings, "settings", "model", Name)
+        _check_item(self.settings, "settings", "seeds", Annotated[seeds, OneOrMore])
+        if self.recipe is not None:
+            _check_item(self.recipe, "recipe", "phases", Annotated[phases, OneOrMore])
+
+    @property
+    def deciding_settings(self) -> dict[str, Setting]:
+        """The settings that decide the numbers of a seed."""
+        without = (*PLACES, "seeds")
+        return {n: value for n, value in self.settings.items() if n not in without}
+
+
+def _check_item(parent: dict[str, Any], where: str, name: str, kind: Any) -> None:
+    """ValueError where an item of a dictionary is not of a type."""
+    if name not in parent:
+        raise ValueError(f"{where} lacks {name!r}; no run of this version")
+    try:
+        msgspec.convert(parent[name], kind)
+    except msgspec.ValidationError as error:
+        value = one_line(_short.repr(parent[name]))
+        raise ValueError(f"{where}.{name} is {value}: {error}") from error
+
+
+class LogPoint(msgspec.Struct, kw_only=True):
+    """A line of ``metrics.jsonl``: where training stood at the end of an epoch.
+
+    Losses and accuracies are a number for one replica and a list for several, NaN or
+    null for a replica that has diverged; those of validation are null without it.
+    """
+
+    step: Count
+    epoch: Epochs
+    learning_rate: NotNegative
+    train_loss: Figures
+    train_accuracy: Figures
+    val_loss: Figures
+    val_accuracy: Figures
+    images_per_second: NotNegative
+    seconds: NotNegative
+
+
+class Layer(msgspec.Struct, kw_only=True):
+    """See ``models.summary.LayerRow``."""
+
+    path: str
+    kind: str
+    output_shape: list[Count]
+    num_params: Count
+    flops: NotNegative
+
+
+class Result(Record, kw_only=True):
+    """``result.json``: what came out of a run.
+
+    Attributes:
+      model: its name.
+      dataset: its name.
+      num_params: of the model.
+      flops_per_image: see ``Config``.
+      layers: of the model.
+      seeds: one a replica, as are the next two and ``diverged_at``.
+      test_accuracy: share of the test images classified correctly.
+      test_loss: mean cross-entropy; null or NaN where the replica has diverged.
+      test_accuracy_mean: over the seeds.
+      test_accuracy_ci95: half the width of the 95 % interval of that mean; null for
+        one seed.
+      test_size: number of test images.
+      epochs: of the recipe.
+      steps: of the replica that took most.
+      train_seconds: of all replicas together, without compilation.
+      compile_seconds: of the training program.
+      images_per_second: of training, over all replicas.
+      device: what computed.
+      diverged_at: the step at which a replica's loss became NaN or infinite; null for
+        one that came to the end.
+      status: ``diverged`` where all replicas did, else ``finished``.
+    """
+
+    model: Name
+    dataset: str
+    num_params: Size
+    flops_per_image: NotNegative
+    layers: list[Layer] | None = None
+    seeds: Annotated[list[Seed], OneOrMore]
+    test_accuracy: list[Share]
+    test_loss: list[Number | None]
+    test_accuracy_mean: Share
+    test_accuracy_ci95: NotNegative | None
+    test_size: Size
+    epochs: Epochs
+    steps: Count
+    train_seconds: Positive
+    compile_seconds: NotNegative
+    images_per_second: Positive
+    device: str
+    diverged_at: list[Count | None]
+    status: Literal["finished", "diverged"]
+
+    def __post_init__(self):
+        super().__post_init__()
+        count = len(self.seeds)
+        lists = (self.test_accuracy, self.test_loss, self.diverged_at)
+        if any(len(one) != count for one in lists):
+            raise ValueError(
+                "test_accuracy, test_loss and diverged_at are not of "
+                f"{count} seeds each"
+            )
+        if len(set(self.seeds)) < count:
+            raise ValueError("a seed is there twice")
+        pairs = zip(self.test_loss, self.diverged_at, strict=True)
+        if any(loss is None and at is None for loss, at in pairs):
+            raise ValueError("a seed has no test loss, and has not diverged")
+        if count > 1 and self.test_accuracy_ci95 is None:
+            raise ValueError("test_accuracy_ci95 is null, for more than one seed")
+        if (self.status == "diverged") != (None not in self.diverged_at):
+            raise ValueError("status does not agree with diverged_at")
+
+
+class Suggestion(msgspec.Struct, kw_only=True):
+    """What a method reads off a range test; see ``range_curve.Consensus``."""
+
+    method: str
+    rates: list[Positive | None]
+    rate: Positive | None
+    spread: Positive | None
+    problem: str | None
+
+
+class RangeTest(Record, kw_only=True):
+    """``lr_find.json``: the curves of a range test, and what they suggest.
+
+    Attributes:
+      model: its name.
+      settings: of the test.
+      seeds: one a replica, R.
+      num_steps: that it was to take.
+      rates: of the S steps that it took, rising.
+      losses: [R, S]; null from where the replica stopped.
+      smoothed: their moving average.
+      seconds: that the steps took.
+      compile_seconds: before them.
+      suggestions: of each method.
+      suggested_lr: of the default one; null where the test is inconclusive.
+    """
+
+    model: Name | None = None
+    settings: dict[str, Setting] = {}
+    seeds: Annotated[list[Seed], OneOrMore]
+    num_steps: Annotated[int, Meta(ge=1, le=1_000_000)]
+    rates: Annotated[list[Positive], OneOrMore]
+    losses: list[list[Number | None]]
+    smoothed: list[list[Number | None]]
+    seconds: NotNegative
+    compile_seconds: NotNegative
+    suggestions: list[Suggestion] = []
+    suggested_lr: Positive | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        count, steps = len(self.seeds), len(self.rates)
+        curves = (self.losses, self.smoothed)
+        if (
+            any(len(curve) != steps for one in curves for curve in one)
+            or any(len(one) != count for one in curves)
+            or (np.diff(self.rates) <= 0).any()
+            or steps > self.num_steps
+        ):
+            raise ValueError("its rates and curves do not belong together")
+        # A curve may break off, and has no gaps; the longest has all of the steps.
+        losses, smoothed = (~np.isnan(np.array(one, np.float64)) for one in curves)
+        if (
+            (losses != smoothed).any()
+            or (losses[:, 1:] > losses[:, :-1]).any()
+            or not losses[:, -1].any()
+        ):
+            raise ValueError("a curve has gaps")
 
 
 def new_folder(parent: pathlib.Path, stem: str) -> pathlib.Path:
@@ -67,16 +340,40 @@ def new_folder(parent: pathlib.Path, stem: str) -> pathlib.Path:
             ) from error
 
 
+@contextlib.contextmanager
+def folder_for(folder: pathlib.Path | None, stem: str) -> Iterator[pathlib.Path]:
+    """A folder for a run: the one given, or a new one under ``runs/``.
+
+    A new one in which nothing was written is removed again.
+
+    Args:
+      folder: that was asked for; None for a new one.
+      stem: the beginning of a new one's name.
+    """
+    if folder is not None:
+        yield folder
+        return
+    folder = new_folder(pathlib.Path("runs"), stem)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
 def claim_folder(folder: pathlib.Path) -> None:
     """Makes a folder for a new run; an empty one that is there will do, too.
 
     Raises:
-      UserError: there is something in it, or it cannot be made.
+      UserError: there is something in it, which is left as it is, or it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # What a process that was killed left behind is nobody's.
-        taken = any(not path.name.startswith(".") for path in folder.iterdir())
+        # What a process of ours that was killed left behind is nobody's.
+        taken = any(
+            path.name != LOCK and not fnmatch.fnmatch(path.name, files.PARTIAL)
+            for path in folder.iterdir()
+        )
     except OSError as error:
         raise UserError(
             f"cannot make the folder {folder}: {error.strerror}; give another one"
@@ -90,91 +387,76 @@ def claim_folder(folder: pathlib.Path) -> None:
         raise UserError(f"{folder} is not empty and holds no run; give another folder")
 
 
-def lock_folder(folder: pathlib.Path) -> None:
-    """Takes a folder for this process, until it ends, in whatever way.
+@contextlib.contextmanager
+def locked_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps a run's folder for this process, or this thread of it.
 
     Raises:
-      UserError: another process has it.
+      UserError: another one has it, or it cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the folder {folder}: {error.strerror}; give another one"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = _read_holder(lock)
-        os.close(lock)
-        raise UserError(
-            f"{folder} is in use by {holder}; wait for it, or give another folder"
-        ) from error
-    for leftover in folder.glob(".*.partial"):
-        leftover.unlink(missing_ok=True)
-    os.truncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-    # Never closed: the system does it when the process is gone.
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(folder / LOCK, wait=False))
+        except files.InUseError as error:
+            raise UserError(
+                f"{folder} is in use by {error}; wait for it, or give another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the folder {folder}: {error.strerror}; give another "
+                "one"
+            ) from error
+        for leftover in folder.glob(files.PARTIAL):
+            leftover.unlink(missing_ok=True)
+        yield
 
 
 def lock_holder(folder: pathlib.Path) -> str | None:
     """Which process has a folder; None where no living one has."""
-    try:
-        lock = os.open(folder / LOCK, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _read_holder(lock)
-    finally:
-        os.close(lock)
-    return None
+    return files.lock_holder(folder / LOCK)
 
 
-def _read_holder(lock: int) -> str:
-    return os.pread(lock, 1000, 0).decode(errors="replace") or "another process"
-
-
-def write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
+def write_config(folder: pathlib.Path, config: Config) -> None:
     """Writes ``config.json``."""
     write_json(folder / CONFIG, config)
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
+def read_config(folder: pathlib.Path) -> Config:
     """Reads ``config.json``; UserError where there is none or it is damaged."""
-    return read_json(folder / CONFIG)
+    return read_json(folder / CONFIG, Config)
 
 
-def write_result(folder: pathlib.Path, result: dict[str, Any]) -> None:
+def write_result(folder: pathlib.Path, result: Result) -> None:
     """Writes ``result.json``; with it the run is finished."""
     write_json(folder / RESULT, result)
 
 
-def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_result(folder: pathlib.Path) -> Result | None:
     """Reads ``result.json``; None for an unfinished run."""
-    return _read_if_there(folder / RESULT)
+    # os.path.exists is False for too long a name, of which Path.exists complains.
+    is_there = os.path.exists(folder / RESULT)
+    return read_json(folder / RESULT, Result) if is_there else None
 
 
-def write_range_test(folder: pathlib.Path, record: dict[str, Any]) -> None:
+def write_range_test(folder: pathlib.Path, record: RangeTest) -> None:
     """Writes ``lr_find.json``."""
     write_json(folder / RANGE_TEST, record)
 
 
-def read_range_test(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_range_test(folder: pathlib.Path) -> RangeTest | None:
     """Reads ``lr_find.json``; None where there is none."""
-    return _read_if_there(folder / RANGE_TEST)
+    is_there = os.path.exists(folder / RANGE_TEST)
+    return read_json(folder / RANGE_TEST, RangeTest) if is_there else None
 
 
-def append_metrics(folder: pathlib.Path, lines: list[dict[str, Any]]) -> None:
+def append_metrics(folder: pathlib.Path, lines: Sequence[LogPoint]) -> None:
     """Adds lines to ``metrics.jsonl``, which ``cut_metrics`` has made: all or none.
 
     Raises:
       UserError: they cannot be written.
     """
     path = folder / METRICS
-    content = "".join(_to_json(line) + "\n" for line in lines).encode()
+    content = _to_lines(lines)
     try:
         # Not made anew: where it has vanished, so have the lines before.
         with open(path, "r+b", buffering=0) as file:
@@ -190,40 +472,34 @@ def append_metrics(folder: pathlib.Path, lines: list[dict[str, Any]]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(folder: pathlib.Path) -> list[LogPoint]:
     """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
     path = folder / METRICS
     if not os.path.exists(path):  # False for too long a name
         return []
     lines = _read_bytes(path, _MAX_TEXT).split(b"\n")
-    records = []
+    points = []
     for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        where = f"line {number} of {path} is damaged"
         try:
-            if line:
-                records.append(_parse_line(line))
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):  # no newline behind it: never finished
-                break
-            raise UserError(f"line {number} of {path} is damaged: {error}") from error
-    return records
+            points.append(_decode(line, LogPoint, where))
+        except UserError:
+            if number < len(lines):
+                raise
+            break  # no newline behind it: never finished
+    return points
 
 
-def _parse_line(line: bytes) -> dict[str, Any]:
-    record = json.loads(line.decode())
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        raise ValueError("it has no step")
-    return record
-
-
-def cut_metrics(folder: pathlib.Path, step: int) -> list[dict[str, Any]]:
+def cut_metrics(folder: pathlib.Path, step: int) -> list[LogPoint]:
     """Drops the lines past a step, which a resumed run is about to write again.
 
     Returns:
       The lines that are left.
     """
-    lines = [line for line in read_metrics(folder) if line["step"] <= step]
-    text = "".join(_to_json(line) + "\n" for line in lines)
-    _replace(folder / METRICS, text.encode())
+    lines = [line for line in read_metrics(folder) if line.step <= step]
+    _replace(folder / METRICS, _to_lines(lines))
     return lines
 
 
@@ -272,27 +548,67 @@ def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
         if arrays["seeds"].shape != (replicas,) or arrays["labels"].shape != (count,):
             raise ValueError("its arrays do not belong together")
     except Exception as error:  # zipfile and NumPy raise anything for damaged files
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"cannot read {path}: {why}") from error
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
     return arrays
 
 
-def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    """Writes a file of this format; any of NumPy's values will do."""
-    text = _to_json({"format": FORMAT, **value}, indent=2)
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a struct or a dictionary; NumPy's arrays and numbers will do in it."""
+    text = msgspec.json.format(_to_json(value), indent=2).decode()
+    # A list of numbers, of which some are long, is one line.
+    text = re.sub(
+        r"\[\s+([-+.\deE,\snul]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text
+    )
     _replace(path, (text + "\n").encode())
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a file of this format; UserError where there is none or it is damaged."""
-    content = _read_bytes(path, _MAX_TEXT)
+Kind = TypeVar("Kind")
+
+
+def read_json(path: pathlib.Path, kind: type[Kind]) -> Kind:
+    """Reads a file of one record; UserError where there is none or it is damaged.
+
+    Args:
+      path: of the file.
+      kind: the struct that it holds.
+    """
+    return _decode(_read_bytes(path, _MAX_TEXT), kind, str(path))
+
+
+def _decode(content: bytes, kind: type[Kind], where: str) -> Kind:
+    """A record; the UserError names the file and the field."""
     try:
-        value = json.loads(content.decode())
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where}: {_in_words(content, str(error))}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UserError(f"{path} is not a record of format {FORMAT} of cifar_flax")
-    return value
+        raise UserError(f"{where}: no valid JSON: {one_line(error)}") from error
+
+
+_short = reprlib.Repr()
+_short.maxlevel = 2
+
+
+def _in_words(content: bytes, message: str) -> str:
+    """What is wrong with a record, with the field and its value.
+
+    msgspec tells the field by its path, as in ``Expected `int`, got `str` - at
+    `$.seeds[0]` ``, and not its value.
+    """
+    what, _, path = message.partition(" - at `$")
+    path = path.rstrip("`").removeprefix(".")
+    missing = re.fullmatch(r"Object missing required field `(.*)`", what)
+    if missing:
+        return f"{path or 'it'} lacks {missing[1]!r}; no run of this version"
+    if not path:
+        return one_line(what)
+    try:
+        value = json.loads(content)
+        for word in re.findall(r"\w+", path):
+            value = value[int(word) if isinstance(value, list) else word]
+        return f"{path} is {one_line(_short.repr(value))}: {one_line(what)}"
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
+        return f"{path}: {one_line(what)}"  # somewhere below a field of any name
 
 
 def _read_bytes(path: pathlib.Path, limit: int) -> bytes:
@@ -310,37 +626,17 @@ def _read_bytes(path: pathlib.Path, limit: int) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
-    """Reads a file of this format; None where there is none."""
-    return read_json(path) if os.path.exists(path) else None
+def _to_json(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=lambda array: array.tolist())
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """NumPy values as Python's; NaN and infinities, which JSON has not, as null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _finite(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _to_lines(points: Sequence[LogPoint]) -> bytes:
+    return b"".join(_to_json(point) + b"\n" for point in points)
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "wb") as file:
+        with files.replacing(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error

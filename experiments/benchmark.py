@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from importlib import util
@@ -29,9 +30,9 @@ from rich.table import Table
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from experiments import cli, config
-from experiments.console import make_console, make_table
-from experiments.text_flag import define_text
+from cifar_flax.runs.console import make_console, make_table
+from experiments import cli
+from experiments.setting_flags import check_models
 
 FLAGS = flags.FLAGS
 
@@ -41,29 +42,31 @@ TRAIN_IMAGES = 50_000
 EVAL_IMAGES = 10_000
 
 
-def main() -> None:
-    """Runs the command."""
-    models = config.check_models(FLAGS.models)
-    if FLAGS.peer == "torch" and util.find_spec("torch") is None:
-        raise UserError("--peer=torch needs PyTorch: pip install -e '.[bench]'")
-    if FLAGS.json:  # minutes before it is written
-        check_writable(pathlib.Path(FLAGS.json))
-    contenders = [OURS] + [name for name in PEERS if FLAGS.peer == "torch"]
-    screen = make_console()
-    rows = []
-    for model in models:
-        rows += measure(model, contenders, screen)
-    screen.print(speed_table(rows))
-    if len(contenders) > 1:
-        screen.print()
-        screen.print(ratio_table(rows))
-    screen.print(
-        f"\n{rows[0]['device']}; batch {FLAGS.batch_size}, {FLAGS.rounds} rounds; "
-        f"evaluation of {EVAL_IMAGES:,} images. Peak of a matrix product: "
-        f"{rows[0]['peak_gflops']:.0f} GFLOP/s."
-    )
-    if FLAGS.json:
-        records.write_json(pathlib.Path(FLAGS.json), {"rows": rows})
+def main() -> int:
+    """Runs the command; returns the exit status."""
+    with cli.command():
+        models = check_models(FLAGS.models)
+        if FLAGS.peer == "torch" and util.find_spec("torch") is None:
+            raise UserError("--peer=torch needs PyTorch: pip install -e '.[bench]'")
+        if FLAGS.json:  # minutes before it is written
+            check_writable(pathlib.Path(FLAGS.json))
+        contenders = [OURS] + [name for name in PEERS if FLAGS.peer == "torch"]
+        screen = make_console()
+        rows = []
+        for model in models:
+            rows += measure(model, contenders, screen)
+        screen.print(speed_table(rows))
+        if len(contenders) > 1:
+            screen.print()
+            screen.print(ratio_table(rows))
+        screen.print(
+            f"\n{rows[0]['device']}; batch {FLAGS.batch_size}, {FLAGS.rounds} rounds; "
+            f"evaluation of {EVAL_IMAGES:,} images. Peak of a matrix product: "
+            f"{rows[0]['peak_gflops']:.0f} GFLOP/s."
+        )
+        if FLAGS.json:
+            records.write_json(pathlib.Path(FLAGS.json), {"rows": rows})
+    return 0
 
 
 def check_writable(path: pathlib.Path) -> None:
@@ -189,9 +192,9 @@ class Ours:
     def __init__(self, model: str, batch_size: int):
         """Makes it, with random data."""
         from cifar_flax.data import Split, Splits
-        from cifar_flax.loop import Trainer
         from cifar_flax.models import create_model
-        from cifar_flax.recipes import LESSON, Constant
+        from cifar_flax.training.recipes import LESSON, Constant
+        from cifar_flax.training.trainer import Trainer
 
         rng = np.random.default_rng(0)
 
@@ -199,28 +202,27 @@ class Ours:
             images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
             return Split(images, rng.integers(0, 10, count).astype(np.int32))
 
-        splits = Splits(
+        self.splits = Splits(
             split(TRAIN_IMAGES), None, split(EVAL_IMAGES), 10, (0.5,) * 3, (0.25,) * 3
         )
         recipe = dataclasses.replace(
             LESSON[model], phases=(Constant(0.01, 1_000),), batch_size=batch_size
         )
-        self.trainer = Trainer(create_model(model), splits, recipe)
+        self.trainer = Trainer(create_model(model), recipe, self.splits.spec)
 
     def ready(self) -> dict[str, Any]:
         """Compiles, and measures what the device can do."""
-        from cifar_flax.models.summary import layer_rows
-        from experiments.environment import device_name, peak_gflops
+        from cifar_flax.runs.environment import device_name
+        from cifar_flax.runs.estimates import peak_gflops
 
         state = self.trainer.init()
-        self.trainer.compile(state)
-        self.progress = self.trainer.run(state)
+        self.progress = self.trainer.run(state, self.splits.train)
         for _ in range(4):  # until a turn takes its second
             self.train()
         self.evaluate()
         return {
             "compile_seconds": self.trainer.compile_seconds,
-            "flops_per_image": sum(row.flops for row in layer_rows(self.trainer.model)),
+            "flops_per_image": sum(row.flops for row in self.trainer.layers),
             "peak_gflops": peak_gflops(),
             "device": device_name(),
         }
@@ -234,7 +236,7 @@ class Ours:
     def evaluate(self) -> float:
         """Seconds for the logits of the test images."""
         start = time.perf_counter()
-        self.trainer.evaluate(self.state, self.trainer.splits.test)
+        self.trainer.evaluate(self.state, self.splits.test)
         return time.perf_counter() - start
 
 
@@ -321,5 +323,5 @@ if __name__ == "__main__":
     flags.DEFINE_enum("peer", "none", ["none", "torch"], "Library to measure against.")
     flags.DEFINE_integer("rounds", 7, "Turns of each contender.", 1, 1_000)
     flags.DEFINE_integer("batch_size", 256, "Images in a step.", 1, TRAIN_IMAGES)
-    define_text("json", None, "File for all figures.")
-    cli.main(main)
+    cli.define_text("json", None, "File for all figures.")
+    sys.exit(main())

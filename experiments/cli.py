@@ -1,23 +1,40 @@
-"""What all commands share: flags, one-line errors, a quiet console."""
+"""What all commands share: flags, one-line errors, signals."""
 
 import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import PRINTABLE, check_text
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 USAGE_ERROR = 2
 
 logger = logging.getLogger("cifar_flax")
+
+
+class _Text(flags.ArgumentParser):
+    """Takes a text that can name something, as it is."""
+
+    syntactic_help = PRINTABLE
+
+    def parse(self, argument: str) -> str:
+        """The text itself; ValueError where it can name nothing."""
+        return check_text(argument)
+
+
+def define_text(name: str, default: str | None, help_text: str) -> None:
+    """Defines a flag that names something, such as a folder."""
+    flags.DEFINE(_Text(), name, default, help_text)
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,21 +45,20 @@ class Stopped(KeyboardInterrupt):
         super().__init__(signum)
         self.signum = signum
 
-    @property
-    def status(self) -> int:
-        """Exit status, as of a process that the signal ended."""
-        return 128 + self.signum
 
+@contextlib.contextmanager
+def command(takes_words: bool = False) -> Iterator[list[str]]:
+    """Parses the flags, and gives what is done within it a clear end in every case.
 
-def main(run: Callable[..., int | None], arguments: bool = False) -> None:
-    """Parses the flags and runs a command, with a clear end in every case.
-
-    A wrong flag ends with status 2, any other error of the user's with status 1, both
-    with one line on stderr.
+    A wrong flag ends the process with status 2, any other error of the user's with
+    status 1, both with one line on stderr. A context, and not a function that calls
+    another, so that it adds no frame to a traceback.
 
     Args:
-      run: the command; it returns the exit status, None for 0.
-      arguments: it takes the words that are no flags, as a list.
+      takes_words: whether the command takes words that are no flags.
+
+    Yields:
+      These words.
     """
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
@@ -50,16 +66,65 @@ def main(run: Callable[..., int | None], arguments: bool = False) -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False
+    words = _parse_flags(sys.argv)[1:]
+    if words and not takes_words:
+        fail(f"{words[0]!r} is not a flag; flags begin with --", USAGE_ERROR)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+    try:
+        yield words
+        sys.stdout.flush()
+    except Stopped as stop:
+        fail(f"stopped by {signal.Signals(stop.signum).name}", 128 + stop.signum)
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        _drop_output()
+        sys.exit(128 + signal.SIGPIPE)
+    except flags.Error as error:
+        fail(str(error), USAGE_ERROR)
+    except Exception as error:
+        if flags.FLAGS.debug:
+            raise
+        if isinstance(error, UserError):
+            fail(str(error), 1)
+        if isinstance(error, OSError):
+            _drop_output()  # which may be what cannot be written
+            place = f"{error.filename}: " if error.filename else "cannot write: "
+            fail(f"{place}{error.strerror or error}", 1)
+        kind = type(error).__name__
+        fail(f"internal error: {kind}: {error}; --debug shows where", 1)
 
-    def guarded(argv: list[str]) -> None:
-        if arguments:
-            sys.exit(_guarded(lambda: run(argv[1:])))
-        if len(argv) > 1:
-            message = f"{argv[1]!r} is not a flag; flags begin with --"
-            sys.exit(fail(message, USAGE_ERROR))
-        sys.exit(_guarded(run))
 
-    app.run(guarded, flags_parser=_parse_flags)
+@contextlib.contextmanager
+def caught_signals(handle: Callable[[int], None]) -> Iterator[None]:
+    """Calls a function with each SIGINT and SIGTERM instead of ending the command."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {n: signal.signal(n, lambda got, _: handle(got)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a request; a second one ends at once.
+
+    Attributes:
+      event: set by the first signal.
+      signum: of that signal; None before.
+    """
+
+    def __init__(self) -> None:
+        """No signal yet."""
+        self.event = threading.Event()
+        self.signum: int | None = None
+
+    def __call__(self, signum: int) -> None:
+        """Takes note of a signal."""
+        self.signum = signum
+        self.event.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -71,10 +136,10 @@ def usage_errors() -> Iterator[None]:
         raise flags.ValidationError(str(error)) from error
 
 
-def fail(message: str, status: int) -> int:
-    """Prints an error as one line and returns the exit status."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return status
+def fail(message: str, status: int) -> None:
+    """Prints an error as one line and ends the process with that status."""
+    print(f"error: {one_line(message, 200_000)}", file=sys.stderr)
+    sys.exit(status)
 
 
 class _Formatter(logging.Formatter):
@@ -88,6 +153,7 @@ class _Formatter(logging.Formatter):
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    app.define_help_flags()
     for name, flag in list(flags.FLAGS.flags_by_module_dict().items()):
         if name.startswith("experiments."):
             for one in flag:  # or --help would list the flags of this file's caller
@@ -98,38 +164,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, ValueError) as error:  # the latter from absl's own flags
-        sys.exit(fail(str(error), USAGE_ERROR))
+        fail(str(error), USAGE_ERROR)
+        raise
 
 
 def _stop(signum: int, frame: Any) -> None:
     raise Stopped(signum)
-
-
-def _guarded(run: Callable[[], int | None]) -> int:
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        status = run() or 0
-        sys.stdout.flush()
-        return status
-    except Stopped as stop:
-        return fail(f"stopped by {signal.Signals(stop.signum).name}", stop.status)
-    except BrokenPipeError:  # the reader, such as head, has had enough
-        _drop_output()
-        return 128 + signal.SIGPIPE
-    except flags.Error as error:
-        return fail(str(error), USAGE_ERROR)
-    except Exception as error:
-        if flags.FLAGS.debug:
-            raise
-        if isinstance(error, UserError):
-            return fail(str(error), 1)
-        if isinstance(error, OSError):
-            _drop_output()  # which may be what cannot be written
-            place = f"{error.filename}: " if error.filename else "cannot write: "
-            return fail(f"{place}{error.strerror or error}", 1)
-        kind = type(error).__name__
-        return fail(f"internal error: {kind}: {error}; --debug shows where", 1)
 
 
 def _drop_output() -> None:

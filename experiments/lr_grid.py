@@ -10,10 +10,11 @@ already is not trained again.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
+import sys
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +25,27 @@ from rich.console import Console
 from rich.table import Table
 
 from cifar_flax import records
-from cifar_flax.data import Dataset
-from cifar_flax.loop import Data, Trainer, map_replicas
-from cifar_flax.lr_range import RangeSettings
+from cifar_flax.data import Dataset, Split, Splits
+from cifar_flax.errors import UserError
 from cifar_flax.reports.range_curve import METHODS, RangeResult
-from cifar_flax.state import TrainState
-from experiments import cli, config
-from experiments.console import make_console, make_table, steps_bar
-from experiments.environment import device_name, use_compilation_cache
-from experiments.lr_find import SEEDS, run_test
-from experiments.setup import load_data, make_record, make_trainer, open_folder
-from experiments.text_flag import define_text
+from cifar_flax.runs.console import (
+    ConsoleDisplay,
+    make_console,
+    make_table,
+    steps_bar,
+)
+from cifar_flax.runs.environment import device_name, use_compilation_cache
+from cifar_flax.runs.figures import RangeFigure
+from cifar_flax.runs.session import RANGE_SEEDS, range_test
+from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.subject import Subject
+from cifar_flax.training.evaluation import replica_map
+from cifar_flax.training.lr_range import RangeSettings
+from cifar_flax.training.state import TrainState
+from cifar_flax.training.steps import DeviceData, TrainStep, first_order
+from cifar_flax.training.trainer import Trainer
+from experiments import cli
+from experiments.setting_flags import check_models, define_settings
 
 FLAGS = flags.FLAGS
 
@@ -48,71 +59,112 @@ RANGE_STEPS = 175
 GRID = "lr_grid.json"
 
 
-def main() -> None:
-    """Runs the command."""
-    models = config.check_models(FLAGS.models)
-    use_compilation_cache()
-    screen = make_console()
-    dataset = load_data(settings_of(models[0]))
-    grids = {}
-    for model in models:
-        folder = pathlib.Path(FLAGS.workdir) / model
-        if not os.path.exists(folder / GRID):  # False for too long a name
-            screen.print(f"\n{model}")
-            measure(settings_of(model), dataset, screen)
-        result = RangeResult.from_record(records.read_json(folder / records.RANGE_TEST))
-        found = {method: result.consensus(method).rate for method in METHODS}
-        grids[model] = {**records.read_json(folder / GRID), "suggested": found}
-    screen.print(summary(grids))
-    size, device = FLAGS.train_size, next(iter(grids.values()))["device"]
-    screen.print(
-        f"\n{dataset.name}, {size:,} training images, {EPOCHS} epochs, validation "
-        f"accuracy in per cent, mean of {len(GRID_SEEDS)} seeds; {device}. In "
-        "brackets: points below the best rate. Cost: of a step of the range test, over "
-        "one of training."
-    )
+class Grid(records.Record, kw_only=True):
+    """``lr_grid.json``: validation accuracies [rates, R] of the grid.
+
+    ``cost`` is the time of a step of the range test over one of training.
+    """
+
+    rates: list[records.Positive]
+    accuracies: list[list[records.Share]]
+    cost: float
+    device: str
+
+    @property
+    def means(self) -> np.ndarray:
+        """Accuracy at each rate in per cent, mean over the seeds."""
+        return 100 * np.mean(self.accuracies, 1)
+
+    def shortfall(self, rate: float) -> float:
+        """How far the accuracy at a rate lies below the best, in points.
+
+        Between two rates of the grid it is interpolated in log(rate), which errs on
+        the side of a larger shortfall where the accuracy bends downwards. NaN outside
+        the grid.
+        """
+        logs = np.log(self.rates)
+        at = np.interp(np.log(rate), logs, self.means, left=np.nan, right=np.nan)
+        return float(self.means.max() - at)
 
 
-def settings_of(model: str) -> config.Config:
+def main() -> int:
+    """Runs the command; returns the exit status."""
+    with cli.command():
+        models = check_models(FLAGS.models)
+        settings = [settings_of(model, RANGE_SEEDS) for model in models]
+        use_compilation_cache()
+        screen = make_console()
+        dataset = settings[0].load_data()
+        grids, suggested = {}, {}
+        for one in settings:
+            folder = pathlib.Path(FLAGS.workdir) / one.model
+            if not os.path.exists(folder / GRID):  # False for too long a name
+                screen.print(f"\n{one.model}")
+                measure(one, folder, dataset, screen)
+            record = records.read_range_test(folder)
+            if record is None:
+                raise UserError(f"{folder} lacks {records.RANGE_TEST}; remove it")
+            result = RangeResult.from_record(record)
+            suggested[one.model] = {m: result.consensus(m).rate for m in METHODS}
+            grids[one.model] = records.read_json(folder / GRID, Grid)
+        screen.print(summary(grids, suggested))
+        size, device = FLAGS.train_size, next(iter(grids.values())).device
+        screen.print(
+            f"\n{dataset.name}, {size:,} training images, {EPOCHS} epochs, validation "
+            f"accuracy in per cent, mean of {len(GRID_SEEDS)} seeds; {device}. In "
+            "brackets: points below the best rate. Cost: of a step of the range test, "
+            "over one of training."
+        )
+    return 0
+
+
+def settings_of(model: str, seeds: tuple[int, ...]) -> Settings:
     """What a model is trained with: its recipe, on part of the images.
 
     Raises:
       flags.ValidationError: a flag is out of range.
     """
     with cli.usage_errors():
-        return config.Config(
+        return Settings(
             model=model,
             dataset=FLAGS.dataset,
             data_dir=FLAGS.data_dir,
             data_archive=FLAGS.data_archive,
             archive_sha256=FLAGS.archive_sha256,
             train_size=FLAGS.train_size,
-            seeds=SEEDS,
-            workdir=str(pathlib.Path(FLAGS.workdir) / model),
+            seeds=seeds,
         )
 
 
-def measure(settings: config.Config, dataset: Dataset, screen: Console) -> None:
+def measure(
+    settings: Settings, folder: pathlib.Path, dataset: Dataset, screen: Console
+) -> None:
     """Runs the range test and trains over the grid; writes both."""
-    trainer = make_trainer(settings, dataset)
-    record = make_record(settings, trainer, dataset, "lr_grid")
-    folder = open_folder(settings, record)
-    test = RangeSettings(num_steps=RANGE_STEPS)
-    result = run_test(trainer, test, folder, settings.model, screen)
+    result = range_test(
+        settings,
+        folder,
+        range_settings=RangeSettings(num_steps=RANGE_STEPS),
+        dataset=dataset,
+        observers=[RangeFigure(), ConsoleDisplay(screen)],
+    ).curves
+    if result is None:
+        raise KeyboardInterrupt
     steps = int(np.isfinite(result.losses).sum())
-
-    trainer = make_trainer(dataclasses.replace(settings, seeds=GRID_SEEDS), dataset)
-    accuracies, seconds = train_grid(trainer, screen)
-    grid = {
-        "rates": RATES,
-        "accuracies": accuracies,
-        "cost": result.seconds / steps / seconds,
-        "device": device_name(),
-    }
+    subject = Subject.prepare(settings, dataset=dataset)
+    trainer = subject.make_trainer(seeds=GRID_SEEDS)
+    accuracies, seconds = train_grid(trainer, subject.splits, screen)
+    grid = Grid(
+        rates=RATES.tolist(),
+        accuracies=accuracies,
+        cost=result.seconds / steps / seconds,
+        device=device_name(),
+    )
     records.write_json(folder / GRID, grid)
 
 
-def train_grid(trainer: Trainer, screen: Console) -> tuple[np.ndarray, float]:
+def train_grid(
+    trainer: Trainer, splits: Splits, screen: Console
+) -> tuple[list[list[float]], float]:
     """Trains from each rate.
 
     Returns:
@@ -120,67 +172,65 @@ def train_grid(trainer: Trainer, screen: Console) -> tuple[np.ndarray, float]:
     """
     steps = EPOCHS * trainer.steps_per_epoch
 
-    def train(state: TrainState, rate: jax.Array, data: Data) -> TrainState:
-        batches = trainer.first_batches(state.key, steps)
-        tx = trainer.recipe.optimizer(optax.cosine_decay_schedule(rate, steps))
-
-        def body(step: jax.Array, state: TrainState) -> TrainState:
-            return trainer.train_step(state, step, batches[step], data, tx)
-
-        return jax.lax.fori_loop(0, steps, body, state)
+    def train(states: TrainState, rate: jax.Array, data: DeviceData) -> TrainState:
+        schedule = optax.cosine_decay_schedule(rate, steps)
+        tx = trainer.recipe.optimizer(schedule)
+        train_step = dataclasses.replace(trainer.train_step, tx=tx)
+        of_one = functools.partial(train_replica, train_step, data, steps)
+        return replica_map()(of_one, states)
 
     start, rates = trainer.init(), jnp.asarray(RATES, jnp.float32)
-    run = jax.jit(map_replicas(train)).lower(start, rates[0], trainer.data).compile()
+    data, val = trainer.put(splits.train), splits.val
+    assert isinstance(val, Split)
+    run = jax.jit(train).lower(start, rates[0], data).compile()
     accuracies, seconds = [], 0.0
     with steps_bar(screen, len(rates)) as move:
         for number, rate in enumerate(rates, start=1):
             called = time.perf_counter()
-            state = jax.block_until_ready(run(start, rate, trainer.data))
+            state = jax.block_until_ready(run(start, rate, data))
             seconds += time.perf_counter() - called
-            accuracies.append(trainer.evaluate(state, trainer.splits.val).accuracy)
+            accuracies.append(trainer.evaluate(state, val).accuracy.tolist())
             move(number, "rates of the grid")
-    return np.array(accuracies), seconds / (len(rates) * steps * len(trainer.seeds))
+    return accuracies, seconds / (len(rates) * steps * len(trainer.seeds))
 
 
-def shortfall(grid: dict[str, Any], rate: float) -> float:
-    """How far the accuracy at a rate lies below the best of the grid, in points.
+def train_replica(
+    train_step: TrainStep, data: DeviceData, steps: int, state: TrainState
+) -> TrainState:
+    """Trains one replica over the grid's epochs."""
+    size, count = train_step.batch_size, train_step.spec.train_size
+    order = first_order(state.key, steps, size, count)
+    return jax.lax.fori_loop(
+        0, steps, lambda _, state: train_step(state, order, data), state
+    )
 
-    Between two rates of the grid it is interpolated in log(rate), which errs on the
-    side of a larger shortfall where the accuracy bends downwards. NaN outside the grid.
-    """
-    means = 100 * np.mean(grid["accuracies"], 1)
-    logs = np.log(grid["rates"])
-    at = np.interp(np.log(rate), logs, means, left=np.nan, right=np.nan)
-    return float(means.max() - at)
 
-
-def summary(grids: dict[str, dict[str, Any]]) -> Table:
+def summary(
+    grids: dict[str, Grid], suggested: dict[str, dict[str, float | None]]
+) -> Table:
     """A row for each model: the best rate, and each method's with its shortfall."""
     table = make_table("model", "best", "accuracy", "within 1 point", *METHODS, "cost")
     for model, grid in grids.items():
-        means = 100 * np.mean(grid["accuracies"], 1)
-        rates = np.geomspace(grid["rates"][0], grid["rates"][-1], 400)
-        good = [rate for rate in rates if shortfall(grid, rate) <= 1]
+        rates = np.geomspace(grid.rates[0], grid.rates[-1], 400)
+        good = [rate for rate in rates if grid.shortfall(rate) <= 1]
         table.add_row(
             model,
-            f"{grid['rates'][int(means.argmax())]:.2g}",
-            f"{means.max():.1f}",
+            f"{grid.rates[int(grid.means.argmax())]:.2g}",
+            f"{grid.means.max():.1f}",
             f"{good[0]:.2g} - {good[-1]:.2g}",
-            *(_verdict(grid, grid["suggested"][method]) for method in METHODS),
-            f"x {grid['cost']:.2f}",
+            *(_verdict(grid, suggested[model][method]) for method in METHODS),
+            f"x {grid.cost:.2f}",
         )
     return table
 
 
-def _verdict(grid: dict[str, Any], rate: float | None) -> str:
-    if rate is None:
-        return "none"
-    return f"{rate:g} (-{shortfall(grid, rate):.1f})"
+def _verdict(grid: Grid, rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:g} (-{grid.shortfall(rate):.1f})"
 
 
 if __name__ == "__main__":
-    config.define_flags("dataset", "data_dir", "data_archive", "archive_sha256")
+    define_settings("dataset", "data_dir", "data_archive", "archive_sha256")
     flags.DEFINE_list("models", ["all"], "Architectures, or all of them.")
     flags.DEFINE_integer("train_size", 10_000, "Train on this many images.", 1)
-    define_text("workdir", "runs/lr_grid", "Folder for the outcome.")
-    cli.main(main)
+    cli.define_text("workdir", "runs/lr_grid", "Folder for the outcome.")
+    sys.exit(main())

@@ -8,6 +8,7 @@ a few random crops and flips of it, as training sees them.
 """
 
 import pathlib
+import sys
 import time
 
 import jax
@@ -30,62 +31,65 @@ from cifar_flax.data.augment import (
     pad_images,
     sample_images,
 )
-from experiments import cli, config
-from experiments.console import make_console, print_pairs
-from experiments.figures import FORMATS, plt, save_figure
-from experiments.text_flag import define_text
+from cifar_flax.runs.console import make_console, print_pairs
+from cifar_flax.runs.figures import FORMATS, new_figure, save_figure
+from experiments import cli
+from experiments.setting_flags import define_settings
 
 FLAGS = flags.FLAGS
-
-define_text("picture", "training_images.png", "File to draw the images to.")
 
 VARIANTS = 3
 
 
-def main() -> None:
-    """Runs the command."""
-    console = make_console()
-    with cli.usage_errors():
-        augmentation = Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
-    picture = pathlib.Path(FLAGS.picture)
-    if picture.suffix.lower() not in FORMATS:
-        raise flags.ValidationError(
-            f"--picture={picture}: end the name with one of {', '.join(FORMATS)}"
+def main() -> int:
+    """Runs the command; returns the exit status."""
+    with cli.command():
+        console = make_console()
+        with cli.usage_errors():
+            augmentation = Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
+        picture = pathlib.Path(FLAGS.picture)
+        if picture.suffix.lower() not in FORMATS:
+            raise flags.ValidationError(
+                f"--picture={picture}: end the name with one of {', '.join(FORMATS)}"
+            )
+        start = time.perf_counter()
+        dataset = load_dataset(
+            FLAGS.dataset,
+            data_dir=FLAGS.data_dir,
+            archive=FLAGS.data_archive,
+            archive_sha256=FLAGS.archive_sha256,
         )
-    start = time.perf_counter()
-    dataset = load_dataset(
-        FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        archive=FLAGS.data_archive,
-        archive_sha256=FLAGS.archive_sha256,
-    )
-    seconds = time.perf_counter() - start
-    draw_images(dataset, augmentation, picture)
-    if FLAGS.data_archive:
-        take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)
-    counts = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
-    print_pairs(
-        console,
-        [
-            ("data", f"{dataset.name} ({dataset.source}), loaded in {seconds:.1f} s"),
-            (
-                "images",
-                f"{len(dataset.train_labels):,} for training, "
-                f"{len(dataset.test_labels):,} for the test, 32 x 32 x 3",
-            ),
-            (
-                "classes",
-                ", ".join(
-                    f"{name} {count:,}"
-                    for name, count in zip(dataset.class_names, counts, strict=True)
+        seconds = time.perf_counter() - start
+        draw_images(dataset, augmentation, picture)
+        if FLAGS.data_archive:
+            take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)
+        counts = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
+        print_pairs(
+            console,
+            [
+                (
+                    "data",
+                    f"{dataset.name} ({dataset.source}), loaded in {seconds:.1f} s",
                 ),
-            ),
-            ("mean", "  ".join(f"{value:.4f}" for value in dataset.mean)),
-            ("std", "  ".join(f"{value:.4f}" for value in dataset.std)),
-            ("sha256", dataset.fingerprint),
-            ("picture", str(picture)),
-        ],
-    )
+                (
+                    "images",
+                    f"{len(dataset.train_labels):,} for training, "
+                    f"{len(dataset.test_labels):,} for the test, 32 x 32 x 3",
+                ),
+                (
+                    "classes",
+                    ", ".join(
+                        f"{name} {count:,}"
+                        for name, count in zip(dataset.class_names, counts, strict=True)
+                    ),
+                ),
+                ("mean", "  ".join(f"{value:.4f}" for value in dataset.mean)),
+                ("std", "  ".join(f"{value:.4f}" for value in dataset.std)),
+                ("sha256", dataset.fingerprint),
+                ("picture", str(picture)),
+            ],
+        )
+    return 0
 
 
 def take_in(path: str, sha256: str | None, console: Console) -> None:
@@ -115,9 +119,8 @@ def draw_images(
         batch = normalise(batch, dataset.mean, dataset.std)
         rows.append(denormalise(batch, dataset.mean, dataset.std))
 
-    figure, axes = plt.subplots(
-        len(rows), len(first), figsize=(1.15 * len(first), 1.25 * len(rows)), dpi=150
-    )
+    figure = new_figure(1.15 * len(first), 1.25 * len(rows))
+    axes = figure.subplots(len(rows), len(first), squeeze=False)
     for row, (line, images_of_row) in enumerate(zip(axes, rows, strict=True)):
         for label, (axis, image) in enumerate(zip(line, images_of_row, strict=True)):
             axis.imshow(image)
@@ -127,12 +130,11 @@ def draw_images(
                 axis.set_title(dataset.class_names[label], fontsize=9)
         line[0].set_ylabel(f"augmented {row}" if row else "original", fontsize=9)
     figure.suptitle(f"{dataset.name}: training images", fontsize=11)
-    figure.tight_layout()
     save_figure(figure, path, f"--picture={path}")
 
 
 if __name__ == "__main__":
-    config.define_flags(
+    define_settings(
         "dataset",
         "data_dir",
         "data_archive",
@@ -141,4 +143,5 @@ if __name__ == "__main__":
         "padding_mode",
         "flip",
     )
-    cli.main(main)
+    cli.define_text("picture", "training_images.png", "File to draw the images to.")
+    sys.exit(main())

@@ -4,13 +4,15 @@ python -m experiments.summary --model=convbn
 python -m experiments.summary --model=all
 """
 
+import sys
+
 from absl import flags
 from rich.table import Table
 
 from cifar_flax.models import MODELS, create_model
 from cifar_flax.models.summary import layer_rows
+from cifar_flax.runs.console import make_console, make_table
 from experiments import cli
-from experiments.console import make_console, make_table
 
 FLAGS = flags.FLAGS
 
@@ -18,14 +20,17 @@ flags.DEFINE_enum("model", "convbn", [*MODELS, "all"], "Architecture, or all of 
 flags.DEFINE_integer("num_classes", 10, "Number of logits.", lower_bound=1)
 
 
-def main() -> None:
-    """Runs the command."""
-    console = make_console()
-    console.print(all_models() if FLAGS.model == "all" else one_model(FLAGS.model))
-    console.print(
-        "\nFLOPs are of the products of one 32x32 image: a multiplication and its "
-        "addition count 2."
-    )
+def main() -> int:
+    """Runs the command; returns the exit status."""
+    with cli.command():
+        console = make_console()
+        every = FLAGS.model == "all"
+        console.print(all_models() if every else one_model(FLAGS.model))
+        console.print(
+            "\nFLOPs are of the products of one 32x32 image: a multiplication and its "
+            "addition count 2."
+        )
+    return 0
 
 
 def one_model(name: str) -> Table:
@@ -65,4 +70,4 @@ def all_models() -> Table:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    sys.exit(main())

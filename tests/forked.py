@@ -25,9 +25,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # What the commands import; none of it starts JAX's backend.
 LIBRARIES = (
-    *("cifar_flax.inference", "cifar_flax.lr_range", "cifar_flax.reports.page"),
-    *("cifar_flax.data.shapes", "experiments.figures", "experiments.lr_find"),
-    "experiments.tensorboard",
+    *("cifar_flax.runs.inference", "cifar_flax.runs.cells", "cifar_flax.reports.page"),
+    *("cifar_flax.data.shapes", "experiments.setting_flags", "matplotlib.figure"),
+    *("cifar_flax.runs.tensorboard", "orbax.checkpoint", "optax"),
 )
 
 # The share of a command line, beyond what the libraries take.

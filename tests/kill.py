@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 
+import msgspec
 import numpy as np
 
 from cifar_flax import records
@@ -54,7 +55,7 @@ def run_counting(folder: str, kill_before: str, argv: list[str]) -> None:
     def hook(event: str, args: tuple) -> None:
         if event in OPERATIONS and str(args[0]).startswith(f"{folder}/"):
             name = str(args[0])[len(folder) + 1 :].partition("/")[0]
-            name = re.sub(r"^\.|\.\d+\.partial$", "", name)
+            name = re.sub(r"^\.|\.cifar_flax-\w+\.partial$", "", name)
             operations.append(name)
             if f"{name}:{operations.count(name)}" == kill_before:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -109,7 +110,7 @@ def stage(folder: pathlib.Path, epochs: int) -> str:
     lines = records.read_metrics(folder)
     if not lines:
         return "compilation and first epoch"
-    return "evaluation" if lines[-1]["epoch"] == epochs else "training"
+    return "evaluation" if lines[-1].epoch == epochs else "training"
 
 
 @dataclasses.dataclass
@@ -154,7 +155,7 @@ def everything_but_times(folder: pathlib.Path) -> list[dict]:
     """Lines of metrics and the result."""
     result = records.read_result(folder)
     assert result is not None
-    lines = [*records.read_metrics(folder), result]
+    lines = map(msgspec.to_builtins, [*records.read_metrics(folder), result])
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
@@ -162,13 +163,12 @@ def last_state(folder: pathlib.Path) -> list[np.ndarray]:
     """All arrays of the latest checkpoint."""
     import jax
 
-    from cifar_flax.checkpoint import open_checkpoints
-    from experiments.config import Config
-    from experiments.setup import load_data, make_trainer
+    from cifar_flax.runs.checkpoint import open_checkpoints
+    from cifar_flax.runs.settings import Settings
+    from cifar_flax.runs.subject import Subject
 
-    settings = records.read_config(folder)["settings"]
-    settings = Config(**{**settings, "seeds": tuple(settings["seeds"])})
-    trainer = make_trainer(settings, load_data(settings))
+    settings = Settings.from_record(records.read_config(folder), str(folder))
+    trainer = Subject.prepare(settings).make_trainer()
     with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as checkpoints:
         assert checkpoints.latest_step == trainer.total_steps
         state, _ = checkpoints.restore(trainer.init())

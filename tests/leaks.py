@@ -4,36 +4,31 @@ python -m tests.leaks --runs=1000
 """
 
 import argparse
-import contextlib
-import io
+import functools
 import os
 import pathlib
 import shutil
 import tempfile
 
-from cifar_flax import records
-from cifar_flax.checkpoint import open_checkpoints
-from cifar_flax.data import Splits
-from cifar_flax.loop import Trainer
+from cifar_flax.data import Dataset, make_dataset
 from cifar_flax.models import SimpleNet
-from cifar_flax.recipes import Constant, Recipe
-from experiments import run
-from experiments.console import make_console
-from tests.conftest import make_splits
-
-RECIPE = Recipe((Constant(0.001, 2),), batch_size=32)
+from cifar_flax.runs.session import run
+from cifar_flax.runs.settings import Settings
+from tests.conftest import make_split
 
 
-def train(seed: int, splits: Splits, folder: pathlib.Path) -> None:
-    """A run of two epochs with its checkpoints and metrics, and its evaluation."""
-    trainer = Trainer(SimpleNet(4, features=(3,)), splits, RECIPE, (seed,))
-    folder.mkdir()
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        open_checkpoints(folder / records.CHECKPOINTS) as checkpoints,
-    ):
-        state, _, _ = run.train(trainer, folder, checkpoints, make_console(), False)
-    trainer.evaluate(state, splits.test)
+@functools.cache
+def make_data() -> Dataset:
+    """120 training and 25 test images of four classes."""
+    train, test = make_split(0, 120), make_split(2, 25)
+    arrays = (train.images, train.labels, test.images, test.labels)
+    return make_dataset("tiny", *arrays, tuple("abcd"), source="a test")
+
+
+def train(seed: int, folder: pathlib.Path) -> None:
+    """A run of two epochs with its checkpoints and records."""
+    settings = Settings(seeds=(seed,), lr=0.001, epochs=2, batch_size=32, val_size=24)
+    run(settings, folder, model=SimpleNet(4, features=(3,)), dataset=make_data())
     shutil.rmtree(folder)
 
 
@@ -53,10 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1_000)
     runs = parser.parse_args().runs
-    splits = make_splits()
     with tempfile.TemporaryDirectory() as name:
         for number in range(1, runs + 1):
-            train(number, splits, pathlib.Path(name) / "run")
+            train(number, pathlib.Path(name) / "run")
             if number % max(1, runs // 10) == 0:
                 print(
                     f"after {number} runs: {memory():.0f} MB, "

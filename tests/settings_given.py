@@ -1,15 +1,16 @@
 """Prints the settings that the flags of ``experiments.run`` give, as JSON."""
 
-import dataclasses
 import json
 
-from experiments import cli, config
+from experiments import cli
+from experiments.setting_flags import define_settings, settings_from_flags
 
 
 def main():
-    print(json.dumps(dataclasses.asdict(config.config_from_flags())))
+    with cli.command():
+        print(json.dumps(settings_from_flags().record()))
 
 
 if __name__ == "__main__":
-    config.define_flags()
-    cli.main(main)
+    define_settings()
+    main()

@@ -45,15 +45,17 @@ def finished(data, tmp_path_factory):
 def test_a_run_leaves_its_records(finished):
     folder, _ = finished
     config = records.read_config(folder)
-    assert config["settings"]["model"] == "convnet"
-    assert config["dataset"]["train_size"] == 450
-    assert config["recipe"]["phases"] == [
+    assert config.settings["model"] == "convnet"
+    assert config.dataset.train_size == 450
+    assert config.recipe["phases"] == [
         {"kind": "constant", "learning_rate": 0.01, "epochs": 3}
     ]
+    assert config.num_params == 37_490
+    assert "--model=convnet" in config.command
     lines = records.read_metrics(folder)
-    assert [line["step"] for line in lines] == [15, 30, 45]
-    assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert set(lines[0]) == {
+    assert [line.step for line in lines] == [15, 30, 45]
+    assert [line.epoch for line in lines] == [1, 2, 3]
+    assert set(lines[0].__struct_fields__) == {
         "step",
         "epoch",
         "learning_rate",
@@ -64,15 +66,15 @@ def test_a_run_leaves_its_records(finished):
         "images_per_second",
         "seconds",
     }
-    assert len(lines[0]["train_loss"]) == 2
+    assert len(lines[0].train_loss) == 2
     result = records.read_result(folder)
-    assert result["status"] == "finished"
-    assert result["num_params"] == 37_490
+    assert result.status == "finished"
+    assert result.num_params == 37_490
     with np.load(folder / records.PREDICTIONS) as predictions:
         correct = predictions["logits"].argmax(-1) == predictions["labels"]
     assert correct.shape == (2, 100)
-    assert result["test_accuracy"] == pytest.approx(correct.mean(1).tolist())
-    assert result["test_accuracy_mean"] == pytest.approx(correct.mean())
+    assert result.test_accuracy == pytest.approx(correct.mean(1).tolist())
+    assert result.test_accuracy_mean == pytest.approx(correct.mean())
 
 
 def test_a_run_says_what_it_does_and_nothing_else(finished):
@@ -131,7 +133,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, finished, tmp_path):
     expected = records.read_metrics(finished[0])[:2]
     lines = records.read_metrics(folder)[:2]
     for line in (*expected, *lines):
-        del line["seconds"], line["images_per_second"]
+        line.seconds = line.images_per_second = 0.0
     assert lines == expected
 
 
@@ -142,15 +144,15 @@ def test_a_run_that_diverges_says_so(data, tmp_path):
     assert done.returncode == 1
     first, second, third = done.stderr.strip().splitlines()
     assert first == "warning: simplenet has no batch norm: its settings have no effect"
-    (step,) = records.read_result(folder)["diverged_at"]
+    (step,) = records.read_result(folder).diverged_at
     assert 1 < step < 15  # within the first epoch
     assert second.startswith("warning: seed 0 has diverged and ends: its loss")
     assert f"at step {step}, at a rate of 1e+09; lower --lr" in second
     assert third.startswith(f"error: all seeds have diverged, the last at step {step}")
     result = records.read_result(folder)
-    assert result["status"] == "diverged"
-    assert result["steps"] == step
-    assert result["test_loss"] == [None]
+    assert result.status == "diverged"
+    assert result.steps == step
+    assert result.test_loss == [None]
     assert records.read_metrics(folder) == []
     assert f"diverged at step {step}" in done.stdout
     again = command("run", f"--workdir={folder}", "--resume")
@@ -186,8 +188,7 @@ def test_another_configuration_is_refused_by_the_settings_that_differ(data, fini
     done = command("run", f"--workdir={folder}", "--resume", "--lr=0.5", "--epochs=3")
     assert_one_line_error(done, 1, "--lr was 0.01 and is 0.5")
     assert "epochs" not in done.stderr
-    names = {path.name for path in folder.iterdir()}
-    assert names == {records.CONFIG, records.LOCK}
+    assert [path.name for path in folder.iterdir()] == [records.CONFIG]
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_done(data, finished):
@@ -215,17 +216,17 @@ def test_a_run_finds_its_rate_records_it_and_resumes_with_it(shapes, tmp_path):
     done = command("run", *flags, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     found = records.read_range_test(folder)
-    rate = found["suggested_lr"]
-    assert found["seeds"] == [0, 1, 2, 3, 4]
-    assert np.shape(found["losses"])[0] == 5
+    rate = found.suggested_lr
+    assert found.seeds == [0, 1, 2, 3, 4]
+    assert np.shape(found.losses)[0] == 5
     assert 1e-4 < rate < 1
     assert f"suggested rate: {rate:g}\n" in done.stdout
     assert (folder / "lr_find.png").read_bytes().startswith(b"\x89PNG")
     config = records.read_config(folder)
-    assert config["settings"]["lr"] == "auto"
-    (phase,) = config["recipe"]["phases"]
+    assert config.settings["lr"] == "auto"
+    (phase,) = config.recipe["phases"]
     assert phase == {"kind": "constant", "learning_rate": rate, "epochs": 1}
-    assert records.read_metrics(folder)[0]["learning_rate"] == pytest.approx(rate)
+    assert records.read_metrics(folder)[0].learning_rate == pytest.approx(rate)
 
     # Gone on with as after a kill at the very end: no second test, the same outcome.
     result = records.read_result(folder)
@@ -233,7 +234,7 @@ def test_a_run_finds_its_rate_records_it_and_resumes_with_it(shapes, tmp_path):
     done = command("run", f"--workdir={folder}", "--resume")
     assert done.returncode == 0, done.stderr
     assert "suggested rate" not in done.stdout
-    assert records.read_result(folder)["test_loss"] == result["test_loss"]
+    assert records.read_result(folder).test_loss == result.test_loss
     assert records.read_config(folder) == config
 
 
@@ -243,8 +244,8 @@ def test_a_range_test_without_an_answer_says_why(shapes, tmp_path):
     place = [shapes, f"--workdir={folder}"]
     done = command("lr_find", *SMALL, *flags, *place)
     assert_one_line_error(done, 1, "inconclusive", "the model does not learn there")
-    assert records.read_range_test(folder)["suggested_lr"] is None
-    assert records.read_config(folder)["kind"] == "lr_find"
+    assert records.read_range_test(folder).suggested_lr is None
+    assert records.read_config(folder).kind == "lr_find"
     done = command("run", f"--workdir={folder}", "--resume")
     assert_one_line_error(done, 1, str(folder), "no run to go on with")
 
@@ -281,7 +282,7 @@ def test_no_network_and_no_data_falls_to_shapes_and_says_so(tmp_path):
     assert "warning: CIFAR-10 is not in" in done.stderr
     assert "--data_archive" in done.stderr
     result = records.read_result(tmp_path / "runs" / "simplenet-shapes-1")
-    assert result["dataset"] == "shapes"
+    assert result.dataset == "shapes"
 
 
 def test_wrong_inputs_of_run(data, tmp_path):

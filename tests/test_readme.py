@@ -4,35 +4,51 @@ import pathlib
 import re
 
 import numpy as np
+import pytest
 
-from cifar_flax import data
+import cifar_flax
+from cifar_flax.runs.settings import Settings
 from tests.conftest import make_split
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
-def test_the_example_in_python_runs(monkeypatch, tmp_path, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (code,) = (block for block in blocks if "Trainer" in block)
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Tiny data in place of those that the examples load; an empty folder."""
     train, test = make_split(0, 600), make_split(1, 20)
-    dataset = data.make_dataset(
-        "tiny",
-        train.images,
-        train.labels,
-        test.images,
-        test.labels,
-        ("a", "b", "c", "d"),
-        source="a test",
-    )
-    monkeypatch.setattr(data, "load_dataset", lambda name: dataset)
+    names = ("a", "b", "c", "d")
+    arrays = (train.images, train.labels, test.images, test.labels)
+    dataset = cifar_flax.make_dataset("cifar10", *arrays, names, source="a test")
+    monkeypatch.setattr(cifar_flax, "load_dataset", lambda name: dataset)
+    monkeypatch.setattr(Settings, "load_data", lambda self: dataset)
     monkeypatch.chdir(tmp_path)
+
+
+def run_example(word):
+    """Runs the example with that word on a small model and data."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if word in block)
     code = code.replace("val_size=5_000", "val_size=40").replace(
         '"convbn"', '"convnet"'
     )
+    code = code.replace("cycles=3)\nresult", "cycles=1, val_size=40)\nresult")
     exec(compile(code, str(README), "exec"), {})
+
+
+def test_the_example_of_a_loop_runs(tiny, tmp_path, capsys):
+    run_example("cf.Trainer")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4  # three epochs and the test
     accuracies = [float(word) for word in re.findall(r"\d\.\d*", lines[-1])]
     assert len(accuracies) == 3
     assert np.all(np.isfinite(accuracies))
-    assert (tmp_path / "runs" / "mine").is_dir()
+    assert (tmp_path / "runs" / "best").is_dir()
+
+
+def test_the_example_of_a_run_runs(tiny, tmp_path, capsys):
+    run_example("cf.ConsoleDisplay")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("finished [0.")
+    assert (tmp_path / "runs" / "mine" / "result.json").exists()
+    assert (tmp_path / "runs" / "report.html").exists()

@@ -12,27 +12,99 @@ from cifar_flax import records
 from cifar_flax.errors import UserError
 
 
-def test_records_come_back_as_they_were_written(tmp_path):
-    records.write_config(tmp_path, {"settings": {"model": "convbn"}, "sizes": (1, 2)})
-    assert records.read_config(tmp_path) == {
-        "format": records.FORMAT,
-        "settings": {"model": "convbn"},
-        "sizes": [1, 2],
+def make_config(**changes):
+    info = records.DatasetInfo(
+        name="cifar10",
+        fingerprint="0123",
+        source="a test",
+        class_names=["cat", "dog"],
+        image_shape=(32, 32, 3),
+        mean=[0.5, 0.5, 0.5],
+        std=[0.2, 0.2, 0.2],
+        train_size=100,
+        val_size=0,
+        test_size=10,
+    )
+    fields = {
+        "kind": "run",
+        "settings": {"model": "convbn", "seeds": [0, 1], "lr": None},
+        "recipe": {"phases": [{"kind": "constant", "epochs": 1}], "momentum": 0.9},
+        "dataset": info,
+        "versions": {"jax": "0.10"},
+        "command": ["python"],
     }
+    return records.Config(**{**fields, **changes})
+
+
+def make_result(**changes):
+    fields = {
+        "model": "convbn",
+        "dataset": "cifar10",
+        "num_params": 10,
+        "flops_per_image": 20,
+        "seeds": [0, 1],
+        "test_accuracy": [0.5, 0.25],
+        "test_loss": [1.0, 2.0],
+        "test_accuracy_mean": 0.375,
+        "test_accuracy_ci95": 0.5,
+        "test_size": 10,
+        "epochs": 1,
+        "steps": 5,
+        "train_seconds": 1.0,
+        "compile_seconds": 1.0,
+        "images_per_second": 10.0,
+        "device": "cpu",
+        "diverged_at": [None, None],
+        "status": "finished",
+    }
+    return records.Result(**{**fields, **changes})
+
+
+def make_point(step, **changes):
+    fields = {
+        "step": step,
+        "epoch": max(1, step // 10),
+        "learning_rate": 0.1,
+        "train_loss": [0.1, 0.2],
+        "train_accuracy": [0.1, 0.2],
+        "val_loss": None,
+        "val_accuracy": None,
+        "images_per_second": 1.0,
+        "seconds": 1.0,
+    }
+    return records.LogPoint(**{**fields, **changes})
+
+
+def test_records_come_back_as_they_were_written(tmp_path):
+    config = make_config()
+    records.write_config(tmp_path, config)
+    assert records.read_config(tmp_path) == config
+    assert json.loads((tmp_path / records.CONFIG).read_text())["format"] == 1
     assert records.read_result(tmp_path) is None
-    records.write_result(tmp_path, {"test_accuracy": np.array([0.5, 0.25])})
-    assert records.read_result(tmp_path)["test_accuracy"] == [0.5, 0.25]
+    result = make_result()
+    records.write_result(tmp_path, result)
+    assert records.read_result(tmp_path) == result
+
+
+def test_lists_of_numbers_are_a_line(tmp_path):
+    records.write_config(tmp_path, make_config())
+    text = (tmp_path / records.CONFIG).read_text()
+    assert '\n    "mean": [0.5, 0.5, 0.5],\n' in text
+    assert '\n    "seeds": [0, 1],\n' in text
 
 
 def test_what_is_not_finite_is_null_and_the_file_stays_json(tmp_path):
-    records.write_result(tmp_path, {"test_loss": [np.float32("nan"), float("inf"), 1]})
+    losses = [float("nan"), float("inf")]
+    lost = {"diverged_at": [3, 4], "status": "diverged", "test_loss": losses}
+    records.write_result(tmp_path, make_result(**lost))
     text = (tmp_path / records.RESULT).read_text()
     loaded = json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    assert loaded["test_loss"] == [None, None, 1]
+    assert loaded["test_loss"] == [None, None]
+    assert records.read_result(tmp_path).test_loss == [None, None]
 
 
 def test_metrics_are_appended_and_cut(tmp_path):
-    lines = [{"step": step, "train_loss": [0.1, 0.2]} for step in (10, 20, 30)]
+    lines = [make_point(step) for step in (10, 20, 30)]
     records.cut_metrics(tmp_path, 0)
     records.append_metrics(tmp_path, lines[:1])
     records.append_metrics(tmp_path, lines[1:])
@@ -43,19 +115,44 @@ def test_metrics_are_appended_and_cut(tmp_path):
 
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     records.cut_metrics(tmp_path, 0)
-    records.append_metrics(tmp_path, [{"step": 1}])
+    records.append_metrics(tmp_path, [make_point(1)])
     with open(tmp_path / records.METRICS, "a") as file:
         file.write('{"step": 2, "tra')
-    assert records.read_metrics(tmp_path) == [{"step": 1}]
-    assert records.cut_metrics(tmp_path, 5) == [{"step": 1}]
-    records.append_metrics(tmp_path, [{"step": 3}])
-    assert records.read_metrics(tmp_path) == [{"step": 1}, {"step": 3}]
+    assert records.read_metrics(tmp_path) == [make_point(1)]
+    assert records.cut_metrics(tmp_path, 5) == [make_point(1)]
+    records.append_metrics(tmp_path, [make_point(3)])
+    assert records.read_metrics(tmp_path) == [make_point(1), make_point(3)]
 
 
 def test_damage_in_the_middle_is_named(tmp_path):
-    (tmp_path / records.METRICS).write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    records.cut_metrics(tmp_path, 0)
+    records.append_metrics(tmp_path, [make_point(1), make_point(2), make_point(3)])
+    path = tmp_path / records.METRICS
+    first, _, third = path.read_text().splitlines()
+    path.write_text(f'{first}\n{{"st\n{third}\n')
     with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged"):
         records.read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": [0, "x"]}, r"seeds\[1\] is 'x': Expected `int`, got `str`"),
+        ({"test_accuracy": [0.5, 1.5]}, r"test_accuracy\[1\] is 1.5: .* <= 1"),
+        ({"test_accuracy": [0.5]}, "not of 2 seeds each"),
+        ({"test_accuracy_ci95": None}, "test_accuracy_ci95 is null"),
+        ({"test_loss": [None, 1.0]}, "a seed has no test loss"),
+        ({"status": "diverged"}, "status does not agree"),
+        ({"seeds": [1, 1]}, "a seed is there twice"),
+        ({"format": 2}, "of format 2, and not of 1"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value(tmp_path, changes, words):
+    path = tmp_path / records.RESULT
+    records.write_result(tmp_path, make_result())
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError, match=rf"result\.json: .*{words}"):
+        records.read_result(tmp_path)
 
 
 def test_predictions_are_plain_arrays(tmp_path):
@@ -113,7 +210,7 @@ def test_new_folders_take_the_next_free_number(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     records.claim_folder(tmp_path / "new" / "run")
     records.claim_folder(tmp_path / "new" / "run")  # empty: nothing is lost
-    records.write_config(tmp_path, {})
+    records.write_config(tmp_path, make_config())
     with pytest.raises(UserError, match=r"holds a run; .*--resume"):
         records.claim_folder(tmp_path)
     with pytest.raises(UserError, match="not empty and holds no run"):
@@ -122,35 +219,54 @@ def test_a_folder_in_use_is_refused(tmp_path):
         records.claim_folder(tmp_path / records.CONFIG / "run")
 
 
+def test_a_refused_folder_is_left_as_it_is(tmp_path):
+    """Not even files that look like what a run leaves behind are touched."""
+    names = (".movie.mp4.partial", ".hidden", "notes.txt")
+    for name in names:
+        (tmp_path / name).write_text(name)
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        records.claim_folder(tmp_path)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {n: n for n in names}
+
+
+def test_what_a_killed_writer_left_is_removed_and_no_hindrance(tmp_path):
+    (tmp_path / ".config.json.cifar_flax-0123456789ab.partial").touch()
+    (tmp_path / records.LOCK).touch()
+    records.claim_folder(tmp_path)
+    with records.locked_folder(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [records.LOCK]
+
+
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
-    records.write_result(tmp_path, {"value": 1})
+    records.write_result(tmp_path, make_result(steps=1))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*No space left"):
-        records.write_result(tmp_path, {"value": 2})
-    assert records.read_result(tmp_path)["value"] == 1
+        records.write_result(tmp_path, make_result(steps=2))
+    assert records.read_result(tmp_path).steps == 1
     assert [path.name for path in tmp_path.iterdir()] == [records.RESULT]
 
 
 def test_lines_that_do_not_fit_on_the_disk_leave_those_before_whole(tmp_path):
     records.cut_metrics(tmp_path, 0)
-    records.append_metrics(tmp_path, [{"step": 1}])
+    records.append_metrics(tmp_path, [make_point(1)])
+    before = (tmp_path / records.METRICS).read_text()
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30, limit[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limit[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
-            records.append_metrics(tmp_path, [{"step": step} for step in range(2, 9)])
+            records.append_metrics(tmp_path, [make_point(step) for step in (2, 3)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert (tmp_path / records.METRICS).read_text() == '{"step": 1}\n'
-    records.append_metrics(tmp_path, [{"step": 2}])
-    assert records.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert (tmp_path / records.METRICS).read_text() == before
+    records.append_metrics(tmp_path, [make_point(2)])
+    assert records.read_metrics(tmp_path) == [make_point(1), make_point(2)]
 
 
 def test_lines_are_not_added_where_those_before_have_vanished(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*No such file"):
-        records.append_metrics(tmp_path, [{"step": 2}])
+        records.append_metrics(tmp_path, [make_point(2)])
     assert not list(tmp_path.iterdir())

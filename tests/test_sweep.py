@@ -42,7 +42,7 @@ def test_a_failed_cell_is_reported_and_the_rest_go_on(swept):
     assert names[0] in line
     assert f"{names[1]}: done" in first.stdout
     assert f"{names[2]}: diverged at step 2" in first.stdout
-    assert records.read_result(folder / names[1])["test_accuracy"]
+    assert records.read_result(folder / names[1]).test_accuracy
 
 
 def test_the_same_command_goes_on_with_what_is_left(swept):
@@ -51,7 +51,7 @@ def test_the_same_command_goes_on_with_what_is_left(swept):
     assert f"{names[0]}: done" in second.stdout
     assert f"{names[1]}: was done" in second.stdout
     assert f"{names[2]}: diverged at step 2" in second.stdout
-    rates = [records.read_config(folder / name)["settings"]["lr"] for name in names]
+    rates = [records.read_config(folder / name).settings["lr"] for name in names]
     assert rates == [0.01, 0.02, 1e38]
 
 
@@ -62,9 +62,9 @@ def test_a_cell_that_another_process_holds_is_skipped(swept):
     content = result.read_text()
     result.unlink()
     code = (
-        "import pathlib, sys; from cifar_flax import records;"
-        "records.lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True);"
-        "sys.stdin.read()"
+        "import pathlib, sys; from cifar_flax import records\n"
+        "with records.locked_folder(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(held)],

@@ -3,10 +3,11 @@
 from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.data.download import fetch_cifar10
 from cifar_flax.data.load import default_data_dir, load_dataset
-from cifar_flax.data.splits import Split, Splits, split_dataset
+from cifar_flax.data.splits import DataSpec, Split, Splits, split_dataset
 from cifar_flax.data.tfds_source import prepare_cifar10
 
 __all__ = [
+    "DataSpec",
     "Dataset",
     "Split",
     "Splits",

@@ -32,10 +32,13 @@ class Augmentation:
     flip: bool = True
 
     def __post_init__(self):
-        if not 0 <= self.padding <= MAX_PADDING:
+        whole = type(self.padding) is int
+        if not whole or not 0 <= self.padding <= MAX_PADDING:
             raise UserError(
                 f"padding is {self.padding}; it must be from 0 to {MAX_PADDING} pixels"
             )
+        if not isinstance(self.flip, bool):
+            raise UserError(f"flip is {self.flip!r}; it must be True or False")
         if self.padding_mode not in PADDING_MODES:
             raise UserError(
                 f"padding_mode is {self.padding_mode!r}; it must be one of "

@@ -4,18 +4,15 @@ A file of this cache is an uncompressed .npz: the four arrays, and a line of JSO
 zip format keeps a CRC of each, which finds damage while it reads.
 """
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
 import pathlib
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from cifar_flax.data.dataset import Dataset, Statistics, make_dataset
+from cifar_flax.files import replacing
 
 # Raise it when what is decoded changes, so that files of older versions are not read.
 VERSION = 1
@@ -49,19 +46,6 @@ def load_or_build(
         dataset = build()
         _store(path, dataset)
     return dataset
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process holds the lock ``path``, and holds it meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("waiting for another process that holds %s", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _load(path: pathlib.Path) -> Dataset | None:
@@ -109,19 +93,13 @@ def _check_details(
 def _store(path: pathlib.Path, dataset: Dataset) -> None:
     arrays = {key: getattr(dataset, key) for key in _ARRAYS}
     details = json.dumps({key: getattr(dataset, key) for key in _DETAILS})
-    # Written aside and renamed: another process sees the whole file or none.
-    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with replacing(path) as file:
             np.savez(file, details=np.array(details), **arrays)
-        os.replace(temporary, path)
     except OSError as error:
         logger.warning(
             "cannot write the cache %s (%s); it will be decoded again next time",
             path,
             error.strerror or error,
         )
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

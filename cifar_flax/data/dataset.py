@@ -3,14 +3,13 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 
-IMAGE_SHAPE = (32, 32, 3)
-
-Statistics = tuple[float, float, float]
+Statistics = tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,9 +18,9 @@ class Dataset:
 
     Attributes:
       name: 'cifar10', 'shapes', or a name of tensorflow-datasets.
-      train_images: uint8 [N, 32, 32, 3], RGB.
+      train_images: uint8 [N, H, W, C]; colours are RGB.
       train_labels: int32 [N], 0 to ``num_classes`` - 1.
-      test_images: as ``train_images``.
+      test_images: as ``train_images``, of the same H, W and C.
       test_labels: as ``train_labels``.
       class_names: one a label.
       mean: per channel, of pixels / 255, of the training images.
@@ -65,7 +64,7 @@ def make_dataset(
 
     Args:
       name: see ``Dataset``, as for the arguments below.
-      train_images: uint8 [N, 32, 32, 3].
+      train_images: uint8 [N, H, W, C].
       train_labels: [N], of any integer type.
       test_images: as ``train_images``.
       test_labels: as ``train_labels``.
@@ -79,20 +78,23 @@ def make_dataset(
       The data set. It keeps the image arrays, it does not copy them.
 
     Raises:
-      UserError: an array has another shape or type, a split is empty, or a label has
-        no class name.
+      UserError: an array has another shape or type, a split is empty, a label has no
+        class name, or a standard deviation is 0.
     """
-    names = tuple(class_names)
-    images, labels = {}, {}
+    names = _checked_names(name, class_names)
+    images, labels, shape = {}, {}, None
     for split, x, y in (
         ("train", train_images, train_labels),
         ("test", test_images, test_labels),
     ):
-        images[split] = _checked_images(f"{name}, {split} split", x)
-        labels[split] = _checked_labels(f"{name}, {split} split", y, len(x), names)
+        where = f"{name}, {split} split"
+        images[split] = check_images(where, x, shape)
+        labels[split] = check_labels(where, y, len(images[split]), len(names))
+        shape = images[split].shape[1:]
     if mean is None or std is None:
         computed = channel_statistics(images["train"])
         mean, std = mean or computed[0], std or computed[1]
+    mean, std = check_statistics(name, mean, std, images["train"].shape[-1])
     return Dataset(
         name=name,
         train_images=images["train"],
@@ -115,14 +117,14 @@ def channel_statistics(images: np.ndarray) -> tuple[Statistics, Statistics]:
     deviation 1/255, since images are divided by it.
 
     Args:
-      images: uint8 [N, H, W, 3].
+      images: uint8 [N, H, W, C].
 
     Returns:
       Mean and (biased) standard deviation.
     """
     values = np.arange(256)
     mean, std = [], []
-    for channel in range(3):
+    for channel in range(images.shape[-1]):
         counts = np.zeros(256, np.int64)
         for start in range(0, len(images), 1000):
             pixels = images[start : start + 1000, ..., channel].ravel()
@@ -131,7 +133,7 @@ def channel_statistics(images: np.ndarray) -> tuple[Statistics, Statistics]:
         squares = int(counts @ values**2)
         mean.append(total / n / 255)
         std.append(max((n * squares - total**2) ** 0.5 / n, 1.0) / 255)
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    return tuple(mean), tuple(std)
 
 
 def _fingerprint(
@@ -146,29 +148,104 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _checked_images(where: str, images: np.ndarray) -> np.ndarray:
-    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
-        raise UserError(
-            f"{where}: images are {images.dtype}{list(images.shape)}; they must be "
-            f"uint8[N, 32, 32, 3]"
-        )
-    if not len(images):
-        raise UserError(f"{where}: no images; at least one is needed")
-    return np.ascontiguousarray(images)
-
-
-def _checked_labels(
-    where: str, labels: np.ndarray, count: int, class_names: tuple[str, ...]
+def check_images(
+    where: str, images: Any, shape: tuple[int, ...] | None = None
 ) -> np.ndarray:
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+    """Images as a contiguous array, or a UserError that names what is wrong.
+
+    Args:
+      where: what they are, for the message.
+      images: uint8 [N, H, W, C], one or more; anything that NumPy takes as an array.
+      shape: the (H, W, C) that they must have, if any.
+    """
+    array = _as_array(where, "images", images)
+    wanted = "uint8 [N, H, W, C]"
+    if shape is not None:
+        wanted = f"uint8 [N, {', '.join(map(str, shape))}]"
+    what = f"{where}: images are {describe(array)}; they must be {wanted}"
+    if array.dtype != np.uint8:
         raise UserError(
-            f"{where}: labels are {labels.dtype}{list(labels.shape)}; they must be "
-            f"integers, one for each of {count} images"
+            f"{what}, pixels from 0 to 255 as they are stored; do not scale or "
+            "normalise them"
         )
-    for label in (int(labels.min()), int(labels.max())):
-        if not 0 <= label < len(class_names):
+    if not array.size:
+        raise UserError(f"{where}: no images in {describe(array)}; give one or more")
+    if array.ndim == 3:
+        raise UserError(f"{what}; add the missing axis (of one image: images[None])")
+    if array.ndim != 4 or (shape is not None and array.shape[1:] != tuple(shape)):
+        raise UserError(what)
+    return np.ascontiguousarray(array)
+
+
+def check_labels(where: str, labels: Any, count: int, num_classes: int) -> np.ndarray:
+    """Labels as int32 [N], or a UserError that names what is wrong.
+
+    Args:
+      where: what they are, for the message.
+      labels: whole numbers [N] from 0 to ``num_classes`` - 1.
+      count: N, the number of images that they belong to.
+      num_classes: how many classes there are.
+    """
+    array = _as_array(where, "labels", labels)
+    if array.dtype.kind not in "iu" or array.shape != (count,):
+        hint = ""
+        if array.shape == (count, 1):
+            hint = "; labels[:, 0] drops the last axis"
+        elif array.ndim == 2 and len(array) == count:
+            hint = "; labels.argmax(1) turns one-hot rows into class numbers"
+        raise UserError(
+            f"{where}: labels are {describe(array)}; they must be integers [N], one "
+            f"for each of {count} images{hint}"
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= num_classes:
+        hint = "; subtract 1" if (low, high) == (1, num_classes) else ""
+        raise UserError(
+            f"{where}: label {low if low < 0 else high}; with {num_classes} classes "
+            f"labels must be from 0 to {num_classes - 1}{hint}"
+        )
+    return np.ascontiguousarray(array, np.int32)
+
+
+def check_statistics(
+    where: str, mean: Any, std: Any, channels: int
+) -> tuple[Statistics, Statistics]:
+    """Mean and standard deviation of each channel, or a UserError."""
+    for name, values in (("mean", mean), ("std", std)):
+        array = _as_array(where, name, values)
+        good = array.shape == (channels,) and array.dtype.kind in "fiu"
+        must = "above 0" if name == "std" else "finite"
+        good = good and np.isfinite(array).all()
+        if not good or (name == "std" and array.min() <= 0):
             raise UserError(
-                f"{where}: label {label}; with {len(class_names)} classes labels must "
-                f"be from 0 to {len(class_names) - 1}"
+                f"{where}: {name} is {values}; it must be {channels} numbers, one a "
+                f"channel, of pixels / 255, each {must}"
             )
-    return np.ascontiguousarray(labels, np.int32)
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def describe(array: Any) -> str:
+    """Type and shape of an array, as ``float32 [8, 32, 32, 3]``."""
+    return f"{array.dtype} [{', '.join(map(str, array.shape))}]"
+
+
+def _as_array(where: str, what: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # of ragged lists, or of another library's arrays
+        raise UserError(
+            f"{where}: {what} are {type(value).__name__} and no array: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _checked_names(where: str, class_names: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(class_names)
+    if isinstance(class_names, str) or not names or len(set(names)) < len(names):
+        raise UserError(
+            f"{where}: class_names is {class_names!r}; give one or more different "
+            "names, one a label"
+        )
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{where}: the class name {wrong[0]!r} is no text")
+    return names

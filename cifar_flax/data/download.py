@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from cifar_flax.data import archive, cache
+from cifar_flax.data import archive
 from cifar_flax.errors import UserError
+from cifar_flax.files import locked
 
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_BYTES = 170_052_171
@@ -151,7 +152,7 @@ def download(
     part = path.with_name(path.name + ".part")
     try:
         # Two processes writing to one .part would spoil it.
-        with cache.locked(path.with_name(path.name + ".lock")):
+        with locked(path.with_name(path.name + ".lock"), wait=True):
             if path.exists():  # fetched by the process that had the lock
                 return path
             _fetch_all(url, part, timeout, attempts, pause)

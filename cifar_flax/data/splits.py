@@ -4,27 +4,67 @@ import dataclasses
 
 import numpy as np
 
-from cifar_flax.data.dataset import Dataset
+from cifar_flax.data.dataset import (
+    Dataset,
+    Statistics,
+    check_images,
+    check_labels,
+    check_statistics,
+    describe,
+)
 from cifar_flax.errors import UserError
 
 # The split must not depend on the seed of a run, so that runs can be compared.
 _SPLIT_SEED = 20_260_101
 
 
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What a program must know of its data, without the data themselves.
+
+    Attributes:
+      image_shape: (H, W, C).
+      num_classes: K.
+      mean: per channel, of pixels / 255.
+      std: per channel, of pixels / 255.
+      train_size: images in the training split.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mean: Statistics
+    std: Statistics
+    train_size: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, H, W, C] and their labels int32 [N]."""
+    """Images uint8 [N, H, W, C] and their labels int32 [N]; checked when it is made.
+
+    Raises:
+      UserError: another type or shape, lengths that differ, or nothing at all.
+    """
 
     images: np.ndarray
     labels: np.ndarray
 
+    def __post_init__(self):
+        images = check_images("a split", self.images)
+        # The number of classes is not known here; ``Splits`` checks the upper bound.
+        labels = check_labels("a split", self.labels, len(images), 2**31)
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", labels)
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Split({describe(self.images)})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set, divided.
+    """A data set, divided; checked when it is made.
 
     Attributes:
       train: what the parameters are fitted to.
@@ -34,14 +74,43 @@ class Splits:
       num_classes: number of classes.
       mean: per channel, of pixels / 255.
       std: per channel, of pixels / 255.
+
+    Raises:
+      UserError: images of different sizes, a label that is no class, or statistics
+        that do not fit the channels.
     """
 
     train: Split
     val: Split | None
     test: Split
     num_classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Statistics
+    std: Statistics
+
+    def __post_init__(self):
+        shape = self.train.images.shape[1:]
+        for name in ("train", "val", "test"):
+            split = getattr(self, name)
+            if split is None and name == "val":
+                continue
+            where = f"{name} split"
+            check_images(where, split.images, shape)
+            check_labels(where, split.labels, len(split), self.num_classes)
+        mean, std = check_statistics("splits", self.mean, self.std, shape[-1])
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a program must know of these data."""
+        height, width, channels = self.train.images.shape[1:]
+        return DataSpec(
+            image_shape=(height, width, channels),
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
+            train_size=len(self.train),
+        )
 
 
 def split_dataset(

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from cifar_flax.data import archive, cache
-from cifar_flax.data.dataset import IMAGE_SHAPE, Dataset, make_dataset
+from cifar_flax.data import archive
+from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
+from cifar_flax.files import locked
 
 CIFAR10_VERSION = "3.0.2"
+IMAGE_SHAPE = (32, 32, 3)
 
 _MAX_RECORD = 2**20  # bytes; a 32x32 PNG has about 2,500
 _INFO = "dataset_info.json"
@@ -122,7 +124,7 @@ def prepare_cifar10(
     data_dir = pathlib.Path(data_dir).expanduser()
     folder = data_dir / "cifar10" / CIFAR10_VERSION
     try:
-        with cache.locked(data_dir / "cifar_flax" / "cifar10.lock"):
+        with locked(data_dir / "cifar_flax" / "cifar10.lock", wait=True):
             if prepared_folder(data_dir, "cifar10"):
                 return folder
             source = archive.open_archive(archive_path)

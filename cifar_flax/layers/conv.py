@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_flax.errors import UserError
 from cifar_flax.layers.conv_product import conv2d_product
 from cifar_flax.layers.initializers import fan_in_uniform
 
@@ -58,6 +59,12 @@ class Conv(nn.Module):
     def __call__(self, images: Array) -> Array:
         """Maps [N, H, W, C] to [N, H', W', features]."""
         size = self.kernel_size
+        if min(images.shape[1:3]) + 2 * self.padding < size:
+            raise UserError(
+                f"layer {'.'.join(self.path)}: a kernel of {size} x {size} pixels with "
+                f"a padding of {self.padding} does not fit images of "
+                f"{images.shape[1]} x {images.shape[2]}; give larger images"
+            )
         fan_in = size * size * images.shape[-1]
         init = fan_in_uniform(fan_in)
         shape = (size, size, images.shape[-1], self.features)

@@ -1,7 +1,8 @@
 """The models, by name.
 
 Every model is called as ``model.apply(variables, images, train=...)`` on images
-[N, 32, 32, 3] and returns logits [N, num_classes].
+[N, H, W, C] and returns logits [N, num_classes]; ``models.calling`` has the contract
+that a model of one's own has to keep.
 """
 
 import functools

@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from cifar_flax.errors import UserError
+from cifar_flax.models.calling import init_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,14 @@ class LayerRow:
 def layer_rows(
     model: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)
 ) -> list[LayerRow]:
-    """The layers of a model in the order of their calls; nothing is computed.
+    """The layers of a model in the order of their calls; see ``trace_layers``."""
+    return trace_layers(model, image_shape)[0]
+
+
+def trace_layers(
+    model: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[list[LayerRow], Any]:
+    """The layers of a model and its variables as shapes; nothing is computed.
 
     The operations of a layer follow from its ``kernel`` [..., C, F]: every output of
     its F channels takes one multiplication and addition for each of the kernel's
@@ -39,13 +50,25 @@ def layer_rows(
     included, and counts taps that fall on the padding.
 
     Args:
-      model: called as ``model.apply(variables, images, train=...)``.
+      model: see ``models.calling``.
       image_shape: (H, W, C).
+
+    Returns:
+      The layers in the order of their calls, and the variables by collection.
+
+    Raises:
+      UserError: a layer's output would be empty, for the images are too small.
     """
     rows: list[LayerRow] = []
 
     def record(call, args, kwargs, context):
         output = call(*args, **kwargs)
+        if any(0 in leaf.shape for leaf in jax.tree.leaves(output)):
+            raise UserError(
+                f"the output of layer {'.'.join(context.module.path) or 'model'} is "
+                f"empty for images of {image_shape[0]} x {image_shape[1]} pixels; give "
+                "larger images, or a model with fewer strides"
+            )
         params = context.module.variables.get("params", {})
         own = {k: v for k, v in params.items() if not isinstance(v, dict)}
         if context.method_name == "__call__" and own:
@@ -67,8 +90,8 @@ def layer_rows(
 
     def init():
         images = jnp.zeros((1, *image_shape))
-        return model.init(jax.random.key(0), images, train=False)
+        return init_variables(model, jax.random.key(0), images)
 
     with nn.intercept_methods(record):
-        jax.eval_shape(init)
-    return rows
+        variables = jax.eval_shape(init)
+    return rows, variables

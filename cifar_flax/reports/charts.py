@@ -82,15 +82,17 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
 
 
 def trade_off(entries: list[Entry], cost: Callable[[Entry], float], label: str) -> str:
-    """Accuracy against a cost, with the entries that none beats in both.
+    """Accuracy against a cost, with the Pareto front.
 
     Args:
-      entries: of a study.
-      cost: of an entry, above 0.
+      entries: of a study; those whose cost is not known, and so 0, are left out.
+      cost: of an entry.
       label: of the axis.
     """
+    numbered = [(i, entry) for i, entry in enumerate(entries) if cost(entry) > 0]
+    entries = [entry for _, entry in numbered]
     with _drawing(4.6, 3.4) as (axis, svg):
-        for number, entry in enumerate(entries):
+        for number, entry in numbered:
             axis.errorbar(
                 cost(entry),
                 100 * entry.mean,
@@ -171,34 +173,24 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> str | None:
     return svg[0] if found else None
 
 
-def schedules(entries: list[Entry]) -> str:
-    """The learning rate as it was over the epochs."""
+def schedules(entries: list[Entry]) -> str | None:
+    """The learning rate over the epochs, as recorded.
+
+    Returns:
+      None where no entry has it.
+    """
+    recorded = [entry.first.config.schedule for entry in entries]
+    if not any(recorded):
+        return None
     with _drawing(7.0, 2.6) as (axis, svg):
-        for number, entry in enumerate(entries):
-            epochs, rates = schedule_of(entry.first.config["recipe"])
-            axis.plot(epochs, rates, label=_plain(entry.name), **style_of(number))
+        for number, (entry, schedule) in enumerate(zip(entries, recorded, strict=True)):
+            if schedule is not None:
+                name = _plain(entry.name)
+                epochs, rates = schedule.epochs, schedule.rates
+                axis.plot(epochs, rates, label=name, **style_of(number))
         axis.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
         _legend(axis)
     return svg[0]
-
-
-def schedule_of(recipe: dict, points: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and rates of a recipe's record, so many points an epoch."""
-    epochs, rates, start = [], [], 0
-    for phase in recipe["phases"]:
-        rate = phase["learning_rate"]
-        if phase["kind"] == "constant":
-            lengths = [phase["epochs"]]
-        else:
-            mult, count = phase["cycle_mult"], phase["cycles"]
-            lengths = [phase["cycle_len"] * mult**i for i in range(count)]
-        for length in lengths:
-            share = np.linspace(0, 1, points * length + 1)
-            falls = (1 + np.cos(np.pi * share)) / 2
-            epochs.append(start + length * share)
-            rates.append(rate * (falls if phase["kind"] == "sgdr" else share**0))
-            start += length
-    return np.concatenate(epochs), np.concatenate(rates)
 
 
 def range_test(entry: Entry) -> str | None:

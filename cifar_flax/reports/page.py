@@ -1,7 +1,9 @@
 """Studies as a page of Markdown and as one HTML file that needs nothing else."""
 
 import base64
+import dataclasses
 import io
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,17 +11,70 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from cifar_flax.errors import UserError
 from cifar_flax.reports import charts
 from cifar_flax.reports.predictions import confusion, mean_probability
-from cifar_flax.reports.runs import Entry, Study
+from cifar_flax.reports.runs import Entry, Study, read_studies
 
 COSTS: list[tuple[str, Callable[[Entry], float]]] = [
-    ("parameters", lambda entry: entry.first.result["num_params"]),
-    ("MFLOP an image", lambda entry: entry.first.result["flops_per_image"] / 1e6),
+    ("parameters", lambda entry: entry.first.result.num_params),
+    ("MFLOP an image", lambda entry: entry.first.result.flops_per_image / 1e6),
     ("seconds of training a seed", lambda entry: entry.seconds_per_seed),
 ]
 
 CONFUSED_PAIRS = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """A comparison, and where it was written.
+
+    Attributes:
+      studies: what is compared.
+      left_out: a line for each run that is not, with the reason.
+      markdown: the page as text.
+      folder: that holds ``report.md`` and ``report.html``.
+    """
+
+    studies: list[Study]
+    left_out: list[str]
+    markdown: str
+    folder: pathlib.Path
+
+    def __repr__(self) -> str:
+        entries = sum(len(study.entries) for study in self.studies)
+        return (
+            f"Report({entries} configurations, {len(self.left_out)} runs left out, "
+            f"{str(self.folder / 'report.html')!r})"
+        )
+
+
+def report(
+    runs: str | pathlib.Path, output: str | pathlib.Path | None = None
+) -> Report:
+    """Compares the finished runs below a folder: ``report.md`` and ``report.html``.
+
+    Args:
+      runs: folder that holds them, at any depth.
+      output: folder for the report; None for the same.
+
+    Raises:
+      UserError: there is no finished run, or the report cannot be written.
+    """
+    folder = pathlib.Path(runs)
+    studies, left_out = read_studies(folder)
+    markdown = write_markdown(studies, left_out)
+    output = folder if output is None else pathlib.Path(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "report.md").write_text(markdown, encoding="utf-8")
+        page = write_html(studies, left_out)
+        (output / "report.html").write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report to {output}: {error.strerror}; give --output"
+        ) from error
+    return Report(studies, left_out, markdown, output)
 
 
 def write_markdown(studies: list[Study], left_out: list[str]) -> str:
@@ -74,7 +129,7 @@ def _overview(study: Study) -> dict[str, Any]:
             for first, second, difference in study.comparisons
         ],
         "cautions": _cautions(study),
-        "devices": sorted({e.first.result["device"] for e in study.entries}),
+        "devices": sorted({e.first.result.device for e in study.entries}),
         "settings": [
             (name, [entry.first.settings.get(name) for entry in study.entries])
             for name in study.differing
@@ -91,7 +146,7 @@ def _cautions(study: Study) -> list[str]:
         for entry in study.entries
         if entry.diverged
     ]
-    epochs = {entry.first.result["epochs"] for entry in study.entries}
+    epochs = {entry.first.result.epochs for entry in study.entries}
     if len(epochs) > 1:
         cautions.append(
             f"They trained for {min(epochs)} to {max(epochs)} epochs: this ranks "
@@ -136,7 +191,7 @@ def _figures(study: Study) -> dict[str, Any]:
 
 def _section(number: int, entry: Entry) -> dict[str, Any]:
     """All about one entry."""
-    names = entry.first.config["dataset"]["class_names"]
+    names = entry.first.config.dataset.class_names
     shares = confusion(entry.logits, entry.labels)
     pairs = [
         (shares[i, j], names[i], names[j])
@@ -155,10 +210,10 @@ def _section(number: int, entry: Entry) -> dict[str, Any]:
         "reliability": charts.reliability(calibration) if calibration else None,
         "range_test": charts.range_test(entry),
         "wrong": _wrong_images(entry, names),
-        "layers": entry.first.result.get("layers", []),
-        "recipe": entry.first.config["recipe"],
+        "layers": entry.first.result.layers or [],
+        "recipe": entry.first.config.recipe,
         "settings": entry.first.settings,
-        "versions": entry.first.config["versions"],
+        "versions": entry.first.config.versions,
     }
 
 
@@ -182,6 +237,9 @@ def _wrong_images(entry: Entry, names: list[str]) -> list[dict[str, str]]:
 
 
 def _data_uri(image: np.ndarray) -> str:
+    """A picture; of images that are no colours, the first channel."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png")
+    Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(
+        buffer, "png"
+    )
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cifar_flax.errors import UserError
+from cifar_flax.records import RangeTest
 
 MIN_STEPS = 20
 
@@ -188,12 +189,24 @@ class RangeResult:
     compile_seconds: float = 0.0
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "RangeResult":
+    def from_record(cls, record: RangeTest) -> "RangeResult":
         """From ``lr_find.json``, where null stands for NaN."""
-        values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
-        for name in ("rates", "losses", "smoothed"):
-            values[name] = np.array(values[name], np.float64)
-        return cls(**{**values, "seeds": tuple(record["seeds"])})
+        return cls(
+            seeds=tuple(record.seeds),
+            num_steps=record.num_steps,
+            rates=np.array(record.rates, np.float64),
+            losses=np.array(record.losses, np.float64),
+            smoothed=np.array(record.smoothed, np.float64),
+            seconds=record.seconds,
+            compile_seconds=record.compile_seconds,
+        )
+
+    def __repr__(self) -> str:
+        seeds = ", ".join(map(str, self.seeds))
+        return (
+            f"RangeResult({len(self.rates)} of {self.num_steps} steps, seeds {seeds}, "
+            f"suggested rate {self.consensus().rate})"
+        )
 
     def curve(self, replica: int) -> Curve:
         """Of one replica, over the steps that it took."""

@@ -18,7 +18,6 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from cifar_flax.fields import TEXT, check
 from cifar_flax.reports.checks import check_records
 from cifar_flax.reports.predictions import Calibration, calibrate
 from cifar_flax.reports.statistics import (
@@ -42,24 +41,22 @@ class RunRecord:
     """
 
     folder: pathlib.Path
-    config: dict[str, Any]
-    result: dict[str, Any]
-    metrics: list[dict[str, Any]]
+    config: records.Config
+    result: records.Result
+    metrics: list[records.LogPoint]
 
     @property
     def settings(self) -> dict[str, Any]:
         """Those that decide its numbers, but for the seeds."""
-        without = (*records.PLACES, "seeds")
-        every = self.config["settings"]
-        return {name: value for name, value in every.items() if name not in without}
+        return self.config.deciding_settings
 
     @property
     def command(self) -> str:
         """That made it, without the places of this machine's files."""
-        places = tuple(f"--{name}" for name in records.PLACES)
-        words = self.config["command"]
+        places = tuple(f"--{name}=" for name in (*records.PLACES, "workdir"))
+        words = self.config.command
         kept = [word for word in words if not word.startswith(places)]
-        return shlex.join(["python", *kept[1:]])
+        return shlex.join(["python", *kept[1:]]) if kept else "(made by a program)"
 
     @functools.cached_property
     def predictions(self) -> dict[str, np.ndarray]:
@@ -67,7 +64,7 @@ class RunRecord:
         return records.read_predictions(self.folder)
 
     @functools.cached_property
-    def range_test(self) -> dict[str, Any] | None:
+    def range_test(self) -> records.RangeTest | None:
         """Its ``lr_find.json``, where there is one."""
         return records.read_range_test(self.folder)
 
@@ -96,7 +93,7 @@ class Entry:
             seed: accuracy
             for run in self.runs
             for seed, accuracy in zip(
-                run.result["seeds"], run.result["test_accuracy"], strict=True
+                run.result.seeds, run.result.test_accuracy, strict=True
             )
         }
 
@@ -116,13 +113,13 @@ class Entry:
         """Of the 95 % interval: over seeds, or over the test images for one seed."""
         values = list(self.accuracies.values())
         return ci95_of_mean(values) or ci95_of_share(
-            values[0], self.first.result["test_size"]
+            values[0], self.first.result.test_size
         )
 
     @property
     def seconds_per_seed(self) -> float:
         """Of training."""
-        seconds = sum(run.result["train_seconds"] for run in self.runs)
+        seconds = sum(run.result.train_seconds for run in self.runs)
         return seconds / len(self.accuracies)
 
     @functools.cached_property
@@ -141,9 +138,7 @@ class Entry:
         return [
             seed
             for run in self.runs
-            for seed, at in zip(
-                run.result["seeds"], run.result["diverged_at"], strict=True
-            )
+            for seed, at in zip(run.result.seeds, run.result.diverged_at, strict=True)
             if at is not None
         ]
 
@@ -162,13 +157,13 @@ class Entry:
           Epochs [E], and the values [R, E] of the seeds that came to the end; R is 0
           where it was not recorded.
         """
-        whole = [run for run in self.runs if run.result["status"] == "finished"]
+        whole = [run for run in self.runs if run.result.status == "finished"]
         if not whole:
             return np.empty(0), np.empty((0, 0))
-        epochs = np.array([line["epoch"] for line in whole[0].metrics])
+        epochs = np.array([line.epoch for line in whole[0].metrics])
         rows = []
         for run in whole:
-            values = [np.atleast_1d(line[name]) for line in run.metrics]
+            values = [np.atleast_1d(getattr(line, name)) for line in run.metrics]
             rows.append(np.array(values, dtype=np.float64).T)  # None becomes NaN
         table = np.concatenate(rows)
         return epochs, table[~np.isnan(table).any(1)]
@@ -179,12 +174,12 @@ class Study:
     """Entries that may be compared.
 
     Attributes:
-      dataset: the record of it that they share.
+      dataset: what they share.
       version: of this package, that trained them.
       entries: the best first.
     """
 
-    dataset: dict[str, Any]
+    dataset: records.DatasetInfo
     version: str
     entries: list[Entry]
 
@@ -257,25 +252,24 @@ def _read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
 def _read_run(folder: pathlib.Path) -> RunRecord:
     """A run; UserError with the reason where it is none that can be compared."""
     config = records.read_config(folder)
-    check(config, {"kind": TEXT}, str(folder / records.CONFIG))
-    kind = config["kind"]
-    if kind != "run":
-        raise UserError(f"{folder} holds the outcome of {kind}, not of a run")
+    if config.kind != "run":
+        raise UserError(f"{folder} holds the outcome of {config.kind}, not of a run")
     result = records.read_result(folder)
     if result is None:
         raise UserError(f"{folder} is not finished")
     run = RunRecord(folder, config, result, records.read_metrics(folder))
-    check_records(folder, config, result, run.metrics, run.predictions, run.range_test)
+    check_records(folder, config, result, run.metrics, run.predictions)
+    _ = run.range_test  # damaged, the run is left out
     return run
 
 
 def _study_key(run: RunRecord) -> tuple:
-    data, labels = run.config["dataset"], run.predictions["labels"].astype("<i8")
+    data, labels = run.config.dataset, run.predictions["labels"].astype("<i8")
     sizes = ("train_size", "val_size", "test_size")
     return (
-        *(data[name] for name in ("name", "fingerprint", "class_names", *sizes)),
+        *(getattr(data, n) for n in ("name", "fingerprint", "class_names", *sizes)),
         hashlib.sha256(labels.tobytes()).hexdigest(),
-        run.config["versions"]["cifar-flax"],
+        run.config.versions.get("cifar-flax"),
     )
 
 
@@ -283,8 +277,8 @@ def _make_study(runs: list[RunRecord], left_out: list[str]) -> Study:
     by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
         same = by_settings.setdefault(repr(sorted(run.settings.items())), [])
-        taken = {seed for other in same for seed in other.result["seeds"]}
-        twice = taken & set(run.result["seeds"])
+        taken = {seed for other in same for seed in other.result.seeds}
+        twice = taken & set(run.result.seeds)
         if twice:
             left_out.append(
                 f"{run.folder} repeats seed {min(twice)} of {same[0].folder}"
@@ -296,8 +290,8 @@ def _make_study(runs: list[RunRecord], left_out: list[str]) -> Study:
     entries = [Entry(*pair) for pair in zip(names, groups, strict=True)]
     config = runs[0].config
     return Study(
-        dataset=config["dataset"],
-        version=config["versions"]["cifar-flax"],
+        dataset=config.dataset,
+        version=config.versions.get("cifar-flax", "of no known version"),
         entries=sorted(entries, key=lambda entry: -entry.mean),
     )
 
@@ -306,11 +300,9 @@ def _names(runs: list[RunRecord]) -> list[str]:
     """The model, and what tells a run from the other runs of its model."""
     names = []
     for run in runs:
-        others = [
-            r.settings for r in runs if r.settings["model"] == run.result["model"]
-        ]
+        others = [r.settings for r in runs if r.settings["model"] == run.result.model]
         own = run.settings
         varied = [n for n in own if any(other.get(n) != own[n] for other in others)]
         words = [f"{name}={own[name]}" for name in varied]
-        names.append(" ".join([run.result["model"], *words]))
+        names.append(" ".join([run.result.model, *words]))
     return names

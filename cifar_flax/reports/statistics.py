@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import bdtr, ndtri, stdtrit
@@ -12,7 +13,18 @@ from scipy.special import bdtr, ndtri, stdtrit
 RELEVANT = 0.005
 
 
-def ci95_of_mean(values: Sequence[float]) -> float | None:
+def mean_of_finite(figures: Any) -> float:
+    """Mean over the replicas that have not diverged; NaN where all have.
+
+    Args:
+      figures: one replica's or a list of all, NaN or None for one that has diverged.
+    """
+    values = np.atleast_1d(np.array(figures, np.float64))  # None becomes NaN
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else np.nan
+
+
+def ci95_of_mean(values: Sequence[float] | np.ndarray) -> float | None:
     """Half the width of the 95 % interval of a mean over seeds.
 
     ``t * s / sqrt(n)`` with the sample's standard deviation s (n - 1) and the 97.5 %

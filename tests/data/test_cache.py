@@ -160,19 +160,3 @@ def test_writers_may_race(tmp_path, arrays, dataset):
     for result in results:
         archives.assert_holds(result, arrays)
     assert the_file(tmp_path).suffix == ".npz"
-
-
-def test_a_lock_is_held_by_one(tmp_path, caplog):
-    entered = threading.Event()
-
-    def enter():
-        with cache.locked(tmp_path / "lock"):
-            entered.set()
-
-    with cache.locked(tmp_path / "lock"):
-        thread = threading.Thread(target=enter)
-        thread.start()
-        assert not entered.wait(0.2)
-    thread.join()
-    assert entered.is_set()
-    assert "waiting for another process" in caplog.text

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from cifar_flax.data import archive, cache, download
+from cifar_flax.data import archive, download
 from cifar_flax.errors import UserError
 from tests import archives
 
@@ -378,10 +378,10 @@ class TestFetchCifar10:
 
 def test_a_lock_that_cannot_be_had_is_a_user_error(monkeypatch, server, path):
     @contextlib.contextmanager
-    def locked(_):
+    def locked(*_, **__):
         raise PermissionError(13, "Permission denied")
         yield
 
-    monkeypatch.setattr(cache, "locked", locked)
+    monkeypatch.setattr(download, "locked", locked)
     with pytest.raises(UserError, match="Permission denied"):
         fetch(server, path)

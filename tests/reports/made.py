@@ -3,6 +3,7 @@
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.reports.statistics import ci95_of_mean
 
 CLASSES = ("cat", "dog", "<b>ship</b>")
 COUNT = 200
@@ -50,28 +51,34 @@ def write_config(folder, model, seeds, dataset, version, settings):
     phase = {"kind": "sgdr", "learning_rate": 0.1, "cycles": 2}
     records.write_config(
         folder,
-        {
-            "kind": "run",
-            "settings": {"model": model, "seeds": seeds, "lr": 0.1, **settings},
-            "recipe": {
+        records.Config(
+            kind="run",
+            settings={"model": model, "seeds": seeds, "lr": 0.1, **settings},
+            recipe={
                 "phases": [{**phase, "cycle_len": 1, "cycle_mult": 1}],
                 "batch_size": 256,
             },
-            "dataset": {
-                "name": dataset,
-                "fingerprint": dataset,
-                "source": "made up",
-                "class_names": CLASSES,
-                "train_size": 1000,
-                "val_size": 100,
-                "test_size": COUNT,
-            },
-            "versions": {"cifar-flax": version},
-            "command": [
+            schedule=records.Schedule(
+                epochs=[0.0, 0.5, 1.0, 1.5], rates=[0.1, 0.05, 0.1, 0.05]
+            ),
+            dataset=records.DatasetInfo(
+                name=dataset,
+                fingerprint=dataset,
+                source="made up",
+                class_names=list(CLASSES),
+                image_shape=(4, 4, 3),
+                mean=[0.5] * 3,
+                std=[0.2] * 3,
+                train_size=1000,
+                val_size=100,
+                test_size=COUNT,
+            ),
+            versions={"cifar-flax": version},
+            command=[
                 *("python", "-m", "experiments.run"),
                 *(f"--model={model}", "--workdir=secret/place"),
             ],
-        },
+        ),
     )
 
 
@@ -80,15 +87,17 @@ def write_metrics(folder, count, epochs):
     records.cut_metrics(folder, 0)
     figures = [[0.6 + 0.1 * epoch] * count for epoch in range(epochs)]
     lines = [
-        {
-            "step": 10 * epoch,
-            "epoch": epoch,
-            "learning_rate": 0.1,
-            "train_loss": figure,
-            "train_accuracy": figure if count > 1 else figure[0],
-            "val_loss": None,
-            "val_accuracy": None,
-        }
+        records.LogPoint(
+            step=10 * epoch,
+            epoch=epoch,
+            learning_rate=0.1,
+            train_loss=figure,
+            train_accuracy=figure if count > 1 else figure[0],
+            val_loss=None,
+            val_accuracy=None,
+            images_per_second=100.0,
+            seconds=1.0,
+        )
         for epoch, figure in enumerate(figures, start=1)
     ]
     records.append_metrics(folder, lines)
@@ -98,19 +107,24 @@ def write_result(folder, model, seeds, correct, diverged_at):
     """What came out: ``result.json``."""
     records.write_result(
         folder,
-        {
-            "model": model,
-            "num_params": 1000 * len(model),
-            "flops_per_image": 1e6,
-            "seeds": seeds,
-            "test_accuracy": correct,
-            "test_accuracy_mean": correct.mean(),
-            "test_size": COUNT,
-            "epochs": 2,
-            "train_seconds": 3.0,
-            "images_per_second": 100.0,
-            "device": "cpu",
-            "diverged_at": diverged_at,
-            "status": "finished" if None in diverged_at else "diverged",
-        },
+        records.Result(
+            model=model,
+            dataset="made up",
+            num_params=1000 * len(model),
+            flops_per_image=1e6,
+            seeds=seeds,
+            test_accuracy=correct.tolist(),
+            test_loss=[1.0 if at is None else None for at in diverged_at],
+            test_accuracy_mean=correct.mean().item(),
+            test_accuracy_ci95=ci95_of_mean(correct),
+            test_size=COUNT,
+            epochs=2,
+            steps=20,
+            train_seconds=3.0,
+            compile_seconds=1.0,
+            images_per_second=100.0,
+            device="cpu",
+            diverged_at=diverged_at,
+            status="finished" if None in diverged_at else "diverged",
+        ),
     )

@@ -26,10 +26,19 @@ def make_range_test(folder, count=2, steps=60):
     rates = np.geomspace(1e-4, 1, steps)
     losses = np.tile(2 - np.log10(rates / rates[0]) / 4, (count, 1))
     losses[0, -10:] = np.nan
-    record = {"rates": rates, "losses": losses, "smoothed": losses}
-    about = {"seeds": list(range(count)), "num_steps": steps}
+    curves = losses.tolist()  # NaN is written as null
     records.write_range_test(
-        folder, {**record, **about, "seconds": 1.0, "compile_seconds": 1.0}
+        folder,
+        records.RangeTest(
+            model="convnet",
+            seeds=list(range(count)),
+            num_steps=steps,
+            rates=rates.tolist(),
+            losses=curves,
+            smoothed=curves,
+            seconds=1.0,
+            compile_seconds=1.0,
+        ),
     )
 
 
@@ -136,17 +145,24 @@ def test_any_array_in_the_predictions_is_used_or_named(sound, runs, name):
 
 
 def test_the_oddest_values_that_a_run_can_have_are_drawn(sound, runs):
-    run = sound / "damaged"
-    config, result = records.read_config(run), records.read_result(run)
+    config, result, range_test, lines = (
+        parse(name, (sound / "damaged" / name).read_text())
+        for name in (
+            records.CONFIG,
+            records.RESULT,
+            records.RANGE_TEST,
+            records.METRICS,
+        )
+    )
     config["settings"]["note"] = "$a_$ \x00 <b> | \n \u732b $"
-    config["recipe"]["phases"] = [{"kind": "constant", "learning_rate": 0, "epochs": 2}]
+    config["recipe"]["phases"] = [{"kind": "mine", "$_$": None, "epochs": 2}]
+    config["schedule"] = {"epochs": [0.0], "rates": [1e38]}
     odd = {
         "flops_per_image": 1e38,
         "train_seconds": 1e-30,
         "device": "",
         "layers": None,
     }
-    lines = records.read_metrics(run)
     lines[0]["train_loss"], lines[1]["train_loss"] = [1e38, None], [-1e38, 0]
     curve = [[1e38, None], [0.0, -1e38]]
     two = {
@@ -155,11 +171,25 @@ def test_the_oddest_values_that_a_run_can_have_are_drawn(sound, runs):
         "losses": curve,
         "smoothed": curve,
     }
-    range_test = {**records.read_range_test(run), **two}
     runs(records.CONFIG, unparse(records.CONFIG, config))
     runs(records.RESULT, unparse(records.RESULT, {**result, **odd}))
-    runs(records.RANGE_TEST, unparse(records.RANGE_TEST, range_test))
+    runs(records.RANGE_TEST, unparse(records.RANGE_TEST, {**range_test, **two}))
     folder = runs(records.METRICS, unparse(records.METRICS, lines))
+    assert read_studies(folder)[1] == []
+    assert_reported(folder, figures=True)
+
+
+def test_what_no_run_recorded_is_done_without(sound, runs):
+    """A net whose operations cannot be counted, and a schedule that is not there."""
+    config, result = (
+        parse(name, (sound / "damaged" / name).read_text())
+        for name in (records.CONFIG, records.RESULT)
+    )
+    del config["schedule"]
+    runs(records.CONFIG, unparse(records.CONFIG, config))
+    folder = runs(
+        records.RESULT, unparse(records.RESULT, {**result, "flops_per_image": 0})
+    )
     assert read_studies(folder)[1] == []
     assert_reported(folder, figures=True)
 

@@ -3,16 +3,13 @@
 import html.parser
 import re
 
-import numpy as np
 import pytest
 
 from cifar_flax import records
-from cifar_flax.recipes import Constant, Recipe, Sgdr
-from cifar_flax.reports.charts import pareto_front, schedule_of
+from cifar_flax.reports.charts import pareto_front
 from cifar_flax.reports.page import write_html, write_markdown
 from cifar_flax.reports.runs import read_studies
-from experiments.setup import describe_recipe
-from tests.reports.made import make_run
+from tests.reports.made import make_run, write_metrics
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +76,6 @@ def test_both_pages_hold_the_ranking_and_the_verdicts(studies):
     ]
 
 
-def test_a_schedule_drawn_is_the_schedule_run():
-    recipe = Recipe((Constant(0.1, 2), Sgdr(0.05, 3, 1, 2)))
-    epochs, rates = schedule_of(describe_recipe(recipe), points=10)
-    run = recipe.schedule(10)
-    within = np.diff(epochs, append=np.inf) > 0  # at a restart the new rate counts
-    expected = [float(run(round(10 * epoch))) for epoch in epochs[within][:-1]]
-    np.testing.assert_allclose(rates[within][:-1], expected, rtol=1e-4, atol=1e-7)
-    assert epochs[-1] == recipe.epochs
-
-
 def test_the_pareto_front_holds_what_none_beats(studies):
     (study,) = studies
     cost = {"convnet": 1.0, "convbn": 3.0, "resnet": 2.0}
@@ -109,6 +96,9 @@ def test_seeds_that_diverged_are_named_and_break_nothing(tmp_path, diverged):
 def test_unequal_budgets_are_pointed_out(tmp_path):
     make_run(tmp_path / "a")
     folder = make_run(tmp_path / "b", "convbn")
-    records.write_result(folder, {**records.read_result(folder), "epochs": 9})
+    result = records.read_result(folder)
+    result.epochs = 9
+    write_metrics(folder, 2, epochs=9)
+    records.write_result(folder, result)
     studies, _ = read_studies(tmp_path)
     assert "They trained for 2 to 9 epochs" in write_markdown(studies, [])

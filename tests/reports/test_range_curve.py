@@ -8,8 +8,8 @@ import pytest
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from cifar_flax.lr_range import smooth
 from cifar_flax.reports.range_curve import METHODS, RangeResult
+from cifar_flax.training.lr_range import smooth
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -129,7 +129,12 @@ def test_a_record_gives_the_curves_back(tmp_path):
     cut = losses.copy()
     cut[300:] = np.nan
     result = make_result((rates, losses), (rates, cut))
-    records.write_range_test(tmp_path, dataclasses.asdict(result))
+    plain = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in dataclasses.asdict(result).items()
+    }
+    plain["seeds"] = list(plain["seeds"])
+    records.write_range_test(tmp_path, records.RangeTest(**plain))
     again = RangeResult.from_record(records.read_range_test(tmp_path))
     for field in dataclasses.fields(result):
         ours, theirs = getattr(again, field.name), getattr(result, field.name)

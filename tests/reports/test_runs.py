@@ -81,20 +81,23 @@ def break_config(folder):
 
 
 def break_kind(folder):
-    records.write_config(folder, {"kind": "lr_find"})
+    config = records.read_config(folder)
+    config.kind = "lr_find"
+    records.write_config(folder, config)
     return "outcome of lr_find"
 
 
 def break_fields(folder):
     result = json.loads((folder / records.RESULT).read_text())
     del result["num_params"]
-    records.write_result(folder, result)
+    (folder / records.RESULT).write_text(json.dumps(result))
     return "num_params"
 
 
 def break_counts(folder):
-    result = json.loads((folder / records.RESULT).read_text())
-    records.write_result(folder, {**result, "seeds": [0, 1, 2]})
+    result = records.read_result(folder)
+    result.seeds = [0, 7]
+    records.write_result(folder, result)
     return "do not belong together"
 
 

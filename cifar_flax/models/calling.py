@@ -1,0 +1,72 @@
+"""How a model is called.
+
+A model is a linen module that maps normalised images [N, H, W, C] to logits [N, K]. It
+may take ``train`` as a keyword, hold any collections beside ``params``, and draw from
+any random streams while it trains.
+"""
+
+import inspect
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from cifar_flax.errors import UserError
+
+# Other libraries' names of what is called ``train`` here.
+_OTHER_NAMES = ("deterministic", "training", "is_training", "use_running_average")
+
+
+def init_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
+    """The model's variables, by collection; ``batch_stats`` is there, maybe empty."""
+    variables = model.init(key, images, **train_argument(model, False))
+    return {"batch_stats": {}, **variables}
+
+
+def evaluate_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    """Logits [N, K] in evaluation: nothing is drawn and nothing is updated."""
+    logits: Any = model.apply(variables, images, **train_argument(model, False))
+    return logits
+
+
+def train_logits(
+    model: nn.Module, variables: Any, images: jax.Array, key: jax.Array
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Logits [N, K] in training, and the collections as the model left them.
+
+    Args:
+      model: see the module.
+      variables: of all collections.
+      images: normalised, [N, H, W, C].
+      key: for all that the model draws.
+    """
+    collections = {n: value for n, value in variables.items() if n != "params"}
+    # Linen takes the stream "params" for every stream that has no key of its own.
+    streams = {"dropout": key, "params": jax.random.fold_in(key, 1)}
+    logits, updated = model.apply(
+        variables,
+        images,
+        mutable=list(collections),
+        rngs=streams,
+        **train_argument(model, True),
+    )
+    return logits, {**collections, **updated}
+
+
+def train_argument(model: nn.Module, train: bool) -> dict[str, Any]:
+    """The keyword ``train``, for a model that takes it.
+
+    Raises:
+      UserError: it takes the same under another name, and would not be told.
+    """
+    parameters = inspect.signature(type(model).__call__).parameters
+    if "train" in parameters:
+        return {"train": train}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return {"train": train}
+    if other := [name for name in _OTHER_NAMES if name in parameters]:
+        raise UserError(
+            f"its __call__ takes {other[0]!r}, and only 'train' is given; name the "
+            "argument so"
+        )
+    return {}

@@ -1,0 +1,96 @@
+"""The check that a model can be trained, before anything is compiled."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.models.calling import (
+    evaluate_logits,
+    train_argument,
+    train_logits,
+)
+from cifar_flax.models.summary import LayerRow, trace_layers
+
+
+def check_model(
+    model: nn.Module, image_shape: tuple[int, int, int], num_classes: int
+) -> tuple[list[LayerRow], Any]:
+    """Checks, without computing anything, that a model can be trained on such images.
+
+    Args:
+      model: see ``models.calling``.
+      image_shape: (H, W, C).
+      num_classes: K.
+
+    Returns:
+      Its layers, and its variables as shapes.
+
+    Raises:
+      UserError: it cannot; the message says why.
+    """
+    if not isinstance(model, nn.Module):
+        name = getattr(model, "__name__", type(model).__name__)
+        hint = "; make an instance of it" if isinstance(model, type) else ""
+        raise UserError(f"the model is {name}; it must be a linen module{hint}")
+    name = type(model).__name__
+    sizes = ", ".join(map(str, image_shape))
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        train_argument(model, True)
+        rows, variables = trace_layers(model, image_shape)
+        if not jax.tree.leaves(variables.get("params")):
+            raise UserError("it has no parameters, so that there is nothing to train")
+        trained, collections = jax.eval_shape(
+            lambda v, x, k: train_logits(model, v, x, k), variables, images, key
+        )
+        evaluated = jax.eval_shape(
+            lambda v, x: evaluate_logits(model, v, x), variables, images
+        )
+        _check_logits(trained, "training", num_classes)
+        _check_logits(evaluated, "evaluation", num_classes)
+        _check_collections(variables, collections)
+    except Exception as error:  # a model may raise anything
+        raise UserError(
+            f"the model {name} cannot be trained on images [N, {sizes}]: "
+            f"{one_line(error, 300)}"
+        ) from error
+    return rows, variables
+
+
+def _check_logits(logits: Any, when: str, num_classes: int) -> None:
+    wanted = f"float [N, {num_classes}] for {num_classes} classes"
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        kind = type(logits).__name__
+        raise UserError(
+            f"in {when} it returns a {kind}; it must return logits {wanted}"
+        )
+    good = jnp.issubdtype(logits.dtype, jnp.floating)
+    if not good or logits.shape != (2, num_classes):
+        shape = ", ".join(["N", *map(str, logits.shape[1:])])
+        if logits.shape[:1] != (2,):
+            shape = ", ".join(map(str, logits.shape))
+        raise UserError(
+            f"in {when} it returns {logits.dtype} [{shape}]; it must return logits "
+            f"{wanted}"
+        )
+
+
+def _check_collections(before: Any, after: Any) -> None:
+    """A compiled loop needs arrays that keep their names, types and shapes."""
+    wanted = {name: value for name, value in before.items() if name != "params"}
+    shapes = [
+        {
+            jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (wanted, after)
+    ]
+    if different := shapes[0].items() ^ shapes[1].items():
+        raise UserError(
+            f"a training step changes the type or shape of {min(different)[0]}, or "
+            "adds or drops it; a collection must keep its arrays"
+        )

@@ -1,0 +1,1 @@
+"""A run as a function: settings, session, observers, checkpoints, inference."""

@@ -1,0 +1,161 @@
+"""The cells of a sweep: combinations of settings, each with a folder of its own."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from cifar_flax import records
+from cifar_flax.errors import UserError
+from cifar_flax.runs.console import make_table, mean_and_interval
+from cifar_flax.runs.estimates import estimate_seconds
+from cifar_flax.runs.settings import AUTO, Settings, as_text
+
+# More would not be a comparison but a mistake in a list.
+MAX_CELLS = 10_000
+
+
+@dataclasses.dataclass
+class Cell:
+    """One combination.
+
+    Attributes:
+      name: readable, and unique within the sweep; also of its folder.
+      settings: of its run.
+      folder: of its run.
+      status: what became of it.
+      seconds: spent on it by this process.
+      result: its ``result.json``, once it is done.
+    """
+
+    name: str
+    settings: Settings
+    folder: pathlib.Path
+    status: str = "waits"
+    seconds: float = 0.0
+    result: records.Result | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is this cell's turn."""
+        return self.status in ("runs", "goes on")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something to go on with."""
+        return (self.folder / records.CONFIG).exists()
+
+    def read_result(self) -> bool:
+        """Whether it is done; takes note of its result."""
+        self.result = records.read_result(self.folder)
+        return self.result is not None
+
+    @property
+    def diverged(self) -> str | None:
+        """Says so where all its seeds did: an outcome, and no failure."""
+        if self.result is None or self.result.status != "diverged":
+            return None
+        return f"diverged at step {self.result.steps}"
+
+
+def make_cells(
+    lists: Mapping[str, Sequence[Any]], seeds: tuple[int, ...], folder: pathlib.Path
+) -> list[Cell]:
+    """Every combination of the values of some settings.
+
+    Args:
+      lists: values of each setting, one or more.
+      seeds: of every cell.
+      folder: of the sweep.
+
+    Raises:
+      UserError: they are too many, two are the same, or one is no run; it is named.
+    """
+    count = math.prod(map(len, lists.values()))
+    if count > MAX_CELLS:
+        raise UserError(
+            f"{', '.join(f'--{name}' for name in lists)} have {count} combinations; "
+            f"a sweep takes {MAX_CELLS} at most"
+        )
+    varied = [name for name, values in lists.items() if len(values) > 1]
+    cells = [
+        _make_cell(dict(zip(lists, values, strict=True)), varied, seeds, folder)
+        for values in itertools.product(*lists.values())
+    ]
+    repeated = len(cells) - len({cell.name for cell in cells})
+    if repeated:
+        raise UserError(
+            f"{repeated} combinations stand twice in the lists of --"
+            + ", --".join(varied)
+        )
+    return cells
+
+
+def _make_cell(
+    given: dict[str, Any],
+    varied: list[str],
+    seeds: tuple[int, ...],
+    folder: pathlib.Path,
+) -> Cell:
+    """A cell, named by its model, what varies, and a hash of all that decides it."""
+    try:
+        settings = Settings(**given, seeds=seeds)
+    except UserError as error:
+        cell = ", ".join(f"{name}={as_text(value)}" for name, value in given.items())
+        raise UserError(f"{error} (in the cell {cell})") from error
+    words = [f"{n}{as_text(given[n])}" for n in varied if n != "model"]
+    deciding = {n: v for n, v in settings.record().items() if n not in records.PLACES}
+    content = json.dumps(deciding, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    name = "-".join([settings.model, *words, digest]).replace("/", "_")
+    return Cell(name, settings, folder / name)
+
+
+def state_of(cells: Sequence[Cell]) -> Table:
+    """How far each cell is and what came out."""
+    table = make_table("cell", "epoch", "test accuracy", "time", "")
+    for cell in cells:
+        result = cell.result
+        going = cell.is_running and result is None
+        lines = records.read_metrics(cell.folder) if going else []
+        epoch = result.epochs if result else lines[-1].epoch if lines else "-"
+        table.add_row(
+            cell.name,
+            str(epoch),
+            mean_and_interval(result) if result else "-",
+            f"{result.train_seconds if result else cell.seconds:.0f} s",
+            escape(cell.status),
+        )
+    return table
+
+
+def plan_of(cells: Sequence[Cell]) -> Table:
+    """What would be done, and about how long it would take."""
+    table = make_table("cell", "recipe", "seeds", "estimate", "")
+    speeds = {
+        cell.settings.model: cell.result.images_per_second
+        for cell in cells
+        if cell.read_result() and cell.result is not None
+    }
+    total = 0.0
+    for cell in cells:
+        seconds = 0.0 if cell.result else estimate_seconds(cell.settings, speeds)
+        total += seconds
+        auto = "rate from a range test, " if cell.settings.lr == AUTO else ""
+        table.add_row(
+            cell.name,
+            f"{auto}{cell.settings.make_recipe().epochs} epochs",
+            str(len(cell.settings.seeds)),
+            f"{seconds:.0f} s",
+            "is done" if cell.result else "",
+        )
+    table.add_section()
+    table.add_row(f"{len(cells)} cells", "", "", f"{total:.0f} s", "")
+    return table

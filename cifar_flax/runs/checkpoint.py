@@ -1,0 +1,387 @@
+"""Checkpoints of a run: the only module that knows Orbax.
+
+A run keeps its latest two checkpoints, the one with the best validation accuracy (mean
+over the replicas that have not diverged), and, once a replica has diverged, the last
+one before. Checksums tell what is not as it was saved, and that is not used.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import pathlib
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import replacing
+from cifar_flax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+# Written into a checkpoint's folder when Orbax has finished it.
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Manifest:
+    """What is known of a checkpoint before Orbax reads it.
+
+    Attributes:
+      step: that it was saved at.
+      seconds: spent on training up to there.
+      val_accuracy: None where none was measured.
+      finite: whether no replica had diverged.
+      structure: of each part, its arrays with their types and shapes.
+      files: SHA-256 of each, by its path.
+    """
+
+    step: int
+    seconds: float
+    val_accuracy: float | None
+    finite: bool
+    structure: dict[str, list[str]]
+    files: dict[str, str]
+
+
+class Checkpoints:
+    """The checkpoints in one folder; made by ``open_checkpoints``."""
+
+    def __init__(self, folder: pathlib.Path, owner: bool):
+        """Opens the folder; see ``open_checkpoints``."""
+        self._folder, self._owner = folder, owner
+        self._manifests: dict[int, _Manifest] = {}
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Kept(self._manifests),
+            cleanup_tmp_directories=owner,
+            # A save takes a few hundredths of a second more than its copy would; and
+            # one that fails is known at once.
+            enable_async_checkpointing=False,
+        )
+        self._manager = ocp.CheckpointManager(folder, options=options)
+        unfinished = set(self._manager.all_steps()) - set(self._steps())
+        if owner and unfinished:
+            self._move_aside(unfinished)
+        for step in self._steps():
+            # One that cannot be read is met again when it is to be restored.
+            with contextlib.suppress(Exception):
+                self._manifests[step] = _read_manifest(folder / str(step))
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the latest checkpoint, sound or not; None where there is none."""
+        return max(self._steps(), default=None)
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the one with the best validation accuracy; None without any."""
+        return _best(self._manifests, self._steps())
+
+    def save(
+        self,
+        state: TrainState,
+        *,
+        seconds: float = 0.0,
+        val_accuracy: float | None = None,
+    ) -> None:
+        """Saves a state; what is in the folder is whole at any moment.
+
+        Args:
+          state: of all replicas.
+          seconds: spent on training so far.
+          val_accuracy: by which the best one is kept.
+
+        Raises:
+          UserError: it cannot be written; what was there still is.
+        """
+        step = int(state.step.max())
+        parts = _to_tree(state)
+        manifest = _Manifest(
+            step=step,
+            seconds=float(seconds),
+            val_accuracy=val_accuracy,
+            finite=not any(state.diverged_at),
+            structure={name: _structure(tree) for name, tree in parts.items()},
+            files={},
+        )
+        self._manifests[step] = manifest  # decides which others are kept
+        args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+        try:
+            check_space(self._folder, size_of(state))
+            if not self._manager.save(step, args=ocp.args.Composite(**args)):
+                raise FileExistsError("there is one of that step already")
+            _write_manifest(self._folder / str(step), manifest)
+        except Exception as error:  # Orbax has many kinds of them
+            self._remove_unfinished()
+            raise UserError(
+                f"cannot save the checkpoint of step {step} in {self._folder}: "
+                f"{one_line(error)}"
+            ) from error
+
+    def restore(
+        self, template: TrainState, step: int | None = None
+    ) -> tuple[TrainState, float]:
+        """Reads a state and the seconds spent on training up to it.
+
+        Args:
+          template: a state of the same structure, as ``Trainer.init`` gives.
+          step: of the checkpoint; None for the newest that is sound. Newer ones are
+            then named in a warning and moved aside.
+
+        Raises:
+          UserError: none that is sound, or fits the structure; all are left alone.
+        """
+        parts, manifest = self._read_newest(_to_tree(template), step)
+        return _from_tree(parts), manifest.seconds
+
+    def restore_variables(
+        self, template: Any, step: int | None = None
+    ) -> tuple[Any, int]:
+        """Reads only what evaluation needs, and the step it is of.
+
+        Args:
+          template: of the same structure; its arrays may be abstract.
+          step: of the checkpoint; None for the newest that is sound.
+
+        Raises:
+          UserError: none that is sound, or fits the structure.
+        """
+        parts, manifest = self._read_newest({"variables": template}, step)
+        return parts["variables"], manifest.step
+
+    def _steps(self) -> list[int]:
+        """Those of which the save came to its end."""
+        every = self._manager.all_steps()
+        return [s for s in every if (self._folder / str(s) / MANIFEST).exists()]
+
+    def _read_newest(
+        self, templates: dict[str, Any], step: int | None
+    ) -> tuple[dict[str, Any], _Manifest]:
+        every = self._steps() if step is None else [step]
+        damaged: dict[int, str] = {}
+        for one in sorted(every, reverse=True):
+            try:
+                parts, manifest = self._read(one, templates)
+            except Exception as error:  # whatever it is, an older one may be sound
+                damaged[one] = one_line(error)
+                continue
+            for other, why in damaged.items():
+                logger.warning(
+                    "the checkpoint of step %d in %s is damaged (%s); the one of step "
+                    "%d is used: %d steps are lost",
+                    other,
+                    self._folder,
+                    why,
+                    one,
+                    other - one,
+                )
+            if self._owner and damaged:
+                self._move_aside(damaged)
+            return parts, manifest
+        if not damaged:
+            raise UserError(f"no checkpoint in {self._folder}")
+        problems = "; ".join(f"that of step {s}: {why}" for s, why in damaged.items())
+        raise UserError(
+            f"no checkpoint in {self._folder} is sound and fits this model; nothing "
+            f"was changed: {problems}"
+        )
+
+    def _read(
+        self, step: int, templates: dict[str, Any]
+    ) -> tuple[dict[str, Any], _Manifest]:
+        """These parts of a checkpoint; any kind of error where it is not sound."""
+        folder = self._folder / str(step)
+        manifest = _read_manifest(folder)
+        if manifest.step != step:
+            raise ValueError(f"it is of step {manifest.step}")
+        # Before Orbax sees them: it takes flipped bits for numbers, or fails loudly.
+        damaged = manifest.files.items() ^ _checksums(folder).items()
+        if damaged:
+            raise ValueError(f"{min(damaged)[0]} is not as it was saved")
+        for name, tree in templates.items():
+            different = set(_structure(tree)) ^ set(manifest.structure[name])
+            if different:
+                raise ValueError(f"its arrays are not the model's: {min(different)}")
+        args = {n: ocp.args.StandardRestore(tree) for n, tree in templates.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in templates}, manifest
+
+    def _move_aside(self, steps: Collection[int]) -> None:
+        """Makes room for the steps that will be trained again."""
+        for step in steps:
+            names = (f"{step}.damaged-{number}" for number in itertools.count(1))
+            paths = (self._folder / name for name in names)
+            free = next(path for path in paths if not path.exists())
+            (self._folder / str(step)).rename(free)
+        self._manager.reload()
+
+    def _remove_unfinished(self) -> None:
+        """Gives back the space of a save that failed."""
+        for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class _Kept:
+    """Orbax's preservation policy for what this module's first lines say."""
+
+    def __init__(self, manifests: dict[int, _Manifest]):
+        self._manifests = manifests
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        finite = [
+            s for s in steps if s in self._manifests and self._manifests[s].finite
+        ]
+        kept = {
+            *sorted(steps)[-2:],
+            _best(self._manifests, steps),
+            max(finite, default=0),
+        }
+        return [step in kept for step in steps]
+
+
+@contextlib.contextmanager
+def open_checkpoints(
+    folder: str | pathlib.Path, owner: bool = True
+) -> Iterator[Checkpoints]:
+    """Opens a folder for checkpoints, made where it is missing.
+
+    Args:
+      folder: of the checkpoints.
+      owner: whether this process has the run, and may remove what is left of saves that
+        were cut short, and move aside what is damaged. To another process a save that
+        is being made looks the same.
+
+    Raises:
+      UserError: the folder cannot be made or read.
+    """
+    with _quiet():
+        try:
+            checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner)
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"cannot open {folder}: {why}") from error
+        try:
+            yield checkpoints
+        finally:
+            checkpoints.close()
+
+
+def size_of(state: TrainState) -> int:
+    """Bytes that a checkpoint of a state takes, at most."""
+    arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return 2 * arrays + 2**20  # files of a few kB each; arrays are compressed
+
+
+def check_space(folder: pathlib.Path, needed: int) -> None:
+    """UserError where a folder's disk has less room than this, in bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{needed / 1e6:.1f} MB may be needed in {folder}, whose disk has "
+            f"{free / 1e6:.1f} MB free; make room"
+        )
+
+
+def _best(manifests: dict[int, _Manifest], steps: Sequence[int]) -> int | None:
+    known = [(manifests[s].val_accuracy, s) for s in steps if s in manifests]
+    measured = [(value, step) for value, step in known if value is not None]
+    return max(measured)[1] if measured else None
+
+
+def _structure(tree: Any) -> list[str]:
+    """The arrays of a tree; keys of the random numbers are given as their words."""
+    return [
+        f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def _write_manifest(folder: pathlib.Path, manifest: _Manifest) -> None:
+    complete = dataclasses.replace(manifest, files=_checksums(folder))
+    text = json.dumps(dataclasses.asdict(complete), sort_keys=True)
+    # The first line vouches for the second.
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    with replacing(folder / MANIFEST) as file:
+        file.write(f"{digest}\n{text}\n".encode())
+
+
+def _read_manifest(folder: pathlib.Path) -> _Manifest:
+    content = (folder / MANIFEST).read_text(encoding="utf-8")
+    digest, _, text = content.rstrip("\n").partition("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError(f"{MANIFEST} is not as it was saved")
+    return _Manifest(**json.loads(text))
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of each file below a checkpoint's folder but its manifest."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and MANIFEST not in path.name
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences Orbax: of a save that fails it logs at length what it raises, too.
+
+    Its threads do so when the others have failed already, and TensorStore, which then
+    finds their event loop closed, and asyncio once more.
+    """
+
+    def is_not_orbaxs(record: logging.LogRecord) -> bool:
+        return "/orbax/" not in f"{record.pathname} {record.getMessage()}"
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    loggers, previous = map(logging.getLogger, ("absl", "asyncio")), sys.unraisablehook
+    with contextlib.ExitStack() as stack:
+        for log in loggers:
+            log.addFilter(is_not_orbaxs)
+            stack.callback(log.removeFilter, is_not_orbaxs)
+        sys.unraisablehook = hook
+        stack.callback(setattr, sys, "unraisablehook", previous)
+        yield
+
+
+def _to_tree(state: TrainState) -> dict[str, Any]:
+    """What only training needs, and what evaluation needs; keys as their raw words."""
+    return {
+        "training": {
+            "step": state.step,
+            "opt_state": state.opt_state,
+            "key": jax.random.key_data(state.key),
+            "totals": state.totals,
+        },
+        "variables": state.variables,
+    }
+
+
+def _from_tree(parts: dict[str, Any]) -> TrainState:
+    training, variables = parts["training"], parts["variables"]
+    return TrainState(
+        step=training["step"],
+        params=variables["params"],
+        collections={n: value for n, value in variables.items() if n != "params"},
+        opt_state=training["opt_state"],
+        key=jax.random.wrap_key_data(training["key"]),
+        totals=training["totals"],
+    )

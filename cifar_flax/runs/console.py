@@ -1,0 +1,304 @@
+"""What a run shows on a terminal or in a log, as an observer of it."""
+
+import contextlib
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Table
+
+from cifar_flax import records
+from cifar_flax.reports.range_curve import Consensus
+from cifar_flax.reports.statistics import ci95_of_share, mean_of_finite
+from cifar_flax.runs.figures import RANGE_FIGURE
+from cifar_flax.runs.observers import (
+    Observer,
+    Plan,
+    RangeProgress,
+    RangeTestResult,
+    RunResult,
+)
+from cifar_flax.training.state import TrainState
+from cifar_flax.training.trainer import Progress
+
+logger = logging.getLogger(__name__)
+
+# Columns that hold words and not numbers.
+WORDS = (
+    "",
+    "model",
+    "data",
+    "method",
+    "cell",
+    "recipe",
+    "image",
+    "layer",
+    "kind",
+    "class",
+)
+
+
+class _PatientOutput:
+    """Standard output, except that a full disk costs the words and not the run."""
+
+    def __init__(self):
+        self._warned = False
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        return self._try(lambda: sys.stdout.write(text)) or len(text)
+
+    def flush(self) -> None:
+        """Flushes standard output."""
+        self._try(sys.stdout.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def _try(self, write: Callable[[], Any]) -> Any:
+        try:
+            return write()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if not self._warned:
+                logger.warning("cannot print: %s", error.strerror)
+            self._warned = True
+
+
+def make_console(patient: bool = False) -> Console:
+    """A console that breaks lines, and narrows tables, on a terminal only.
+
+    Args:
+      patient: what cannot be printed, such as to a file on a full disk, costs a warning
+        and is left out: for what is recorded elsewhere.
+    """
+    output: Any = _PatientOutput() if patient else None
+    console = Console(file=output, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=output, highlight=False, soft_wrap=True, width=120)
+    return console
+
+
+def make_table(*columns: str, title: str | None = None) -> Table:
+    """A table without lines; all columns but those of words are set to the right."""
+    table = Table(
+        show_edge=False,
+        pad_edge=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+        title=title,
+        title_justify="left",
+    )
+    for name in columns:
+        table.add_column(name, justify="left" if name in WORDS else "right")
+    return table
+
+
+def print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
+    """Prints names and what they stand for, one pair a line."""
+    width = max(len(name) for name, _ in pairs)
+    for name, text in pairs:
+        console.print(f"[bold]{name:<{width}}[/bold]  ", end="")
+        console.print(text, markup=False)
+
+
+@contextlib.contextmanager
+def steps_bar(
+    console: Console, total: int, done: int = 0
+) -> Iterator[Callable[[int, str], None]]:
+    """Shows a bar, only where the output is a terminal.
+
+    Yields:
+      A function that moves it to a step, with a few words beside it.
+    """
+    bar = bars.Progress(
+        bars.BarColumn(bar_width=24),
+        bars.TaskProgressColumn(),
+        bars.TextColumn("step {task.completed}/{task.total}"),
+        bars.TextColumn("{task.fields[words]}"),
+        bars.TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("steps", total=total, completed=done, words="")
+        yield lambda step, words: bar.update(task, completed=step, words=words)
+
+
+class ConsoleDisplay(Observer):
+    """A header, a bar on a terminal, a line for every epoch, a table at the end."""
+
+    def __init__(self, console: Console | None = None):
+        """Prints to a console, by default to standard output."""
+        self._console = console or make_console()
+        self._bar = contextlib.ExitStack()
+        self._plan: Plan
+        self._move: Callable[[int, str], None]
+
+    def started(self, plan: Plan) -> None:
+        """Says what will run."""
+        if plan.kind == plan.config.kind:  # not the range test of a run
+            print_pairs(self._console, header(plan))
+        if plan.step:
+            step = f"step {plan.step} of {plan.total_steps}"
+            self._console.print(f"going on after {step}")
+        self._plan = plan
+        bar = steps_bar(self._console, plan.total_steps, plan.step)
+        self._move = self._bar.enter_context(bar)
+
+    def chunk_done(self, progress: Progress | RangeProgress) -> None:
+        """Moves the bar; loss and accuracy are means over the replicas that go on."""
+        if isinstance(progress, RangeProgress):
+            self._move(progress.step, "range test")
+            return
+        self._move(
+            progress.step,
+            f"loss {mean_of_finite(progress.train_loss):.3f}  "
+            f"accuracy {100 * mean_of_finite(progress.train_accuracy):.1f} %  "
+            f"{progress.images / progress.seconds:,.0f} images/s",
+        )
+
+    def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
+        """Prints the figures of the epoch."""
+        del state
+        epochs = self._plan.trainer.recipe.epochs
+        text = (
+            f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  "
+            f"rate {line.learning_rate:<9.3g}"
+            f"train loss {_loss(mean_of_finite(line.train_loss))}  "
+            f"accuracy {100 * mean_of_finite(line.train_accuracy):5.2f} %"
+        )
+        if line.val_loss is not None:
+            text += (
+                f"   val loss {_loss(mean_of_finite(line.val_loss))}  "
+                f"accuracy {100 * mean_of_finite(line.val_accuracy):5.2f} %"
+            )
+        self._console.print(f"{text}   {line.images_per_second:,.0f} images/s")
+
+    def ended(self, result: RunResult | RangeTestResult | None) -> None:
+        """Prints what came out."""
+        self._bar.close()
+        if isinstance(result, RangeTestResult):
+            self._print_range_test(result)
+        elif result is not None and result.record is not None:
+            print_result(self._console, result.record, result.folder)
+        elif result is not None:
+            step = int(result.state.step.max())
+            total = result.trainer.total_steps
+            self._console.print(f"stopped after step {step} of {total}")
+
+    def _print_range_test(self, result: RangeTestResult) -> None:
+        curves, consensus = result.curves, result.consensus
+        if curves is None or consensus is None:
+            return
+        self._console.print(suggestions_table(curves.seeds, result.suggestions))
+        self._console.print(
+            f"{len(curves.rates)} of {curves.num_steps} steps, {curves.seconds:.1f} s, "
+            f"and {curves.compile_seconds:.1f} s of compilation"
+        )
+        if result.folder is not None:
+            self._console.print(f"curves: {result.folder / RANGE_FIGURE}")
+        if consensus.rate is not None:
+            self._console.print(f"suggested rate: {consensus.rate:g}")
+
+
+def header(plan: Plan) -> list[tuple[str, str]]:
+    """What will run: names, and what they stand for."""
+    config, trainer, splits = plan.config, plan.trainer, plan.splits
+    recipe, settings = trainer.recipe, config.settings
+    val = f"{len(splits.val):,}" if splits.val else "no"
+    size = (
+        f"{settings['model']}, {config.num_params:,} parameters, "
+        f"{config.flops_per_image / 1e6:.2f} MFLOP an image"
+    )
+    data = (
+        f"{plan.dataset.name}: {len(splits.train):,} training, {val} validation and "
+        f"{len(splits.test):,} test images ({plan.dataset.source})"
+    )
+    steps = f"{trainer.total_steps:,} steps of {recipe.batch_size}"
+    training = [("recipe", f"{recipe} ({steps})")] if plan.kind == "run" else []
+    smoothing = recipe.label_smoothing
+    extra = f", label smoothing {smoothing:g}" if smoothing else ""
+    dtype = f", {settings['dtype']}" if settings["dtype"] else ""
+    return [
+        ("model", size),
+        ("data", data),
+        *training,
+        ("optimizer", recipe.optimizer_in_words + extra),
+        ("seeds", ", ".join(map(str, trainer.seeds))),
+        ("device", f"{config.device}{dtype}"),
+        ("folder", "nothing is written" if plan.folder is None else str(plan.folder)),
+    ]
+
+
+def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
+    """A row for each method of a range test, with its rate for each seed."""
+    table = make_table(
+        "method", *(f"seed {seed}" for seed in seeds), "consensus", "spread"
+    )
+    for one in found:
+        table.add_row(
+            one.method,
+            *(f"{rate:.2g}" if np.isfinite(rate) else "-" for rate in one.rates),
+            "none" if one.rate is None else f"{one.rate:g}",
+            "-" if one.spread is None else f"x {one.spread:.1f}",
+        )
+    return table
+
+
+def print_result(
+    console: Console, result: records.Result, folder: pathlib.Path | None
+) -> None:
+    """Prints the table at the end."""
+    table = make_table("model", "data", "seed", "test accuracy", "test loss")
+    columns = (result.seeds, result.test_accuracy, result.test_loss, result.diverged_at)
+    for seed, accuracy, loss, diverged_at in zip(*columns, strict=True):
+        table.add_row(
+            result.model,
+            result.dataset,
+            str(seed),
+            f"{100 * accuracy:.2f} %",
+            f"diverged at step {diverged_at}"
+            if loss is None or diverged_at is not None
+            else _loss(loss),
+        )
+    count = len(result.seeds)
+    what = (
+        f"mean of {count} seeds, 95 % interval"
+        if count > 1
+        else "one seed; 95 % interval over test images, not over seeds"
+    )
+    pairs = [
+        ("test accuracy", f"{mean_and_interval(result)} ({what})"),
+        (
+            "time",
+            f"{result.train_seconds:.1f} s of training, "
+            f"{result.compile_seconds:.1f} s of compilation, "
+            f"{result.images_per_second:,.0f} images/s",
+        ),
+    ]
+    if folder is not None:
+        pairs.append(("files", str(folder)))
+    console.print()
+    console.print(table)
+    console.print()
+    print_pairs(console, pairs)
+
+
+def mean_and_interval(result: records.Result) -> str:
+    """A run's test accuracy in per cent."""
+    half = result.test_accuracy_ci95
+    if half is None:
+        half = ci95_of_share(result.test_accuracy[0], result.test_size)
+    return f"{100 * result.test_accuracy_mean:.2f} +- {100 * half:.2f} %"
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"

@@ -1,0 +1,74 @@
+"""What a run ran with: code, libraries, device."""
+
+import hashlib
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+
+PACKAGES = ("cifar-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, device and revision, as ``config.json`` holds them."""
+    return {
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "device": device_name(),
+        "git_revision": git_revision(),
+    }
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder for the next command.
+
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder, or none where it is empty. The
+    default one is of this processor and this jaxlib: a program for another processor
+    may end with an illegal instruction where a home folder is shared. Where it cannot
+    be written, and on other systems than Linux, there is no cache.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or sys.platform != "linux":
+        return
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    names = ("model name", "flags", "CPU part", "Features")
+    processor = sorted({line for line in lines if line.startswith(names)})
+    key = "\n".join([metadata.version("jaxlib"), *processor])
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = pathlib.Path(caches, "cifar_flax", "programs")
+    folder /= hashlib.sha256(key.encode()).hexdigest()[:12]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def device_name() -> str:
+    """What computes: the accelerators, or the CPU with the cores it may use."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return f"cpu, {len(os.sched_getaffinity(0))} cores"
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def git_revision() -> str | None:
+    """The commit of this code, with a + where it was changed since; None without."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    try:
+        revision, changes = (
+            subprocess.run(
+                [*git, *command], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision + ("+" if changes else "")

@@ -1,0 +1,45 @@
+"""How fast this machine computes, and about how long a run takes on it."""
+
+import time
+
+import jax
+
+from cifar_flax.models import create_model
+from cifar_flax.models.summary import layer_rows
+from cifar_flax.runs.session import RANGE_SEEDS
+from cifar_flax.runs.settings import AUTO, Settings
+
+# Of the speed of a large matrix product; a rough guess for a model never run here.
+USUAL_SHARE = 0.35
+START_SECONDS = 10.0
+
+
+def peak_gflops() -> float:
+    """The best of some products of two 2048 x 2048 matrices, float32."""
+    size = 2048
+    matrix = jax.numpy.ones((size, size))
+    product = jax.jit(lambda a, b: a @ b)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def estimate_seconds(settings: Settings, speeds: dict[str, float]) -> float:
+    """Seconds for a run, roughly.
+
+    Args:
+      settings: of the run.
+      speeds: images/s of models that are known; others are added, from their
+        operations and the machine's speed.
+    """
+    if settings.model not in speeds:
+        flops = sum(row.flops for row in layer_rows(create_model(settings.model)))
+        speeds[settings.model] = USUAL_SHARE * peak_gflops() * 1e9 / (3 * flops)
+    images = settings.train_size or 50_000 - settings.val_size
+    epochs = settings.make_recipe().epochs * len(settings.seeds)
+    if settings.lr == AUTO:
+        epochs += len(RANGE_SEEDS)
+    return START_SECONDS + epochs * images / speeds[settings.model]

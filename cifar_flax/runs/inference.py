@@ -1,0 +1,121 @@
+"""A finished run as something to predict with."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from scipy.special import softmax
+
+from cifar_flax import records
+from cifar_flax.data import DataSpec
+from cifar_flax.errors import UserError
+from cifar_flax.models.check import check_model
+from cifar_flax.runs.checkpoint import open_checkpoints
+from cifar_flax.runs.settings import Settings
+from cifar_flax.training.evaluation import Predictor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run's model with its trained variables.
+
+    Attributes:
+      model: called as ``model.apply(variables, images, train=False)`` with the
+        variables of one replica, on normalised images.
+      variables: of R replicas, every array with a leading axis of that length.
+      seeds: of the replicas.
+      class_names: in the order of the logits.
+      image_shape: (H, W, C) that it was trained on.
+      mean: per channel, of the training pixels / 255.
+      std: per channel, of the training pixels / 255.
+      step: of the checkpoint.
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    seeds: tuple[int, ...]
+    class_names: list[str]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    step: int
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path, best: bool = False) -> "Run":
+        """Reads a run from its folder.
+
+        Args:
+          folder: of the run.
+          best: take the checkpoint with the best validation accuracy, not the latest.
+
+        Raises:
+          UserError: no run, a damaged one, or one without a sound checkpoint.
+        """
+        folder = pathlib.Path(folder)
+        config = records.read_config(folder)
+        where, data = str(folder / records.CONFIG), config.dataset
+        settings = Settings.from_record(config, where)
+        model, replicas = settings.make_model(len(data.class_names)), settings.seeds
+        try:
+            _, shapes = check_model(model, data.image_shape, len(data.class_names))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        path = folder / records.CHECKPOINTS
+        if not path.is_dir():
+            raise UserError(f"{folder} has no checkpoint; nothing was trained there")
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((len(replicas), *leaf.shape), leaf.dtype),
+            shapes,
+        )
+        with open_checkpoints(path, owner=False) as checkpoints:
+            step = checkpoints.best_step if best else None
+            if best and step is None:
+                raise UserError(f"no checkpoint with a validation accuracy in {path}")
+            variables, step = checkpoints.restore_variables(template, step)
+        return cls(
+            model=model,
+            variables=variables,
+            seeds=replicas,
+            class_names=data.class_names,
+            image_shape=data.image_shape,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            step=step,
+        )
+
+    def __repr__(self) -> str:
+        name, sizes = type(self.model).__name__, " x ".join(map(str, self.image_shape))
+        seeds = ", ".join(map(str, self.seeds))
+        return (
+            f"Run({name}, {len(self.class_names)} classes, images {sizes}, "
+            f"seeds {seeds}, step {self.step})"
+        )
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Class probabilities by each replica.
+
+        Args:
+          images: uint8 [N, H, W, C].
+
+        Returns:
+          float32 [R, N, K].
+
+        Raises:
+          UserError: images of another type, size or number of channels, or none.
+        """
+        return softmax(self._predictor(self.variables, images), axis=-1)
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        spec = DataSpec(
+            image_shape=self.image_shape,
+            num_classes=len(self.class_names),
+            mean=self.mean,
+            std=self.std,
+            train_size=0,  # nothing is trained
+        )
+        return Predictor(self.model, spec)

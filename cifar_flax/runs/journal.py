@@ -1,0 +1,173 @@
+"""The records and checkpoints of a run, as an observer of it."""
+
+import contextlib
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cifar_flax import records
+from cifar_flax.errors import UserError
+from cifar_flax.reports.predictions import confidently_wrong
+from cifar_flax.reports.statistics import mean_of_finite
+from cifar_flax.runs.checkpoint import (
+    Checkpoints,
+    check_space,
+    open_checkpoints,
+    size_of,
+)
+from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
+from cifar_flax.training.state import TrainState
+from cifar_flax.training.trainer import Trainer
+
+# Test images in the record that the run is most sure and wrong about.
+WORST_IMAGES = 24
+
+logger = logging.getLogger(__name__)
+
+
+class Journal(Observer):
+    """Writes what a run does to its folder; made by ``open_journal``.
+
+    What cannot be written does not end the run: it costs a warning and is tried again
+    an epoch later. Until then no checkpoint is saved, since a checkpoint promises that
+    the lines up to it are there.
+
+    Attributes:
+      unwritten: lines of metrics that could not be written yet.
+    """
+
+    def __init__(self, folder: pathlib.Path, checkpoints: Checkpoints):
+        """For a folder that this process has."""
+        self.unwritten: list[records.LogPoint] = []
+        self._folder, self._checkpoints = folder, checkpoints
+
+    def restore(
+        self, trainer: Trainer, test_size: int
+    ) -> tuple[TrainState, float, list[records.LogPoint]]:
+        """Where to begin: the newest valid checkpoint, or the initial state.
+
+        Args:
+          trainer: that trains.
+          test_size: images of which the predictions will be written.
+
+        Returns:
+          The state, the seconds spent on training up to it, and its lines of metrics.
+
+        Raises:
+          UserError: no valid checkpoint among those that are there, or too little room.
+        """
+        state, seconds = trainer.init(), 0.0
+        logits = 4 * len(trainer.seeds) * test_size * trainer.spec.num_classes
+        # Checkpoints, one of them being made, and the records.
+        check_space(self._folder, 5 * size_of(state) + logits + 2**20)
+        if self._checkpoints.latest_step is not None:
+            state, seconds = self._checkpoints.restore(state)
+        lines = records.cut_metrics(self._folder, int(state.step.max()))
+        return state, seconds, lines
+
+    def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
+        """Adds a line of metrics, and saves the state."""
+        self._append(line)
+        val = mean_of_finite(line.val_accuracy)
+        self._save(state, line.seconds, val if np.isfinite(val) else None)
+
+    def save_stopped(self, state: TrainState, seconds: float) -> None:
+        """Saves the state of a run that is asked to stop."""
+        if self._checkpoints.latest_step != int(state.step.max()):
+            self._save(state, seconds, None)
+
+    def ended(self, result: RunResult | RangeTestResult | None) -> None:
+        """Writes what came out of a run that came to its end.
+
+        Raises:
+          UserError: it cannot be written; the run can be resumed.
+        """
+        if not isinstance(result, RunResult) or result.record is None:
+            return
+        assert result.test is not None
+        records.append_metrics(self._folder, self.unwritten)
+        split, logits = result.splits.test, result.test.logits
+        worst = confidently_wrong(logits, split.labels, WORST_IMAGES)
+        records.write_predictions(
+            self._folder,
+            logits,
+            split.labels,
+            list(result.trainer.seeds),
+            split.images[worst],
+            worst,
+        )
+        records.write_result(self._folder, result.record)
+
+    def _append(self, line: records.LogPoint) -> None:
+        """Writes a line, after those that could not be written before."""
+        lines = [*self.unwritten, line]
+        try:
+            records.append_metrics(self._folder, lines)
+        except UserError as error:
+            if not self.unwritten:
+                logger.warning(
+                    "%s; training goes on, but is not saved until it can be", error
+                )
+            self.unwritten = lines
+            return
+        if self.unwritten:
+            logger.info("metrics and checkpoints can be written again")
+        self.unwritten = []
+
+    def _save(self, state: TrainState, seconds: float, val: float | None) -> None:
+        if self.unwritten or state.all_diverged:
+            return
+        try:
+            self._checkpoints.save(state, seconds=seconds, val_accuracy=val)
+        except UserError as error:
+            logger.warning("%s", error)
+
+
+@contextlib.contextmanager
+def open_journal(folder: pathlib.Path) -> Iterator[Journal]:
+    """The journal of a run in its folder, which this process has."""
+    with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
+        yield Journal(folder, checkpoints)
+
+
+def write_range_test(
+    folder: pathlib.Path, settings: dict[str, Any], result: RangeTestResult
+) -> None:
+    """Writes ``lr_find.json``.
+
+    Args:
+      folder: of the run or of the test.
+      settings: of the test.
+      result: that was not stopped.
+    """
+    curves, consensus = result.curves, result.consensus
+    assert curves is not None
+    assert consensus is not None
+    records.write_range_test(
+        folder,
+        records.RangeTest(
+            model=result.model,
+            settings=settings,
+            seeds=list(curves.seeds),
+            num_steps=curves.num_steps,
+            rates=curves.rates.tolist(),
+            losses=curves.losses.tolist(),
+            smoothed=curves.smoothed.tolist(),
+            seconds=curves.seconds,
+            compile_seconds=curves.compile_seconds,
+            suggestions=[
+                records.Suggestion(
+                    method=one.method,
+                    rates=one.rates.tolist(),
+                    rate=one.rate,
+                    spread=one.spread,
+                    problem=one.problem,
+                )
+                for one in result.suggestions
+            ],
+            suggested_lr=consensus.rate,
+        ),
+    )

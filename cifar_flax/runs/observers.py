@@ -1,0 +1,124 @@
+"""What a run tells those who watch it, and what it gives back at its end."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from cifar_flax import records
+from cifar_flax.data import Dataset, Splits
+from cifar_flax.reports.range_curve import Consensus, RangeResult
+from cifar_flax.training.evaluation import Evaluation
+from cifar_flax.training.state import TrainState
+from cifar_flax.training.trainer import Progress, Trainer
+
+Status = Literal["finished", "diverged", "stopped"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What is about to run.
+
+    Attributes:
+      kind: ``run``, or ``lr_find`` for a range test.
+      config: the record of the run; a range test that ``--lr=auto`` asks for is part
+        of a run, and ``config.kind`` is then ``run``.
+      trainer: that trains.
+      dataset: not yet divided.
+      splits: the same, divided.
+      folder: of the records; None where nothing is written.
+      step: steps that were done before.
+      total_steps: at the end.
+    """
+
+    kind: Literal["run", "lr_find"]
+    config: records.Config
+    trainer: Trainer
+    dataset: Dataset
+    splits: Splits
+    folder: pathlib.Path | None
+    step: int
+    total_steps: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunResult:
+    """What came out of a run.
+
+    Attributes:
+      status: ``finished``; ``diverged`` where all seeds did; ``stopped`` where it was
+        asked to stop, after its state was saved.
+      state: the last one of all replicas.
+      record: as in ``result.json``; None for a run that was stopped.
+      test: on the test split; None for a run that was stopped.
+      metrics: the line of each epoch.
+      trainer: that trained; evaluates ``state``, and makes predictions with it.
+      splits: of the data.
+      folder: of the records; None where nothing was written.
+    """
+
+    status: Status
+    state: TrainState
+    record: records.Result | None
+    test: Evaluation | None
+    metrics: list[records.LogPoint]
+    trainer: Trainer
+    splits: Splits
+    folder: pathlib.Path | None
+
+    def __repr__(self) -> str:
+        accuracy = None if self.record is None else self.record.test_accuracy
+        return (
+            f"RunResult({self.status}, {self.state}, test_accuracy={accuracy}, "
+            f"folder={self.folder and str(self.folder)!r})"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RangeTestResult:
+    """What came out of a range test.
+
+    Attributes:
+      status: ``finished`` or ``stopped``.
+      model: its name.
+      curves: of all seeds; None where it was stopped.
+      suggestions: of each method.
+      consensus: of the default method: the rate, or why there is none.
+      folder: of the records; None where nothing was written.
+    """
+
+    status: Literal["finished", "stopped"]
+    model: str
+    curves: RangeResult | None
+    suggestions: list[Consensus]
+    consensus: Consensus | None
+    folder: pathlib.Path | None
+
+    def __repr__(self) -> str:
+        rate = self.consensus and self.consensus.rate
+        return f"RangeTestResult({self.status}, rate={rate})"
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeProgress:
+    """Steps done of a range test."""
+
+    step: int
+
+
+class Observer:
+    """Watches a run; inherit from it and define what is of interest.
+
+    An observer must not change what it is given. What it raises ends the run.
+    """
+
+    def started(self, plan: Plan) -> None:
+        """Training, or a range test, is about to begin."""
+
+    def chunk_done(self, progress: Progress | RangeProgress) -> None:
+        """A compiled chunk of steps is done, about once a second."""
+
+    def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
+        """An epoch is done and recorded."""
+
+    def ended(self, result: RunResult | RangeTestResult | None) -> None:
+        """It has come to its end; None where an error ended it."""

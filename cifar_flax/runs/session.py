@@ -1,0 +1,524 @@
+"""A run, and a range test, as functions: settings in, a result out.
+
+They read no flag, print nothing and install no signal handler, and so work in any
+thread, in a notebook, and many times in a process.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import threading
+from collections.abc import Iterable, Iterator
+
+import flax.linen as nn
+import numpy as np
+
+from cifar_flax import records
+from cifar_flax.data import Dataset
+from cifar_flax.errors import UserError
+from cifar_flax.reports.range_curve import METHODS
+from cifar_flax.reports.statistics import ci95_of_mean
+from cifar_flax.runs.environment import device_name
+from cifar_flax.runs.journal import Journal, open_journal, write_range_test
+from cifar_flax.runs.observers import (
+    Observer,
+    Plan,
+    RangeProgress,
+    RangeTestResult,
+    RunResult,
+)
+from cifar_flax.runs.settings import Settings, differences
+from cifar_flax.runs.subject import Subject, with_recipe
+from cifar_flax.training.evaluation import Evaluation
+from cifar_flax.training.lr_range import RangeSettings, range_curves
+from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.state import TrainState
+from cifar_flax.training.trainer import Progress, Trainer
+
+# Of a range test: enough to see whether they agree.
+RANGE_SEEDS = (0, 1, 2, 3, 4)
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    settings: Settings,
+    folder: str | pathlib.Path | None = None,
+    *,
+    model: nn.Module | None = None,
+    recipe: Recipe | None = None,
+    dataset: Dataset | None = None,
+    observers: Iterable[Observer] = (),
+    stop: threading.Event | None = None,
+    resume: bool = False,
+) -> RunResult:
+    """Trains, evaluates and records.
+
+    Args:
+      settings: of the run.
+      folder: for its records and checkpoints, a new or empty one; None: nothing is
+        written.
+      model: in place of the one that the settings name; see ``models.calling``.
+      recipe: in place of the one that the settings describe.
+      dataset: in place of the one that the settings name.
+      observers: are told how it goes.
+      stop: once it is set, the run saves its state after the steps in progress, about
+        a second, and returns. Ctrl-C, a KeyboardInterrupt, does the same.
+      resume: go on with the run in ``folder``, to the same bits as if it had never
+        stopped; a finished one is only evaluated again.
+
+    Raises:
+      UserError: something that was given does not fit, or cannot be read or written.
+    """
+    subject = Subject.prepare(settings, model, recipe, dataset)
+    trainer, stop = subject.make_trainer(), stop or threading.Event()
+    with contextlib.ExitStack() as stack:
+        watchers = stack.enter_context(_Watchers(observers))
+        config = subject.config("run", trainer)
+        opened = _opened_folder(folder, config, resume)
+        folder, config = stack.enter_context(opened)
+        if subject.finds_rate:
+            rate = _find_rate(subject, trainer, config, folder, watchers, stop)
+            if rate is None:
+                return _stopped_early(trainer, subject, folder)
+            trainer = subject.make_trainer(rate)
+            if config.recipe is None:
+                config = with_recipe(config, trainer)
+                if folder is not None:
+                    records.write_config(folder, config)
+        journal = stack.enter_context(open_journal(folder)) if folder else None
+        session = _Session(subject, trainer, config, folder, journal, watchers)
+        session.begin()
+        interrupted = False
+        try:
+            if not session.is_recorded and not stop.is_set():
+                for progress in trainer.run(session.state, subject.splits.train):
+                    session.chunk_done(progress)
+                    if stop.is_set():
+                        break
+        except KeyboardInterrupt:
+            interrupted = True
+        return session.end(stopped=interrupted or stop.is_set())
+
+
+def range_test(
+    settings: Settings,
+    folder: str | pathlib.Path | None = None,
+    *,
+    range_settings: RangeSettings = RangeSettings(),  # noqa: B008 (frozen)
+    model: nn.Module | None = None,
+    recipe: Recipe | None = None,
+    dataset: Dataset | None = None,
+    observers: Iterable[Observer] = (),
+    stop: threading.Event | None = None,
+) -> RangeTestResult:
+    """Trains while the rate rises, and reads off the losses what rate to take.
+
+    Args:
+      settings: of the run whose rate is looked for; several seeds show whether the
+        answer is sure.
+      folder: for its record, a new or empty one; None: nothing is written.
+      range_settings: of the test.
+      model: see ``run``, as for the arguments below.
+      recipe: what it says of the optimizer counts, and not its rates.
+      dataset: see ``run``.
+      observers: see ``run``.
+      stop: once it is set, the test ends without a result.
+
+    Raises:
+      UserError: see ``run``.
+    """
+    subject = Subject.prepare(settings, model, recipe, dataset)
+    trainer, stop = subject.make_trainer(), stop or threading.Event()
+    config = subject.config("lr_find", trainer, *_range_flags(range_settings))
+    with (
+        _Watchers(observers) as watchers,
+        _opened_folder(folder, config, resume=False) as (path, config),
+    ):
+        return _test_range(
+            subject, trainer, range_settings, config, path, watchers, stop
+        )
+
+
+def check_same_settings(
+    now: dict[str, records.Setting],
+    recorded: records.Config,
+    folder: pathlib.Path,
+    *other: str,
+) -> None:
+    """Refuses settings that a run did not have.
+
+    Args:
+      now: asked for, as ``Settings.record`` gives them.
+      recorded: the run's ``config.json``.
+      folder: of the run.
+      *other: what differs beside the settings.
+    """
+    different = [*differences(now, recorded.settings), *other]
+    if different:
+        raise UserError(
+            f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
+            "give another --workdir"
+        )
+
+
+class _Watchers(Observer):
+    """All observers of a run; those that were told of a start are told of the end."""
+
+    def __init__(self, observers: Iterable[Observer]):
+        self._observers, self._running = list(observers), False
+
+    def __enter__(self) -> "_Watchers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            self.ended(None)
+
+    def started(self, plan: Plan) -> None:
+        self._running = True
+        for observer in self._observers:
+            observer.started(plan)
+
+    def chunk_done(self, progress: Progress | RangeProgress) -> None:
+        for observer in self._observers:
+            observer.chunk_done(progress)
+
+    def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
+        for observer in self._observers:
+            observer.epoch_done(line, state)
+
+    def ended(self, result: RunResult | RangeTestResult | None) -> None:
+        self._running = False
+        for observer in self._observers:
+            observer.ended(result)
+
+
+class _Session:
+    """A run between its first step and its last."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        trainer: Trainer,
+        config: records.Config,
+        folder: pathlib.Path | None,
+        journal: Journal | None,
+        watchers: _Watchers,
+    ):
+        self._subject, self._trainer, self._config = subject, trainer, config
+        self._folder, self._journal, self._watchers = folder, journal, watchers
+        self._recorded = None if folder is None else records.read_result(folder)
+        self._lines: list[records.LogPoint] = []
+        self._lost: tuple[int | None, ...] = ()
+        self._seconds = 0.0
+        self.state: TrainState
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it came to its end before."""
+        return self._recorded is not None
+
+    def begin(self) -> None:
+        """Takes the initial state, or the last one that was saved."""
+        splits = self._subject.splits
+        if self._journal is None:
+            self.state = self._trainer.init()
+        else:
+            self.state, self._seconds, self._lines = self._journal.restore(
+                self._trainer, len(splits.test)
+            )
+        self._lost = self.state.diverged_at
+        self._watchers.started(
+            Plan(
+                kind="run",
+                config=self._config,
+                trainer=self._trainer,
+                dataset=self._subject.dataset,
+                splits=splits,
+                folder=self._folder,
+                step=int(self.state.step.max()),
+                total_steps=self._trainer.total_steps,
+            )
+        )
+
+    def chunk_done(self, progress: Progress) -> None:
+        """Takes note of a chunk; an interrupt before its end leaves the one before."""
+        seconds = self._seconds + progress.seconds
+        self._lost = _warn_of_divergence(self._trainer, progress.state, self._lost)
+        self._watchers.chunk_done(progress)
+        if progress.epoch_done:
+            line = self._log_point(progress, seconds)
+            if self._journal is not None:
+                self._journal.epoch_done(line, progress.state)
+            self._lines.append(line)
+        self.state, self._seconds = progress.state, seconds
+        if progress.epoch_done:
+            self._watchers.epoch_done(line, progress.state)
+
+    def end(self, stopped: bool) -> RunResult:
+        """Evaluates the last state on the test split, or saves it for later."""
+        record = test = None
+        done = self.state.step.max() >= self._trainer.total_steps
+        if stopped and not (done or self.is_recorded or self.state.all_diverged):
+            if self._journal is not None:
+                self._journal.save_stopped(self.state, self._seconds)
+        else:  # the only time that the test split is touched
+            test = self._trainer.evaluate(self.state, self._subject.splits.test)
+            record = self._recorded or self._outcome(test)
+        result = RunResult(
+            status="stopped" if record is None else record.status,
+            state=self.state,
+            record=record,
+            test=test,
+            metrics=self._lines,
+            trainer=self._trainer,
+            splits=self._subject.splits,
+            folder=self._folder,
+        )
+        try:
+            if self._journal is not None and not self.is_recorded:
+                self._journal.ended(result)
+        finally:
+            self._watchers.ended(result)
+        return result
+
+    def _log_point(self, progress: Progress, seconds: float) -> records.LogPoint:
+        """A line of ``metrics.jsonl``, at the end of an epoch."""
+        trainer, val = self._trainer, None
+        if self._subject.splits.val is not None:
+            val = trainer.evaluate(progress.state, self._subject.splits.val)
+
+        def figures(values: np.ndarray) -> records.Figures:
+            """A number for one replica, a list for several; NaN for a lost one."""
+            values = np.where(np.isnan(progress.train_loss), np.nan, values)
+            return values.tolist() if len(values) > 1 else values.item()
+
+        last = self._lines[-1] if self._lines else None
+        steps = progress.step - (last.step if last else 0)
+        elapsed = seconds - (last.seconds if last else 0.0)
+        images = steps * trainer.recipe.batch_size * len(trainer.seeds)
+        return records.LogPoint(
+            step=progress.step,
+            epoch=progress.step // trainer.steps_per_epoch,
+            learning_rate=progress.learning_rate,
+            train_loss=figures(progress.train_loss),
+            train_accuracy=figures(progress.train_accuracy),
+            val_loss=None if val is None else figures(val.loss),
+            val_accuracy=None if val is None else figures(val.accuracy),
+            images_per_second=images / elapsed,
+            seconds=seconds,
+        )
+
+    def _outcome(self, test: Evaluation) -> records.Result:
+        """What ``result.json`` holds."""
+        trainer, state, config = self._trainer, self.state, self._config
+        # The very last step may leave parameters that are NaN, unseen by its loss.
+        pairs = zip(state.step, state.diverged_at, test.loss, strict=True)
+        diverged_at = [
+            int(step) if at is None and not np.isfinite(loss) else at
+            for step, at, loss in pairs
+        ]
+        images = int(state.step.sum()) * trainer.recipe.batch_size
+        return records.Result(
+            model=self._subject.name,
+            dataset=self._subject.dataset.name,
+            num_params=config.num_params,
+            flops_per_image=config.flops_per_image,
+            layers=[
+                records.Layer(
+                    path=row.path,
+                    kind=row.kind,
+                    output_shape=list(row.output_shape),
+                    num_params=row.num_params,
+                    flops=row.flops,
+                )
+                for row in trainer.layers
+            ],
+            seeds=list(trainer.seeds),
+            test_accuracy=test.accuracy.tolist(),
+            test_loss=test.loss.tolist(),
+            test_accuracy_mean=float(test.accuracy.mean()),
+            test_accuracy_ci95=ci95_of_mean(test.accuracy),
+            test_size=len(self._subject.splits.test),
+            epochs=trainer.recipe.epochs,
+            steps=int(state.step.max()),
+            train_seconds=self._seconds,
+            compile_seconds=trainer.compile_seconds,
+            images_per_second=images / self._seconds,
+            device=device_name(),
+            diverged_at=diverged_at,
+            status="finished" if None in diverged_at else "diverged",
+        )
+
+
+def _warn_of_divergence(
+    trainer: Trainer, state: TrainState, known: tuple[int | None, ...]
+) -> tuple[int | None, ...]:
+    """Names the replicas that have ended, but for those that are known to have.
+
+    Returns:
+      All that have ended: ``state.diverged_at``.
+    """
+    diverged_at = state.diverged_at
+    for seed, step, before in zip(trainer.seeds, diverged_at, known, strict=True):
+        if step is not None and before is None:
+            logger.warning(
+                "seed %d has diverged and ends: its loss is NaN or infinite at step "
+                "%d, at a rate of %.3g; lower --lr, or let --lr=auto find it",
+                seed,
+                step,
+                trainer.schedule(step - 1),
+            )
+    return diverged_at
+
+
+def _find_rate(
+    subject: Subject,
+    trainer: Trainer,
+    config: records.Config,
+    folder: pathlib.Path | None,
+    watchers: _Watchers,
+    stop: threading.Event,
+) -> float | None:
+    """The rate for ``--lr=auto``; None where the test was stopped.
+
+    Raises:
+      UserError: the test is inconclusive; its curves are written.
+    """
+    found = None if folder is None else records.read_range_test(folder)
+    if found is not None and found.suggested_lr is not None:
+        return found.suggested_lr
+    finder = subject.make_trainer(seeds=RANGE_SEEDS)
+    result = _test_range(
+        subject, finder, RangeSettings(), config, folder, watchers, stop
+    )
+    if result.consensus is None:
+        return None
+    if result.consensus.rate is None:
+        raise UserError(f"the range test is inconclusive: {result.consensus.problem}")
+    return result.consensus.rate
+
+
+class _StopRequested(Exception):
+    """Ends a range test."""
+
+
+def _test_range(
+    subject: Subject,
+    trainer: Trainer,
+    settings: RangeSettings,
+    config: records.Config,
+    folder: pathlib.Path | None,
+    watchers: _Watchers,
+    stop: threading.Event,
+) -> RangeTestResult:
+    def on_progress(step: int) -> None:
+        watchers.chunk_done(RangeProgress(step))
+        if stop.is_set():
+            raise _StopRequested
+
+    plan = Plan(
+        kind="lr_find",
+        config=config,
+        trainer=trainer,
+        dataset=subject.dataset,
+        splits=subject.splits,
+        folder=folder,
+        step=0,
+        total_steps=settings.steps_for(trainer),
+    )
+    watchers.started(plan)
+    try:
+        curves = range_curves(
+            trainer, subject.splits.train, settings, on_progress=on_progress
+        )
+    except (KeyboardInterrupt, _StopRequested):
+        result = RangeTestResult("stopped", subject.name, None, [], None, folder)
+    else:
+        suggestions = [curves.consensus(method) for method in METHODS]
+        result = RangeTestResult(
+            "finished", subject.name, curves, suggestions, curves.consensus(), folder
+        )
+        if folder is not None:
+            write_range_test(folder, dataclasses.asdict(settings), result)
+    watchers.ended(result)
+    return result
+
+
+def _stopped_early(
+    trainer: Trainer, subject: Subject, folder: pathlib.Path | None
+) -> RunResult:
+    """A run that was stopped before its first step."""
+    state = trainer.init()
+    return RunResult("stopped", state, None, None, [], trainer, subject.splits, folder)
+
+
+def _range_flags(settings: RangeSettings) -> list[str]:
+    """The flags of ``experiments.lr_find`` that give these settings."""
+    names, default = ("start_lr", "end_lr", "num_steps", "linear"), RangeSettings()
+    values = {name: getattr(settings, name) for name in names}
+    return [
+        f"--{name}={value}"
+        for name, value in values.items()
+        if value != getattr(default, name)
+    ]
+
+
+@contextlib.contextmanager
+def _opened_folder(
+    folder: str | pathlib.Path | None, config: records.Config, resume: bool
+) -> Iterator[tuple[pathlib.Path | None, records.Config]]:
+    """The folder of a run with its ``config.json``: a new one, or one to go on in.
+
+    Yields:
+      The folder, and the record that it holds; nothing is written where it is None.
+
+    Raises:
+      UserError: the folder is in use, cannot be made, or holds another run.
+    """
+    if folder is None:
+        if resume:
+            raise UserError("resume needs a folder, that of the run to go on with")
+        yield None, config
+        return
+    folder = pathlib.Path(folder)
+    if resume:
+        recorded = records.read_config(folder)
+        check_same_run(config, recorded, folder)
+    else:
+        records.claim_folder(folder)
+    with records.locked_folder(folder):
+        if resume:
+            yield folder, recorded
+            return
+        records.claim_folder(folder)  # another process may have been the first
+        records.write_config(folder, config)
+        yield folder, config
+
+
+def check_same_run(
+    config: records.Config, recorded: records.Config, folder: pathlib.Path
+) -> None:
+    """Refuses to go on with a run that was another one."""
+    if recorded.kind != config.kind:
+        raise UserError(
+            f"{folder} holds the outcome of {recorded.kind} and no run to go on with; "
+            "give another folder"
+        )
+    different, was, now = [], recorded.dataset, config.dataset
+    if was.fingerprint != now.fingerprint:
+        different.append(
+            f"the data set was {was.name} ({was.source}) and is {now.name} "
+            f"({now.source})"
+        )
+    check_same_settings(config.settings, recorded, folder, *different)
+    for name, version in config.versions.items():
+        if recorded.versions.get(name) != version:
+            logger.warning(
+                "%s was %s and is %s: the rest of the run may round differently",
+                name,
+                recorded.versions.get(name),
+                version,
+            )

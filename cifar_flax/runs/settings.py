@@ -1,0 +1,366 @@
+"""The settings of a run: one dataclass; what each may be is told by its type."""
+
+import dataclasses
+import re
+import types
+import typing
+from typing import Any, Literal
+
+import flax.linen as nn
+import msgspec
+import numpy as np
+
+from cifar_flax import records
+from cifar_flax.data import Dataset, load_dataset
+from cifar_flax.data.archive import check_sha256
+from cifar_flax.data.augment import Augmentation
+from cifar_flax.data.load import check_name
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import PRINTABLE, check_text
+from cifar_flax.models import MODELS, make_model
+from cifar_flax.training.recipes import (
+    LESSON,
+    MAX_FLOAT,
+    MAX_SHARE,
+    MIN_FLOAT,
+    Constant,
+    Phase,
+    Recipe,
+    Sgdr,
+)
+from cifar_flax.training.trainer import check_seeds
+
+# In place of a rate: the one that the range test suggests.
+AUTO = "auto"
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every setting of a run; the help texts say what each is.
+
+    They are checked when they are made, wherever they come from: Python, flags, the
+    lists of a sweep, or a record.
+
+    Raises:
+      UserError: a setting is of another type, out of range, or contradicts another.
+    """
+
+    model: str = _setting("convbn", "Architecture.")
+    seeds: tuple[int, ...] = _setting((0,), "Seeds, one replica each, as 0,1,2.")
+
+    dataset: str = _setting(
+        "auto",
+        "auto: CIFAR-10 where it is on disk or can be fetched, else the built-in "
+        "shapes; cifar10: never anything else; shapes; or the name of another set "
+        "of 32x32x3 images that tensorflow-datasets has prepared.",
+    )
+    data_dir: str | None = _setting(
+        None,
+        "Where data sets lie (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).",
+    )
+    data_archive: str | None = _setting(
+        None, "The official CIFAR-10 archive, binary or python version, or its folder."
+    )
+    archive_sha256: str | None = _setting(
+        None, "Checksum to expect of --data_archive where it is not the official one."
+    )
+    val_size: int = _setting(
+        5_000, "Training images held out for validation; 0: train on all of them."
+    )
+    train_size: int | None = _setting(
+        None, "Train on this many images only (default: all that are left)."
+    )
+    padding: int = _setting(4, "Pixels of border before the random crop; 0: no crop.")
+    padding_mode: Literal["symmetric", "constant", "reflect"] = _setting(
+        "symmetric", "What the border holds."
+    )
+    flip: bool = _setting(True, "Mirror half of the training images.")
+
+    recipe: Literal["lesson"] = _setting("lesson", "Where the fits come from.")
+    phases: int | None = _setting(
+        None, "Train only the recipe's first phases, as many as this."
+    )
+    lr: float | Literal["auto"] | None = _setting(
+        None,
+        "Peak rate. With --epochs a constant rate, with --cycles SGDR; alone it "
+        "scales the recipe's rates so that this is the highest. auto: what "
+        "experiments.lr_find suggests, run first.",
+    )
+    epochs: int | None = _setting(None, "Epochs at the constant rate --lr.")
+    cycles: int | None = _setting(None, "SGDR cycles from --lr to 0.")
+    cycle_len: int | None = _setting(
+        None, "Epochs in the first SGDR cycle (default: 1)."
+    )
+    cycle_mult: int | None = _setting(
+        None, "Each SGDR cycle is this many times as long (default: 1)."
+    )
+    batch_size: int | None = _setting(None, "Images a step (default: the recipe's).")
+    momentum: float | None = _setting(None, "Of SGD (default: the recipe's).")
+    nesterov: bool | None = _setting(None, "Nesterov momentum (default: the recipe's).")
+    weight_decay: float | None = _setting(
+        None, "L2 penalty on every parameter (default: the recipe's)."
+    )
+    label_smoothing: float | None = _setting(
+        None, "Share of the target spread over all classes (default: the recipe's)."
+    )
+
+    bn_momentum: float = _setting(
+        0.9, "Share of its running statistics that batch norm keeps a step."
+    )
+    bn_epsilon: float = _setting(1e-5, "Added to batch norm's variance.")
+    bn_freeze: bool = _setting(
+        False, "Normalise with the running statistics, and never update them."
+    )
+    dtype: Literal["float32", "bfloat16"] = _setting("float32", "Of the computation.")
+
+    def __post_init__(self):
+        for name in TYPES:
+            value = check_setting(name, getattr(self, name))
+            object.__setattr__(self, name, value)
+        check_seeds(self.seeds)
+        if self.val_size < 0:
+            raise UserError(f"--val_size={self.val_size}: it must be 0 or more")
+        if self.train_size is not None and self.train_size < 1:
+            raise UserError(f"--train_size={self.train_size}: it must be 1 or more")
+        if not 0 <= self.bn_momentum <= MAX_SHARE:
+            raise UserError(f"--bn_momentum={self.bn_momentum}: it must be in [0, 1)")
+        if not MIN_FLOAT <= self.bn_epsilon <= MAX_FLOAT:
+            raise UserError(
+                f"--bn_epsilon={self.bn_epsilon}: it must be above 0, from "
+                f"{MIN_FLOAT:g} to {MAX_FLOAT:g}"
+            )
+        check_name(self.dataset)
+        if self.archive_sha256 is not None:
+            check_sha256(self.archive_sha256)
+        # Wrong values are reported before any data are loaded.
+        self.make_recipe()
+        _ = self.augmentation
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training images are varied."""
+        return Augmentation(self.padding, self.padding_mode, self.flip)
+
+    def load_data(self) -> Dataset:
+        """The data set that they name."""
+        return load_dataset(
+            self.dataset,
+            data_dir=self.data_dir,
+            archive=self.data_archive,
+            archive_sha256=self.archive_sha256,
+        )
+
+    def make_model(self, num_classes: int) -> nn.Module:
+        """The model that they describe."""
+        return make_model(
+            self.model,
+            num_classes,
+            dtype=self.dtype,
+            bn_momentum=self.bn_momentum,
+            bn_epsilon=self.bn_epsilon,
+            bn_freeze=self.bn_freeze,
+        )
+
+    def make_recipe(
+        self, found_lr: float | None = None, base: Recipe | None = None
+    ) -> Recipe:
+        """The model's own recipe, with what the settings replace of it.
+
+        Args:
+          found_lr: the rate that stands for ``--lr=auto``. While it is not known the
+            recipe has its own rates; batch size, momentum and regularisation, which
+            the range test goes by, are right.
+          base: in place of the model's own recipe.
+        """
+        recipe = base or LESSON[self.model]
+        if self.phases is not None and not 1 <= self.phases <= len(recipe.phases):
+            raise UserError(
+                f"--phases={self.phases}: the recipe of {self.model} has "
+                f"{len(recipe.phases)}"
+            )
+        names = (
+            "batch_size",
+            "momentum",
+            "nesterov",
+            "weight_decay",
+            "label_smoothing",
+        )
+        given = {name: getattr(self, name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        phases = self._make_phases(recipe.phases[: self.phases], found_lr)
+        return dataclasses.replace(recipe, phases=phases, **given)
+
+    def _make_phases(
+        self, phases: tuple[Any, ...], found_lr: float | None
+    ) -> tuple[Phase, ...]:
+        shape = ("epochs", "cycles", "cycle_len", "cycle_mult")
+        given = [name for name in shape if getattr(self, name) is not None]
+        if given and self.lr is None:
+            raise UserError(f"--{given[0]} needs --lr, the rate to train with")
+        if self.epochs is not None and len(given) > 1:
+            raise UserError(
+                f"--epochs is for a constant rate and --{given[1]} for SGDR cycles; "
+                "give one of them"
+            )
+        if given and self.epochs is None and self.cycles is None:
+            raise UserError(f"--{given[0]} needs --cycles, the number of SGDR cycles")
+        if self.lr is None:
+            return phases
+        highest = max(phase.learning_rate for phase in phases)
+        lr = found_lr or highest if isinstance(self.lr, str) else self.lr
+        if lr != 0 and not MIN_FLOAT <= lr <= MAX_FLOAT:
+            raise UserError(
+                f"--lr={lr}: it must be {AUTO}, 0, or from {MIN_FLOAT:g} to "
+                f"{MAX_FLOAT:g}"
+            )
+        if self.epochs is not None:
+            return (Constant(lr, self.epochs),)
+        if self.cycles is not None:
+            length, mult = (
+                1 if value is None else value
+                for value in (self.cycle_len, self.cycle_mult)
+            )
+            return (Sgdr(lr, self.cycles, length, mult),)
+        scale = lr / highest
+        return tuple(
+            dataclasses.replace(phase, learning_rate=phase.learning_rate * scale)
+            for phase in phases
+        )
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not at their defaults."""
+        values = {name: getattr(self, name) for name in TYPES}
+        return {n: value for n, value in values.items() if value != DEFAULTS[n]}
+
+    def as_flags(self) -> list[str]:
+        """The flags of ``experiments.run`` that give these settings."""
+        given = {"model": self.model, "seeds": self.seeds, **self.changed()}
+        return [f"--{name}={as_text(value)}" for name, value in given.items()]
+
+    def record(self) -> dict[str, records.Setting]:
+        """The settings as ``config.json`` has them."""
+        return {**dataclasses.asdict(self), "seeds": list(self.seeds)}
+
+    @classmethod
+    def from_record(cls, config: records.Config, where: str) -> "Settings":
+        """The settings that a record holds.
+
+        Args:
+          config: the record.
+          where: its file, for the message.
+
+        Raises:
+          UserError: one is missing, or a run cannot have it.
+        """
+        missing = [name for name in TYPES if name not in config.settings]
+        if missing:
+            raise UserError(
+                f"{where}: settings lacks {missing[0]!r}; no run of this version"
+            )
+        try:
+            return cls(**{name: config.settings[name] for name in TYPES})  # type: ignore[arg-type]
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+
+
+def differences(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """Settings that are recorded otherwise; those of places do not count.
+
+    Args:
+      now: as ``Settings.record`` gives them.
+      recorded: the ``settings`` of a ``config.json``.
+    """
+    return [
+        f"--{name} was {recorded.get(name)} and is {value}"
+        for name, value in now.items()
+        if name not in records.PLACES and recorded.get(name) != value
+    ]
+
+
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Settings)}
+HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Settings)}
+TYPES: dict[str, Any] = typing.get_type_hints(Settings)
+
+# By the type of a setting: what to give.
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def type_of(name: str) -> Any:
+    """The type of a setting that is given, so without None."""
+    kind = TYPES[name]
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind
+    kinds = [one for one in typing.get_args(kind) if one is not types.NoneType]
+    return typing.Union[tuple(kinds)]  # noqa: UP007 (of a list)
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """The values that a setting is one of; none where it may be others."""
+    if name == "model":
+        return tuple(MODELS)
+    kind = type_of(name)
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """The value of a setting that a text stands for, as a flag or a list gives it.
+
+    Raises:
+      ValueError: it stands for none; the message says what to give.
+    """
+    try:
+        if name == "seeds":
+            return tuple(int(word) for word in text.split(","))
+        kind = type_of(name)
+        # For msgspec 3.0 is a whole number, too.
+        if kind is int and not re.fullmatch(r"[+-]?\d+", text):
+            raise ValueError(text)
+        return _check_choice(name, msgspec.convert(text, kind, strict=False))
+    except ValueError as error:
+        raise ValueError(f"give {what_to_give(name)}") from error
+
+
+def check_setting(name: str, value: Any) -> Any:
+    """The value of a setting, from Python or JSON, as its type has it.
+
+    Raises:
+      UserError: it is of another type.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, range | list):
+        value = tuple(value)
+    try:
+        return _check_choice(name, msgspec.convert(value, TYPES[name]))
+    except (ValueError, TypeError) as error:
+        given = one_line(repr(value), 60)
+        raise UserError(f"--{name}={given}: give {what_to_give(name)}") from error
+
+
+def _check_choice(name: str, value: Any) -> Any:
+    """ValueError for a text that is none of the choices, or can name nothing."""
+    if name == "model" and value not in MODELS:
+        raise ValueError(value)
+    return check_text(value) if isinstance(value, str) else value
+
+
+def as_text(value: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def what_to_give(name: str) -> str:
+    """What a setting takes, for a person to read."""
+    if name == "seeds":
+        return "whole numbers, as 0,1,2"
+    if choices := choices_of(name):
+        return f"one of {', '.join(choices)}"
+    kind = type_of(name)
+    words = _WORDS.get(kind, PRINTABLE)
+    return f"a number, or {AUTO}" if name == "lr" else words

@@ -1,0 +1,204 @@
+"""What a run trains: its settings, with what a program gave in place of theirs."""
+
+import dataclasses
+import logging
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from cifar_flax import records
+from cifar_flax.data import Dataset, Splits, split_dataset
+from cifar_flax.errors import UserError
+from cifar_flax.models import has_norm
+from cifar_flax.runs.environment import describe_environment
+from cifar_flax.runs.settings import AUTO, Settings, as_text
+from cifar_flax.training.recipes import Constant, Recipe
+from cifar_flax.training.trainer import Trainer
+
+# Settings that say nothing where a program gives the thing itself.
+OF_MODEL = ("model", "dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
+OF_SCHEDULE = ("phases", "lr", "epochs", "cycles", "cycle_len", "cycle_mult")
+OF_RECIPE = (
+    *OF_SCHEDULE,
+    *("batch_size", "momentum", "nesterov", "weight_decay", "label_smoothing"),
+)
+OF_DATA = ("dataset", *records.PLACES)
+
+# Of the sampled schedule in the record: enough to draw it.
+SCHEDULE_POINTS = 1_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """Settings, model, recipe and data; made by ``prepare``.
+
+    Attributes:
+      settings: of the run.
+      model: that a program gave; None for the one of the settings.
+      recipe: that a program gave; None for the one of the settings.
+      dataset: not yet divided.
+      splits: the same, divided.
+    """
+
+    settings: Settings
+    model: nn.Module | None
+    recipe: Recipe | None
+    dataset: Dataset
+    splits: Splits
+
+    @classmethod
+    def prepare(
+        cls,
+        settings: Settings,
+        model: nn.Module | None = None,
+        recipe: Recipe | None = None,
+        dataset: Dataset | None = None,
+    ) -> "Subject":
+        """Checks that these do not contradict each other, and loads the data.
+
+        Raises:
+          UserError: they do, or the data cannot be had.
+        """
+        if not isinstance(settings, Settings):
+            kind = type(settings).__name__
+            raise UserError(f"the settings are a {kind}; give cifar_flax.Settings(...)")
+        if dataset is not None and not isinstance(dataset, Dataset):
+            kind = type(dataset).__name__
+            raise UserError(f"the dataset is a {kind}; make_dataset makes one")
+        changed = settings.changed()
+        if model is not None:
+            _refuse_both(changed, OF_MODEL, "model")
+            if recipe is None and settings.epochs is None and settings.cycles is None:
+                raise UserError(
+                    "a model of your own has no recipe here; give recipe=, or the "
+                    "setting lr with epochs or cycles"
+                )
+        elif not has_norm(settings.model) and changed.keys() & set(OF_MODEL[2:]):
+            logger.warning(
+                "%s has no batch norm: its settings have no effect", settings.model
+            )
+        if recipe is not None:
+            _refuse_both(changed, OF_RECIPE, "recipe")
+        if dataset is None:
+            dataset = settings.load_data()
+        elif settings.dataset not in ("auto", dataset.name):
+            _refuse_both(changed, OF_DATA[:1], "dataset")
+        splits = split_dataset(dataset, settings.val_size, settings.train_size)
+        return cls(settings, model, recipe, dataset, splits)
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return type(self.model).__name__ if self.model else self.settings.model
+
+    @property
+    def finds_rate(self) -> bool:
+        """Whether a range test is to find the rate."""
+        return self.settings.lr == AUTO
+
+    def make_trainer(
+        self, found_lr: float | None = None, seeds: tuple[int, ...] | None = None
+    ) -> Trainer:
+        """The trainer.
+
+        Args:
+          found_lr: what ``--lr=auto`` found; see ``Settings.make_recipe``.
+          seeds: in place of those of the settings.
+        """
+        settings = self.settings
+        model = self.model or settings.make_model(self.splits.num_classes)
+        base = None if self.model is None else Recipe((Constant(0.0, 1),))
+        return Trainer(
+            model,
+            self.recipe or settings.make_recipe(found_lr, base),
+            self.splits.spec,
+            seeds or settings.seeds,
+            augmentation=settings.augmentation,
+        )
+
+    def config(self, kind: str, trainer: Trainer, *flags: str) -> records.Config:
+        """What ``config.json`` holds.
+
+        Args:
+          kind: ``run`` or ``lr_find``.
+          trainer: that trains.
+          *flags: of the command beside the settings.
+        """
+        dataset, splits = self.dataset, self.splits
+        command = ["python", "-m", f"experiments.{kind}", *self.settings.as_flags()]
+        by_command = self.model is None and self.recipe is None and self._loads_data
+        config = records.Config(
+            kind=kind,
+            settings=self._settings_record(),
+            recipe=None,
+            dataset=records.DatasetInfo(
+                name=dataset.name,
+                fingerprint=dataset.fingerprint,
+                source=dataset.source,
+                class_names=list(dataset.class_names),
+                image_shape=splits.spec.image_shape,
+                mean=list(splits.mean),
+                std=list(splits.std),
+                train_size=len(splits.train),
+                val_size=len(splits.val) if splits.val else 0,
+                test_size=len(splits.test),
+            ),
+            num_params=sum(row.num_params for row in trainer.layers),
+            flops_per_image=sum(row.flops for row in trainer.layers),
+            command=[*command, *flags] if by_command else [],
+            **describe_environment(),
+        )
+        # With --lr=auto the rates come later.
+        return config if self.finds_rate else with_recipe(config, trainer)
+
+    @property
+    def _loads_data(self) -> bool:
+        """Whether the settings alone give these data, as far as a name can tell."""
+        given, found = self.settings.dataset, self.dataset.name
+        return found == given or (given == "auto" and found in ("cifar10", "shapes"))
+
+    def _settings_record(self) -> dict[str, records.Setting]:
+        """The settings; of what a program gave, what is known of it."""
+        record = self.settings.record()
+        if self.model is not None:
+            record |= dict.fromkeys(OF_MODEL)
+            record |= {"model": self.name, "model_fields": _fields_of(self.model)}
+        if self.recipe is not None:
+            record["recipe"] = f"{self.recipe}; {self.recipe.optimizer_in_words}"
+        if not self._loads_data:
+            record["dataset"] = self.dataset.name
+        return record
+
+
+def with_recipe(config: records.Config, trainer: Trainer) -> records.Config:
+    """A record with the recipe and the schedule that a trainer has."""
+    total, per_epoch = trainer.total_steps, trainer.steps_per_epoch
+    steps = np.linspace(0, total - 1, min(total, SCHEDULE_POINTS)).astype(np.int32)
+    rates = jax.jit(jax.vmap(trainer.schedule))(steps)
+    config.recipe = trainer.recipe.record()
+    config.schedule = records.Schedule(
+        epochs=[float(f"{step / per_epoch:.6g}") for step in steps],
+        rates=[float(f"{rate:.6g}") for rate in np.asarray(rates, np.float64)],
+    )
+    return config
+
+
+def _refuse_both(changed: dict[str, Any], names: tuple[str, ...], given: str) -> None:
+    """UserError where a setting says what a program gives."""
+    if both := [name for name in names if name in changed]:
+        value = as_text(changed[both[0]])
+        raise UserError(
+            f"--{both[0]}={value} and {given}= contradict each other; give one of them"
+        )
+
+
+def _fields_of(model: nn.Module) -> str:
+    """The fields of a module in a line, the same in every process."""
+    fields = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    text = ", ".join(f"{f.name}={getattr(model, f.name, None)!r}" for f in fields)
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())

@@ -1,0 +1,1 @@
+"""Training: recipes and schedules, the state, the step, and the compiled program."""

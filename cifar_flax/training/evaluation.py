@@ -1,0 +1,124 @@
+"""Logits of images by trained replicas, and the exact figures on a split."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy.special import log_softmax
+
+from cifar_flax.data.augment import normalise
+from cifar_flax.data.dataset import check_images
+from cifar_flax.data.splits import DataSpec, Split
+from cifar_flax.models.calling import evaluate_logits
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Exact figures of R replicas on a split.
+
+    Attributes:
+      logits: float32 [R, N, K].
+      loss: mean cross-entropy, float64 [R].
+      accuracy: share of the images classified correctly, float64 [R].
+    """
+
+    logits: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.logits.shape))
+        loss, accuracy = (np.round(x, 4).tolist() for x in (self.loss, self.accuracy))
+        return f"Evaluation({loss=}, {accuracy=}, logits=float32 [{shape}])"
+
+
+def replica_map() -> Callable[[Callable, Any], Any]:
+    """How to map a function of one replica over the leading axis of all replicas.
+
+    An accelerator runs the replicas side by side (``vmap``); a CPU, which one replica
+    keeps busy and where grouped convolutions are slow, runs one after the other.
+
+    Returns:
+      A function like ``jax.lax.map``.
+    """
+    return lax.map if jax.default_backend() == "cpu" else _side_by_side
+
+
+def _side_by_side(fn: Callable, replicas: Any) -> Any:
+    return jax.vmap(fn)(replicas)
+
+
+class Predictor:
+    """The compiled logits of a model; holds neither variables nor data.
+
+    Attributes:
+      batch_size: images at a time. More would leave a CPU's cache; an accelerator
+        needs more to be busy.
+    """
+
+    def __init__(self, model: nn.Module, spec: DataSpec, batch_size: int | None = None):
+        """Makes the program; nothing is compiled yet.
+
+        Args:
+          model: see ``models.calling``.
+          spec: of the data that it was made for.
+          batch_size: images at a time; None for what suits the device.
+        """
+        self._spec = spec
+        on_cpu = jax.default_backend() == "cpu"
+        self.batch_size = batch_size or (125 if on_cpu else 1_000)
+
+        def logits_of_all(variables: Any, batches: jax.Array) -> jax.Array:
+            """Logits [R, M * B, K] of images [M, B, H, W, C]."""
+
+            def logits_of_one(variables: Any) -> jax.Array:
+                def of_batch(images: jax.Array) -> jax.Array:
+                    images = normalise(images, spec.mean, spec.std)
+                    return evaluate_logits(model, variables, images)
+
+                logits = lax.map(of_batch, batches).astype(jnp.float32)
+                return logits.reshape(-1, spec.num_classes)
+
+            return replica_map()(logits_of_one, variables)
+
+        self._program = jax.jit(logits_of_all)
+
+    def __call__(self, variables: Any, images: np.ndarray) -> np.ndarray:
+        """Logits of every replica, float32 [R, N, K].
+
+        One compiled call takes all batches. The last one is filled up to the common
+        size; what the filling gives is cut off.
+
+        Args:
+          variables: of R replicas.
+          images: uint8 [N, H, W, C].
+
+        Raises:
+          UserError: images of another type, size or number of channels, or none.
+        """
+        images = check_images("images to classify", images, self._spec.image_shape)
+        count, size = len(images), min(self.batch_size, len(images))
+        fill = [(0, -count % size)] + [(0, 0)] * 3
+        batches = np.pad(images, fill).reshape(-1, size, *images.shape[1:])
+        return np.asarray(self._program(variables, batches))[:, :count]
+
+
+def evaluate(predictor: Predictor, variables: Any, split: Split) -> Evaluation:
+    """Exact loss and accuracy of every replica on a split.
+
+    Args:
+      predictor: of the model.
+      variables: of R replicas.
+      split: its labels are classes of the model.
+    """
+    logits = predictor(variables, split.images)
+    with np.errstate(invalid="ignore"):  # of a replica that has diverged
+        logs = log_softmax(logits.astype(np.float64), axis=-1)
+    losses = -logs[:, np.arange(len(split)), split.labels]
+    correct = logits.argmax(-1) == split.labels
+    return Evaluation(logits, losses.mean(1), correct.mean(1))

@@ -1,0 +1,123 @@
+"""What training carries from step to step: arrays, and nothing else."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cifar_flax.models.calling import init_variables
+
+
+@flax.struct.dataclass
+class Totals:
+    """Sums over the training images seen since the last log point.
+
+    Attributes:
+      loss: sum of the loss over the images, float32.
+      correct: correctly classified ones, int32.
+      count: how many, int32.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def zero(cls) -> "Totals":
+        """Nothing seen yet."""
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+
+    def cleared(self) -> "Totals":
+        """Zero; but a loss that is NaN or infinite stays, as the mark of divergence."""
+        finite = jnp.isfinite(self.loss)
+        return jax.tree.map(lambda x: jnp.where(finite, jnp.zeros_like(x), x), self)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of one replica, or of R of them with a leading axis on every array.
+
+    Attributes:
+      step: steps done, int32.
+      params: parameters, float32.
+      collections: the model's other variables by collection, such as ``batch_stats``,
+        which is there for every model, maybe empty.
+      opt_state: the optimizer's state.
+      key: the replica's key; every random number is a function of it and of the step.
+      totals: sums since the last log point, kept here so that a resumed run reports
+        the same numbers.
+    """
+
+    step: jax.Array
+    params: Any
+    collections: dict[str, Any]
+    opt_state: optax.OptState
+    key: jax.Array
+    totals: Totals
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes."""
+        return {"params": self.params, **self.collections}
+
+    @property
+    def batch_stats(self) -> Any:
+        """Running statistics; empty for a model without."""
+        return self.collections["batch_stats"]
+
+    @property
+    def diverged_at(self) -> tuple[int | None, ...]:
+        """For each of R replicas the step whose loss was NaN or infinite.
+
+        A replica ends with that step. None for one that goes on.
+        """
+        finite, steps = np.isfinite(self.totals.loss), np.asarray(self.step)
+        return tuple(
+            None if ok else int(at) for ok, at in zip(finite, steps, strict=True)
+        )
+
+    @property
+    def all_diverged(self) -> bool:
+        """Whether none of the R replicas goes on."""
+        return None not in self.diverged_at
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        if jnp.ndim(self.step) == 0:
+            return f"TrainState(step={self.step}, {count:,} parameters)"
+        replicas = len(self.step)
+        each = f"{count // replicas:,} parameters each"
+        if isinstance(self.step, jax.core.Tracer | jax.ShapeDtypeStruct):
+            return f"TrainState({replicas} replicas, {each})"
+        return f"TrainState(step={int(self.step.max())}, {replicas} replicas, {each})"
+
+
+def init_state(
+    key: jax.Array,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+) -> TrainState:
+    """The state of one replica before its first step.
+
+    Args:
+      key: the replica's key, ``jax.random.key(seed)``.
+      model: see ``models.calling``.
+      tx: the optimizer.
+      image_shape: (H, W, C).
+    """
+    init_key, key = jax.random.split(key)
+    variables = init_variables(model, init_key, jnp.zeros((1, *image_shape)))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        collections=variables,
+        opt_state=tx.init(params),
+        key=key,
+        totals=Totals.zero(),
+    )

@@ -1,0 +1,146 @@
+"""The training step: one optimizer step of one replica, a pure function."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from cifar_flax.data.augment import Augmentation, normalise, sample_images
+from cifar_flax.data.splits import DataSpec
+from cifar_flax.models.calling import train_logits
+from cifar_flax.training.state import Totals, TrainState
+
+# Padded training images, uint8 [N, H + 2p, W + 2p, C], and labels [N], on the device.
+# An argument of every compiled program: as a constant it would take seconds to compile.
+DeviceData = tuple[jax.Array, jax.Array]
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+    """``-sum_k t_k log softmax(logits)_k`` of each example.
+
+    The target t is one-hot, or with smoothing ``(1 - s) * onehot + s / K``.
+
+    Args:
+      logits: [N, K].
+      labels: [N], integers.
+      label_smoothing: s, in [0, 1).
+
+    Returns:
+      [N].
+    """
+    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    if label_smoothing:
+        targets = optax.smooth_labels(targets, label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
+    """The order in which a replica sees the training images in an epoch, [N].
+
+    Args:
+      key: of the replica, ``TrainState.key``.
+      epoch: counted from 0.
+      count: N, the number of training images.
+    """
+    shuffle_key, _ = jax.random.split(key)
+    return jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), count)
+
+
+def first_order(key: jax.Array, steps: int, batch_size: int, count: int) -> jax.Array:
+    """The images of a replica's first steps one after the other, [steps * B].
+
+    Args:
+      key: of the replica, ``TrainState.key``.
+      steps: how many; they may be more than an epoch.
+      batch_size: B.
+      count: number of training images; those that do not fill a batch are left out.
+    """
+    per_epoch = count // batch_size
+    epochs = jnp.arange(-(-steps // per_epoch))
+    orders = jax.vmap(lambda epoch: epoch_order(key, epoch, count))(epochs)
+    return orders[:, : per_epoch * batch_size].reshape(-1)[: steps * batch_size]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """Takes one replica one step on; a function that holds settings and no arrays.
+
+    Every random number is a function of ``state.key`` and ``state.step``.
+
+    Attributes:
+      model: see ``models.calling``.
+      tx: the optimizer.
+      spec: of the data.
+      augmentation: of the training images.
+      batch_size: images in a step.
+      label_smoothing: see ``cross_entropy``.
+    """
+
+    model: nn.Module
+    tx: optax.GradientTransformation
+    spec: DataSpec
+    augmentation: Augmentation
+    batch_size: int
+    label_smoothing: float = 0.0
+
+    def __call__(
+        self, state: TrainState, order: jax.Array, data: DeviceData
+    ) -> TrainState:
+        """One step on the mean loss of a batch, with the sums for its log added up.
+
+        Args:
+          state: of one replica.
+          order: images in the order in which they are taken, [M]; step s takes the
+            batch s modulo M // batch_size.
+          data: see ``DeviceData``.
+        """
+        images, labels, key = self.batch(state, order, data)
+
+        def loss_fn(params: Any):
+            variables = {"params": params, **state.collections}
+            logits, collections = train_logits(self.model, variables, images, key)
+            logits = logits.astype(jnp.float32)
+            losses = cross_entropy(logits, labels, self.label_smoothing)
+            return losses.mean(), (losses.sum(), logits, collections)
+
+        grads, aux = jax.grad(loss_fn, has_aux=True)(state.params)
+        loss, logits, collections = aux
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        return dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            collections=collections,
+            opt_state=opt_state,
+            totals=Totals(
+                loss=state.totals.loss + loss,
+                correct=state.totals.correct + (logits.argmax(-1) == labels).sum(),
+                count=state.totals.count + labels.shape[0],
+            ),
+        )
+
+    def batch(
+        self, state: TrainState, order: jax.Array, data: DeviceData
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What a replica trains on at its step; arguments as of ``__call__``.
+
+        Returns:
+          Augmented and normalised images [B, H, W, C], labels [B], and a key for what
+          the model draws.
+        """
+        _, step_key = jax.random.split(state.key)
+        augment_key, model_key = jax.random.split(
+            jax.random.fold_in(step_key, state.step)
+        )
+        first = state.step % (order.shape[0] // self.batch_size) * self.batch_size
+        indices = lax.dynamic_slice(order, (first,), (self.batch_size,))
+        padded, labels = data
+        images = sample_images(augment_key, padded, indices, self.augmentation)
+        images = normalise(images, self.spec.mean, self.spec.std)
+        return images, labels[indices], model_key

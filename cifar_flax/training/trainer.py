@@ -1,0 +1,339 @@
+"""Training as compiled chunks of steps; no files, no flags, and no data of its own."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from cifar_flax.data import DataSpec, Split
+from cifar_flax.data.augment import Augmentation, pad_images
+from cifar_flax.data.dataset import check_images, check_labels
+from cifar_flax.errors import UserError
+from cifar_flax.models.check import check_model
+from cifar_flax.training.evaluation import (
+    Evaluation,
+    Predictor,
+    evaluate,
+    replica_map,
+)
+from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.state import Totals, TrainState, init_state
+from cifar_flax.training.steps import DeviceData, TrainStep, epoch_order
+
+# A compiled call does about this many seconds of work: long enough that its start
+# costs nothing, short enough that a progress bar moves and an interrupt is heeded.
+CHUNK_SECONDS = 1.0
+
+# What jax.random.key takes as int32.
+SEED_RANGE = range(-(2**31), 2**31)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Progress:
+    """Where training stands after a compiled chunk of steps.
+
+    Attributes:
+      state: of all replicas; it stays as it is when training goes on.
+        ``state.diverged_at`` tells which of them have ended.
+      step: steps done.
+      epoch_done: whether an epoch has just ended; the figures are then of that epoch,
+        and before of its steps so far.
+      learning_rate: of the last step.
+      train_loss: mean over the images as they were seen, float64 [R]; NaN for a
+        replica that has diverged.
+      train_accuracy: share classified correctly as they were seen, float64 [R]; NaN
+        for a replica that has diverged.
+      images: training images of the last chunk, over all replicas.
+      seconds: that the last chunk took.
+    """
+
+    state: TrainState
+    step: int
+    epoch_done: bool
+    learning_rate: float
+    train_loss: np.ndarray
+    train_accuracy: np.ndarray
+    images: int
+    seconds: float
+
+    def __repr__(self) -> str:
+        loss = np.round(self.train_loss, 4).tolist()
+        accuracy = np.round(self.train_accuracy, 4).tolist()
+        return (
+            f"Progress(step={self.step}, epoch_done={self.epoch_done}, "
+            f"learning_rate={self.learning_rate:.3g}, train_loss={loss}, "
+            f"train_accuracy={accuracy})"
+        )
+
+
+def next_chunk(steps: int, seconds: float) -> int:
+    """Steps for the next compiled call, after one of so many took so long."""
+    return max(1, int(CHUNK_SECONDS * steps / seconds))
+
+
+def check_seeds(seeds: Any) -> tuple[int, ...]:
+    """Seeds as a tuple; UserError where they are not different numbers of 32 bits."""
+    try:
+        found = tuple(int(seed) for seed in seeds)
+        if found != tuple(seeds):
+            raise ValueError("not whole numbers")
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--seeds={seeds}: give whole numbers, as 0,1,2 (in Python a tuple)"
+        ) from error
+    if not found or len(set(found)) < len(found):
+        raise UserError(
+            f"--seeds={','.join(map(str, found))}: give one or more different numbers, "
+            "as 0,1,2"
+        )
+    if wrong := [seed for seed in found if seed not in SEED_RANGE]:
+        raise UserError(
+            f"--seeds={wrong[0]}: a seed is from {SEED_RANGE[0]} to {SEED_RANGE[-1]}"
+        )
+    return found
+
+
+class Trainer:
+    """Trains R replicas of a model, one a seed, with one recipe: a compiled program.
+
+    The data are given to each call and not kept. Every random number is a function of
+    the seed and the step. A state taken from any point of a run therefore goes on to
+    the same bits, whatever the size of the chunks and in whatever process.
+
+    A replica whose loss becomes NaN or infinite has diverged and ends with that step;
+    the others go on.
+
+    Attributes:
+      layers: of the model, as ``models.summary`` counts them.
+      steps_per_epoch: whole batches in the training split; the images that are left
+        over differ from epoch to epoch.
+      total_steps: steps of the whole recipe.
+      schedule: the learning rate, a function of the step.
+      train_step: what a replica does in a step.
+      predictor: what a replica does in evaluation.
+      compile_seconds: what the compilation of the training program took, else 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        spec: DataSpec,
+        seeds: Sequence[int] = (0,),
+        *,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+    ):
+        """Makes the program and checks that it fits; nothing is compiled yet.
+
+        Args:
+          model: see ``models.calling``.
+          recipe: how to train.
+          spec: of the data, ``Splits.spec``.
+          seeds: one a replica.
+          augmentation: of the training images.
+
+        Raises:
+          UserError: model, recipe, data or seeds do not fit together.
+        """
+        if not isinstance(recipe, Recipe):
+            raise UserError(f"the recipe is {recipe!r}; it must be a Recipe")
+        if not isinstance(spec, DataSpec):
+            kind = type(spec).__name__
+            raise UserError(f"the spec is a {kind}; give splits.spec, a DataSpec")
+        if spec.train_size < recipe.batch_size:
+            raise UserError(
+                f"batch_size is {recipe.batch_size}, but there are only "
+                f"{spec.train_size} training images; lower it"
+            )
+        self.model, self.recipe, self.spec = model, recipe, spec
+        self.seeds = check_seeds(seeds)
+        self.layers, variables = check_model(model, spec.image_shape, spec.num_classes)
+        self.steps_per_epoch = spec.train_size // recipe.batch_size
+        self.total_steps = self.steps_per_epoch * recipe.epochs
+        self.schedule = recipe.schedule(self.steps_per_epoch)
+        self.compile_seconds = 0.0
+        tx = recipe.optimizer(self.schedule)
+        self.train_step = TrainStep(
+            model=model,
+            tx=tx,
+            spec=spec,
+            augmentation=augmentation,
+            batch_size=recipe.batch_size,
+            label_smoothing=recipe.label_smoothing,
+        )
+        self.predictor = Predictor(model, spec)
+        self._template = _shapes_of_state(variables, tx, len(self.seeds))
+
+        def init_of_one(seed: jax.Array) -> TrainState:
+            return init_state(jax.random.key(seed), model, tx, spec.image_shape)
+
+        def orders(keys: jax.Array, epoch: jax.Array) -> jax.Array:
+            count = spec.train_size
+            return replica_map()(lambda key: epoch_order(key, epoch, count), keys)
+
+        self._init = jax.jit(
+            lambda seeds: replica_map()(init_of_one, seeds),
+            # A program that runs once: optimising it would take seconds.
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+        self._orders = jax.jit(orders)
+        self._train_steps: Any = jax.jit(
+            functools.partial(_train_steps, self.train_step)
+        )
+
+    def __repr__(self) -> str:
+        seeds = ", ".join(map(str, self.seeds))
+        return f"Trainer({type(self.model).__name__}, {self.recipe}, seeds {seeds})"
+
+    def init(self) -> TrainState:
+        """The state of all replicas before the first step."""
+        return self._init(jnp.asarray(self.seeds))
+
+    def put(self, split: Split) -> DeviceData:
+        """A training split on the device, padded as the augmentation needs it.
+
+        Raises:
+          UserError: it is not the training split that the program was made for.
+        """
+        self._check_split("training split", split)
+        if len(split) != self.spec.train_size:
+            raise UserError(
+                f"the training split has {len(split)} images; this trainer was made "
+                f"for {self.spec.train_size}"
+            )
+        padded = pad_images(split.images, self.train_step.augmentation)
+        return jnp.asarray(padded), jnp.asarray(split.labels)
+
+    def run(self, state: TrainState, split: Split) -> Iterator[Progress]:
+        """Trains from a state to the end of the recipe.
+
+        Args:
+          state: from ``init``, from a ``Progress``, or restored; it stays as it is.
+          split: the training images.
+
+        Yields:
+          Where training stands, after every chunk of about ``CHUNK_SECONDS`` and at
+          the end of every epoch; for the last time when all replicas have diverged.
+
+        Raises:
+          UserError: state or images do not fit this trainer.
+        """
+        _check_tree("state", state, self._template)
+        return self._run(state, self.put(split))
+
+    def evaluate(self, state: TrainState, split: Split) -> Evaluation:
+        """Exact loss and accuracy of every replica on a split.
+
+        Raises:
+          UserError: state or images do not fit this trainer.
+        """
+        self._check_split("split to evaluate", split)
+        wanted = self._template.variables
+        variables = getattr(state, "variables", None)
+        _check_tree("state", variables, wanted)
+        return evaluate(self.predictor, variables, split)
+
+    def _run(self, state: TrainState, data: DeviceData) -> Iterator[Progress]:
+        steps, chunk, epoch_end = np.asarray(state.step), 1, 0
+        while (step := int(steps.max())) < self.total_steps and not state.all_diverged:
+            if not self.compile_seconds:
+                start, zero = time.perf_counter(), jnp.int32(0)
+                args = (state, self._orders(state.key, zero), data, zero)
+                self._train_steps = self._train_steps.lower(*args).compile()
+                self.compile_seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            if step >= epoch_end:
+                epoch = step // self.steps_per_epoch
+                epoch_end = (epoch + 1) * self.steps_per_epoch
+                orders = self._orders(state.key, jnp.int32(epoch))
+            stop = min(step + chunk, epoch_end)
+            state = self._train_steps(state, orders, data, jnp.int32(stop))
+            before, totals = steps, jax.device_get(state.totals)  # waits for the chunk
+            seconds = time.perf_counter() - start
+            chunk = next_chunk(stop - step, seconds)
+            steps = np.asarray(state.step)
+            epoch_done = steps.max() == epoch_end
+            if epoch_done:
+                state = dataclasses.replace(state, totals=state.totals.cleared())
+            lost = np.array([at is not None for at in state.diverged_at])
+            yield Progress(
+                state=state,
+                step=int(steps.max()),
+                epoch_done=bool(epoch_done),
+                learning_rate=float(self.schedule(steps.max() - 1)),
+                train_loss=np.where(lost, np.nan, totals.loss / totals.count),
+                train_accuracy=np.where(lost, np.nan, totals.correct / totals.count),
+                images=int((steps - before).sum()) * self.recipe.batch_size,
+                seconds=seconds,
+            )
+
+    def _check_split(self, what: str, split: Split) -> None:
+        if not isinstance(split, Split):
+            raise UserError(f"the {what} is a {type(split).__name__}; give a Split")
+        check_images(what, split.images, self.spec.image_shape)
+        check_labels(what, split.labels, len(split), self.spec.num_classes)
+
+
+def _train_steps(
+    train_step: TrainStep,
+    states: TrainState,
+    orders: jax.Array,
+    data: DeviceData,
+    stop: jax.Array,
+) -> TrainState:
+    """Takes R replicas on to step ``stop``, within the epoch that ``orders`` are of."""
+
+    def of_one(replica: tuple[TrainState, jax.Array]) -> TrainState:
+        state, order = replica
+        return lax.while_loop(
+            lambda state: (state.step < stop) & jnp.isfinite(state.totals.loss),
+            functools.partial(train_step, order=order, data=data),
+            state,
+        )
+
+    return replica_map()(of_one, (states, orders))
+
+
+def _shapes_of_state(
+    variables: Any, tx: optax.GradientTransformation, replicas: int
+) -> TrainState:
+    """A state of R replicas as shapes, without another trace of the model."""
+    params = variables["params"]
+    one = TrainState(
+        step=jax.eval_shape(lambda: jnp.int32(0)),
+        params=params,
+        collections={n: value for n, value in variables.items() if n != "params"},
+        opt_state=jax.eval_shape(tx.init, params),
+        key=jax.eval_shape(lambda: jax.random.key(0)),
+        totals=jax.eval_shape(Totals.zero),
+    )
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), one
+    )
+
+
+def _check_tree(what: str, tree: Any, wanted: Any) -> None:
+    """UserError where the arrays of a tree are not those that the program takes."""
+    found, expected = (
+        {
+            jax.tree_util.keystr(path): f"{leaf.dtype} {list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(one)
+            if hasattr(leaf, "shape")
+        }
+        for one in (tree, wanted)
+    )
+    if different := sorted(found.items() ^ expected.items()):
+        path = different[0][0]
+        raise UserError(
+            f"the {what} is not of this trainer: {path} is "
+            f"{found.get(path, 'missing')}; it must be "
+            f"{expected.get(path, 'left out')}"
+        )

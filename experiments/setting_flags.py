@@ -1,0 +1,124 @@
+"""The settings of a run as flags; ``cifar_flax.runs.settings`` defines them."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from cifar_flax import records
+from cifar_flax.models import MODELS
+from cifar_flax.runs.settings import (
+    DEFAULTS,
+    HELP,
+    TYPES,
+    Settings,
+    choices_of,
+    parse_setting,
+    type_of,
+    what_to_give,
+)
+from experiments import cli
+
+FLAGS = flags.FLAGS
+
+# What absl calls the types, for --help.
+_KINDS = {int: "int", float: "float", bool: "bool"}
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads a flag as its setting is read everywhere."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self.syntactic_help = what_to_give(name)
+        self.enum_values = choices_of(name)  # absl lists them in --help
+
+    def parse(self, argument: Any) -> Any:
+        """The value; ValueError where a text stands for none."""
+        is_text = isinstance(argument, str)
+        return parse_setting(self._name, argument) if is_text else argument
+
+    def flag_type(self) -> str:
+        """Of the values."""
+        if self.enum_values:
+            return "string enum"
+        if self._name == "seeds":
+            return "comma separated list of numbers"
+        return _KINDS.get(type_of(self._name), "string")
+
+
+def define_settings(
+    *names: str, without: Sequence[str] = (), lists: bool = False
+) -> None:
+    """Defines a flag for each setting, or for those named.
+
+    Args:
+      *names: settings; all of them where none is named.
+      without: settings to leave at their defaults.
+      lists: each flag takes a comma list, of texts that ``parse`` reads.
+    """
+    for name in names or TYPES:
+        if name in without:
+            continue
+        default, help_text, choices = DEFAULTS[name], HELP[name], choices_of(name)
+        if lists:
+            flags.DEFINE_list(name, None, help_text)
+            continue
+        if choices:
+            flags.DEFINE_enum(name, default, choices, help_text)
+        elif type_of(name) is bool:
+            flags.DEFINE_bool(name, default, help_text)
+        else:
+            flags.DEFINE(_Parser(name), name, default, help_text)
+        FLAGS[name].parser = _Parser(name)
+
+
+def parse(name: str, text: str) -> Any:
+    """The value of a setting; flags.ValidationError where a text stands for none."""
+    try:
+        return parse_setting(name, text)
+    except ValueError as error:
+        raise flags.ValidationError(f"--{name}={text}: {error}") from error
+
+
+def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
+    """The settings that the flags give.
+
+    Args:
+      resumed: folder of a run to go on with; a flag that is not given keeps the value
+        in its record.
+
+    Raises:
+      UserError: no run to resume.
+      flags.ValidationError: flags that contradict each other or are out of range.
+    """
+    values = {name: FLAGS[name].value for name in TYPES if name in FLAGS}
+    if resumed is not None:
+        config = records.read_config(resumed)
+        recorded = Settings.from_record(config, str(resumed / records.CONFIG))
+        for name in values:
+            if not FLAGS[name].present:
+                values[name] = getattr(recorded, name)
+    with cli.usage_errors():
+        return Settings(**values)
+
+
+def check_models(names: list[str]) -> list[str]:
+    """The models that ``--models`` names, all of them for ``all``.
+
+    Raises:
+      flags.ValidationError: none, no such model, or one twice.
+    """
+    if names == ["all"]:
+        return list(MODELS)
+    if not names or len(set(names)) < len(names):
+        raise flags.ValidationError(
+            f"--models={','.join(names)}: give one or more different models, or all"
+        )
+    wrong = [name for name in names if name not in MODELS]
+    if wrong:
+        raise flags.ValidationError(
+            f"--models={','.join(wrong)}: give all, or some of {', '.join(MODELS)}"
+        )
+    return names

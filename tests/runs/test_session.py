@@ -1,0 +1,528 @@
+"""A run as a function: where it works, what it leaves, and what stops it."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+from cifar_flax import records
+from cifar_flax.data import make_dataset
+from cifar_flax.errors import UserError
+from cifar_flax.reports.runs import read_studies
+from cifar_flax.runs.checkpoint import Checkpoints, open_checkpoints
+from cifar_flax.runs.observers import Observer
+from cifar_flax.runs.session import range_test, run
+from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.subject import with_recipe
+from cifar_flax.training import trainer as trainer_module
+from cifar_flax.training.lr_range import RangeSettings
+from cifar_flax.training.recipes import Constant, Recipe, Sgdr
+from cifar_flax.training.trainer import Trainer
+from experiments import cli
+from experiments.run import StopOnSignal
+from tests import leaks
+from tests.conftest import make_split
+from tests.test_records import make_config
+from tests.training.test_trainer import host
+
+# Four epochs of three steps.
+SETTINGS = Settings(seeds=(0, 1), lr=0.001, epochs=4, batch_size=32, val_size=24)
+
+
+class TinyNet(nn.Module):
+    """A model of one's own, without an argument ``train``."""
+
+    classes: int = 4
+
+    @nn.compact
+    def __call__(self, images):
+        """Mean colours, then a dense layer."""
+        return nn.Dense(self.classes)(images.mean((1, 2)))
+
+
+def make_tiny(name="tiny", count=120):
+    train, test = make_split(0, count), make_split(2, 25)
+    return make_dataset(
+        name,
+        train.images,
+        train.labels,
+        test.images,
+        test.labels,
+        tuple("abcd"),
+        source="a test",
+    )
+
+
+def go(folder, settings=SETTINGS, **changes):
+    """A run in a folder."""
+    given = {"model": TinyNet(), "dataset": make_tiny(), **changes}
+    return run(settings, folder, **given)
+
+
+def steps_of(lines):
+    return [line.step for line in lines]
+
+
+def saved_steps(folder):
+    paths = (folder / records.CHECKPOINTS).iterdir()
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
+
+
+def failing(function, monkeypatch, place, calls, error):
+    """Replaces a function by one that raises in some of its calls."""
+    count = 0
+
+    def sometimes(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count in calls:
+            raise error
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(place, function.__name__, sometimes)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """A step a chunk."""
+    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", 0.0)
+
+
+class Told(Observer):
+    """Notes what it is told; may do something after a step."""
+
+    def __init__(self, at=None, act=lambda: None):
+        self.events, self._at, self._act = [], at, act
+
+    def started(self, plan):
+        self.events.append(("started", plan.kind, plan.step, plan.total_steps))
+
+    def chunk_done(self, progress):
+        self.events.append(("chunk", progress.step))
+        if progress.step == self._at:
+            self._act()
+
+    def epoch_done(self, line, state):
+        self.events.append(("epoch", line.epoch, int(state.step[0])))
+
+    def ended(self, result):
+        self.events.append(("ended", result and result.status))
+
+    def of(self, kind):
+        return [event[1:] for event in self.events if event[0] == kind]
+
+
+def test_observers_are_told_of_everything_in_order(tmp_path, small_chunks):
+    told = Told()
+    go(tmp_path / "run", observers=[told])
+    assert told.events[0] == ("started", "run", 0, 12)
+    assert told.of("chunk") == [(step,) for step in range(1, 13)]
+    assert told.of("epoch") == [(1, 3), (2, 6), (3, 9), (4, 12)]
+    assert told.events.index(("epoch", 1, 3)) == told.events.index(("chunk", 3)) + 1
+    assert told.events[-1] == ("ended", "finished")
+
+
+def test_without_a_folder_it_gives_the_same_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone = go(None)
+    assert list(tmp_path.iterdir()) == []
+    recorded = go(tmp_path / "run")
+    assert_same(alone.state, recorded.state)
+    assert alone.record.test_accuracy == recorded.record.test_accuracy
+    assert records.read_result(tmp_path / "run") == recorded.record
+    assert records.read_metrics(tmp_path / "run") == recorded.metrics
+    np.testing.assert_array_equal(
+        records.read_predictions(tmp_path / "run")["logits"], alone.test.logits
+    )
+
+
+def test_it_prints_nothing_and_leaves_signals_alone(tmp_path, capfd):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    told = Told(3, lambda: seen.extend(signal.getsignal(n) for n in numbers))
+    seen = []
+    go(tmp_path / "run", observers=[told])
+    assert seen == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_it_runs_in_another_thread_to_the_same_bits(tmp_path):
+    expected = go(None)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(go(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert_same(found[0].state, expected.state)
+
+
+def test_it_runs_in_a_child_process(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=go, args=(tmp_path / "run",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert records.read_result(tmp_path / "run").status == "finished"
+
+
+def test_a_folder_is_kept_from_others_only_while_it_is_used(tmp_path):
+    refused = []
+
+    def intrude():
+        with pytest.raises(UserError, match="is in use by process") as error:
+            go(tmp_path / "run", resume=True)
+        refused.append(error)
+
+    go(tmp_path / "run", observers=[Told(3, intrude)])
+    assert refused
+    assert records.lock_holder(tmp_path / "run") is None
+    with pytest.raises(UserError, match="holds a run"):
+        go(tmp_path / "run")
+
+
+def test_a_finished_run_is_only_evaluated_again(tmp_path):
+    first = go(tmp_path / "run")
+    content = {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    told = Told()
+    again = go(tmp_path / "run", resume=True, observers=[told])
+    assert told.of("chunk") == []
+    assert again.record == first.record
+    assert again.metrics == first.metrics
+    assert_same(again.state, first.state)
+    np.testing.assert_array_equal(again.test.logits, first.test.logits)
+    for path, before in content.items():
+        assert path.read_bytes() == before or path.name == records.LOCK
+
+
+@pytest.mark.parametrize("way", ["event", "interrupt", "before"])
+def test_a_stop_saves_the_state_and_the_run_goes_on_to_the_same_bits(
+    tmp_path, small_chunks, way
+):
+    expected = go(None)
+    stop = threading.Event()
+
+    def act():
+        if way == "interrupt":
+            raise KeyboardInterrupt
+        stop.set()
+
+    if way == "before":
+        stop.set()
+    told = Told(5, act)
+    stopped = go(tmp_path / "run", stop=stop, observers=[told])
+    step = {"event": 5, "interrupt": 4, "before": 0}[way]
+    assert (stopped.status, stopped.record, stopped.test) == ("stopped", None, None)
+    assert saved_steps(tmp_path / "run")[-1] == stopped.state.step[0] == step
+    assert steps_of(records.read_metrics(tmp_path / "run")) == [3][: step // 3]
+    assert told.events[-1] == ("ended", "stopped")
+    assert records.read_result(tmp_path / "run") is None
+    # What the caller holds can be used.
+    figures = stopped.trainer.evaluate(stopped.state, stopped.splits.val)
+    assert figures.logits.shape == (2, 24, 4)
+    told = Told()
+    result = go(tmp_path / "run", resume=True, observers=[told])
+    assert told.events[0] == ("started", "run", step, 12)
+    assert_same(result.state, expected.state)
+    assert steps_of(result.metrics) == [3, 6, 9, 12]
+
+
+def test_an_error_of_an_observer_ends_the_run_and_the_others_are_told(tmp_path):
+    def act():
+        raise RuntimeError("mine")
+
+    told = Told()
+    with pytest.raises(RuntimeError, match="mine"):
+        go(tmp_path / "run", observers=[told, Told(3, act)])
+    assert told.events[-1] == ("ended", None)
+    assert records.lock_holder(tmp_path / "run") is None
+    assert go(tmp_path / "run", resume=True).status == "finished"
+
+
+def test_a_second_call_in_the_same_process_is_the_same(tmp_path):
+    first, second = (go(tmp_path / name) for name in "ab")
+    assert_same(first.state, second.state)
+    assert records.read_config(tmp_path / "a") == records.read_config(tmp_path / "b")
+
+
+class HalfNet(TinyNet):
+    """Another one."""
+
+
+class Plateau:
+    """A phase of one's own, no dataclass."""
+
+    epochs = 2
+
+    def schedule(self, steps_per_epoch):
+        return lambda step: 0.01 / (1 + step // steps_per_epoch)
+
+    def __str__(self):
+        return "2 epochs of halving rates"
+
+
+class Adam(Recipe):
+    """A recipe with an optimizer of one's own."""
+
+    def optimizer(self, schedule):
+        return optax.adam(schedule)
+
+
+def test_what_a_program_gives_is_what_is_recorded_and_reported(tmp_path):
+    recipe = Adam((Plateau(), Constant(0.5, 1)), batch_size=32)
+    settings = Settings(seeds=(0, 1), val_size=24)
+    for name, model in (("a", TinyNet()), ("b", HalfNet())):
+        go(tmp_path / name, settings, model=model, recipe=recipe)
+    config = records.read_config(tmp_path / "a")
+    assert config.settings["model"] == "TinyNet"
+    assert config.settings["dataset"] == "tiny"
+    assert config.settings["dtype"] is None
+    assert config.recipe["optimizer"] == "of Adam"
+    assert [phase["kind"] for phase in config.recipe["phases"]] == [
+        "plateau",
+        "constant",
+    ]
+    assert config.schedule.rates == pytest.approx([0.01] * 3 + [0.005] * 3 + [0.5] * 3)
+    assert config.schedule.epochs == pytest.approx(np.arange(9) / 3, abs=1e-5)
+    assert config.num_params == 16
+    assert config.command == []
+    (study,), left_out = read_studies(tmp_path)
+    assert left_out == []
+    assert sorted(entry.name for entry in study.entries) == ["HalfNet", "TinyNet"]
+    with pytest.raises(UserError, match="--model was TinyNet and is HalfNet"):
+        go(tmp_path / "a", settings, model=HalfNet(), recipe=recipe, resume=True)
+
+
+def test_the_recorded_schedule_is_the_one_that_runs(splits):
+    """Of 90 epochs of 12 steps; between two of its points no restart is missed."""
+    recipe = Recipe((Constant(0.1, 2), Sgdr(0.05, 3, 8, 2), Sgdr(0.2, 4, 8)), 8)
+    trainer = Trainer(TinyNet(), recipe, splits.spec)
+    schedule = with_recipe(make_config(), trainer).schedule
+    steps = np.rint(np.array(schedule.epochs) * 12).astype(int)
+    assert (steps[0], steps[-1], len(steps)) == (0, 90 * 12 - 1, 1_000)
+    cycles = [(0.05, 8), (0.05, 16), (0.05, 32), *[(0.2, 8)] * 4]
+    expected = [0.1] * 24
+    for peak, epochs in cycles:
+        place = np.arange(12 * epochs) / (12 * epochs)
+        expected += list(peak * (1 + np.cos(np.pi * place)) / 2)
+    expected = np.array(expected)[steps]
+    np.testing.assert_allclose(schedule.rates, expected, rtol=1e-3, atol=1e-6)
+    assert max(schedule.rates) == pytest.approx(0.2, rel=1e-3)
+
+
+def test_parameters_and_operations_are_counted_for_the_images_of_the_data(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 16, 12, 1), dtype=np.uint8)
+    labels = np.arange(60) % 2
+    dataset = make_dataset(
+        "grey", images, labels, images, labels, ("a", "b"), source="a test"
+    )
+    settings = Settings(
+        model="simplenet", val_size=0, lr=0.001, epochs=1, batch_size=30
+    )
+    result = run(settings, tmp_path / "run", dataset=dataset)
+    inputs = 16 * 12
+    assert result.record.num_params == (inputs + 1) * 40 + 41 * 2
+    assert result.record.flops_per_image == 2 * (inputs * 40 + 40 * 2)
+    config = records.read_config(tmp_path / "run")
+    assert config.num_params == result.record.num_params
+    assert config.dataset.image_shape == (16, 12, 1)
+
+
+def test_the_recorded_command_gives_the_same_settings(tmp_path):
+    settings = Settings(
+        model="simplenet", lr=0.001, epochs=1, batch_size=32, val_size=24, flip=False
+    )
+    run(settings, tmp_path / "run", dataset=make_tiny("cifar10"))
+    command = records.read_config(tmp_path / "run").command
+    assert command[:3] == ["python", "-m", "experiments.run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.settings_given", *command[3:]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    given = {"model": "simplenet", "lr": 0.001, "flip": False, "val_size": 24}
+    assert given.items() <= json.loads(done.stdout).items()
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "words"),
+    [
+        ({"seeds": (0, 1)}, {}, "model of your own has no recipe here"),
+        ({"lr": 0.1}, {}, "model of your own has no recipe here"),
+        ({"model": "resnet", "lr": 0.1, "epochs": 1}, {}, "--model=resnet and model="),
+        ({"bn_momentum": 0.5, "lr": 0.1, "epochs": 1}, {}, "--bn_momentum=0.5 and mo"),
+        ({"lr": 0.1}, {"recipe": Recipe((Constant(0.1, 1),))}, "--lr=0.1 and recipe="),
+        ({"dataset": "cifar10"}, {"model": None}, "--dataset=cifar10 and dataset="),
+        ({"lr": 0.1, "epochs": 1}, {"dataset": "cifar10"}, "the dataset is a str"),
+        ({"lr": 0.1, "epochs": 1}, {"model": TinyNet}, "model is TinyNet.*instance"),
+        ({"lr": 0.1, "epochs": 1}, {"model": TinyNet(5)}, r"\[N, 5\].*4 classes"),
+        ({"lr": 0.1, "epochs": 1}, {"resume": True}, "resume needs a folder"),
+        ({}, {"recipe": optax.adam(0.1), "model": None}, "must be a Recipe"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(settings, changes, words):
+    size = {} if "recipe" in changes else {"batch_size": 32}
+    settings = Settings(**{"val_size": 24, **size, **settings})
+    with pytest.raises(UserError, match=words):
+        go(None, settings, **changes)
+
+
+def test_settings_must_be_settings():
+    with pytest.raises(UserError, match=r"settings are a dict; give .*Settings"):
+        run({"model": "convbn"})
+
+
+def test_a_range_test_suggests_a_rate_and_records_it(tmp_path):
+    settings = Settings(model="simplenet", seeds=range(3), batch_size=32, val_size=24)
+    told = Told()
+    result = range_test(
+        settings,
+        tmp_path / "test",
+        range_settings=RangeSettings(1e-6, 1e-1, num_steps=60),
+        dataset=make_tiny("cifar10"),
+        observers=[told],
+    )
+    assert told.events[0] == ("started", "lr_find", 0, 60)
+    assert told.events[-1] == ("ended", "finished")
+    found = records.read_range_test(tmp_path / "test")
+    assert found.suggested_lr == result.consensus.rate
+    assert found.losses[0] == result.curves.losses[0].tolist()
+    config = records.read_config(tmp_path / "test")
+    assert config.kind == "lr_find"
+    assert config.command[2:] == [
+        *("experiments.lr_find", "--model=simplenet", "--seeds=0,1,2"),
+        *("--val_size=24", "--batch_size=32"),
+        *("--start_lr=1e-06", "--end_lr=0.1", "--num_steps=60"),
+    ]
+
+
+def test_a_range_test_can_be_stopped(tmp_path):
+    stop = threading.Event()
+    settings = Settings(seeds=(0, 1), lr="auto", epochs=1, batch_size=32, val_size=24)
+    changes = {"stop": stop, "observers": [Told(1, stop.set)]}
+    result = go(tmp_path / "run", settings, **changes)
+    assert result.status == "stopped"
+    assert records.read_range_test(tmp_path / "run") is None
+    assert records.read_config(tmp_path / "run").recipe is None
+    given = {"model": TinyNet(), "dataset": make_tiny(), **changes}
+    test = range_test(Settings(lr=0.1, epochs=1, val_size=24, batch_size=32), **given)
+    assert (test.status, test.curves) == ("stopped", None)
+
+
+# What cannot be written.
+
+
+def test_lines_that_cannot_be_written_are_written_later(tmp_path, monkeypatch, caplog):
+    expected = go(tmp_path / "undisturbed")
+    assert saved_steps(tmp_path / "undisturbed") == best_and_last_two(expected)
+    full = UserError("no space")
+    failing(records.append_metrics, monkeypatch, records, (2, 3), full)
+    saves = []
+    save = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, state, **other: (
+            saves.append(int(state.step[0])) or save(self, state, **other)
+        ),
+    )
+    with caplog.at_level(logging.INFO):
+        result = go(tmp_path / "run")
+    assert_same(result.state, expected.state)
+    assert steps_of(records.read_metrics(tmp_path / "run")) == [3, 6, 9, 12]
+    # No checkpoint is ahead of the lines.
+    assert saves == [3, 12]
+    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+
+
+def best_and_last_two(result):
+    means = [np.mean(line.val_accuracy) for line in result.metrics]
+    best = max((mean, line.step) for mean, line in zip(means, result.metrics))  # noqa: B905
+    return sorted({best[1], 9, 12})
+
+
+def test_lines_that_cannot_be_written_to_the_end_leave_the_run_unfinished(
+    tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        failing(
+            records.append_metrics, patch, records, range(2, 9), UserError("no space")
+        )
+        told = Told()
+        with pytest.raises(UserError, match="no space"):
+            go(tmp_path / "run", observers=[told])
+    assert told.events[-1] == ("ended", "finished")  # the result is shown all the same
+    assert steps_of(records.read_metrics(tmp_path / "run")) == [3]
+    assert records.read_result(tmp_path / "run") is None
+    assert saved_steps(tmp_path / "run") == [3]
+    assert_same(go(tmp_path / "run", resume=True).state, go(None).state)
+
+
+def test_training_goes_on_without_checkpoints(tmp_path, monkeypatch, caplog):
+    failing(Checkpoints.save, monkeypatch, Checkpoints, (2, 3), UserError("no space"))
+    go(tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == [3, 12]
+    assert [r.getMessage() for r in caplog.records] == ["no space", "no space"]
+
+
+def test_too_little_space_is_said_at_once(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"MB may be needed in .*1\.0 MB free"):
+        go(tmp_path / "run")
+    assert not (tmp_path / "run" / records.METRICS).exists()
+
+
+# Signals, which are the command's.
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_state_after_the_chunk_in_progress(
+    tmp_path, small_chunks, signum
+):
+    before = signal.getsignal(signum)
+    stopper = StopOnSignal()
+    kill = Told(5, lambda: os.kill(os.getpid(), signum))
+    request = stopper.request
+    result = go(tmp_path / "run", stop=request.event, observers=[stopper, kill])
+    assert result.status == "stopped"
+    assert request.signum == signum
+    assert signal.getsignal(signum) == before
+    with open_checkpoints(tmp_path / "run" / records.CHECKPOINTS) as checkpoints:
+        assert checkpoints.latest_step == 5
+    result = go(tmp_path / "run", resume=True)
+    assert_same(result.state, go(None).state)
+
+
+def test_a_second_signal_does_not_wait():
+    before = signal.getsignal(signal.SIGTERM)
+    request = cli.StopRequest()
+    with cli.caught_signals(request):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.event.is_set()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            assert signal.getsignal(signum) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_runs_leave_no_files_open(tmp_path):
+    leaks.train(0, tmp_path / "run")
+    before = leaks.open_files()
+    for seed in (1, 2):
+        leaks.train(seed, tmp_path / "run")
+    assert leaks.open_files() == before

@@ -1,0 +1,160 @@
+"""Which recipe the settings make."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from cifar_flax.errors import UserError
+from cifar_flax.models import MODELS
+from cifar_flax.runs.settings import Settings, differences, parse_setting
+from cifar_flax.training.recipes import LESSON, Constant, Sgdr
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_by_default_it_is_the_lessons(name):
+    assert Settings(model=name).make_recipe() == LESSON[name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "phases"),
+    [
+        ({"lr": 0.2, "epochs": 3}, (Constant(0.2, 3),)),
+        ({"lr": 0.2, "cycles": 3}, (Sgdr(0.2, 3, 1, 1),)),
+        (
+            {"lr": 0.2, "cycles": 3, "cycle_len": 2, "cycle_mult": 4},
+            (Sgdr(0.2, 3, 2, 4),),
+        ),
+        ({"phases": 1}, (Constant(3e-2, 2),)),
+        # The lesson trains convbn at 0.03 and then 0.1.
+        ({"lr": 0.2}, (Constant(0.06, 2), Sgdr(0.2, 4))),
+        ({"lr": 0.06, "phases": 1}, (Constant(0.06, 2),)),
+    ],
+)
+def test_flags_replace_the_phases(settings, phases):
+    recipe = Settings(model="convbn", **settings).make_recipe()
+    for ours, expected in zip(recipe.phases, phases, strict=True):
+        assert type(ours) is type(expected)
+        assert dataclasses.astuple(ours) == pytest.approx(dataclasses.astuple(expected))
+    assert recipe.momentum == 0.9
+
+
+def test_a_found_rate_stands_for_auto():
+    settings = Settings(model="convbn", lr="auto")
+    assert settings.make_recipe(0.2) == Settings(model="convbn", lr=0.2).make_recipe()
+    assert settings.make_recipe().phases == LESSON["convbn"].phases
+    settings = Settings(lr="auto", epochs=3)
+    assert settings.make_recipe(0.2).phases == (Constant(0.2, 3),)
+
+
+def test_flags_replace_the_regularisation():
+    given = {
+        "batch_size": 8,
+        "momentum": 0.0,
+        "nesterov": True,
+        "weight_decay": 0.1,
+        "label_smoothing": 0.2,
+    }
+    recipe = Settings(model="resnet", **given).make_recipe()
+    assert {name: getattr(recipe, name) for name in given} == given
+    assert recipe.phases == LESSON["resnet"].phases
+
+
+def test_only_what_decides_the_numbers_must_be_the_same_on_a_resume():
+    recorded = json.loads(json.dumps(Settings(seeds=(0, 1)).record()))
+    same = Settings(seeds=(0, 1), data_dir="there", data_archive="a.tar.gz")
+    assert differences(same.record(), recorded) == []
+    other = Settings(seeds=(0, 2), lr=0.1)
+    assert differences(other.record(), recorded) == [
+        "--seeds was [0, 1] and is [0, 2]",
+        "--lr was None and is 0.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"phases": 0}, "--phases=0"),
+        ({"epochs": 3}, "--epochs needs --lr"),
+        ({"lr": 0.1, "epochs": 3, "cycles": 1}, "--epochs .* --cycles"),
+        ({"lr": 0.1, "cycle_len": 2}, "--cycle_len needs --cycles"),
+        ({"lr": -1.0, "epochs": 1}, "-1"),
+        ({"lr": math.inf}, "inf"),
+        ({"seeds": ()}, "--seeds="),
+        ({"seeds": (1, 1)}, "--seeds=1,1"),
+        ({"seeds": (0, 2**31)}, "--seeds=2147483648"),
+        ({"val_size": -1}, "--val_size=-1"),
+        ({"train_size": 0}, "--train_size=0"),
+        ({"dataset": "../x"}, "dataset is '../x'"),
+        ({"archive_sha256": "0"}, "archive_sha256='0'"),
+        ({"bn_epsilon": math.inf}, "--bn_epsilon=inf"),
+        ({"bn_momentum": 1.5}, "--bn_momentum=1.5"),
+        ({"bn_epsilon": 0.0}, "--bn_epsilon=0.0"),
+        ({"padding": -1}, "padding is -1"),
+        ({"lr": "fast"}, "--lr='fast': give a number, or auto"),
+        ({"lr": True}, "--lr=True: give a number"),
+        ({"seeds": 3}, "--seeds=3: give whole numbers"),
+        ({"seeds": "01"}, "--seeds='01'"),
+        ({"seeds": (1.5,)}, r"--seeds=\(1.5,\)"),
+        ({"model": "vgg"}, "--model='vgg': give one of simplenet"),
+        ({"model": None}, "--model=None"),
+        ({"flip": 1}, "--flip=1: give true or false"),
+        ({"padding": "4"}, "--padding='4': give a whole number"),
+        ({"lr": 0.1, "epochs": 1.5}, "--epochs=1.5: give a whole number"),
+        ({"data_dir": ""}, "--data_dir='': give a text"),
+        ({"dtype": "int8"}, "--dtype='int8': give one of float32"),
+    ],
+)
+def test_wrong_and_contradictory_settings_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("lr", "0.1", 0.1),
+        ("lr", "auto", "auto"),
+        ("epochs", "3", 3),
+        ("flip", "False", False),
+        ("nesterov", "true", True),
+        ("model", "convbn", "convbn"),
+        ("data_dir", "1", "1"),
+        ("seeds", "3,-1", (3, -1)),
+    ],
+)
+def test_a_text_stands_for_a_value_of_its_setting(name, text, value):
+    found = parse_setting(name, text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("lr", "fast", "give a number, or auto"),
+        ("epochs", "1.5", "give a whole number"),
+        ("flip", "maybe", "give true or false"),
+        ("dtype", "int8", "give one of float32, bfloat16"),
+        ("seeds", "0,a", "give whole numbers"),
+    ],
+)
+def test_a_text_that_stands_for_nothing_is_named(name, text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_setting(name, text)
+
+
+def test_numbers_of_numpy_and_ranges_are_taken():
+    settings = Settings(lr=np.float32(0.5), epochs=np.int64(3), seeds=range(2))
+    assert settings == Settings(lr=0.5, epochs=3, seeds=(0, 1))
+    assert settings == Settings(lr=0.5, epochs=3, seeds=np.arange(2))
+    assert json.loads(json.dumps(settings.record()))["lr"] == 0.5
+
+
+def test_flags_give_the_settings_back():
+    settings = Settings(lr=0.5, epochs=3, seeds=(4, 2), flip=False, dataset="shapes")
+    given = dict(flag[2:].split("=", 1) for flag in settings.as_flags())
+    values = {name: parse_setting(name, text) for name, text in given.items()}
+    assert Settings(**values) == settings

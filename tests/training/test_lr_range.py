@@ -1,0 +1,164 @@
+"""The range test: its curve against a loop by hand, and what it must leave alone."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_flax.errors import UserError
+from cifar_flax.models import ConvBnNet, SimpleNet
+from cifar_flax.training.lr_range import RangeSettings, range_curves, smooth
+from cifar_flax.training.recipes import Constant, Recipe
+from cifar_flax.training.schedules import ramp
+from cifar_flax.training.steps import cross_entropy, epoch_order
+from cifar_flax.training.trainer import Trainer
+
+RECIPE = Recipe((Constant(0.1, 1),), batch_size=8, weight_decay=0.01)
+
+
+def make_trainer(splits, model, seeds=(0,)):
+    return Trainer(model, RECIPE, splits.spec, seeds)
+
+
+def fingerprint(state):
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_ramp_is_its_closed_form_with_both_ends(linear):
+    k = np.arange(30)
+    expected = 1e-4 * (10 / 1e-4) ** (k / 29)
+    if linear:
+        expected = 1e-4 + (10 - 1e-4) * k / 29
+    rates = jax.vmap(ramp(1e-4, 10, 30, linear))(jnp.arange(30))
+    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_smoothing_is_a_weighted_mean_of_what_was_seen():
+    losses = np.random.default_rng(0).normal(size=(2, 12))
+    expected = np.empty_like(losses)
+    for k in range(12):
+        weights = 0.9 ** np.arange(k, -1, -1)
+        expected[:, k] = (losses[:, : k + 1] * weights).sum(1) / weights.sum()
+    np.testing.assert_allclose(smooth(losses, 0.9), expected)
+
+
+def test_losses_are_those_of_a_loop_by_hand(splits):
+    """Two epochs' worth of steps, with the optimizer's formula written out."""
+    trainer = make_trainer(splits, SimpleNet(4))
+    settings = RangeSettings(start_lr=1e-5, end_lr=1e-2, num_steps=24)
+    result = range_curves(trainer, splits.train, settings)
+
+    state = jax.tree.map(lambda leaf: leaf[0], trainer.init())
+    params, losses = state.params, []
+    data = trainer.put(splits.train)
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    for step in range(24):
+        epoch, place = divmod(step, trainer.steps_per_epoch)
+        order = epoch_order(state.key, epoch, 96)[place * 8 : place * 8 + 8]
+        now = state.replace(step=jnp.int32(step))
+        images, labels, _ = trainer.train_step.batch(now, order, data)
+
+        def loss_fn(params, images=images, labels=labels):
+            logits = trainer.model.apply({"params": params}, images, train=True)
+            return cross_entropy(logits, labels).mean()
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        losses.append(float(loss))
+        rate = 1e-5 * 1e3 ** (step / 23)
+        grads = jax.tree.map(lambda g, p: g + 0.01 * p, grads, params)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, grads)
+        params = jax.tree.map(lambda p, v, r=rate: p - r * v, params, velocity)
+    np.testing.assert_allclose(result.losses[0], losses, rtol=2e-3)
+    np.testing.assert_allclose(
+        result.rates, 1e-5 * 1e3 ** (np.arange(24) / 23), rtol=1e-4
+    )
+
+
+def test_the_state_comes_back_untouched_bit_for_bit(splits):
+    trainer = make_trainer(splits, ConvBnNet(4, features=(4, 8)), (0, 1))
+    state = trainer.init()
+    before = fingerprint(state)
+    range_curves(trainer, splits.train, RangeSettings(num_steps=20), state)
+    assert fingerprint(state) == before
+
+
+def test_progress_is_told_to_the_end(splits):
+    told = []
+    settings = RangeSettings(num_steps=20, end_lr=1e-3)
+    trainer = make_trainer(splits, SimpleNet(4))
+    range_curves(trainer, splits.train, settings, on_progress=told.append)
+    assert told == sorted(set(told))
+    assert told[-1] == 20
+
+
+def test_each_replica_stops_where_its_own_loss_breaks_away(splits):
+    trainer = make_trainer(splits, SimpleNet(4), (0, 1, 2))
+    settings = RangeSettings(
+        start_lr=1e-4, end_lr=1e4, num_steps=60, smoothing=0.5, stop_factor=4
+    )
+    result = range_curves(trainer, splits.train, settings)
+    assert len(result.rates) < 60
+    for i, seed in enumerate(trainer.seeds):
+        shown = np.isfinite(result.losses[i])
+        count = shown.sum()
+        assert shown[:count].all()  # no gaps
+        smoothed = result.smoothed[i, :count]
+        best = np.minimum.accumulate(smoothed)
+        assert (smoothed[:-1] <= 4.001 * best[:-1]).all()
+        single = make_trainer(splits, SimpleNet(4), (seed,))
+        alone = range_curves(single, splits.train, settings)
+        np.testing.assert_array_equal(alone.losses[0], result.losses[i, :count])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"start_lr": 1.0, "end_lr": 1.0}, "start_lr is 1 and end_lr 1"),
+        ({"start_lr": 0.0}, "start_lr is 0"),
+        ({"end_lr": float("nan")}, "end_lr nan"),
+        ({"start_lr": 1e-40}, "start_lr is 1e-40"),
+        ({"end_lr": 1e39}, r"end_lr 1e\+39"),
+        ({"start_lr": 1e-29, "end_lr": 1e9}, "start_lr is 1e-29.*factor"),
+        ({"num_steps": 19}, "num_steps is 19.*20 or more"),
+        ({"num_steps": 10**9}, "num_steps is 1000000000"),
+        ({"smoothing": 1.0}, "smoothing is 1"),
+    ],
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        RangeSettings(**settings)
+
+
+def test_a_hopeless_model_is_named(splits):
+    trainer = make_trainer(splits, SimpleNet(4))
+    state = trainer.init()
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+    with pytest.raises(UserError, match="not finite at the first step"):
+        range_curves(
+            trainer,
+            splits.train,
+            RangeSettings(num_steps=20),
+            state.replace(params=broken),
+        )
+
+
+def test_a_test_takes_an_epoch_and_a_hundred_steps_at_least(splits):
+    trainer = make_trainer(splits, SimpleNet(4))
+    assert RangeSettings().steps_for(trainer) == 100
+    trainer.steps_per_epoch = 175
+    assert RangeSettings().steps_for(trainer) == 175
+    assert RangeSettings(num_steps=20).steps_for(trainer) == 20
+
+
+def test_a_test_of_more_images_than_fit_is_refused(splits):
+    trainer = make_trainer(splits, SimpleNet(4))
+    with pytest.raises(UserError, match="num_steps is 40000000 and batch_size"):
+        RangeSettings(num_steps=40_000_000).steps_for(trainer)

@@ -1,0 +1,147 @@
+"""Schedules against their closed form, and recipes against the lesson."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cifar_flax.errors import UserError
+from cifar_flax.models import MODELS
+from cifar_flax.training.recipes import LESSON, Constant, Recipe, Sgdr
+from cifar_flax.training.schedules import sgdr
+
+STEPS = 7
+
+
+def closed_form(peak, cycles, length, mult):
+    """SGDR's rates, one a step, from its definition."""
+    rates = []
+    for _ in range(cycles):
+        rates += [
+            peak * (1 + math.cos(math.pi * t / length)) / 2 for t in range(length)
+        ]
+        length *= mult
+    return rates
+
+
+def evaluate(schedule, steps):
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps)))
+
+
+@pytest.mark.parametrize("mult", [1, 2, 3])
+def test_sgdr_is_its_closed_form_at_every_step(mult):
+    expected = closed_form(0.1, 4, STEPS, mult)
+    rates = evaluate(sgdr(0.1, 4, STEPS, mult), len(expected))
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("mult", [1, 2])
+def test_sgdr_restarts_at_the_step_after_a_cycle(mult):
+    starts = np.cumsum([0] + [STEPS * mult**i for i in range(3)])
+    rates = evaluate(sgdr(0.3, 4, STEPS, mult), starts[-1] + 1)
+    np.testing.assert_allclose(rates[starts], 0.3, rtol=1e-6)
+    assert (rates[starts[1:] - 1] < 0.3 * 0.06).all()
+
+
+def test_sgdr_ends_at_zero():
+    np.testing.assert_allclose(sgdr(0.1, 2, STEPS)(2 * STEPS), 0, atol=1e-8)
+
+
+def test_phases_follow_one_another():
+    recipe = Recipe((Constant(0.5, 2), Sgdr(0.2, 2, 1, 2), Constant(0.1, 1)))
+    expected = [0.5] * 2 * STEPS + closed_form(0.2, 2, STEPS, 2) + [0.1] * STEPS
+    assert recipe.epochs == 6
+    assert len(expected) == 6 * STEPS
+    rates = evaluate(recipe.schedule(STEPS), len(expected))
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_lesson_has_a_recipe_for_every_model_with_its_length():
+    assert {name: recipe.epochs for name, recipe in LESSON.items()} == {
+        "simplenet": 4,
+        "convnet": 6,
+        "convnet2": 4,
+        "convbn": 6,
+        "convbn2": 4,
+        "resnet": 41,
+        "resnet2": 41,
+    }
+    assert set(LESSON) == set(MODELS)
+    assert {recipe.batch_size for recipe in LESSON.values()} == {256}
+    assert {recipe.momentum for recipe in LESSON.values()} == {0.9}
+    assert LESSON["resnet"].weight_decay == 1e-5
+
+
+def test_a_recipe_reads_like_the_lesson():
+    assert str(LESSON["resnet"]) == (
+        "2 epochs at 0.01, then cosine cycles of 1 + 2 + 4 epochs from 0.01, then "
+        "cosine cycles of 4 + 4 + 4 + 4 + 4 + 4 + 4 + 4 epochs from 0.01"
+    )
+    assert str(Recipe((Constant(0.5, 1), Sgdr(0.2, 1, 3)))) == (
+        "1 epoch at 0.5, then a cosine cycle of 3 epochs from 0.2"
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"momentum": 0.9},
+        {"momentum": 0.0, "weight_decay": 0.1},
+        {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01},
+    ],
+)
+def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start, grads = rng.normal(size=5), rng.normal(size=(4, 5))
+
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    optimizer = torch.optim.SGD([theirs], lr=0.1, **settings)
+    tx = Recipe((Constant(0.1, 1),), **settings).optimizer(lambda step: 0.1)
+    ours = jnp.asarray(start, jnp.float32)
+    state = tx.init(ours)
+    for grad in grads:
+        theirs.grad = torch.tensor(grad)
+        optimizer.step()
+        updates, state = tx.update(jnp.asarray(grad, jnp.float32), state, ours)
+        ours = optax.apply_updates(ours, updates)
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Constant(-0.1, 1), "rate is -0.1"),
+        (lambda: Constant(math.nan, 1), "rate is nan"),
+        (lambda: Constant(1e39, 1), "rate is 1e\\+39"),
+        (lambda: Constant(1e-40, 1), "rate is 1e-40"),
+        (lambda: Constant(0.1, 0), "epochs is 0"),
+        (lambda: Constant(0.1, 2**31), "epochs is 2147483648"),
+        (lambda: Sgdr(0.1, 10**9), "cycles is 1000000000"),
+        (lambda: Sgdr(0.1, 32, cycle_mult=2), "more than 2147483647 epochs"),
+        (lambda: Sgdr(0.1, 0), "cycles is 0"),
+        (lambda: Sgdr(0.1, 1, cycle_len=0), "cycle_len is 0"),
+        (lambda: Recipe(()), "phases"),
+        (lambda: Recipe((Constant(0.1, 1),), momentum=1.0), "momentum is 1.0"),
+        (lambda: Recipe((Constant(0.1, 1),), batch_size=0), "batch_size is 0"),
+        (
+            lambda: Recipe((Constant(0.1, 1),), label_smoothing=1),
+            "label_smoothing is 1",
+        ),
+        (lambda: Recipe((Constant(0.1, 1),), weight_decay=-1), "weight_decay is -1"),
+        (lambda: Recipe((Constant(0.1, 10**9),)).schedule(3), "1000000000 epochs of 3"),
+    ],
+)
+def test_wrong_values_are_named(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_a_recipe_can_be_changed_like_any_dataclass():
+    recipe = dataclasses.replace(LESSON["convbn"], batch_size=64)
+    assert recipe.batch_size == 64
+    assert recipe.phases == LESSON["convbn"].phases

@@ -1,0 +1,334 @@
+"""Training: what decides the numbers, and what must not."""
+
+import gc
+import weakref
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cifar_flax.data.augment import NO_AUGMENTATION, Augmentation, normalise
+from cifar_flax.data.splits import Split, Splits
+from cifar_flax.errors import UserError
+from cifar_flax.models import ConvBnNet, SimpleNet
+from cifar_flax.training import trainer as trainer_module
+from cifar_flax.training.evaluation import Predictor
+from cifar_flax.training.recipes import Constant, Recipe, Sgdr
+from cifar_flax.training.state import init_state
+from cifar_flax.training.steps import TrainStep, cross_entropy
+from cifar_flax.training.trainer import Trainer
+
+RECIPE = Recipe((Constant(0.02, 2), Sgdr(0.05, 1)), batch_size=16)
+
+
+def small_model():
+    return ConvBnNet(num_classes=4, features=(4, 8))
+
+
+def make_trainer(splits, seeds=(0,), recipe=RECIPE, model=None, **settings):
+    return Trainer(model or small_model(), recipe, splits.spec, seeds, **settings)
+
+
+def host(state):
+    """A copy on the host, with keys as their words."""
+    words = state.replace(key=jax.random.key_data(state.key))
+    return jax.tree.map(np.array, words)
+
+
+def train(trainer, splits, state=None):
+    """Runs to the end; the figures of each epoch and the last state."""
+    figures = []
+    state = trainer.init() if state is None else state
+    for progress in trainer.run(state, splits.train):
+        state = progress.state
+        if progress.epoch_done:
+            figures.append(
+                (progress.step, progress.train_loss, progress.train_accuracy)
+            )
+    return figures, host(state)
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_it_learns(splits):
+    recipe = Recipe((Constant(3e-4, 6),), batch_size=16, momentum=0)
+    trainer = make_trainer(splits, recipe=recipe, model=SimpleNet(4))
+    figures, _ = train(trainer, splits)
+    first, last = figures[0], figures[-1]
+    assert trainer.steps_per_epoch == 6
+    assert last[0] == trainer.total_steps == 36
+    losses = [line[1][0] for line in figures]
+    assert losses == sorted(losses, reverse=True)
+    assert last[2] > first[2] > 1 / 4
+
+
+def test_same_seed_same_bits_other_seed_other_ones(splits):
+    one, again, other = (
+        train(make_trainer(splits, (seed,)), splits)[1] for seed in (3, 3, 4)
+    )
+    assert_same_bits(one, again)
+    assert np.abs(one.params["stem"]["kernel"] - other.params["stem"]["kernel"]).max()
+
+
+def test_bits_do_not_depend_on_the_size_of_the_chunks(splits, monkeypatch):
+    expected = train(make_trainer(splits), splits)
+    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", 0.0)  # a step a chunk
+    assert_same_bits(train(make_trainer(splits), splits), expected)
+
+
+@pytest.mark.parametrize("stop", [4, 6])  # within an epoch, and at its end
+def test_a_run_goes_on_from_any_step_to_the_same_bits(splits, monkeypatch, stop):
+    figures, expected = train(make_trainer(splits), splits)
+    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", 0.0)
+    for progress in make_trainer(splits).run(make_trainer(splits).init(), splits.train):
+        if progress.step == stop:
+            break
+    rest, state = train(make_trainer(splits), splits, progress.state)
+    assert_same_bits(state, expected)
+    assert_same_bits(rest, [line for line in figures if line[0] > stop])
+
+
+def test_a_replica_beside_others_is_the_one_alone(splits):
+    figures, together = train(make_trainer(splits, (5, 1, 7)), splits)
+    for i, seed in enumerate((5, 1, 7)):
+        alone_figures, alone = train(make_trainer(splits, (seed,)), splits)
+        assert_same_bits(
+            jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], together), alone
+        )
+        assert alone_figures[-1][1] == figures[-1][1][i]
+
+
+def test_vmap_as_on_accelerators_gives_the_same_up_to_rounding(splits, monkeypatch):
+    recipe = Recipe((Constant(0.02, 1),), batch_size=16)
+    expected = train(make_trainer(splits, (0, 1), recipe), splits)[1]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    mapped = train(make_trainer(splits, (0, 1), recipe), splits)[1]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3),
+        mapped.params,
+        expected.params,
+    )
+
+
+TINY = SimpleNet(4, features=(3,))
+
+
+@pytest.fixture
+def poisoned(splits, monkeypatch):
+    """Two replicas after three of six steps an epoch; the second's weights are NaN."""
+    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", 0.0)
+    trainer = make_trainer(splits, (5, 1), model=TINY)
+    for progress in trainer.run(trainer.init(), splits.train):
+        if progress.step == 3:
+            state = progress.state
+            break
+
+    def make():
+        copied = jax.tree.map(jnp.array, state)
+        head = copied.params["head"]
+        head["kernel"] = head["kernel"].at[1].set(jnp.nan)
+        return copied
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("chunk_seconds", "backend"), [(0.0, "cpu"), (1.0, "cpu"), (1.0, "gpu")]
+)
+def test_a_replica_that_diverges_ends_there_and_the_others_go_on(
+    splits, poisoned, monkeypatch, chunk_seconds, backend
+):
+    _, expected = train(make_trainer(splits, (5,), model=TINY), splits)
+    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # vmap, or one by one
+    figures, state = train(make_trainer(splits, (5, 1), model=TINY), splits, poisoned())
+    assert [line[0] for line in figures] == [6, 12, 18]
+    for _, *values in figures:
+        assert np.isfinite([value[0] for value in values]).all()
+        assert np.isnan([value[1] for value in values]).all()
+    assert state.step.tolist() == [18, 4]
+    assert state.diverged_at == (None, 4)
+    assert not state.all_diverged
+    first = jax.tree.map(lambda leaf: leaf[:1], state)
+    if backend == "cpu":
+        assert_same_bits(first, expected)
+    else:
+        np.testing.assert_allclose(
+            first.params["head"]["kernel"], expected.params["head"]["kernel"], atol=2e-3
+        )
+
+
+def test_a_replica_that_has_ended_stays_so_when_the_run_goes_on(
+    splits, poisoned, monkeypatch
+):
+    trainer = make_trainer(splits, (5, 1), model=TINY)
+    _, expected = train(trainer, splits, poisoned())
+    for progress in trainer.run(poisoned(), splits.train):
+        if progress.step == 14:
+            break
+    _, state = train(trainer, splits, progress.state)
+    assert_same_bits(state, expected)
+
+
+@pytest.mark.parametrize("chunk_seconds", [0.0, 1.0])
+def test_training_stops_where_all_have_diverged(splits, monkeypatch, chunk_seconds):
+    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", chunk_seconds)
+    recipe = Recipe((Constant(1e30, 3),), batch_size=16)
+    trainer = make_trainer(splits, (0, 1), recipe, SimpleNet(4))
+    *_, last = trainer.run(trainer.init(), splits.train)
+    assert last.step == max(last.state.diverged_at) < trainer.steps_per_epoch
+    assert not last.epoch_done
+    assert last.state.all_diverged
+    assert not list(trainer.run(last.state, splits.train))
+
+
+def test_data_and_trainer_are_gone_with_their_last_user(splits, monkeypatch):
+    put, given = Trainer.put, []
+
+    def noted(self, split):
+        data = put(self, split)
+        given.append(weakref.ref(data[0]))
+        return data
+
+    monkeypatch.setattr(Trainer, "put", noted)
+    trainer = make_trainer(splits)
+    _, state = train(trainer, splits)
+    trainer.evaluate(state, splits.test)
+    program = weakref.ref(trainer)
+    gc.disable()
+    try:
+        assert given[0]() is None
+        del trainer
+        assert program() is None
+    finally:
+        gc.enable()
+
+
+def test_an_epoch_sees_every_image_once():
+    """A model that sums the pixels it sees, on images that are powers of two."""
+    count, batch = 12, 4
+    images = np.zeros((count, 32, 32, 3), np.uint8)
+    images[:, :, :, 0] = np.arange(count)[:, None, None]
+    split = Split(images, np.zeros(count, np.int32))
+    seen = []
+
+    class Recorder(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            jax.debug.callback(lambda v: seen.append(np.array(v)), x[:, 0, 0, 0])
+            bias = self.param("bias", nn.initializers.zeros, (2,))
+            return jnp.zeros((x.shape[0], 2)) + bias
+
+    splits = Splits(split, None, split, 2, (0.0,) * 3, (1 / 255,) * 3)
+    trainer = make_trainer(
+        splits,
+        recipe=Recipe((Constant(0.1, 3),), batch_size=batch),
+        model=Recorder(),
+        augmentation=NO_AUGMENTATION,
+    )
+    state = trainer.init()
+    jax.effects_barrier()
+    seen.clear()
+    train(trainer, splits, state)
+    jax.effects_barrier()
+    epochs = np.concatenate(seen).round().astype(int).reshape(3, count)
+    assert (np.sort(epochs) == np.arange(count)).all()
+    assert (epochs[0] != epochs[1]).any()
+    assert (epochs[1] != epochs[2]).any()
+
+
+def test_train_figures_are_means_over_the_images_seen(splits):
+    """With rate 0 and no augmentation they are the evaluation of the initial model."""
+    recipe = Recipe((Constant(0.0, 1),), batch_size=32)  # 96 images: three batches
+    model = SimpleNet(4)
+    trainer = make_trainer(
+        splits, recipe=recipe, model=model, augmentation=NO_AUGMENTATION
+    )
+    expected = trainer.evaluate(trainer.init(), splits.train)
+    (line,), state = train(trainer, splits)
+    assert state.totals.count == 0  # the next epoch starts from nothing
+    np.testing.assert_allclose(line[1], expected.loss, rtol=1e-5)
+    np.testing.assert_allclose(line[2], expected.accuracy, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 25, 100])
+def test_evaluation_is_exact_for_any_batch_size(splits, batch_size):
+    trainer = make_trainer(splits, (0, 1))
+    trainer.predictor = Predictor(trainer.model, splits.spec, batch_size)
+    state = trainer.init()
+    found = trainer.evaluate(state, splits.test)
+    assert found.logits.shape == (2, 25, 4)
+    images = normalise(jnp.asarray(splits.test.images), splits.mean, splits.std)
+    labels = splits.test.labels
+    for i in range(2):
+        variables = jax.tree.map(lambda leaf, i=i: leaf[i], state.variables)
+        logits = np.asarray(trainer.model.apply(variables, images, train=False))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        np.testing.assert_allclose(found.logits[i], logits, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.loss[i], losses.mean(), rtol=1e-5)
+        assert found.accuracy[i] == (logits.argmax(-1) == labels).mean()
+
+
+def test_one_step_is_the_gradient_step_of_the_mean_loss(splits):
+    model, tx = SimpleNet(4), optax.sgd(0.5)
+    step = TrainStep(model, tx, splits.spec, NO_AUGMENTATION, 8, label_smoothing=0.1)
+    data = jnp.asarray(splits.train.images), jnp.asarray(splits.train.labels)
+    state = init_state(jax.random.key(0), model, tx, (32, 32, 3))
+    images = normalise(data[0][8:16], splits.mean, splits.std)
+
+    def loss(params):
+        logits = model.apply({"params": params}, images, train=True)
+        return cross_entropy(logits, data[1][8:16], 0.1).mean()
+
+    grads = jax.grad(loss)(state.params)
+    # The second batch of an order of three.
+    after = step(state.replace(step=jnp.int32(4)), jnp.arange(24), data)
+    jax.tree.map(
+        lambda new, old, grad: np.testing.assert_allclose(
+            new, old - 0.5 * grad, rtol=1e-5, atol=1e-6
+        ),
+        after.params,
+        state.params,
+        grads,
+    )
+    assert after.step == 5
+    assert after.totals.count == 8
+    np.testing.assert_allclose(after.totals.loss / 8, loss(state.params), rtol=1e-5)
+
+
+def test_cross_entropy_is_its_formula():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 5))
+    labels = rng.integers(0, 5, 6)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    targets = 0.8 * np.eye(5)[labels] + 0.2 / 5
+    np.testing.assert_allclose(
+        cross_entropy(jnp.asarray(logits), jnp.asarray(labels)),
+        -log_p[np.arange(6), labels],
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        cross_entropy(jnp.asarray(logits), jnp.asarray(labels), 0.2),
+        -(targets * log_p).sum(-1),
+        rtol=1e-5,
+    )
+
+
+def test_a_batch_larger_than_the_training_split_is_refused(splits):
+    with pytest.raises(UserError, match=r"batch_size is 97.*96 training images"):
+        make_trainer(splits, recipe=Recipe((Constant(0.1, 1),), batch_size=97))
+
+
+def test_augmentation_reaches_the_model(splits):
+    plain, varied = (
+        train(make_trainer(splits, augmentation=augmentation), splits)[1]
+        for augmentation in (NO_AUGMENTATION, Augmentation())
+    )
+    assert np.abs(
+        plain.params["stem"]["kernel"] - varied.params["stem"]["kernel"]
+    ).max()
