@@ -11,34 +11,19 @@ import pathlib
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from rich.console import Console
 
-from cifar_flax.data import (
-    Dataset,
-    default_data_dir,
-    load_dataset,
-    prepare_cifar10,
-)
+from cifar_flax.data import default_data_dir, load_dataset, prepare_cifar10
 from cifar_flax.data.archive import open_archive
-from cifar_flax.data.augment import (
-    Augmentation,
-    denormalise,
-    normalise,
-    pad_images,
-    sample_images,
-)
+from cifar_flax.data.augment import Augmentation
 from cifar_flax.runs.console import make_console, print_pairs
-from cifar_flax.runs.figures import FORMATS, new_figure, save_figure
+from cifar_flax.runs.figures import FORMATS, draw_images, save_figure
 from experiments import cli
 from experiments.setting_flags import define_settings
 
 FLAGS = flags.FLAGS
-
-VARIANTS = 3
 
 
 def main() -> int:
@@ -60,7 +45,8 @@ def main() -> int:
             archive_sha256=FLAGS.archive_sha256,
         )
         seconds = time.perf_counter() - start
-        draw_images(dataset, augmentation, picture)
+        figure = draw_images(dataset, augmentation)
+        save_figure(figure, picture, f"--picture={picture}")
         if FLAGS.data_archive:
             take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)
         counts = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
@@ -99,38 +85,6 @@ def take_in(path: str, sha256: str | None, console: Console) -> None:
         console.print("later runs find it without --data_archive")
     else:
         console.print("not the official archive: later runs need the same flags")
-
-
-def draw_images(
-    dataset: Dataset, augmentation: Augmentation, path: pathlib.Path
-) -> None:
-    """Draws an image of each of the first ten classes, and variants of it.
-
-    The images take the way that training takes: padded, cropped, flipped, normalised;
-    and back to pixels.
-    """
-    classes = range(min(dataset.num_classes, 10))
-    first = [int(np.argmax(dataset.train_labels == label)) for label in classes]
-    images = dataset.train_images[first]
-    padded = jnp.asarray(pad_images(images, augmentation))
-    rows = [images]
-    for key in jax.random.split(jax.random.key(0), VARIANTS):
-        batch = sample_images(key, padded, jnp.arange(len(first)), augmentation)
-        batch = normalise(batch, dataset.mean, dataset.std)
-        rows.append(denormalise(batch, dataset.mean, dataset.std))
-
-    figure = new_figure(1.15 * len(first), 1.25 * len(rows))
-    axes = figure.subplots(len(rows), len(first), squeeze=False)
-    for row, (line, images_of_row) in enumerate(zip(axes, rows, strict=True)):
-        for label, (axis, image) in enumerate(zip(line, images_of_row, strict=True)):
-            axis.imshow(image)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if row == 0:
-                axis.set_title(dataset.class_names[label], fontsize=9)
-        line[0].set_ylabel(f"augmented {row}" if row else "original", fontsize=9)
-    figure.suptitle(f"{dataset.name}: training images", fontsize=11)
-    save_figure(figure, path, f"--picture={path}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from cifar_flax.data import Split, Splits, make_dataset
 from cifar_flax.data.augment import NO_AUGMENTATION
 from cifar_flax.errors import UserError
-from cifar_flax.models import create_model
+from cifar_flax.models import ConvBnNet, create_model
 from cifar_flax.training.recipes import Constant, Recipe
 from cifar_flax.training.trainer import Trainer
 from tests.conftest import make_split, make_splits
@@ -343,7 +343,7 @@ def test_strangers_train_and_go_on_to_the_same_bits(splits, model):
 
 def test_images_of_other_sizes_and_channels_train():
     splits = spec_of(12, 20, 2)
-    trainer = Trainer(create_model("convbn", 4), RECIPE, splits.spec)
+    trainer = Trainer(ConvBnNet(4, features=(4, 8)), RECIPE, splits.spec)
     (*_, last) = trainer.run(trainer.init(), splits.train)
     assert trainer.evaluate(last.state, splits.test).logits.shape == (1, 40, 4)
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import logging
 import pathlib
 import shutil
@@ -18,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
+import msgspec
 import orbax.checkpoint as ocp
 
 from cifar_flax.errors import UserError, one_line
@@ -311,7 +311,7 @@ def _structure(tree: Any) -> list[str]:
 
 def _write_manifest(folder: pathlib.Path, manifest: _Manifest) -> None:
     complete = dataclasses.replace(manifest, files=_checksums(folder))
-    text = json.dumps(dataclasses.asdict(complete), sort_keys=True)
+    text = msgspec.json.encode(complete).decode()
     # The first line vouches for the second.
     digest = hashlib.sha256(text.encode()).hexdigest()
     with replacing(folder / MANIFEST) as file:
@@ -323,7 +323,7 @@ def _read_manifest(folder: pathlib.Path) -> _Manifest:
     digest, _, text = content.rstrip("\n").partition("\n")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise ValueError(f"{MANIFEST} is not as it was saved")
-    return _Manifest(**json.loads(text))
+    return msgspec.json.decode(text, type=_Manifest)
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:

@@ -3,6 +3,18 @@
 import pathlib
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cifar_flax.data import Dataset
+from cifar_flax.data.augment import (
+    Augmentation,
+    denormalise,
+    normalise,
+    pad_images,
+    sample_images,
+)
 from cifar_flax.errors import UserError
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
 
@@ -11,6 +23,7 @@ if TYPE_CHECKING:  # matplotlib starts slowly, and most runs draw nothing
 
 FORMATS = (".png", ".jpg", ".webp", ".svg", ".pdf")
 RANGE_FIGURE = "lr_find.png"
+VARIANTS = 3  # of each training image
 
 
 class RangeFigure(Observer):
@@ -35,6 +48,35 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def draw_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
+    """Draws an image of each of the first ten classes, and variants of it.
+
+    The images take the way that training takes: padded, cropped, flipped, normalised;
+    and back to pixels.
+    """
+    classes = range(min(dataset.num_classes, 10))
+    first = [int(np.argmax(dataset.train_labels == label)) for label in classes]
+    images = dataset.train_images[first]
+    padded = jnp.asarray(pad_images(images, augmentation))
+    rows = [images]
+    for key in jax.random.split(jax.random.key(0), VARIANTS):
+        batch = sample_images(key, padded, jnp.arange(len(first)), augmentation)
+        batch = normalise(batch, dataset.mean, dataset.std)
+        rows.append(denormalise(batch, dataset.mean, dataset.std))
+    figure = new_figure(1.15 * len(first), 1.25 * len(rows))
+    axes = figure.subplots(len(rows), len(first), squeeze=False)
+    for row, (line, images_of_row) in enumerate(zip(axes, rows, strict=True)):
+        for label, (axis, image) in enumerate(zip(line, images_of_row, strict=True)):
+            axis.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(dataset.class_names[label], fontsize=9)
+        line[0].set_ylabel(f"augmented {row}" if row else "original", fontsize=9)
+    figure.suptitle(f"{dataset.name}: training images", fontsize=11)
+    return figure
 
 
 def save_figure(figure: "Figure", path: pathlib.Path, named: str) -> None:
