@@ -116,7 +116,8 @@ class Config(Record, kw_only=True):
     Attributes:
       kind: what made the folder: ``run``, ``lr_find`` or ``lr_grid``.
       settings: all of them by name; ``model`` and ``seeds`` are always there.
-      recipe: as trained; null until ``--lr=auto`` has found the rate.
+      recipe: as trained; null until ``--lr=auto`` has found the rate, and for the
+        range test of a model that has none.
       schedule: of the learning rate, sampled; null where the recipe is.
       dataset: see there.
       num_params: of the model.
@@ -380,8 +381,8 @@ def claim_folder(folder: pathlib.Path) -> None:
         ) from error
     if (folder / CONFIG).exists():
         raise UserError(
-            f"{folder} holds a run; experiments.run --resume goes on with it, or give "
-            "another folder"
+            f"{folder} holds a run; --resume (in Python resume=True) goes on with it, "
+            "or give another folder"
         )
     if taken:
         raise UserError(f"{folder} is not empty and holds no run; give another folder")

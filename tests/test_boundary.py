@@ -323,7 +323,10 @@ class Noisy(nn.Module):
         return nn.Dense(4)(x)
 
 
-@pytest.mark.parametrize("model", [Stranger(), Noisy()])
+PLAIN = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(8), nn.relu, nn.Dense(4)])
+
+
+@pytest.mark.parametrize("model", [Stranger(), Noisy(), PLAIN])
 def test_strangers_train_and_go_on_to_the_same_bits(splits, model):
     trainer = Trainer(model, RECIPE, splits.spec, (0, 1))
     states = [p.state for p in trainer.run(trainer.init(), splits.train)]

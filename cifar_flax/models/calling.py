@@ -60,9 +60,9 @@ def train_argument(model: nn.Module, train: bool) -> dict[str, Any]:
       UserError: it takes the same under another name, and would not be told.
     """
     parameters = inspect.signature(type(model).__call__).parameters
-    if "train" in parameters:
-        return {"train": train}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    # nn.Sequential would pass it on to its first layer, whatever that is.
+    if "train" in parameters or (passes_on and not isinstance(model, nn.Sequential)):
         return {"train": train}
     if other := [name for name in _OTHER_NAMES if name in parameters]:
         raise UserError(

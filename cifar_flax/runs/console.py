@@ -79,9 +79,12 @@ def make_console(patient: bool = False) -> Console:
         and is left out: for what is recorded elsewhere.
     """
     output: Any = _PatientOutput() if patient else None
-    console = Console(file=output, highlight=False)
+    settings: dict[str, Any] = {"file": output, "highlight": False}
+    if Console().is_jupyter:  # plain text: rich would make a block of each call
+        settings |= {"force_jupyter": False, "force_terminal": False}
+    console = Console(**settings)
     if not console.is_terminal:
-        console = Console(file=output, highlight=False, soft_wrap=True, width=120)
+        console = Console(**settings, soft_wrap=True, width=120)
     return console
 
 
@@ -146,7 +149,7 @@ class ConsoleDisplay(Observer):
         """Says what will run."""
         if plan.kind == plan.config.kind:  # not the range test of a run
             print_pairs(self._console, header(plan))
-        if plan.step:
+        if 0 < plan.step < plan.total_steps:
             step = f"step {plan.step} of {plan.total_steps}"
             self._console.print(f"going on after {step}")
         self._plan = plan

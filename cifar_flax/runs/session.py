@@ -129,7 +129,7 @@ def range_test(
     Raises:
       UserError: see ``run``.
     """
-    subject = Subject.prepare(settings, model, recipe, dataset)
+    subject = Subject.prepare(settings, model, recipe, dataset, needs_schedule=False)
     trainer, stop = subject.make_trainer(), stop or threading.Event()
     config = subject.config("lr_find", trainer, *_range_flags(range_settings))
     with (

@@ -58,8 +58,17 @@ class Subject:
         model: nn.Module | None = None,
         recipe: Recipe | None = None,
         dataset: Dataset | None = None,
+        *,
+        needs_schedule: bool = True,
     ) -> "Subject":
         """Checks that these do not contradict each other, and loads the data.
+
+        Args:
+          settings: of the run.
+          model: in place of the one of the settings.
+          recipe: in place of the one of the settings.
+          dataset: in place of the one of the settings.
+          needs_schedule: False for a range test, which has rates of its own.
 
         Raises:
           UserError: they do, or the data cannot be had.
@@ -73,11 +82,6 @@ class Subject:
         changed = settings.changed()
         if model is not None:
             _refuse_both(changed, OF_MODEL, "model")
-            if recipe is None and settings.epochs is None and settings.cycles is None:
-                raise UserError(
-                    "a model of your own has no recipe here; give recipe=, or the "
-                    "setting lr with epochs or cycles"
-                )
         elif not has_norm(settings.model) and changed.keys() & set(OF_MODEL[2:]):
             logger.warning(
                 "%s has no batch norm: its settings have no effect", settings.model
@@ -89,12 +93,27 @@ class Subject:
         elif settings.dataset not in ("auto", dataset.name):
             _refuse_both(changed, OF_DATA[:1], "dataset")
         splits = split_dataset(dataset, settings.val_size, settings.train_size)
-        return cls(settings, model, recipe, dataset, splits)
+        subject = cls(settings, model, recipe, dataset, splits)
+        if needs_schedule and not subject.has_schedule:
+            raise UserError(
+                "a model of your own has no recipe here; give recipe=, or the setting "
+                "lr with epochs or cycles"
+            )
+        return subject
 
     @property
     def name(self) -> str:
         """Of the model."""
-        return type(self.model).__name__ if self.model else self.settings.model
+        if self.model is None:
+            return self.settings.model
+        return type(self.model).__name__
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether it is known how long to train; not for any model without a recipe."""
+        settings = self.settings
+        length = settings.epochs is not None or settings.cycles is not None
+        return length or self.recipe is not None or self.model is None
 
     @property
     def finds_rate(self) -> bool:
@@ -111,11 +130,15 @@ class Subject:
           seeds: in place of those of the settings.
         """
         settings = self.settings
-        model = self.model or settings.make_model(self.splits.num_classes)
-        base = None if self.model is None else Recipe((Constant(0.0, 1),))
+        model, recipe = self.model, self.recipe
+        base = None if model is None else Recipe((Constant(0.0, 1),))
+        if model is None:
+            model = settings.make_model(self.splits.num_classes)
+        if recipe is None:
+            recipe = settings.make_recipe(found_lr, base)
         return Trainer(
             model,
-            self.recipe or settings.make_recipe(found_lr, base),
+            recipe,
             self.splits.spec,
             seeds or settings.seeds,
             augmentation=settings.augmentation,
@@ -154,7 +177,8 @@ class Subject:
             **describe_environment(),
         )
         # With --lr=auto the rates come later.
-        return config if self.finds_rate else with_recipe(config, trainer)
+        known = self.has_schedule and not self.finds_rate
+        return with_recipe(config, trainer) if known else config
 
     @property
     def _loads_data(self) -> bool:

@@ -90,10 +90,12 @@ class TrainState:
         if jnp.ndim(self.step) == 0:
             return f"TrainState(step={self.step}, {count:,} parameters)"
         replicas = len(self.step)
-        each = f"{count // replicas:,} parameters each"
+        words = f"{replicas} replicas, {count // replicas:,} parameters each"
+        if replicas == 1:
+            words = f"1 replica, {count:,} parameters"
         if isinstance(self.step, jax.core.Tracer | jax.ShapeDtypeStruct):
-            return f"TrainState({replicas} replicas, {each})"
-        return f"TrainState(step={int(self.step.max())}, {replicas} replicas, {each})"
+            return f"TrainState({words})"
+        return f"TrainState(step={int(self.step.max())}, {words})"
 
 
 def init_state(

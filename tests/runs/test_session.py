@@ -420,7 +420,7 @@ def test_a_range_test_can_be_stopped(tmp_path):
     assert records.read_range_test(tmp_path / "run") is None
     assert records.read_config(tmp_path / "run").recipe is None
     given = {"model": TinyNet(), "dataset": make_tiny(), **changes}
-    test = range_test(Settings(lr=0.1, epochs=1, val_size=24, batch_size=32), **given)
+    test = range_test(Settings(val_size=24, batch_size=32), **given)
     assert (test.status, test.curves) == ("stopped", None)
 
 
