@@ -128,7 +128,7 @@ def measure(model: str, contenders: list[str], screen: Console) -> list[dict[str
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Of two contenders' times, round by round."""
+    """The ratio of two contenders' times, round by round."""
     ratios = np.array(ours) / np.array(theirs)
     return {
         "median": float(np.median(ratios)),
@@ -182,7 +182,7 @@ def serve(pipe: Connection, contender: str, model: str, batch_size: int) -> None
 
 
 def peak_memory() -> int:
-    """Of this process, in bytes."""
+    """Peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

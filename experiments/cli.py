@@ -41,7 +41,7 @@ class Stopped(KeyboardInterrupt):
     """A signal asks the command to end."""
 
     def __init__(self, signum: int):
-        """Of that signal."""
+        """Remembers the signal."""
         super().__init__(signum)
         self.signum = signum
 

@@ -40,7 +40,7 @@ class _Parser(flags.ArgumentParser):
         return parse_setting(self._name, argument) if is_text else argument
 
     def flag_type(self) -> str:
-        """Of the values."""
+        """Type of the values, for --help."""
         if self.enum_values:
             return "string enum"
         if self._name == "seeds":

@@ -134,7 +134,7 @@ def _planes(where: str, array: object) -> np.ndarray:
     try:
         _, shape, dtype, fortran, content = array.state  # type: ignore[attr-defined]
         count, width = shape
-        sound = (
+        valid = (
             dtype.code in ("u1", b"u1")
             and type(count) is int
             and count > 0
@@ -143,8 +143,8 @@ def _planes(where: str, array: object) -> np.ndarray:
             and len(content) == count * width
         )
     except (AttributeError, TypeError, ValueError):  # not an array, or another state
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise UserError(f"{where}: data is not an array of bytes [N, {_PIXELS}]")
     planes = np.frombuffer(content, np.uint8)
     return planes.reshape(count, width, order="F" if fortran else "C")

@@ -11,7 +11,7 @@ Array = jax.Array
 def batch_statistics(
     inputs: Array, axis_name: str | None = None
 ) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel, sound also where |mean| >> std.
+    """Mean and biased variance of each channel, stable even when |mean| >> std.
 
     ``mean = c + E[x - c]`` and ``var = E[(x - c)^2] - E[x - c]^2``, with the mean of
     the first example as the shift c. Without it the two terms of the variance cancel

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from scipy.special import log_softmax
 
 BINS = 15
 
@@ -30,13 +31,6 @@ class Calibration:
     brier: float
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """In float64, over the last axis; NaN where a logit is no finite number."""
-    with np.errstate(invalid="ignore"):
-        shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
 def converged(logits: np.ndarray) -> np.ndarray:
     """Whether all of a replica's logits are numbers: [R, N, K] -> bool [R]."""
     return np.isfinite(logits).all((1, 2))
@@ -55,7 +49,7 @@ def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
     logits = logits[converged(logits)]
     if not len(logits):
         return None
-    logs = log_softmax(logits).reshape(-1, logits.shape[-1])
+    logs = _log_probabilities(logits).reshape(-1, logits.shape[-1])
     labels = np.tile(labels, len(logits))
     probabilities = np.exp(logs)
     confidence, right = probabilities.max(-1), logs.argmax(-1) == labels
@@ -75,6 +69,10 @@ def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
         nll=float(-logs[np.arange(len(labels)), labels].mean()),
         brier=float(np.square(probabilities - onehot).sum(-1).mean()),
     )
+
+
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    return log_softmax(logits.astype(np.float64), axis=-1)
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -98,7 +96,7 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def mean_probability(logits: np.ndarray) -> np.ndarray | None:
     """Mean over the replicas that did not diverge: [R, N, K] -> [N, K]."""
     logits = logits[converged(logits)]
-    return np.exp(log_softmax(logits)).mean(0) if len(logits) else None
+    return np.exp(_log_probabilities(logits)).mean(0) if len(logits) else None
 
 
 def confidently_wrong(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

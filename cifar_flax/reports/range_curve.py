@@ -209,7 +209,7 @@ class RangeResult:
         )
 
     def curve(self, replica: int) -> Curve:
-        """Of one replica, over the steps that it took."""
+        """The curve of one replica, over the steps that it took."""
         count = int(np.isfinite(self.losses[replica]).sum())
         return Curve(
             self.rates[:count],

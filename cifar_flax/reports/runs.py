@@ -99,7 +99,7 @@ class Entry:
 
     @property
     def mean(self) -> float:
-        """Of the test accuracies."""
+        """Mean of the test accuracies."""
         return float(np.mean(list(self.accuracies.values())))
 
     @property
@@ -110,7 +110,7 @@ class Entry:
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % interval: over seeds, or over the test images for one seed."""
+        """Half the 95 % interval: over seeds, or over the test images for one seed."""
         values = list(self.accuracies.values())
         return ci95_of_mean(values) or ci95_of_share(
             values[0], self.first.result.test_size
@@ -118,13 +118,13 @@ class Entry:
 
     @property
     def seconds_per_seed(self) -> float:
-        """Of training."""
+        """Seconds of training, mean over the seeds."""
         seconds = sum(run.result.train_seconds for run in self.runs)
         return seconds / len(self.accuracies)
 
     @functools.cached_property
     def logits(self) -> np.ndarray:
-        """Of the test images, [R, N, K]."""
+        """Logits of the test images, [R, N, K]."""
         return np.concatenate([run.predictions["logits"] for run in self.runs])
 
     @functools.cached_property
@@ -144,7 +144,7 @@ class Entry:
 
     @property
     def labels(self) -> np.ndarray:
-        """Of the test images, [N]."""
+        """Labels of the test images, [N]."""
         return self.first.predictions["labels"]
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint, sound or not; None where there is none."""
+        """Step of the latest checkpoint, valid or not; None where there is none."""
         return max(self._steps(), default=None)
 
     @property
@@ -137,11 +137,11 @@ class Checkpoints:
 
         Args:
           template: a state of the same structure, as ``Trainer.init`` gives.
-          step: of the checkpoint; None for the newest that is sound. Newer ones are
+          step: of the checkpoint; None for the newest valid one. Newer ones are
             then named in a warning and moved aside.
 
         Raises:
-          UserError: none that is sound, or fits the structure; all are left alone.
+          UserError: no checkpoint is valid and fits the structure; nothing changes.
         """
         parts, manifest = self._read_newest(_to_tree(template), step)
         return _from_tree(parts), manifest.seconds
@@ -153,10 +153,10 @@ class Checkpoints:
 
         Args:
           template: of the same structure; its arrays may be abstract.
-          step: of the checkpoint; None for the newest that is sound.
+          step: of the checkpoint; None for the newest valid one.
 
         Raises:
-          UserError: none that is sound, or fits the structure.
+          UserError: no checkpoint is valid and fits the structure.
         """
         parts, manifest = self._read_newest({"variables": template}, step)
         return parts["variables"], manifest.step
@@ -174,7 +174,7 @@ class Checkpoints:
         for one in sorted(every, reverse=True):
             try:
                 parts, manifest = self._read(one, templates)
-            except Exception as error:  # whatever it is, an older one may be sound
+            except Exception as error:  # whatever it is, an older one may be valid
                 damaged[one] = one_line(error)
                 continue
             for other, why in damaged.items():
@@ -194,14 +194,14 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self._folder}")
         problems = "; ".join(f"that of step {s}: {why}" for s, why in damaged.items())
         raise UserError(
-            f"no checkpoint in {self._folder} is sound and fits this model; nothing "
+            f"no checkpoint in {self._folder} is valid and fits this model; nothing "
             f"was changed: {problems}"
         )
 
     def _read(
         self, step: int, templates: dict[str, Any]
     ) -> tuple[dict[str, Any], _Manifest]:
-        """These parts of a checkpoint; any kind of error where it is not sound."""
+        """These parts of a checkpoint; any kind of error where it is not valid."""
         folder = self._folder / str(step)
         manifest = _read_manifest(folder)
         if manifest.step != step:

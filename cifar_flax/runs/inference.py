@@ -53,7 +53,7 @@ class Run:
           best: take the checkpoint with the best validation accuracy, not the latest.
 
         Raises:
-          UserError: no run, a damaged one, or one without a sound checkpoint.
+          UserError: no run, a damaged one, or one without a valid checkpoint.
         """
         folder = pathlib.Path(folder)
         config = records.read_config(folder)

@@ -103,7 +103,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
         if self.model is None:
             return self.settings.model
         return type(self.model).__name__
