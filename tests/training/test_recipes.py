@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from cifar_flax.data.augment import Augmentation
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.training.recipes import LESSON, Constant, Recipe, Sgdr
@@ -126,6 +127,16 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
         (lambda: Sgdr(0.1, 0), "cycles is 0"),
         (lambda: Sgdr(0.1, 1, cycle_len=0), "cycle_len is 0"),
         (lambda: Recipe(()), "phases"),
+        (lambda: Recipe(Constant(0.1, 1)), "phases is Constant"),
+        (lambda: Recipe((0.1, 2)), "a phase is 0.1; it must be a Constant"),
+        (lambda: Constant("0.1", 1), "rate is '0.1'"),
+        (lambda: Constant(True, 1), "rate is True"),
+        (lambda: Constant(0.1, 1.5), "epochs is 1.5; it must be a whole number"),
+        (lambda: Sgdr(0.1, "2"), "cycles is '2'"),
+        (lambda: Recipe((Constant(0.1, 1),), batch_size=2.5), "batch_size is 2.5"),
+        (lambda: Recipe((Constant(0.1, 1),), momentum=None), "momentum is None"),
+        (lambda: Augmentation("4"), "padding is 4; it must be"),
+        (lambda: Augmentation(flip=1), "flip is 1; it must be True or False"),
         (lambda: Recipe((Constant(0.1, 1),), momentum=1.0), "momentum is 1.0"),
         (lambda: Recipe((Constant(0.1, 1),), batch_size=0), "batch_size is 0"),
         (
