@@ -14,26 +14,29 @@ that are NaN or infinite, which JSON does not have, are written as null. Nothing
 needs JAX.
 """
 
-import contextlib
 import errno
-import fnmatch
 import io
-import json
 import os
 import pathlib
-import re
-import reprlib
-import stat
 import zipfile
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
-from cifar_flax import files
 from cifar_flax.errors import UserError, one_line
+from cifar_flax.json_files import (
+    MAX_TEXT,
+    decode,
+    encode,
+    read_bytes,
+    read_json,
+    replace,
+    short_repr,
+    write_json,
+)
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -41,7 +44,6 @@ RESULT = "result.json"
 RANGE_TEST = "lr_find.json"
 PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
 
 # Settings of places: no number depends on them, and another machine has others.
 PLACES = ("data_dir", "data_archive", "archive_sha256")
@@ -49,8 +51,7 @@ PLACES = ("data_dir", "data_archive", "archive_sha256")
 # Raised when the meaning of a file changes, so that a reader can tell.
 FORMAT = 1
 
-# Bounds on what is read of a file; no run comes near them.
-_MAX_TEXT = 64 * 2**20
+# Bounds on what is read; no run comes near them.
 _MAX_ARRAYS = 2**30
 _HUGE = 1e39  # beyond any float32
 
@@ -166,7 +167,7 @@ def _check_item(parent: dict[str, Any], where: str, name: str, kind: Any) -> Non
     try:
         msgspec.convert(parent[name], kind)
     except msgspec.ValidationError as error:
-        value = one_line(_short.repr(parent[name]))
+        value = one_line(short_repr.repr(parent[name]))
         raise ValueError(f"{where}.{name} is {value}: {error}") from error
 
 
@@ -325,98 +326,6 @@ class RangeTest(Record, kw_only=True):
             raise ValueError("a curve has gaps")
 
 
-def new_folder(parent: pathlib.Path, stem: str) -> pathlib.Path:
-    """Makes ``parent/stem-1``, or with the next number that nobody has taken."""
-    number = 1
-    while True:
-        folder = parent / f"{stem}-{number}"
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(
-                f"cannot make the folder {folder}: {error.strerror}; give another one"
-            ) from error
-
-
-@contextlib.contextmanager
-def folder_for(folder: pathlib.Path | None, stem: str) -> Iterator[pathlib.Path]:
-    """A folder for a run: the one given, or a new one under ``runs/``.
-
-    A new one in which nothing was written is removed again.
-
-    Args:
-      folder: that was asked for; None for a new one.
-      stem: the beginning of a new one's name.
-    """
-    if folder is not None:
-        yield folder
-        return
-    folder = new_folder(pathlib.Path("runs"), stem)
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):  # it is not empty
-            folder.rmdir()
-
-
-def claim_folder(folder: pathlib.Path) -> None:
-    """Makes a folder for a new run; an empty one that is there will do, too.
-
-    Raises:
-      UserError: there is something in it, which is left as it is, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # What a process of ours that was killed left behind is nobody's.
-        taken = any(
-            path.name != LOCK and not fnmatch.fnmatch(path.name, files.PARTIAL)
-            for path in folder.iterdir()
-        )
-    except OSError as error:
-        raise UserError(
-            f"cannot make the folder {folder}: {error.strerror}; give another one"
-        ) from error
-    if (folder / CONFIG).exists():
-        raise UserError(
-            f"{folder} holds a run; --resume (in Python resume=True) goes on with it, "
-            "or give another folder"
-        )
-    if taken:
-        raise UserError(f"{folder} is not empty and holds no run; give another folder")
-
-
-@contextlib.contextmanager
-def locked_folder(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps a run's folder for this process, or this thread of it.
-
-    Raises:
-      UserError: another one has it, or it cannot be written to.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(files.locked(folder / LOCK, wait=False))
-        except files.InUseError as error:
-            raise UserError(
-                f"{folder} is in use by {error}; wait for it, or give another folder"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the folder {folder}: {error.strerror}; give another "
-                "one"
-            ) from error
-        for leftover in folder.glob(files.PARTIAL):
-            leftover.unlink(missing_ok=True)
-        yield
-
-
-def lock_holder(folder: pathlib.Path) -> str | None:
-    """Which process has a folder; None where no living one has."""
-    return files.lock_holder(folder / LOCK)
-
-
 def write_config(folder: pathlib.Path, config: Config) -> None:
     """Writes ``config.json``."""
     write_json(folder / CONFIG, config)
@@ -478,14 +387,14 @@ def read_metrics(folder: pathlib.Path) -> list[LogPoint]:
     path = folder / METRICS
     if not os.path.exists(path):  # False for too long a name
         return []
-    lines = _read_bytes(path, _MAX_TEXT).split(b"\n")
+    lines = read_bytes(path, MAX_TEXT).split(b"\n")
     points = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         where = f"line {number} of {path} is damaged"
         try:
-            points.append(_decode(line, LogPoint, where))
+            points.append(decode(line, LogPoint, where))
         except UserError:
             if number < len(lines):
                 raise
@@ -500,7 +409,7 @@ def cut_metrics(folder: pathlib.Path, step: int) -> list[LogPoint]:
       The lines that are left.
     """
     lines = [line for line in read_metrics(folder) if line.step <= step]
-    _replace(folder / METRICS, _to_lines(lines))
+    replace(folder / METRICS, _to_lines(lines))
     return lines
 
 
@@ -531,13 +440,13 @@ def write_predictions(
         images=images,
         indices=indices,
     )
-    _replace(folder / PREDICTIONS, buffer.getvalue())
+    replace(folder / PREDICTIONS, buffer.getvalue())
 
 
 def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads ``predictions.npz``; UserError where there is none or it is damaged."""
     path = folder / PREDICTIONS
-    content = io.BytesIO(_read_bytes(path, _MAX_ARRAYS))
+    content = io.BytesIO(read_bytes(path, _MAX_ARRAYS))
     try:
         with zipfile.ZipFile(content) as archive:  # a small one may hold terabytes
             size = sum(member.file_size for member in archive.infolist())
@@ -553,91 +462,5 @@ def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a struct or a dictionary; NumPy's arrays and numbers will do in it."""
-    text = msgspec.json.format(_to_json(value), indent=2).decode()
-    # A list of numbers, of which some are long, is one line.
-    text = re.sub(
-        r"\[\s+([-+.\deE,\snul]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text
-    )
-    _replace(path, (text + "\n").encode())
-
-
-Kind = TypeVar("Kind")
-
-
-def read_json(path: pathlib.Path, kind: type[Kind]) -> Kind:
-    """Reads a file of one record; UserError where there is none or it is damaged.
-
-    Args:
-      path: of the file.
-      kind: the struct that it holds.
-    """
-    return _decode(_read_bytes(path, _MAX_TEXT), kind, str(path))
-
-
-def _decode(content: bytes, kind: type[Kind], where: str) -> Kind:
-    """A record; the UserError names the file and the field."""
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{where}: {_in_words(content, str(error))}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no valid JSON: {one_line(error)}") from error
-
-
-_short = reprlib.Repr()
-_short.maxlevel = 2
-
-
-def _in_words(content: bytes, message: str) -> str:
-    """What is wrong with a record, with the field and its value.
-
-    msgspec tells the field by its path, as in ``Expected `int`, got `str` - at
-    `$.seeds[0]` ``, and not its value.
-    """
-    what, _, path = message.partition(" - at `$")
-    path = path.rstrip("`").removeprefix(".")
-    missing = re.fullmatch(r"Object missing required field `(.*)`", what)
-    if missing:
-        return f"{path or 'it'} lacks {missing[1]!r}; no run of this version"
-    if not path:
-        return one_line(what)
-    try:
-        value = json.loads(content)
-        for word in re.findall(r"\w+", path):
-            value = value[int(word) if isinstance(value, list) else word]
-        return f"{path} is {one_line(_short.repr(value))}: {one_line(what)}"
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
-        return f"{path}: {one_line(what)}"  # somewhere below a field of any name
-
-
-def _read_bytes(path: pathlib.Path, limit: int) -> bytes:
-    """A whole file; UserError where it cannot be read or is no file of a run."""
-    try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
-            raise UserError(f"{path} is not a plain file; no run writes such")
-        if about.st_size > limit:
-            raise UserError(f"{path} has {about.st_size} bytes, over {limit}; refused")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} holds no run: no {path.name} in it") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _to_json(value: Any) -> bytes:
-    return msgspec.json.encode(value, enc_hook=lambda array: array.tolist())
-
-
 def _to_lines(points: Sequence[LogPoint]) -> bytes:
-    return b"".join(_to_json(point) + b"\n" for point in points)
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    try:
-        with files.replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return b"".join(encode(point) + b"\n" for point in points)

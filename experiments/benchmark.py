@@ -28,8 +28,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.json_files import write_json
 from cifar_flax.runs.console import make_console, make_table
 from experiments import cli
 from experiments.setting_flags import check_models
@@ -65,7 +65,7 @@ def main() -> int:
             f"{rows[0]['peak_gflops']:.0f} GFLOP/s."
         )
         if FLAGS.json:
-            records.write_json(pathlib.Path(FLAGS.json), {"rows": rows})
+            write_json(pathlib.Path(FLAGS.json), {"rows": rows})
     return 0
 
 

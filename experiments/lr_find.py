@@ -12,11 +12,11 @@ import sys
 
 from absl import flags
 
-from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.runs.console import ConsoleDisplay, make_console
 from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.figures import RangeFigure
+from cifar_flax.runs.folder import folder_for
 from cifar_flax.runs.session import RANGE_SEEDS, range_test
 from cifar_flax.runs.subject import OF_SCHEDULE
 from cifar_flax.training.lr_range import RangeSettings
@@ -38,7 +38,7 @@ def main() -> int:
         dataset = settings.load_data()
         folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
         stem = f"lr_find-{settings.model}-{dataset.name}"
-        with records.folder_for(folder, stem) as folder:
+        with folder_for(folder, stem) as folder:
             result = range_test(
                 settings,
                 folder,

@@ -27,6 +27,7 @@ from rich.table import Table
 from cifar_flax import records
 from cifar_flax.data import Dataset, Split, Splits
 from cifar_flax.errors import UserError
+from cifar_flax.json_files import read_json, write_json
 from cifar_flax.reports.range_curve import METHODS, RangeResult
 from cifar_flax.runs.console import (
     ConsoleDisplay,
@@ -106,7 +107,7 @@ def main() -> int:
                 raise UserError(f"{folder} lacks {records.RANGE_TEST}; remove it")
             result = RangeResult.from_record(record)
             suggested[one.model] = {m: result.consensus(m).rate for m in METHODS}
-            grids[one.model] = records.read_json(folder / GRID, Grid)
+            grids[one.model] = read_json(folder / GRID, Grid)
         screen.print(summary(grids, suggested))
         size, device = FLAGS.train_size, next(iter(grids.values())).device
         screen.print(
@@ -159,7 +160,7 @@ def measure(
         cost=result.seconds / steps / seconds,
         device=device_name(),
     )
-    records.write_json(folder / GRID, grid)
+    write_json(folder / GRID, grid)
 
 
 def train_grid(

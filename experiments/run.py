@@ -19,8 +19,9 @@ from cifar_flax.errors import UserError
 from cifar_flax.runs.console import ConsoleDisplay, make_console, print_result
 from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.figures import RangeFigure
+from cifar_flax.runs.folder import check_same_settings, folder_for
 from cifar_flax.runs.observers import Observer, Plan, RangeTestResult, RunResult
-from cifar_flax.runs.session import check_same_settings, run
+from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.tensorboard import TensorBoard
 from experiments import cli
@@ -63,7 +64,7 @@ def main() -> int:
             observers.append(TensorBoard())
         use_compilation_cache()
         dataset = settings.load_data()
-        with records.folder_for(folder, f"{settings.model}-{dataset.name}") as folder:
+        with folder_for(folder, f"{settings.model}-{dataset.name}") as folder:
             result = run(
                 settings,
                 folder,

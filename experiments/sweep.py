@@ -20,11 +20,11 @@ from absl import flags
 from rich.console import Console
 from rich.live import Live
 
-from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.runs.cells import Cell, make_cells, plan_of, state_of
 from cifar_flax.runs.console import make_console
+from cifar_flax.runs.folder import lock_holder
 from cifar_flax.runs.settings import AUTO, TYPES
 from cifar_flax.training.recipes import MAX_STEPS
 from experiments import cli
@@ -94,7 +94,7 @@ def run_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> None:
     try:
         if cell.read_result():
             cell.status = cell.diverged or "was done"
-        elif holder := records.lock_holder(cell.folder):
+        elif holder := lock_holder(cell.folder):
             cell.status = f"skipped: in use by {holder}"
         else:
             cell.status = "goes on" if cell.is_begun else "runs"

@@ -21,13 +21,15 @@ ORDER = [
     ["layers"],
     ["reports"],
     ["data", "records"],
+    ["json_files"],
     ["files"],
     ["errors"],
 ]
 ALONE = {
-    "records": {"files", "errors"},
+    "records": {"json_files", "errors"},
     "reports": {"records", "errors"},
     "data": {"files", "errors"},
+    "json_files": {"files", "errors"},
     "layers": {"errors"},
     "models": {"layers", "errors"},
 }

@@ -201,42 +201,6 @@ def test_a_folder_of_too_long_a_name_holds_nothing():
     assert records.read_metrics(folder) == []
 
 
-def test_new_folders_take_the_next_free_number(tmp_path):
-    parent = tmp_path / "runs"
-    names = [records.new_folder(parent, "convbn-shapes").name for _ in range(3)]
-    assert names == ["convbn-shapes-1", "convbn-shapes-2", "convbn-shapes-3"]
-
-
-def test_a_folder_in_use_is_refused(tmp_path):
-    records.claim_folder(tmp_path / "new" / "run")
-    records.claim_folder(tmp_path / "new" / "run")  # empty: nothing is lost
-    records.write_config(tmp_path, make_config())
-    with pytest.raises(UserError, match=r"holds a run; .*--resume"):
-        records.claim_folder(tmp_path)
-    with pytest.raises(UserError, match="not empty and holds no run"):
-        records.claim_folder(tmp_path / "new")
-    with pytest.raises(UserError, match="cannot make the folder"):
-        records.claim_folder(tmp_path / records.CONFIG / "run")
-
-
-def test_a_refused_folder_is_left_as_it_is(tmp_path):
-    """Not even files that look like what a run leaves behind are touched."""
-    names = (".movie.mp4.partial", ".hidden", "notes.txt")
-    for name in names:
-        (tmp_path / name).write_text(name)
-    with pytest.raises(UserError, match="not empty and holds no run"):
-        records.claim_folder(tmp_path)
-    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {n: n for n in names}
-
-
-def test_what_a_killed_writer_left_is_removed_and_no_hindrance(tmp_path):
-    (tmp_path / ".config.json.cifar_flax-0123456789ab.partial").touch()
-    (tmp_path / records.LOCK).touch()
-    records.claim_folder(tmp_path)
-    with records.locked_folder(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [records.LOCK]
-
-
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     records.write_result(tmp_path, make_result(steps=1))
 

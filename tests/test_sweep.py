@@ -11,6 +11,7 @@ import time
 import pytest
 
 from cifar_flax import records
+from cifar_flax.runs.folder import lock_holder
 from tests.forked import command
 from tests.test_commands import ROOT, assert_one_line_error, data  # noqa: F401
 
@@ -62,8 +63,8 @@ def test_a_cell_that_another_process_holds_is_skipped(swept):
     content = result.read_text()
     result.unlink()
     code = (
-        "import pathlib, sys; from cifar_flax import records\n"
-        "with records.locked_folder(pathlib.Path(sys.argv[1])):\n"
+        "import pathlib, sys; from cifar_flax.runs import folder\n"
+        "with folder.locked_folder(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -78,7 +79,7 @@ def test_a_cell_that_another_process_holds_is_skipped(swept):
         refused = command("run", *flags[:5], f"--workdir={held}", "--resume")
         process.stdin.close()
     result.write_text(content)
-    assert records.lock_holder(held) is None  # its file is there, its process gone
+    assert lock_holder(held) is None  # its file is there, its process gone
     assert f"{names[0]}: skipped: in use by process {process.pid} on" in done.stdout
     assert_one_line_error(refused, 1, "is in use by process", str(process.pid))
 
@@ -102,7 +103,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(data, tmp_path):  # noqa: F81
     assert "the same command goes on" in output
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert list((folder / records.CHECKPOINTS).iterdir())
-    assert records.lock_holder(folder) is None
+    assert lock_holder(folder) is None
 
 
 def test_equal_budgets_find_a_rate_for_every_model():

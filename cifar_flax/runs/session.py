@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import flax.linen as nn
 import numpy as np
@@ -20,6 +20,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.reports.range_curve import METHODS
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.runs.environment import device_name
+from cifar_flax.runs.folder import opened_folder
 from cifar_flax.runs.journal import Journal, open_journal, write_range_test
 from cifar_flax.runs.observers import (
     Observer,
@@ -28,7 +29,7 @@ from cifar_flax.runs.observers import (
     RangeTestResult,
     RunResult,
 )
-from cifar_flax.runs.settings import Settings, differences
+from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject, with_recipe
 from cifar_flax.training.evaluation import Evaluation
 from cifar_flax.training.lr_range import RangeSettings, range_curves
@@ -76,7 +77,7 @@ def run(
     with contextlib.ExitStack() as stack:
         watchers = stack.enter_context(_Watchers(observers))
         config = subject.config("run", trainer)
-        opened = _opened_folder(folder, config, resume)
+        opened = opened_folder(folder, config, resume)
         folder, config = stack.enter_context(opened)
         if subject.finds_rate:
             rate = _find_rate(subject, trainer, config, folder, watchers, stop)
@@ -134,32 +135,10 @@ def range_test(
     config = subject.config("lr_find", trainer, *_range_flags(range_settings))
     with (
         _Watchers(observers) as watchers,
-        _opened_folder(folder, config, resume=False) as (path, config),
+        opened_folder(folder, config, resume=False) as (path, config),
     ):
         return _test_range(
             subject, trainer, range_settings, config, path, watchers, stop
-        )
-
-
-def check_same_settings(
-    now: dict[str, records.Setting],
-    recorded: records.Config,
-    folder: pathlib.Path,
-    *other: str,
-) -> None:
-    """Refuses settings that a run did not have.
-
-    Args:
-      now: asked for, as ``Settings.record`` gives them.
-      recorded: the run's ``config.json``.
-      folder: of the run.
-      *other: what differs beside the settings.
-    """
-    different = [*differences(now, recorded.settings), *other]
-    if different:
-        raise UserError(
-            f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
-            "give another --workdir"
         )
 
 
@@ -464,61 +443,3 @@ def _range_flags(settings: RangeSettings) -> list[str]:
         for name, value in values.items()
         if value != getattr(default, name)
     ]
-
-
-@contextlib.contextmanager
-def _opened_folder(
-    folder: str | pathlib.Path | None, config: records.Config, resume: bool
-) -> Iterator[tuple[pathlib.Path | None, records.Config]]:
-    """The folder of a run with its ``config.json``: a new one, or one to go on in.
-
-    Yields:
-      The folder, and the record that it holds; nothing is written where it is None.
-
-    Raises:
-      UserError: the folder is in use, cannot be made, or holds another run.
-    """
-    if folder is None:
-        if resume:
-            raise UserError("resume needs a folder, that of the run to go on with")
-        yield None, config
-        return
-    folder = pathlib.Path(folder)
-    if resume:
-        recorded = records.read_config(folder)
-        check_same_run(config, recorded, folder)
-    else:
-        records.claim_folder(folder)
-    with records.locked_folder(folder):
-        if resume:
-            yield folder, recorded
-            return
-        records.claim_folder(folder)  # another process may have been the first
-        records.write_config(folder, config)
-        yield folder, config
-
-
-def check_same_run(
-    config: records.Config, recorded: records.Config, folder: pathlib.Path
-) -> None:
-    """Refuses to go on with a run that was another one."""
-    if recorded.kind != config.kind:
-        raise UserError(
-            f"{folder} holds the outcome of {recorded.kind} and no run to go on with; "
-            "give another folder"
-        )
-    different, was, now = [], recorded.dataset, config.dataset
-    if was.fingerprint != now.fingerprint:
-        different.append(
-            f"the data set was {was.name} ({was.source}) and is {now.name} "
-            f"({now.source})"
-        )
-    check_same_settings(config.settings, recorded, folder, *different)
-    for name, version in config.versions.items():
-        if recorded.versions.get(name) != version:
-            logger.warning(
-                "%s was %s and is %s: the rest of the run may round differently",
-                name,
-                recorded.versions.get(name),
-                version,
-            )

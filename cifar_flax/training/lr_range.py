@@ -182,15 +182,27 @@ def range_curves(
         carry = jax.block_until_ready(run(carry, data, jnp.int32(stop)))
         chunk = next_chunk(stop - before, time.perf_counter() - called)
         on_progress(stop)
-    seconds = time.perf_counter() - compiled
+    times = {
+        "seconds": time.perf_counter() - compiled,
+        "compile_seconds": compiled - start,
+    }
+    return _result(trainer, settings, np.asarray(carry.losses, np.float64), times)
 
-    losses = np.asarray(carry.losses, np.float64)
+
+def _result(
+    trainer: Trainer,
+    settings: RangeSettings,
+    losses: np.ndarray,
+    times: dict[str, float],
+) -> RangeResult:
+    """The curves of the losses [R, steps] that a test gave."""
     if not np.isfinite(losses[:, 0]).any():
         raise UserError(
             f"the loss is not finite at the first step, at a rate of "
             f"{settings.start_lr:g}; the model cannot be trained as it starts"
         )
-    done = int(np.isfinite(losses).sum(1).max())
+    done, steps = int(np.isfinite(losses).sum(1).max()), losses.shape[1]
+    schedule = ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(done)), np.float64)
     return RangeResult(
         seeds=trainer.seeds,
@@ -198,8 +210,7 @@ def range_curves(
         rates=rates,
         losses=losses[:, :done],
         smoothed=smooth(losses[:, :done], settings.smoothing),
-        seconds=seconds,
-        compile_seconds=compiled - start,
+        **times,
     )
 
 

@@ -101,6 +101,20 @@ def check_seeds(seeds: Any) -> tuple[int, ...]:
     return found
 
 
+def _check_recipe(recipe: Recipe, spec: DataSpec) -> None:
+    """UserError where they are something else, or do not fit together."""
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"the recipe is {recipe!r}; it must be a Recipe")
+    if not isinstance(spec, DataSpec):
+        kind = type(spec).__name__
+        raise UserError(f"the spec is a {kind}; give splits.spec, a DataSpec")
+    if spec.train_size < recipe.batch_size:
+        raise UserError(
+            f"batch_size is {recipe.batch_size}, but there are only "
+            f"{spec.train_size} training images; lower it"
+        )
+
+
 class Trainer:
     """Trains R replicas of a model, one a seed, with one recipe: a compiled program.
 
@@ -143,16 +157,7 @@ class Trainer:
         Raises:
           UserError: model, recipe, data or seeds do not fit together.
         """
-        if not isinstance(recipe, Recipe):
-            raise UserError(f"the recipe is {recipe!r}; it must be a Recipe")
-        if not isinstance(spec, DataSpec):
-            kind = type(spec).__name__
-            raise UserError(f"the spec is a {kind}; give splits.spec, a DataSpec")
-        if spec.train_size < recipe.batch_size:
-            raise UserError(
-                f"batch_size is {recipe.batch_size}, but there are only "
-                f"{spec.train_size} training images; lower it"
-            )
+        _check_recipe(recipe, spec)
         self.model, self.recipe, self.spec = model, recipe, spec
         self.seeds = check_seeds(seeds)
         self.layers, variables = check_model(model, spec.image_shape, spec.num_classes)

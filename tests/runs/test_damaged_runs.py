@@ -11,8 +11,8 @@ from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.runs.cells import Cell, plan_of, state_of
 from cifar_flax.runs.console import print_result
+from cifar_flax.runs.folder import check_same_run
 from cifar_flax.runs.inference import Run
-from cifar_flax.runs.session import check_same_run
 from cifar_flax.runs.settings import Settings
 from tests.damage import bounded, changed
 

@@ -21,6 +21,7 @@ from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.reports.runs import read_studies
 from cifar_flax.runs.checkpoint import Checkpoints, open_checkpoints
+from cifar_flax.runs.folder import LOCK, lock_holder
 from cifar_flax.runs.observers import Observer
 from cifar_flax.runs.session import range_test, run
 from cifar_flax.runs.settings import Settings
@@ -189,7 +190,7 @@ def test_a_folder_is_kept_from_others_only_while_it_is_used(tmp_path):
 
     go(tmp_path / "run", observers=[Told(3, intrude)])
     assert refused
-    assert records.lock_holder(tmp_path / "run") is None
+    assert lock_holder(tmp_path / "run") is None
     with pytest.raises(UserError, match="holds a run"):
         go(tmp_path / "run")
 
@@ -205,7 +206,7 @@ def test_a_finished_run_is_only_evaluated_again(tmp_path):
     assert_same(again.state, first.state)
     np.testing.assert_array_equal(again.test.logits, first.test.logits)
     for path, before in content.items():
-        assert path.read_bytes() == before or path.name == records.LOCK
+        assert path.read_bytes() == before or path.name == LOCK
 
 
 @pytest.mark.parametrize("way", ["event", "interrupt", "before"])
@@ -248,7 +249,7 @@ def test_an_error_of_an_observer_ends_the_run_and_the_others_are_told(tmp_path):
     with pytest.raises(RuntimeError, match="mine"):
         go(tmp_path / "run", observers=[told, Told(3, act)])
     assert told.events[-1] == ("ended", None)
-    assert records.lock_holder(tmp_path / "run") is None
+    assert lock_holder(tmp_path / "run") is None
     assert go(tmp_path / "run", resume=True).status == "finished"
 
 

@@ -1,0 +1,188 @@
+"""The folder of a run: made, claimed for one process, and checked on a resume."""
+
+import contextlib
+import fnmatch
+import logging
+import pathlib
+from collections.abc import Iterator
+
+from cifar_flax import files, records
+from cifar_flax.errors import UserError
+from cifar_flax.records import CONFIG
+from cifar_flax.runs.settings import differences
+
+LOCK = ".lock"
+
+logger = logging.getLogger(__name__)
+
+
+def new_folder(parent: pathlib.Path, stem: str) -> pathlib.Path:
+    """Makes ``parent/stem-1``, or with the next number that nobody has taken."""
+    number = 1
+    while True:
+        folder = parent / f"{stem}-{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(
+                f"cannot make the folder {folder}: {error.strerror}; give another one"
+            ) from error
+
+
+@contextlib.contextmanager
+def folder_for(folder: pathlib.Path | None, stem: str) -> Iterator[pathlib.Path]:
+    """A folder for a run: the one given, or a new one under ``runs/``.
+
+    A new one in which nothing was written is removed again.
+
+    Args:
+      folder: that was asked for; None for a new one.
+      stem: the beginning of a new one's name.
+    """
+    if folder is not None:
+        yield folder
+        return
+    folder = new_folder(pathlib.Path("runs"), stem)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def claim_folder(folder: pathlib.Path) -> None:
+    """Makes a folder for a new run; an empty one that is there will do, too.
+
+    Raises:
+      UserError: there is something in it, which is left as it is, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # What a process of ours that was killed left behind is nobody's.
+        taken = any(
+            path.name != LOCK and not fnmatch.fnmatch(path.name, files.PARTIAL)
+            for path in folder.iterdir()
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder}: {error.strerror}; give another one"
+        ) from error
+    if (folder / CONFIG).exists():
+        raise UserError(
+            f"{folder} holds a run; --resume (in Python resume=True) goes on with it, "
+            "or give another folder"
+        )
+    if taken:
+        raise UserError(f"{folder} is not empty and holds no run; give another folder")
+
+
+@contextlib.contextmanager
+def locked_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps a run's folder for this process, or this thread of it.
+
+    Raises:
+      UserError: another one has it, or it cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(folder / LOCK, wait=False))
+        except files.InUseError as error:
+            raise UserError(
+                f"{folder} is in use by {error}; wait for it, or give another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the folder {folder}: {error.strerror}; give another "
+                "one"
+            ) from error
+        for leftover in folder.glob(files.PARTIAL):
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+def lock_holder(folder: pathlib.Path) -> str | None:
+    """Which process has a folder; None where no living one has."""
+    return files.lock_holder(folder / LOCK)
+
+
+@contextlib.contextmanager
+def opened_folder(
+    folder: str | pathlib.Path | None, config: records.Config, resume: bool
+) -> Iterator[tuple[pathlib.Path | None, records.Config]]:
+    """The folder of a run with its ``config.json``: a new one, or one to go on in.
+
+    Yields:
+      The folder, and the record that it holds; nothing is written where it is None.
+
+    Raises:
+      UserError: the folder is in use, cannot be made, or holds another run.
+    """
+    if folder is None:
+        if resume:
+            raise UserError("resume needs a folder, that of the run to go on with")
+        yield None, config
+        return
+    folder = pathlib.Path(folder)
+    if resume:
+        recorded = records.read_config(folder)
+        check_same_run(config, recorded, folder)
+    else:
+        claim_folder(folder)
+    with locked_folder(folder):
+        if resume:
+            yield folder, recorded
+            return
+        claim_folder(folder)  # another process may have been the first
+        records.write_config(folder, config)
+        yield folder, config
+
+
+def check_same_run(
+    config: records.Config, recorded: records.Config, folder: pathlib.Path
+) -> None:
+    """Refuses to go on with a run that was another one."""
+    if recorded.kind != config.kind:
+        raise UserError(
+            f"{folder} holds the outcome of {recorded.kind} and no run to go on with; "
+            "give another folder"
+        )
+    different, was, now = [], recorded.dataset, config.dataset
+    if was.fingerprint != now.fingerprint:
+        different.append(
+            f"the data set was {was.name} ({was.source}) and is {now.name} "
+            f"({now.source})"
+        )
+    check_same_settings(config.settings, recorded, folder, *different)
+    for name, version in config.versions.items():
+        if recorded.versions.get(name) != version:
+            logger.warning(
+                "%s was %s and is %s: the rest of the run may round differently",
+                name,
+                recorded.versions.get(name),
+                version,
+            )
+
+
+def check_same_settings(
+    now: dict[str, records.Setting],
+    recorded: records.Config,
+    folder: pathlib.Path,
+    *other: str,
+) -> None:
+    """Refuses settings that a run did not have.
+
+    Args:
+      now: asked for, as ``Settings.record`` gives them.
+      recorded: the run's ``config.json``.
+      folder: of the run.
+      *other: what differs beside the settings.
+    """
+    different = [*differences(now, recorded.settings), *other]
+    if different:
+        raise UserError(
+            f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
+            "give another --workdir"
+        )
