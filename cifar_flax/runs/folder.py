@@ -11,7 +11,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.records import CONFIG
 from cifar_flax.runs.settings import differences
 
-LOCK = ".lock"
+LOCK = ".cifar_flax.lock"  # a name that nobody else gives a file
 
 logger = logging.getLogger(__name__)
 
