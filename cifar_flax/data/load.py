@@ -91,10 +91,10 @@ def _load(
 
 def check_name(name: str) -> None:
     """Raises a UserError for what is not the name of a data set, known or not."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", str(name)):
         raise UserError(
-            f"dataset is {name[:100]!r}, which is not the name of a data set, such as "
-            "cifar10 or svhn_cropped"
+            f"dataset is {str(name)[:100]!r}, which is not the name of a data set, "
+            "such as cifar10 or svhn_cropped"
         )
 
 

@@ -135,6 +135,9 @@ def split_dataset(
       UserError: a size that the training set cannot give.
     """
     total = len(dataset.train_labels)
+    for name, size in (("val_size", val_size), ("train_size", train_size or 1)):
+        if not isinstance(size, int | np.integer):
+            raise UserError(f"{name} is {size!r}; it must be a whole number of images")
     if not 0 <= val_size < total:
         raise UserError(
             f"val_size is {val_size}; {dataset.name} has {total} training images, so "

@@ -64,6 +64,11 @@ class RangeSettings:
     stop_factor: float = 4.0
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_missing = value is None and field.name == "num_steps"
+            if not isinstance(value, float | int) and not is_missing:
+                raise UserError(f"{field.name} is {value!r}; it must be a number")
         if not MIN_RATE <= self.start_lr < self.end_lr <= MAX_RATE:
             raise UserError(
                 f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; the rate "

@@ -77,6 +77,8 @@ def test_no_validation_split():
         (-1, None, "val_size is -1"),
         (40, 161, "train_size is 161.*1 to 160"),
         (40, 0, "train_size is 0"),
+        (0.1, None, "val_size is 0.1; it must be a whole number"),
+        (40, "9", "train_size is '9'; it must be a whole number"),
     ],
 )
 def test_impossible_sizes_are_named(val_size, train_size, words):

@@ -130,6 +130,7 @@ def test_each_replica_stops_where_its_own_loss_breaks_away(splits):
         ({"num_steps": 19}, "num_steps is 19.*20 or more"),
         ({"num_steps": 10**9}, "num_steps is 1000000000"),
         ({"smoothing": 1.0}, "smoothing is 1"),
+        ({"end_lr": "10"}, "end_lr is '10'; it must be a number"),
     ],
 )
 def test_wrong_settings_are_named(settings, words):
