@@ -58,3 +58,11 @@ def make_splits() -> Splits:
 def splits() -> Splits:
     """Tiny data."""
     return make_splits()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """A compiled call takes one step."""
+    from cifar_flax.training import trainer  # JAX starts slowly
+
+    monkeypatch.setattr(trainer, "CHUNK_SECONDS", 0.0)

@@ -45,19 +45,19 @@ RUNS = {
 
 
 def digest(parts: list[bytes]) -> str:
-    """Of texts or arrays one after the other."""
+    """Checksum of texts or arrays one after the other."""
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def of_json(text: str) -> str:
-    """Of one record, but for its times and the format of its numbers."""
+    """One record without its times, in one way of writing numbers."""
     record = json.loads(text)
     kept = {name: value for name, value in record.items() if name not in TIMES}
     return json.dumps(kept, sort_keys=True)
 
 
 def of_checkpoint(folder: pathlib.Path) -> str:
-    """Of the arrays of the latest checkpoint."""
+    """Checksum of the arrays of the latest checkpoint."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -73,7 +73,7 @@ def of_checkpoint(folder: pathlib.Path) -> str:
 
 
 def of_run(folder: pathlib.Path) -> dict[str, str]:
-    """Of everything in a run's folder whose numbers are the training's."""
+    """Checksums of everything in a run's folder whose numbers are the training's."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     result = json.loads((folder / "result.json").read_text())
     numbers = {

@@ -1,10 +1,7 @@
 """A run as a function: where it works, what it leaves, and what stops it."""
 
 import json
-import logging
 import multiprocessing
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,19 +17,14 @@ from cifar_flax import records
 from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.reports.runs import read_studies
-from cifar_flax.runs.checkpoint import Checkpoints, open_checkpoints
 from cifar_flax.runs.folder import LOCK, lock_holder
 from cifar_flax.runs.observers import Observer
 from cifar_flax.runs.session import range_test, run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import with_recipe
-from cifar_flax.training import trainer as trainer_module
 from cifar_flax.training.lr_range import RangeSettings
 from cifar_flax.training.recipes import Constant, Recipe, Sgdr
 from cifar_flax.training.trainer import Trainer
-from experiments import cli
-from experiments.run import StopOnSignal
-from tests import leaks
 from tests.conftest import make_split
 from tests.test_records import make_config
 from tests.training.test_trainer import host
@@ -82,26 +74,6 @@ def saved_steps(folder):
 
 def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
-
-
-def failing(function, monkeypatch, place, calls, error):
-    """Replaces a function by one that raises in some of its calls."""
-    count = 0
-
-    def sometimes(*args, **kwargs):
-        nonlocal count
-        count += 1
-        if count in calls:
-            raise error
-        return function(*args, **kwargs)
-
-    monkeypatch.setattr(place, function.__name__, sometimes)
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """A step a chunk."""
-    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", 0.0)
 
 
 class Told(Observer):
@@ -423,107 +395,3 @@ def test_a_range_test_can_be_stopped(tmp_path):
     given = {"model": TinyNet(), "dataset": make_tiny(), **changes}
     test = range_test(Settings(val_size=24, batch_size=32), **given)
     assert (test.status, test.curves) == ("stopped", None)
-
-
-# What cannot be written.
-
-
-def test_lines_that_cannot_be_written_are_written_later(tmp_path, monkeypatch, caplog):
-    expected = go(tmp_path / "undisturbed")
-    assert saved_steps(tmp_path / "undisturbed") == best_and_last_two(expected)
-    full = UserError("no space")
-    failing(records.append_metrics, monkeypatch, records, (2, 3), full)
-    saves = []
-    save = Checkpoints.save
-    monkeypatch.setattr(
-        Checkpoints,
-        "save",
-        lambda self, state, **other: (
-            saves.append(int(state.step[0])) or save(self, state, **other)
-        ),
-    )
-    with caplog.at_level(logging.INFO):
-        result = go(tmp_path / "run")
-    assert_same(result.state, expected.state)
-    assert steps_of(records.read_metrics(tmp_path / "run")) == [3, 6, 9, 12]
-    # No checkpoint is ahead of the lines.
-    assert saves == [3, 12]
-    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
-
-
-def best_and_last_two(result):
-    means = [np.mean(line.val_accuracy) for line in result.metrics]
-    best = max((mean, line.step) for mean, line in zip(means, result.metrics))  # noqa: B905
-    return sorted({best[1], 9, 12})
-
-
-def test_lines_that_cannot_be_written_to_the_end_leave_the_run_unfinished(
-    tmp_path, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        failing(
-            records.append_metrics, patch, records, range(2, 9), UserError("no space")
-        )
-        told = Told()
-        with pytest.raises(UserError, match="no space"):
-            go(tmp_path / "run", observers=[told])
-    assert told.events[-1] == ("ended", "finished")  # the result is shown all the same
-    assert steps_of(records.read_metrics(tmp_path / "run")) == [3]
-    assert records.read_result(tmp_path / "run") is None
-    assert saved_steps(tmp_path / "run") == [3]
-    assert_same(go(tmp_path / "run", resume=True).state, go(None).state)
-
-
-def test_training_goes_on_without_checkpoints(tmp_path, monkeypatch, caplog):
-    failing(Checkpoints.save, monkeypatch, Checkpoints, (2, 3), UserError("no space"))
-    go(tmp_path / "run")
-    assert saved_steps(tmp_path / "run") == [3, 12]
-    assert [r.getMessage() for r in caplog.records] == ["no space", "no space"]
-
-
-def test_too_little_space_is_said_at_once(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"MB may be needed in .*1\.0 MB free"):
-        go(tmp_path / "run")
-    assert not (tmp_path / "run" / records.METRICS).exists()
-
-
-# Signals, which are the command's.
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_state_after_the_chunk_in_progress(
-    tmp_path, small_chunks, signum
-):
-    before = signal.getsignal(signum)
-    stopper = StopOnSignal()
-    kill = Told(5, lambda: os.kill(os.getpid(), signum))
-    request = stopper.request
-    result = go(tmp_path / "run", stop=request.event, observers=[stopper, kill])
-    assert result.status == "stopped"
-    assert request.signum == signum
-    assert signal.getsignal(signum) == before
-    with open_checkpoints(tmp_path / "run" / records.CHECKPOINTS) as checkpoints:
-        assert checkpoints.latest_step == 5
-    result = go(tmp_path / "run", resume=True)
-    assert_same(result.state, go(None).state)
-
-
-def test_a_second_signal_does_not_wait():
-    before = signal.getsignal(signal.SIGTERM)
-    request = cli.StopRequest()
-    with cli.caught_signals(request):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert request.event.is_set()
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            assert signal.getsignal(signum) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_runs_leave_no_files_open(tmp_path):
-    leaks.train(0, tmp_path / "run")
-    before = leaks.open_files()
-    for seed in (1, 2):
-        leaks.train(seed, tmp_path / "run")
-    assert leaks.open_files() == before
