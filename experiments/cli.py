@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -37,8 +37,11 @@ def define_text(name: str, default: str | None, help_text: str) -> None:
     flags.DEFINE(_Text(), name, default, help_text)
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asks the command to end."""
+class Stopped(BaseException):
+    """A signal asks the command to end.
+
+    No KeyboardInterrupt, which the library takes for a request to stop and to return.
+    """
 
     def __init__(self, signum: int):
         """Remembers the signal."""
@@ -136,7 +139,7 @@ def usage_errors() -> Iterator[None]:
         raise flags.ValidationError(str(error)) from error
 
 
-def fail(message: str, status: int) -> None:
+def fail(message: str, status: int) -> NoReturn:
     """Prints an error as one line and ends the process with that status."""
     print(f"error: {one_line(message, 200_000)}", file=sys.stderr)
     sys.exit(status)
@@ -165,7 +168,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, ValueError) as error:  # the latter from absl's own flags
         fail(str(error), USAGE_ERROR)
-        raise
 
 
 def _stop(signum: int, frame: Any) -> None:

@@ -148,8 +148,7 @@ def measure(
         dataset=dataset,
         observers=[RangeFigure(), ConsoleDisplay(screen)],
     ).curves
-    if result is None:
-        raise KeyboardInterrupt
+    assert result is not None  # nothing asked it to stop
     steps = int(np.isfinite(result.losses).sum())
     subject = Subject.prepare(settings, dataset=dataset)
     trainer = subject.make_trainer(seeds=GRID_SEEDS)

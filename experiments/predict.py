@@ -49,7 +49,6 @@ def main() -> int:
         ]
         print_rows(rows, top)
         return 0 if len(seen) == len(paths) else 1
-    return 0
 
 
 def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> None:

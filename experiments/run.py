@@ -79,7 +79,6 @@ def main() -> int:
         resume = f"--workdir={shlex.quote(str(folder))} --resume"
         screen.print(f"to go on:\n  python -m experiments.run {resume}")
         return 128 + (signals.request.signum or 0)
-    return 0
 
 
 def show_finished(settings: Settings, folder: pathlib.Path) -> bool:

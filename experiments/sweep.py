@@ -55,7 +55,6 @@ def main() -> int:
                 if stop:
                     break
         return finish(screen, cells, stop)
-    return 0
 
 
 def lists_from_flags() -> dict[str, list[Any]]:

@@ -177,14 +177,16 @@ def check_images(
     return np.ascontiguousarray(array)
 
 
-def check_labels(where: str, labels: Any, count: int, num_classes: int) -> np.ndarray:
+def check_labels(
+    where: str, labels: Any, count: int, num_classes: int | None = None
+) -> np.ndarray:
     """Labels as int32 [N], or a UserError that names what is wrong.
 
     Args:
       where: what they are, for the message.
       labels: whole numbers [N] from 0 to ``num_classes`` - 1.
       count: N, the number of images that they belong to.
-      num_classes: how many classes there are.
+      num_classes: how many classes there are; None where that is not known yet.
     """
     array = _as_array(where, "labels", labels)
     if array.dtype.kind not in "iu" or array.shape != (count,):
@@ -198,6 +200,10 @@ def check_labels(where: str, labels: Any, count: int, num_classes: int) -> np.nd
             f"for each of {count} images{hint}"
         )
     low, high = int(array.min()), int(array.max())
+    if num_classes is None:
+        if low < 0:
+            raise UserError(f"{where}: label {low}; labels must be from 0 on")
+        num_classes = 2**31  # what int32 holds
     if low < 0 or high >= num_classes:
         hint = "; subtract 1" if (low, high) == (1, num_classes) else ""
         raise UserError(

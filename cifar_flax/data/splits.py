@@ -50,8 +50,7 @@ class Split:
 
     def __post_init__(self):
         images = check_images("a split", self.images)
-        # The number of classes is not known here; ``Splits`` checks the upper bound.
-        labels = check_labels("a split", self.labels, len(images), 2**31)
+        labels = check_labels("a split", self.labels, len(images))
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels)
 

@@ -73,7 +73,9 @@ def run(
       UserError: something that was given does not fit, or cannot be read or written.
     """
     subject = Subject.prepare(settings, model, recipe, dataset)
-    trainer, stop = subject.make_trainer(), stop or threading.Event()
+    # Making a trainer checks the model; that of the range test serves for it, too.
+    trainer = subject.make_trainer(seeds=RANGE_SEEDS if subject.finds_rate else None)
+    stop = stop or threading.Event()
     with contextlib.ExitStack() as stack:
         watchers = stack.enter_context(_Watchers(observers))
         config = subject.config("run", trainer)
@@ -81,9 +83,9 @@ def run(
         folder, config = stack.enter_context(opened)
         if subject.finds_rate:
             rate = _find_rate(subject, trainer, config, folder, watchers, stop)
+            trainer = subject.make_trainer(rate)
             if rate is None:
                 return _stopped_early(trainer, subject, folder)
-            trainer = subject.make_trainer(rate)
             if config.recipe is None:
                 config = with_recipe(config, trainer)
                 if folder is not None:
@@ -355,7 +357,7 @@ def _warn_of_divergence(
 
 def _find_rate(
     subject: Subject,
-    trainer: Trainer,
+    finder: Trainer,
     config: records.Config,
     folder: pathlib.Path | None,
     watchers: _Watchers,
@@ -369,7 +371,6 @@ def _find_rate(
     found = None if folder is None else records.read_range_test(folder)
     if found is not None and found.suggested_lr is not None:
         return found.suggested_lr
-    finder = subject.make_trainer(seeds=RANGE_SEEDS)
     result = _test_range(
         subject, finder, RangeSettings(), config, folder, watchers, stop
     )

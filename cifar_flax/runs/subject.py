@@ -25,7 +25,6 @@ OF_RECIPE = (
     *OF_SCHEDULE,
     *("batch_size", "momentum", "nesterov", "weight_decay", "label_smoothing"),
 )
-OF_DATA = ("dataset", *records.PLACES)
 
 # Of the sampled schedule in the record: enough to draw it.
 SCHEDULE_POINTS = 1_000
@@ -91,7 +90,7 @@ class Subject:
         if dataset is None:
             dataset = settings.load_data()
         elif settings.dataset not in ("auto", dataset.name):
-            _refuse_both(changed, OF_DATA[:1], "dataset")
+            _refuse_both(changed, ("dataset",), "dataset")
         splits = split_dataset(dataset, settings.val_size, settings.train_size)
         subject = cls(settings, model, recipe, dataset, splits)
         if needs_schedule and not subject.has_schedule:

@@ -11,13 +11,17 @@ import pytest
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.runs.checkpoint import Checkpoints, open_checkpoints
+from cifar_flax.runs.session import range_test
+from cifar_flax.runs.settings import Settings
 from experiments import cli
 from experiments.run import StopOnSignal
 from tests import leaks
 from tests.runs.test_session import (
+    TinyNet,
     Told,
     assert_same,
     go,
+    make_tiny,
     saved_steps,
     steps_of,
 )
@@ -117,6 +121,20 @@ def test_a_signal_saves_the_state_after_the_chunk_in_progress(
         assert checkpoints.latest_step == 5
     result = go(tmp_path / "run", resume=True)
     assert_same(result.state, go(None).state)
+
+
+def test_a_signal_ends_a_command_that_does_not_ask_for_requests():
+    """Such as lr_find, whose test has nothing to save: it is no finished test."""
+
+    def act():
+        raise cli.Stopped(signal.SIGTERM)
+
+    told = Told(1, act)
+    settings = Settings(val_size=24, batch_size=32)
+    given = {"model": TinyNet(), "dataset": make_tiny()}
+    with pytest.raises(cli.Stopped):
+        range_test(settings, observers=[told], **given)
+    assert told.events[-1] == ("ended", None)
 
 
 def test_a_second_signal_does_not_wait():

@@ -280,7 +280,7 @@ def test_what_a_program_gives_is_what_is_recorded_and_reported(tmp_path):
 
 
 def test_the_recorded_schedule_is_the_one_that_runs(splits):
-    """Of 90 epochs of 12 steps; between two of its points no restart is missed."""
+    """A recipe of 90 epochs of 12 steps, sampled at a thousand of them."""
     recipe = Recipe((Constant(0.1, 2), Sgdr(0.05, 3, 8, 2), Sgdr(0.2, 4, 8)), 8)
     trainer = Trainer(TinyNet(), recipe, splits.spec)
     schedule = with_recipe(make_config(), trainer).schedule
