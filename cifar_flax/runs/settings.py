@@ -33,6 +33,16 @@ from cifar_flax.training.trainer import check_seeds
 # In place of a rate: the one that the range test suggests.
 AUTO = "auto"
 
+# Settings by what they are of; a program may give the thing itself instead.
+OF_MODEL = ("model", "dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
+_OF_PHASES = ("epochs", "cycles", "cycle_len", "cycle_mult")
+_OF_OPTIMIZER = (
+    *("batch_size", "momentum", "nesterov"),
+    *("weight_decay", "label_smoothing"),
+)
+OF_SCHEDULE = ("phases", "lr", *_OF_PHASES)
+OF_RECIPE = (*OF_SCHEDULE, *_OF_OPTIMIZER)
+
 
 def _setting(default: Any, help_text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text})
@@ -182,14 +192,7 @@ class Settings:
                 f"--phases={self.phases}: the recipe of {self.model} has "
                 f"{len(recipe.phases)}"
             )
-        names = (
-            "batch_size",
-            "momentum",
-            "nesterov",
-            "weight_decay",
-            "label_smoothing",
-        )
-        given = {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in _OF_OPTIMIZER}
         given = {name: value for name, value in given.items() if value is not None}
         phases = self._make_phases(recipe.phases[: self.phases], found_lr)
         return dataclasses.replace(recipe, phases=phases, **given)
@@ -197,8 +200,7 @@ class Settings:
     def _make_phases(
         self, phases: tuple[Any, ...], found_lr: float | None
     ) -> tuple[Phase, ...]:
-        shape = ("epochs", "cycles", "cycle_len", "cycle_mult")
-        given = [name for name in shape if getattr(self, name) is not None]
+        given = [name for name in _OF_PHASES if getattr(self, name) is not None]
         if given and self.lr is None:
             raise UserError(f"--{given[0]} needs --lr, the rate to train with")
         if self.epochs is not None and len(given) > 1:

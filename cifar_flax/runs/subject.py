@@ -14,17 +14,9 @@ from cifar_flax.data import Dataset, Splits, split_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
 from cifar_flax.runs.environment import describe_environment
-from cifar_flax.runs.settings import AUTO, Settings, as_text
+from cifar_flax.runs.settings import AUTO, OF_MODEL, OF_RECIPE, Settings, as_text
 from cifar_flax.training.recipes import Constant, Recipe
 from cifar_flax.training.trainer import Trainer
-
-# Settings that say nothing where a program gives the thing itself.
-OF_MODEL = ("model", "dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
-OF_SCHEDULE = ("phases", "lr", "epochs", "cycles", "cycle_len", "cycle_mult")
-OF_RECIPE = (
-    *OF_SCHEDULE,
-    *("batch_size", "momentum", "nesterov", "weight_decay", "label_smoothing"),
-)
 
 # Of the sampled schedule in the record: enough to draw it.
 SCHEDULE_POINTS = 1_000
