@@ -124,7 +124,8 @@ class Config(Record, kw_only=True):
       num_params: of the model.
       flops_per_image: for one image of this size; a multiplication and its addition
         count 2.
-      versions: of the packages that decide the numbers.
+      versions: of the packages that decide the numbers, and by what means the
+        convolutions were computed.
       python: its version.
       device: what computed.
       git_revision: of this code, where it is in a repository.

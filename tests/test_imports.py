@@ -30,7 +30,7 @@ ALONE = {
     "reports": {"records", "errors"},
     "data": {"files", "errors"},
     "json_files": {"files", "errors"},
-    "layers": {"errors"},
+    "layers": {"files", "errors"},
     "models": {"layers", "errors"},
 }
 

@@ -5,6 +5,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_flax.layers.tiled_norm import batch_normalise
+from cifar_flax.layers.tiles import Images, Tiles
+
 Array = jax.Array
 
 
@@ -71,24 +74,39 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, inputs: Array, *, train: bool) -> Array:
-        """Normalises [N, ..., C]; updates ``batch_stats`` where ``train``."""
+    def __call__(self, inputs: Images, *, train: bool) -> Images:
+        """Normalises [N, ..., C] or tiles; updates ``batch_stats`` where ``train``."""
         channels = inputs.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
 
-        if train and not self.frozen:
+        def normalise(array: Array, mean: Array, var: Array) -> Array:
+            centred = array.astype(jnp.float32) - mean
+            return centred * (lax.rsqrt(var + self.epsilon) * scale) + bias
+
+        tiles = isinstance(inputs, Tiles)
+        if not train or self.frozen:
+            mean, var = running_mean.value, running_var.value
+            if tiles:
+                scale, bias, mean, var = (v[:, None] for v in (scale, bias, mean, var))
+                return inputs.map(lambda array: normalise(array, mean, var))
+            return normalise(inputs, mean, var).astype(self.dtype or inputs.dtype)
+
+        outputs: Images
+        if tiles and self.axis_name is None:
+            array, mean, var = batch_normalise(inputs.array, scale, bias, self.epsilon)
+            outputs = Tiles(array)
+        else:
+            array = inputs.images if tiles else inputs
             # While the variables are made there is no mapped axis and no update.
             axis_name = None if self.is_initializing() else self.axis_name
-            mean, var = batch_statistics(inputs, axis_name)
-            if not self.is_initializing():
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * var
-        else:
-            mean, var = running_mean.value, running_var.value
-        centred = inputs.astype(jnp.float32) - mean
-        outputs = centred * (lax.rsqrt(var + self.epsilon) * scale) + bias
-        return outputs.astype(self.dtype or inputs.dtype)
+            mean, var = batch_statistics(array, axis_name)
+            outputs = normalise(array, mean, var).astype(self.dtype or inputs.dtype)
+            outputs = Tiles.of(outputs) if tiles else outputs
+        if not self.is_initializing():
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * var
+        return outputs

@@ -1,10 +1,9 @@
-"""Convolution: one layer, with a lowering of its own for CPUs.
+"""Convolution: one layer, with lowerings of its own for CPUs."""
 
-On a CPU it is computed by ``conv2d_product``, with matrix products; accelerators keep
-``lax.conv_general_dilated``.
-"""
-
-from typing import Literal
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,20 +13,111 @@ from jax import lax
 from cifar_flax.errors import UserError
 from cifar_flax.layers.conv_product import conv2d_product
 from cifar_flax.layers.initializers import fan_in_uniform
+from cifar_flax.layers.native import library, primitives
+from cifar_flax.layers.tiled_norm import add_bias
+from cifar_flax.layers.tiles import Images, Tiles
 
 Array = jax.Array
-Lowering = Literal["auto", "native", "product"]
+Lowering = Literal["auto", "native", "product", "xla"]
+
+_lowering: contextvars.ContextVar[Lowering] = contextvars.ContextVar(
+    "lowering", default="auto"
+)
+_tiling = contextvars.ContextVar("tiling", default=False)
 
 
-def conv2d_native(images: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Cross-correlation by XLA; arguments and result as in ``conv2d_product``."""
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        window_strides=(stride, stride),
-        padding=[(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+@contextlib.contextmanager
+def convolving(lowering: Lowering) -> Iterator[None]:
+    """How the convolutions of a model are computed that is traced within the block.
+
+    ``flax.linen.Conv`` takes the kernels as well, and ``tiled`` makes tiles.
+
+    Args:
+      lowering: for each layer whose own is ``"auto"``.
+    """
+    one, other = _lowering.set(lowering), _tiling.set(True)
+    try:
+        with nn.intercept_methods(_use_lowering):
+            yield
+    finally:
+        _lowering.reset(one)
+        _tiling.reset(other)
+
+
+def resolve(lowering: Lowering) -> Lowering:
+    """What a lowering stands for here: kernels or, without them, products on a CPU.
+
+    Raises:
+      UserError: ``"native"``, and there are no kernels.
+    """
+    if lowering == "native":
+        if jax.default_backend() != "cpu":
+            raise UserError("--lowering=native: the kernels are for a CPU; give auto")
+        try:
+            library.load()
+        except library.BuildError as error:
+            raise UserError(f"--lowering=native: {error}; give auto") from error
+    if lowering != "auto":
+        return lowering
+    if jax.default_backend() != "cpu":
+        return "xla"
+    try:
+        library.load()
+    except library.BuildError:
+        return "product"
+    return "native"
+
+
+def describe(lowering: Lowering) -> str:
+    """How a lowering computes, in a few words."""
+    lowering = resolve(lowering)
+    if lowering == "native":
+        return f"native kernels ({library.load().description})"
+    return "matrix products" if lowering == "product" else "XLA"
+
+
+def tiled(images: Array, dtype: jnp.dtype | None = None) -> Images:
+    """Images as tiles, where the layers of a model may hand those to each other.
+
+    That is where a trainer trains or evaluates with the kernels; else the images stay
+    as they are.
+
+    Args:
+      images: [N, H, W, C].
+      dtype: of the computation; None: the images'.
+    """
+    fits = images.shape[0] % primitives.TILE == 0 and images.ndim == 4
+    fits &= jnp.dtype(dtype or images.dtype) == images.dtype == jnp.float32
+    if fits and _tiling.get() and resolve(_lowering.get()) == "native":
+        return Tiles.of(images)
+    return images
+
+
+def conv2d(
+    images: Images, kernel: Array, stride: int, padding: int, lowering: Lowering
+) -> Images:
+    """Cross-correlation with zeros outside the image; see ``conv2d_product``.
+
+    Args:
+      images: [N, H, W, C].
+      kernel: [K, K, C, F].
+      stride: in pixels.
+      padding: in pixels.
+      lowering: the kernels are for float32 alone; other types take products.
+    """
+    lowering = resolve(lowering)
+    if lowering == "native" and images.dtype != jnp.float32:
+        lowering = "product"
+    if isinstance(images, Tiles):
+        if lowering == "native":
+            return Tiles(primitives.convolve(images.array, kernel, stride, padding))
+        return Tiles.of(conv2d(images.images, kernel, stride, padding, lowering))
+    if lowering == "native":
+        tiles = primitives.convolve(primitives.tile(images), kernel, stride, padding)
+        return primitives.untile(tiles, images.shape[0])
+    if lowering == "product":
+        return conv2d_product(images, kernel, stride, padding)
+    return primitives.convolve_xla(images, kernel, stride, padding)
 
 
 class Conv(nn.Module):
@@ -43,8 +133,9 @@ class Conv(nn.Module):
       padding: zeros on each side, in pixels.
       use_bias: adds a bias for each output channel.
       dtype: type of the computation; parameters stay float32. None: the input's.
-      lowering: how it is computed; ``"auto"`` takes products on a CPU and XLA's
-        convolution elsewhere.
+      lowering: how it is computed: ``"native"``, the kernels for a CPU; ``"product"``,
+        matrix products; ``"xla"``, XLA's convolution; ``"auto"``, what the trainer
+        says, else the first of these that suits the device.
     """
 
     features: int
@@ -56,26 +147,74 @@ class Conv(nn.Module):
     lowering: Lowering = "auto"
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
-        """Maps [N, H, W, C] to [N, H', W', features]."""
-        size = self.kernel_size
+    def __call__(self, images: Images) -> Images:
+        """Maps [N, H, W, C] to [N, H', W', features], and tiles to tiles."""
+        size, channels = self.kernel_size, images.shape[-1]
         if min(images.shape[1:3]) + 2 * self.padding < size:
             raise UserError(
                 f"layer {'.'.join(self.path)}: a kernel of {size} x {size} pixels with "
                 f"a padding of {self.padding} does not fit images of "
                 f"{images.shape[1]} x {images.shape[2]}; give larger images"
             )
-        fan_in = size * size * images.shape[-1]
-        init = fan_in_uniform(fan_in)
-        shape = (size, size, images.shape[-1], self.features)
-        kernel = self.param("kernel", init, shape)
+        init = fan_in_uniform(size * size * channels)
+        kernel = self.param("kernel", init, (size, size, channels, self.features))
         bias = self.param("bias", init, (self.features,)) if self.use_bias else None
-        images, kernel, bias = nn.dtypes.promote_dtype(
-            images, kernel, bias, dtype=self.dtype
+        pixels = images.array if isinstance(images, Tiles) else images
+        pixels, kernel, bias = nn.dtypes.promote_dtype(
+            pixels, kernel, bias, dtype=self.dtype
         )
-        native = self.lowering == "native" or (
-            self.lowering == "auto" and jax.default_backend() != "cpu"
+        images = Tiles(pixels) if isinstance(images, Tiles) else pixels
+        lowering = _lowering.get() if self.lowering == "auto" else self.lowering
+        outputs = conv2d(images, kernel, self.stride, self.padding, lowering)
+        if bias is None:
+            return outputs
+        if isinstance(outputs, Tiles):
+            return outputs.map(lambda array: add_bias(array, bias))
+        return outputs + bias
+
+
+def _use_lowering(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Lets a ``flax.linen.Conv`` convolve as the layer above does."""
+    layer = context.module
+    own = "conv_general_dilated", "conv_general_dilated_cls"
+    if isinstance(layer, nn.Conv) and not any(getattr(layer, name) for name in own):
+        # The layer is a copy that this one call of the model has made.
+        object.__setattr__(layer, own[0], _conv_general_dilated)
+    return call(*args, **kwargs)
+
+
+def _conv_general_dilated(
+    images: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    padding: Any,
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    **settings: Any,
+) -> Array:
+    """``lax.conv_general_dilated``, by ``conv2d`` where that can compute it."""
+    square = images.ndim == 4 and kernel.shape[0] == kernel.shape[1]
+    plain = {*lhs_dilation, *rhs_dilation, settings["feature_group_count"]} == {1}
+    same_type = images.dtype == kernel.dtype and settings["precision"] is None
+    if not (square and plain and same_type and len(set(strides)) == 1):
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            **settings,
         )
-        conv2d = conv2d_native if native else conv2d_product
-        outputs = conv2d(images, kernel, self.stride, self.padding)
-        return outputs if bias is None else outputs + bias
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(
+            images.shape[1:3], kernel.shape[:2], strides, padding
+        )
+    sides = {side for pair in padding for side in pair}
+    if len(sides) > 1 or min(sides) < 0:
+        zero = jnp.zeros((), images.dtype)
+        images = lax.pad(
+            images, zero, [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
+        )
+        sides = {0}
+    return conv2d(images, kernel, strides[0], sides.pop(), _lowering.get())

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 
 from cifar_flax.errors import UserError
+from cifar_flax.layers.conv import Lowering, convolving
 
 # Other libraries' names of what is called ``train`` here.
 _OTHER_NAMES = ("deterministic", "training", "is_training", "use_running_average")
@@ -23,14 +24,21 @@ def init_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
     return {"batch_stats": {}, **variables}
 
 
-def evaluate_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+def evaluate_logits(
+    model: nn.Module, variables: Any, images: jax.Array, lowering: Lowering = "auto"
+) -> jax.Array:
     """Logits [N, K] in evaluation: nothing is drawn and nothing is updated."""
-    logits: Any = model.apply(variables, images, **train_argument(model, False))
+    with convolving(lowering):
+        logits: Any = model.apply(variables, images, **train_argument(model, False))
     return logits
 
 
 def train_logits(
-    model: nn.Module, variables: Any, images: jax.Array, key: jax.Array
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    key: jax.Array,
+    lowering: Lowering = "auto",
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Logits [N, K] in training, and the collections as the model left them.
 
@@ -39,17 +47,19 @@ def train_logits(
       variables: of all collections.
       images: normalised, [N, H, W, C].
       key: for all that the model draws.
+      lowering: of its convolutions.
     """
     collections = {n: value for n, value in variables.items() if n != "params"}
     # Linen takes the stream "params" for every stream that has no key of its own.
     streams = {"dropout": key, "params": jax.random.fold_in(key, 1)}
-    logits, updated = model.apply(
-        variables,
-        images,
-        mutable=list(collections),
-        rngs=streams,
-        **train_argument(model, True),
-    )
+    with convolving(lowering):
+        logits, updated = model.apply(
+            variables,
+            images,
+            mutable=list(collections),
+            rngs=streams,
+            **train_argument(model, True),
+        )
     return logits, {**collections, **updated}
 
 

@@ -6,7 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers import BatchNorm, Conv, Dense, global_max_pool
+from cifar_flax.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    global_max_pool,
+    on_images,
+    relu,
+    tiled,
+)
+from cifar_flax.layers.tiles import Images
 
 
 class ConvReluNorm(nn.Module):
@@ -29,7 +38,7 @@ class ConvReluNorm(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Images, *, train: bool) -> Images:
         """Maps [N, H, W, C] to [N, H', W', features]; the padding is 1 throughout."""
         conv = Conv(
             self.features,
@@ -40,7 +49,11 @@ class ConvReluNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )
-        return self.norm(dtype=self.dtype, name="norm")(nn.relu(conv(x)), train=train)
+        norm = self.norm(dtype=self.dtype, name="norm")
+        x = relu(conv(x))
+        if isinstance(norm, BatchNorm):
+            return norm(x, train=train)
+        return on_images(norm, x, train=train)  # one's own knows no tiles
 
 
 class ConvBnNet(nn.Module):
@@ -65,7 +78,8 @@ class ConvBnNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to logits [N, num_classes]."""
         stem, *stages = self.features
-        x = Conv(stem, kernel_size=5, padding=2, dtype=self.dtype, name="stem")(images)
+        x = tiled(images, self.dtype)
+        x = Conv(stem, kernel_size=5, padding=2, dtype=self.dtype, name="stem")(x)
         for i, width in enumerate(stages):
             for j in range(self.blocks):
                 block = ConvReluNorm(

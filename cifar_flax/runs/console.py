@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cifar_flax import records
+from cifar_flax.layers.conv import describe
 from cifar_flax.reports.range_curve import Consensus
 from cifar_flax.reports.statistics import ci95_of_share, mean_of_finite
 from cifar_flax.runs.figures import RANGE_FIGURE
@@ -237,6 +238,7 @@ def header(plan: Plan) -> list[tuple[str, str]]:
         ("optimizer", recipe.optimizer_in_words + extra),
         ("seeds", ", ".join(map(str, trainer.seeds))),
         ("device", f"{config.device}{dtype}"),
+        ("convolutions", describe(trainer.lowering)),
         ("folder", "nothing is written" if plan.folder is None else str(plan.folder)),
     ]
 

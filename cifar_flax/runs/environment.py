@@ -11,13 +11,21 @@ from typing import Any
 
 import jax
 
+from cifar_flax.layers.conv import Lowering, describe
+
 PACKAGES = ("cifar-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, device and revision, as ``config.json`` holds them."""
+def describe_environment(lowering: Lowering) -> dict[str, Any]:
+    """Versions, device and revision, as ``config.json`` holds them.
+
+    Args:
+      lowering: of the convolutions, which decides the last bits of a number as the
+        versions do.
+    """
+    versions = {name: metadata.version(name) for name in PACKAGES}
     return {
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions | {"convolutions": describe(lowering)},
         "python": platform.python_version(),
         "device": device_name(),
         "git_revision": git_revision(),

@@ -126,6 +126,12 @@ class Settings:
         False, "Normalise with the running statistics, and never update them."
     )
     dtype: Literal["float32", "bfloat16"] = _setting("float32", "Of the computation.")
+    lowering: Literal["auto", "native", "product", "xla"] = _setting(
+        "auto",
+        "How convolutions are computed. native: by kernels for a CPU, which the "
+        "system's C compiler builds; product: as matrix products; xla: by XLA; auto: "
+        "native on a CPU with a compiler, product on one without, xla elsewhere.",
+    )
 
     def __post_init__(self):
         for name in TYPES:

@@ -133,6 +133,7 @@ class Subject:
             self.splits.spec,
             seeds or settings.seeds,
             augmentation=settings.augmentation,
+            lowering=settings.lowering,
         )
 
     def config(self, kind: str, trainer: Trainer, *flags: str) -> records.Config:
@@ -165,7 +166,7 @@ class Subject:
             num_params=sum(row.num_params for row in trainer.layers),
             flops_per_image=sum(row.flops for row in trainer.layers),
             command=[*command, *flags] if by_command else [],
-            **describe_environment(),
+            **describe_environment(trainer.lowering),
         )
         # With --lr=auto the rates come later.
         known = self.has_schedule and not self.finds_rate

@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 from cifar_flax.data.augment import normalise
 from cifar_flax.data.dataset import check_images
 from cifar_flax.data.splits import DataSpec, Split
+from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import evaluate_logits
 
 
@@ -61,17 +62,24 @@ class Predictor:
         needs more to be busy.
     """
 
-    def __init__(self, model: nn.Module, spec: DataSpec, batch_size: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: DataSpec,
+        batch_size: int | None = None,
+        lowering: Lowering = "auto",
+    ):
         """Makes the program; nothing is compiled yet.
 
         Args:
           model: see ``models.calling``.
           spec: of the data that it was made for.
           batch_size: images at a time; None for what suits the device.
+          lowering: of the model's convolutions.
         """
         self._spec = spec
         on_cpu = jax.default_backend() == "cpu"
-        self.batch_size = batch_size or (125 if on_cpu else 1_000)
+        self.batch_size = batch_size or (128 if on_cpu else 1_000)
 
         def logits_of_all(variables: Any, batches: jax.Array) -> jax.Array:
             """Logits [R, M * B, K] of images [M, B, H, W, C]."""
@@ -79,7 +87,7 @@ class Predictor:
             def logits_of_one(variables: Any) -> jax.Array:
                 def of_batch(images: jax.Array) -> jax.Array:
                     images = normalise(images, spec.mean, spec.std)
-                    return evaluate_logits(model, variables, images)
+                    return evaluate_logits(model, variables, images, lowering)
 
                 logits = lax.map(of_batch, batches).astype(jnp.float32)
                 return logits.reshape(-1, spec.num_classes)

@@ -11,6 +11,7 @@ from jax import lax
 
 from cifar_flax.data.augment import Augmentation, normalise, sample_images
 from cifar_flax.data.splits import DataSpec
+from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import train_logits
 from cifar_flax.training.state import Totals, TrainState
 
@@ -80,6 +81,7 @@ class TrainStep:
       augmentation: of the training images.
       batch_size: images in a step.
       label_smoothing: see ``cross_entropy``.
+      lowering: of the model's convolutions.
     """
 
     model: nn.Module
@@ -88,6 +90,7 @@ class TrainStep:
     augmentation: Augmentation
     batch_size: int
     label_smoothing: float = 0.0
+    lowering: Lowering = "auto"
 
     def __call__(
         self, state: TrainState, order: jax.Array, data: DeviceData
@@ -104,7 +107,9 @@ class TrainStep:
 
         def loss_fn(params: Any):
             variables = {"params": params, **state.collections}
-            logits, collections = train_logits(self.model, variables, images, key)
+            logits, collections = train_logits(
+                self.model, variables, images, key, self.lowering
+            )
             logits = logits.astype(jnp.float32)
             losses = cross_entropy(logits, labels, self.label_smoothing)
             return losses.mean(), (losses.sum(), logits, collections)

@@ -17,6 +17,7 @@ from cifar_flax.data import DataSpec, Split
 from cifar_flax.data.augment import Augmentation, pad_images
 from cifar_flax.data.dataset import check_images, check_labels
 from cifar_flax.errors import UserError
+from cifar_flax.layers.conv import Lowering, resolve
 from cifar_flax.models.check import check_model
 from cifar_flax.training.evaluation import (
     Evaluation,
@@ -127,6 +128,7 @@ class Trainer:
 
     Attributes:
       layers: of the model, as ``models.summary`` counts them.
+      lowering: of the model's convolutions, as it is here.
       steps_per_epoch: whole batches in the training split; the images that are left
         over differ from epoch to epoch.
       total_steps: steps of the whole recipe.
@@ -144,6 +146,7 @@ class Trainer:
         seeds: Sequence[int] = (0,),
         *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+        lowering: Lowering = "auto",
     ):
         """Makes the program and checks that it fits; nothing is compiled yet.
 
@@ -153,6 +156,7 @@ class Trainer:
           spec: of the data, ``Splits.spec``.
           seeds: one a replica.
           augmentation: of the training images.
+          lowering: of the model's convolutions; see ``layers.Conv``.
 
         Raises:
           UserError: model, recipe, data or seeds do not fit together.
@@ -161,6 +165,7 @@ class Trainer:
         self.model, self.recipe, self.spec = model, recipe, spec
         self.seeds = check_seeds(seeds)
         self.layers, variables = check_model(model, spec.image_shape, spec.num_classes)
+        self.lowering = resolve(lowering)
         self.steps_per_epoch = spec.train_size // recipe.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.schedule = recipe.schedule(self.steps_per_epoch)
@@ -173,8 +178,9 @@ class Trainer:
             augmentation=augmentation,
             batch_size=recipe.batch_size,
             label_smoothing=recipe.label_smoothing,
+            lowering=self.lowering,
         )
-        self.predictor = Predictor(model, spec)
+        self.predictor = Predictor(model, spec, lowering=self.lowering)
         self._template = _shapes_of_state(variables, tx, len(self.seeds))
 
         def init_of_one(seed: jax.Array) -> TrainState:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cifar_flax.layers import Conv, conv_product
-from cifar_flax.layers.conv import conv2d_native
 from cifar_flax.layers.conv_product import conv2d_product
+from cifar_flax.layers.native.primitives import convolve_xla
 
 # (height, width); size, stride, padding, channels, features
 SHAPES = [(15, 15), (7, 10)]
@@ -78,7 +78,7 @@ def test_product_is_the_convolution_and_so_are_its_gradients(shape, setting):
         grad = np.random.default_rng(1).normal(size=expected.shape)
         product, native = (
             with_gradients(conv2d, stride, padding, images, kernel, grad)
-            for conv2d in (conv2d_product, conv2d_native)
+            for conv2d in (conv2d_product, convolve_xla)
         )
     np.testing.assert_allclose(product[0], expected, atol=1e-10)
     for ours, theirs in zip(product, native, strict=True):
@@ -121,7 +121,7 @@ def test_product_has_second_derivatives(shape, stride, padding):
         case = make_case(shape, 3, 2, 3)
         ours, theirs = (
             jax.jit(jax.grad(penalty, (1, 2)), static_argnums=0)(conv2d, *case)
-            for conv2d in (conv2d_product, conv2d_native)
+            for conv2d in (conv2d_product, convolve_xla)
         )
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-10)
@@ -141,9 +141,9 @@ def test_product_in_bfloat16_rounds_like_the_native_one(stride):
     images, kernel = (jnp.asarray(x, jnp.bfloat16) for x in (images, kernel))
     errors = {
         conv2d: np.abs(np.float64(conv2d(images, kernel, stride, 1)) - exact).max()
-        for conv2d in (conv2d_product, conv2d_native)
+        for conv2d in (conv2d_product, convolve_xla)
     }
-    assert errors[conv2d_product] < 1.5 * errors[conv2d_native]
+    assert errors[conv2d_product] < 1.5 * errors[convolve_xla]
     assert errors[conv2d_product] < 0.02 * np.abs(exact).max()
 
 
@@ -165,7 +165,7 @@ def test_product_under_vmap_and_scan():
     np.testing.assert_allclose(mapped[1], 2 * mapped[0], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("lowering", ["native", "product"])
+@pytest.mark.parametrize("lowering", ["native", "product", "xla"])
 def test_layer_pads_all_sides_alike(lowering):
     """Where "SAME" would pad (0, 1): an even size and stride 2."""
     images, _ = make_case((4, 4), 3, 1, 1, np.float32)

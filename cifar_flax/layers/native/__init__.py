@@ -1,0 +1,1 @@
+"""Convolution kernels for the CPU, built by the system's compiler when first needed."""

@@ -1,0 +1,187 @@
+"""Builds ``kernels.c`` for this processor, keeps the result, and loads it."""
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import jax
+
+from cifar_flax.errors import one_line
+from cifar_flax.files import replacing
+
+SOURCE = pathlib.Path(__file__).with_name("kernels.c")
+
+# The source's handlers of XLA's foreign function interface.
+HANDLERS = (
+    *("conv_forward", "conv_input_gradient", "conv_kernel_gradient"),
+    *("channel_sums", "tile", "untile"),
+)
+
+# A build takes about a second; a compiler that hangs must not hang a run.
+_TIMEOUT = 120
+
+logger = logging.getLogger(__name__)
+_lock = threading.Lock()
+
+
+class BuildError(Exception):
+    """There are no kernels; the message says why in a few words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """The loaded kernels.
+
+    Attributes:
+      functions: of the source, as ctypes sees them.
+      description: compiler and vector instructions.
+    """
+
+    functions: ctypes.CDLL
+    description: str
+
+
+def load() -> Library:
+    """The kernels; the first call of a process finds, or builds, and registers them.
+
+    Raises:
+      BuildError: there are none.
+    """
+    with _lock:
+        found = _load()
+    if isinstance(found, BuildError):
+        raise found
+    return found
+
+
+def target(handler: str) -> str:
+    """The name by which XLA knows a handler."""
+    return f"cifar_flax_{handler}"
+
+
+@functools.cache
+def _load() -> Library | BuildError:
+    try:
+        compiler = _find_compiler()
+        command = [*compiler, *_flags()]
+        macros = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
+        instructions = _instructions(macros)
+        with _built(command, macros) as path:
+            functions = ctypes.CDLL(str(path))
+        functions.packed_size.restype = ctypes.c_int64
+        functions.packed_size.argtypes = [ctypes.c_int64] * 3
+        functions.workspace_size.restype = ctypes.c_int64
+        functions.workspace_size.argtypes = [ctypes.c_int64] * 8
+        for name in HANDLERS:
+            capsule = jax.ffi.pycapsule(getattr(functions, name))
+            jax.ffi.register_ffi_target(target(name), capsule, platform="cpu")
+    except (BuildError, OSError, AttributeError) as error:
+        logger.warning(
+            "no kernels for this CPU: %s; convolutions take matrix products, which are "
+            "slower",
+            one_line(error),
+        )
+        return BuildError(one_line(error))
+    found = [line for line in macros.splitlines() if " __VERSION__ " in line]
+    version = found[0].split('"')[1] if found else "of unknown version"
+    name = pathlib.Path(compiler[0]).name
+    return Library(functions, f"{name} {version}, {instructions}")
+
+
+def _find_compiler() -> list[str]:
+    """The command of a C compiler: ``CC``, else one of the usual names."""
+    if given := shlex.split(os.environ.get("CC", "")):
+        if shutil.which(given[0]):
+            return given
+        raise BuildError(f"CC={given[0]} is not found")
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
+    raise BuildError("no C compiler is found (CC, cc, gcc, clang)")
+
+
+def _flags() -> list[str]:
+    arm = platform.machine().lower() in ("aarch64", "arm64")
+    return [
+        *("-std=gnu11", "-O3", "-mcpu=native" if arm else "-march=native"),
+        *("-fPIC", "-shared", f"-I{jax.ffi.include_dir()}"),
+    ]
+
+
+def _run(command: list[str]) -> str:
+    """What a command prints; BuildError where it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeError) as error:
+        raise BuildError(f"the C compiler {command[0]} fails: {error}") from error
+    if done.returncode:
+        said = one_line(done.stderr) if done.stderr.strip() else "it says nothing"
+        raise BuildError(f"the C compiler {command[0]} fails: {said}")
+    return done.stdout
+
+
+def _instructions(macros: str) -> str:
+    """The vector instructions that the compiler may use."""
+    names = {line.split()[1] for line in macros.splitlines() if " " in line}
+    if "__AVX512F__" in names:
+        return "AVX-512"
+    if {"__AVX2__", "__FMA__"} <= names:
+        return "AVX2"
+    if "__aarch64__" in names:
+        return "Neon"
+    raise BuildError("the processor has neither AVX2 nor Neon")
+
+
+@contextlib.contextmanager
+def _built(command: list[str], macros: str) -> Iterator[pathlib.Path]:
+    """The file to load, from the user's cache or just built.
+
+    Its name stands for all that decides its content: source, XLA's interface,
+    compiler, flags, and processor (by the compiler's macros). It ends with a checksum,
+    which a loader ignores: to load a file that was cut would kill the process.
+    """
+    header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
+    parts = [SOURCE.read_bytes(), header.read_bytes(), macros.encode()]
+    parts.append(shlex.join(command).encode())
+    digests = b"".join(hashlib.sha256(part).digest() for part in parts)
+    key = hashlib.sha256(digests).hexdigest()[:24]
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    kept = pathlib.Path(caches, "cifar_flax", "kernels", f"{key}.so")
+    if _is_sound(kept):
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="cifar_flax-") as folder:
+        built = pathlib.Path(folder, "kernels.so")
+        _run([*command, str(SOURCE), "-o", str(built)])
+        content = built.read_bytes()
+        with contextlib.suppress(OSError):  # else each process builds its own
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(kept) as file:
+                file.write(content + hashlib.sha256(content).digest())
+        yield kept if _is_sound(kept) else built
+
+
+def _is_sound(path: pathlib.Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]

@@ -1,0 +1,78 @@
+"""Images in tiles of 16, the form in which a CPU's kernels convolve them."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import flax.linen as nn
+import jax
+
+from cifar_flax.layers.native import primitives
+
+
+@jax.tree_util.register_pytree_node_class
+class Tiles:
+    """A batch of images [N, H, W, C], N a multiple of 16, as [N/16, H, W, C, 16].
+
+    Lane l of tile t is image 16*t + l. XLA would transpose an array between each two
+    convolutions; so the layers of a model hand this from one to the next.
+
+    Attributes:
+      array: [N/16, H, W, C, 16].
+    """
+
+    def __init__(self, array: jax.Array):
+        """Wraps an array of this form."""
+        self.array = array
+
+    @classmethod
+    def of(cls, images: jax.Array) -> "Tiles":
+        """Images as tiles."""
+        return cls(primitives.tile(images))
+
+    @property
+    def images(self) -> jax.Array:
+        """[N, H, W, C]."""
+        return primitives.untile(self.array, self.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        count, *image, lanes = self.array.shape
+        return (count * lanes, *image)
+
+    @property
+    def dtype(self) -> jax.numpy.dtype:
+        """Of the pixels."""
+        return self.array.dtype
+
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> "Tiles":
+        """The tiles after a function that treats all pixels alike."""
+        return Tiles(function(self.array))
+
+    def __add__(self, other: "Tiles") -> "Tiles":
+        return Tiles(self.array + other.array)
+
+    def tree_flatten(self):
+        """As JAX asks for it."""
+        return (self.array,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        """As JAX asks for it."""
+        return cls(*children)
+
+
+# jax.Array [N, H, W, C], or Tiles.
+Images: TypeAlias = Any
+
+
+def relu(images: Images) -> Images:
+    """``max(0, x)`` of images or tiles."""
+    return images.map(nn.relu) if isinstance(images, Tiles) else nn.relu(images)
+
+
+def on_images(layer: Callable[..., jax.Array], images: Images, **settings) -> Images:
+    """Calls a layer that knows images alone, with tiles too."""
+    if isinstance(images, Tiles):
+        return Tiles.of(layer(images.images, **settings))
+    return layer(images, **settings)

@@ -1,0 +1,467 @@
+"""The kernels, the layout they work on, and what takes their place without them."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies
+from jax import lax
+
+from cifar_flax.layers import BatchNorm, Conv
+from cifar_flax.layers.conv import conv2d, convolving, describe, tiled
+from cifar_flax.layers.native import library, primitives
+from cifar_flax.layers.tiled_norm import add_bias, batch_normalise
+from cifar_flax.layers.tiles import Tiles, on_images, relu
+from cifar_flax.models import MODELS, create_model
+from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
+
+
+def has_kernels():
+    try:
+        library.load()
+    except library.BuildError:
+        return False
+    return True
+
+
+needs_kernels = pytest.mark.skipif(not has_kernels(), reason="no kernels here")
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def reference(images, kernel, stride, padding):
+    """By XLA, in float64."""
+    return primitives.convolve_xla(images, kernel, stride, padding)
+
+
+def native(images, kernel, stride, padding):
+    return conv2d(images, kernel, stride, padding, "native")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def with_gradients(convolve, stride, padding, images, kernel, grad):
+    outputs, vjp = jax.vjp(lambda x, w: convolve(x, w, stride, padding), images, kernel)
+    return outputs, *vjp(grad)
+
+
+def assert_close(ours, exact, tolerance=1e-5):
+    """To a share of the largest value, as rounding is."""
+    assert ours.shape == exact.shape
+    np.testing.assert_allclose(
+        ours, exact, rtol=0, atol=tolerance * np.abs(exact).max()
+    )
+
+
+@needs_kernels
+@hypothesis.given(
+    count=strategies.sampled_from([1, 15, 16, 17, 40]),
+    height=strategies.integers(1, 20),
+    width=strategies.integers(1, 20),
+    channels=strategies.integers(1, 40),
+    features=strategies.integers(1, 40),
+    size=strategies.integers(1, 7),
+    stride=strategies.integers(1, 4),
+    padding=strategies.integers(0, 4),
+)
+def test_kernels_and_gradients_are_those_of_float64(
+    count, height, width, channels, features, size, stride, padding
+):
+    hypothesis.assume(min(height, width) + 2 * padding >= size)
+    images = draw(0, count, height, width, channels)
+    kernel = draw(1, size, size, channels, features)
+    with jax.enable_x64(True):
+        exact = [np.float64(images), np.float64(kernel)]
+        shape = jax.eval_shape(
+            functools.partial(reference, stride=stride, padding=padding), *exact
+        ).shape
+        grad = draw(2, *shape)
+        expected = with_gradients(reference, stride, padding, *exact, np.float64(grad))
+    found = with_gradients(native, stride, padding, images, kernel, grad)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.float32
+        assert_close(ours, theirs)
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["images", "kernel", "grad"])
+def test_nan_and_infinity_come_through(value, where):
+    arrays = {
+        "images": draw(0, 16, 6, 6, 3),
+        "kernel": draw(1, 3, 3, 3, 5),
+        "grad": draw(2, 16, 3, 3, 5),
+    }
+    arrays[where].flat[0] = value
+    found = with_gradients(native, 2, 1, *arrays.values())
+    reached = {"images": (0, 2), "kernel": (0, 1), "grad": (1, 2)}[where]
+    for k, array in enumerate(found):
+        assert (not np.isfinite(array).all()) == (k in reached)
+
+
+@needs_kernels
+def test_derivatives_of_all_orders_and_both_modes():
+    """A product of gradient and Hessian, forward over reverse, and its gradient."""
+    images, kernel = draw(0, 16, 5, 5, 2), draw(1, 3, 3, 2, 3)
+
+    def penalty(convolve, images, kernel):
+        def loss(images, kernel):
+            return jnp.tanh(convolve(images, kernel, 2, 1)).sum()
+
+        grad = jax.grad(loss, argnums=(0, 1))
+        primals, tangents = jax.jvp(grad, (images, kernel), (images, kernel))
+        return sum(jnp.vdot(a, b) for a, b in zip(primals, tangents, strict=True))
+
+    ours, theirs = (
+        jax.grad(functools.partial(penalty, convolve), (0, 1))(images, kernel)
+        for convolve in (native, reference)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert_close(one, other, 1e-4)
+
+
+@needs_kernels
+def test_under_vmap_scan_and_without_jit():
+    images, kernels = draw(0, 3, 20, 5, 5, 2), draw(1, 3, 3, 3, 2, 4)
+
+    def loss(convolve, images, kernel):
+        return jnp.square(convolve(images, kernel, 1, 1)).sum()
+
+    def step(convolve, carry, kernel):
+        return carry, jax.grad(functools.partial(loss, convolve), 1)(carry, kernel)
+
+    for axes in ((0, 0), (None, 0), (0, None)):
+        one = images if axes[0] == 0 else images[0]
+        other = kernels if axes[1] == 0 else kernels[0]
+        ours, theirs = (
+            jax.vmap(jax.grad(functools.partial(loss, convolve), (0, 1)), axes)(
+                one, other
+            )
+            for convolve in (native, reference)
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            assert_close(a, b)
+    ours, theirs = (
+        lax.scan(functools.partial(step, convolve), images[0], kernels)[1]
+        for convolve in (native, reference)
+    )
+    assert_close(ours, theirs)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
+def test_other_types_take_another_form(dtype):
+    with jax.enable_x64(True):
+        images = jnp.asarray(draw(0, 16, 5, 5, 2), dtype)
+        kernel = jnp.asarray(draw(1, 3, 3, 2, 3), dtype)
+        expected = reference(*(np.float64(x) for x in (images, kernel)), 1, 1)
+        found = native(images, kernel, 1, 1)
+        tiles = native(Tiles.of(images), kernel, 1, 1).images
+    assert found.dtype == tiles.dtype == dtype
+    tolerance = 16 * float(jnp.finfo(dtype).eps)
+    for array in (found, tiles):
+        assert_close(np.float64(array), expected, tolerance)
+
+
+@needs_kernels
+def test_a_program_for_another_platform_holds_xlas_convolutions():
+    images, kernel = draw(0, 16, 5, 5, 2), draw(1, 3, 3, 2, 3)
+
+    @jax.jit
+    def loss(images, kernel):
+        return jax.grad(lambda w: native(images, w, 1, 1).sum())(kernel)
+
+    for platform, is_there in (("cpu", True), ("cuda", False)):
+        exported = jax.export.export(
+            loss,
+            platforms=[platform],
+            disabled_checks=[
+                jax.export.DisabledSafetyCheck.custom_call(library.target(name))
+                for name in library.HANDLERS
+            ],
+        )
+        program = exported(images, kernel).mlir_module()
+        assert ("@cifar_flax_" in program) == is_there
+        assert ("stablehlo.convolution" in program) != is_there
+
+
+def gradients_of(function, *arrays):
+    def loss(*arrays):
+        outputs = jax.tree.leaves(function(*arrays))
+        return sum(jnp.vdot(jnp.sin(3 * x), x) for x in outputs)
+
+    return jax.grad(loss, tuple(range(len(arrays))))(*arrays)
+
+
+@needs_kernels
+@pytest.mark.parametrize("offset", [0, 300])
+def test_norm_of_tiles_and_its_gradients(offset):
+    """Against autodiff of the definition, in float64; also through the statistics."""
+    images, scale, bias = draw(0, 32, 3, 4, 5), draw(1, 5), draw(2, 5)
+    images += offset
+
+    def definition(images, scale, bias):
+        mean, var = images.mean((0, 1, 2)), images.var((0, 1, 2))
+        return scale * (images - mean) / jnp.sqrt(var + 1e-5) + bias, mean, var
+
+    def ours(images, scale, bias):
+        tiles, mean, var = batch_normalise(Tiles.of(images).array, scale, bias, 1e-5)
+        return Tiles(tiles).images, mean, var
+
+    with jax.enable_x64(True):
+        exact = [np.float64(x) for x in (images, scale, bias)]
+        expected = definition(*exact), gradients_of(definition, *exact)
+    found = ours(images, scale, bias), gradients_of(ours, images, scale, bias)
+    tolerance = 1e-4 if offset else 1e-5
+    for a, b in zip(found[0], expected[0], strict=True):
+        assert_close(a, b, tolerance)
+    if not offset:  # sin(3 * mean) is another number after rounding
+        for a, b in zip(found[1], expected[1], strict=True):
+            assert_close(a, b, 1e-4)
+
+
+@needs_kernels
+def test_bias_of_tiles_and_its_gradient():
+    images, bias = draw(0, 16, 3, 4, 5), draw(1, 5)
+
+    def ours(images, bias):
+        return Tiles(add_bias(Tiles.of(images).array, bias)).images
+
+    expected = gradients_of(jnp.add, images, bias)
+    np.testing.assert_array_equal(ours(images, bias), images + bias)
+    for a, b in zip(gradients_of(ours, images, bias), expected, strict=True):
+        assert_close(a, b)
+
+
+def test_tiles_and_images_are_the_same_numbers():
+    images = draw(0, 20, 3, 4, 5)
+    tiles = primitives.tile(images)
+    assert tiles.shape == (2, 3, 4, 5, 16)
+    np.testing.assert_array_equal(tiles[1, 2, 3, :, 3], images[19, 2, 3])
+    assert (tiles[1, ..., 4:] == 0).all()
+    np.testing.assert_array_equal(primitives.untile(tiles, 20), images)
+
+
+@needs_kernels
+def test_tiles_are_made_where_a_trainer_asks_and_they_fit():
+    images = draw(0, 32, 3, 4, 5)
+    assert isinstance(tiled(images), jax.Array | np.ndarray)
+    with convolving("native"):
+        assert tiled(images).shape == images.shape
+        assert isinstance(tiled(images), Tiles)
+        for other in (images[:20], images.astype(jnp.bfloat16)):
+            assert not isinstance(tiled(other), Tiles)
+        assert not isinstance(tiled(images, jnp.bfloat16), Tiles)
+    for lowering in ("product", "xla"):
+        with convolving(lowering):
+            assert not isinstance(tiled(images), Tiles)
+
+
+class OwnNorm(nn.Module):
+    """Knows images alone; called as the models call a norm."""
+
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        assert images.ndim == 4
+        return nn.GroupNorm(num_groups=2)(images)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", [*MODELS, "own norm", "frozen"])
+def test_models_compute_the_same_in_tiles(name):
+    """Logits, gradients and statistics, of whole tiles and of part of one."""
+    fields = {"features": (4, 6)}
+    if name == "own norm":
+        name, fields = "convbn", fields | {"norm": OwnNorm}
+    elif name == "frozen":
+        name = "resnet"
+        fields["norm"] = functools.partial(BatchNorm, frozen=True)
+    if name == "resnet2":
+        fields["dropout_rate"] = 0.0
+    model = create_model(name, 4, **fields)
+    images, key = draw(0, 32, 12, 12, 3), jax.random.key(1)
+    variables = init_variables(model, key, images)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(lowering, images):
+        def loss(params):
+            logits, collections = train_logits(
+                model, variables | {"params": params}, images, key, lowering
+            )
+            return jnp.square(logits).mean(), collections
+
+        evaluated = evaluate_logits(model, variables, images, lowering)
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"]), evaluated
+
+    for count in (32, 20):
+        tiles, plain = (results(low, images[:count]) for low in ("native", "xla"))
+        for a, b in zip(*(jax.tree.leaves(x) for x in (tiles, plain)), strict=True):
+            assert_close(a, np.asarray(b), 1e-4)
+
+
+class Stranger(nn.Module):
+    """Written without this library."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(4, (3, 3), use_bias=False)(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.relu(nn.Conv(6, (3, 3), strides=2)(x))
+        x = nn.relu(nn.Conv(6, (3, 3), padding=[(1, 0), (0, 2)])(x))
+        x = nn.Conv(6, (3, 3), padding="CIRCULAR")(x)
+        x = nn.Conv(6, (3, 3), feature_group_count=2)(x)
+        x = nn.Conv(6, (3, 3), kernel_dilation=2)(x)
+        x = nn.Conv(6, (1, 3))(x)
+        x = nn.Conv(6, (2, 2), strides=(1, 2), padding="VALID")(x)
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("lowering", ["native", "product"])
+def test_layers_of_flax_take_the_same_form(lowering):
+    if lowering == "native" and not has_kernels():
+        pytest.skip("no kernels here")
+    model, images = Stranger(), draw(0, 16, 12, 12, 3)
+    key = jax.random.key(0)
+    variables = init_variables(model, key, images)
+
+    def results(lowering):
+        def loss(params):
+            logits, _ = train_logits(
+                model, variables | {"params": params}, images, key, lowering
+            )
+            return jnp.square(logits).mean()
+
+        return jax.value_and_grad(loss)(variables["params"])
+
+    program = str(
+        jax.make_jaxpr(lambda x: evaluate_logits(model, variables, x, lowering))(images)
+    )
+    assert program.count("conv_general_dilated") == 4  # grouped, dilated, oblong
+    ours, theirs = results(lowering), results("xla")
+    for a, b in zip(*(jax.tree.leaves(x) for x in (ours, theirs)), strict=True):
+        assert_close(a, b, 1e-4)
+    assert model == Stranger()  # nothing of it was changed
+
+
+@needs_kernels
+def test_a_layer_that_knows_images_alone_gets_those():
+    images = draw(0, 16, 3, 4, 5)
+
+    def layer(x, factor):
+        assert x.shape == images.shape
+        return x * factor
+
+    found = on_images(layer, Tiles.of(images), factor=2)
+    np.testing.assert_array_equal(found.images, 2 * images)
+    np.testing.assert_array_equal(relu(found).images, np.maximum(2 * images, 0))
+
+
+# A process that builds, trains a step and prints what it computed.
+SCRIPT = """
+import os, sys
+cores = int(sys.argv[1])
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+import hashlib, json, logging
+logging.basicConfig(format="%(message)s")
+import jax, numpy as np
+from cifar_flax.layers.conv import describe
+from cifar_flax.models import create_model
+from cifar_flax.models.calling import init_variables, train_logits
+model = create_model("convbn", 4, features=(5, 8, 12))
+images = np.random.default_rng(0).normal(size=(256, 12, 12, 3)).astype(np.float32)
+key = jax.random.key(0)
+variables = init_variables(model, key, images[:2])
+def loss(params):
+    logits, _ = train_logits(model, variables | {"params": params}, images, key)
+    return (logits ** 2).mean()
+found = jax.jit(jax.value_and_grad(loss))(variables["params"])
+arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
+digest = hashlib.sha256(b"".join(arrays))
+print(json.dumps([describe("auto"), digest.hexdigest()]))
+"""
+
+
+def start(cache, cores=1, **environment):
+    variables = {**os.environ, "XDG_CACHE_HOME": str(cache), **environment}
+    variables["XLA_FLAGS"] = ""
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(cores)],
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outcome(process):
+    """What it used, the digest of its numbers, and the lines that it logged."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return (*json.loads(output), errors.splitlines())
+
+
+@needs_kernels
+def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path):
+    """Nor on which of two processes builds the kernels."""
+    processes = [start(tmp_path, cores) for cores in (1, 2)]
+    (used, one, said), (_, two, _) = map(outcome, processes)
+    assert used.startswith("native kernels")
+    assert (one, said) == (two, [])
+    built = list((tmp_path / "cifar_flax" / "kernels").iterdir())
+    assert len(built) == 1  # and nothing of the other is left
+    built[0].write_bytes(built[0].read_bytes()[:5_000])  # built again
+    assert outcome(start(tmp_path)) == (used, one, [])
+
+
+@pytest.mark.parametrize(
+    ("compiler", "words"),
+    [
+        ("no-such-compiler", "CC=no-such-compiler is not found"),
+        ("false", "the C compiler false fails: it says nothing"),
+        ("true", "neither AVX2 nor Neon"),
+        ("{broken}", "sorry, no"),
+    ],
+)
+def test_without_a_compiler_there_are_products_and_a_line(tmp_path, compiler, words):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho sorry, no >&2\nexit 3\n")
+    broken.chmod(0o755)
+    cache = tmp_path / "cache"
+    used, _, said = outcome(start(cache, CC=compiler.format(broken=broken)))
+    assert used == "matrix products"
+    assert len(said) == 1
+    assert words in said[0]
+    assert not cache.exists()
+
+
+@needs_kernels
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "cifar_flax").write_text("a file where the folder should be")
+    used, _, said = outcome(start(tmp_path))
+    assert used.startswith("native kernels")
+    assert said == []
+
+
+def test_what_is_used_is_told():
+    assert describe("xla") == "XLA"
+    assert describe("product") == "matrix products"
+
+
+def test_a_layer_has_a_lowering_of_its_own():
+    images, layer = draw(0, 16, 5, 5, 2), Conv(3, lowering="xla")
+    variables = layer.init(jax.random.key(0), images)
+    with convolving("product"):
+        program = str(jax.make_jaxpr(lambda x: layer.apply(variables, x))(images))
+    assert "conv_general_dilated" in program
