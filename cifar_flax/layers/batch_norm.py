@@ -96,8 +96,7 @@ class BatchNorm(nn.Module):
 
         outputs: Images
         if tiles and self.axis_name is None:
-            array, mean, var = batch_normalise(inputs.array, scale, bias, self.epsilon)
-            outputs = Tiles(array)
+            outputs, mean, var = batch_normalise(inputs, scale, bias, self.epsilon)
         else:
             array = inputs.images if tiles else inputs
             # While the variables are made there is no mapped axis and no update.

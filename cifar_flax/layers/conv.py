@@ -86,9 +86,8 @@ def tiled(images: Array, dtype: jnp.dtype | None = None) -> Images:
       images: [N, H, W, C].
       dtype: of the computation; None: the images'.
     """
-    fits = images.shape[0] % primitives.TILE == 0 and images.ndim == 4
-    fits &= jnp.dtype(dtype or images.dtype) == images.dtype == jnp.float32
-    if fits and _tiling.get() and resolve(_lowering.get()) == "native":
+    is_float32 = jnp.dtype(dtype or images.dtype) == images.dtype == jnp.float32
+    if is_float32 and _tiling.get() and resolve(_lowering.get()) == "native":
         return Tiles.of(images)
     return images
 
@@ -110,7 +109,9 @@ def conv2d(
         lowering = "product"
     if isinstance(images, Tiles):
         if lowering == "native":
-            return Tiles(primitives.convolve(images.array, kernel, stride, padding))
+            return images.map(
+                lambda array: primitives.convolve(array, kernel, stride, padding)
+            )
         return Tiles.of(conv2d(images.images, kernel, stride, padding, lowering))
     if lowering == "native":
         tiles = primitives.convolve(primitives.tile(images), kernel, stride, padding)
@@ -163,14 +164,13 @@ class Conv(nn.Module):
         pixels, kernel, bias = nn.dtypes.promote_dtype(
             pixels, kernel, bias, dtype=self.dtype
         )
-        images = Tiles(pixels) if isinstance(images, Tiles) else pixels
+        tiles = isinstance(images, Tiles)
+        images = Tiles(pixels, images.count) if tiles else pixels
         lowering = _lowering.get() if self.lowering == "auto" else self.lowering
         outputs = conv2d(images, kernel, self.stride, self.padding, lowering)
         if bias is None:
             return outputs
-        if isinstance(outputs, Tiles):
-            return outputs.map(lambda array: add_bias(array, bias))
-        return outputs + bias
+        return add_bias(outputs, bias) if tiles else outputs + bias
 
 
 def _use_lowering(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -20,5 +20,5 @@ def global_max_pool(images: Images) -> jax.Array:
     positions = jnp.arange(pixels.shape[1]).reshape(-1, *[1] * (pixels.ndim - 2))
     largest = jnp.where(positions == index, pixels, 0).sum(axis=1)
     if isinstance(images, Tiles):  # [T, C, 16]
-        return largest.swapaxes(1, 2).reshape(-1, largest.shape[1])
+        return largest.swapaxes(1, 2).reshape(-1, largest.shape[1])[: images.count]
     return largest

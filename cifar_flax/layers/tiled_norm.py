@@ -10,24 +10,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cifar_flax.layers.native.primitives import channel_sums
+from cifar_flax.layers.native.primitives import TILE, channel_sums
+from cifar_flax.layers.tiles import Tiles
 
 Array = jax.Array
 
 
 @jax.custom_vjp
-def add_bias(array: Array, bias: Array) -> Array:
-    """Adds [C] to tiles [T, H, W, C, 16]."""
-    return array + bias[:, None]
+def add_bias(tiles: Tiles, bias: Array) -> Tiles:
+    """Adds [C] to the channels."""
+    return tiles.map(lambda array: array + bias[:, None])
 
 
-def _add_bias_forward(array, bias):
-    return add_bias(array, bias), None
+def _add_bias_forward(tiles, bias):
+    return add_bias(tiles, bias), None
 
 
 def _add_bias_backward(_, grad):
-    zeros = jnp.zeros(grad.shape[3], grad.dtype)
-    return grad, channel_sums(grad, grad, zeros, zeros)[0]
+    zeros = jnp.zeros(grad.shape[-1], grad.dtype)
+    total, _ = channel_sums(grad.array, grad.array, zeros, zeros, grad.count)
+    return grad, total
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
@@ -35,14 +37,14 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_normalise(
-    array: Array, scale: Array, bias: Array, epsilon: float
-) -> tuple[Array, Array, Array]:
+    tiles: Tiles, scale: Array, bias: Array, epsilon: float
+) -> tuple[Tiles, Array, Array]:
     """Normalises by the statistics of the batch.
 
     ``y = scale * (x - mean) / sqrt(var + epsilon) + bias``
 
     Args:
-      array: x, float32 tiles [T, H, W, C, 16].
+      tiles: x, float32.
       scale: [C].
       bias: [C].
       epsilon: see above.
@@ -50,22 +52,24 @@ def batch_normalise(
     Returns:
       y, and the batch's mean and biased variance, [C]; see ``batch_statistics``.
     """
-    return _forward(array, scale, bias, epsilon)[0]
+    return _forward(tiles, scale, bias, epsilon)[0]
 
 
-def _forward(array, scale, bias, epsilon):
-    count = array.size // array.shape[3]
-    shift = array[0].mean((0, 1, 3))
-    first, second = channel_sums(array, array, shift, shift)
-    mean = shift + first / count
-    var = jnp.maximum(second / count - jnp.square(first / count), 0.0)
+def _forward(tiles, scale, bias, epsilon):
+    array, (count, height, width, _) = tiles.array, tiles.shape
+    # Any values near the mean will do; a mean over more would depend on the threads.
+    shift = array[0, height // 2, width // 2, :, : min(count, TILE)].mean(-1)
+    sums = jnp.stack(channel_sums(array, array, shift, shift, count))
+    first, second = sums / (count * height * width)
+    mean, var = shift + first, jnp.maximum(second - jnp.square(first), 0.0)
     inverse = lax.rsqrt(var + epsilon)
-    outputs = (array - mean[:, None]) * (inverse * scale)[:, None] + bias[:, None]
-    return (outputs, mean, var), (array, mean, inverse, scale)
+    centred = array - mean[:, None]
+    outputs = Tiles(centred * (inverse * scale)[:, None] + bias[:, None], count)
+    return (outputs, mean, var), (tiles, mean, inverse, scale)
 
 
 def _backward(epsilon, residuals, grads):
-    """Gradients of array, scale and bias.
+    """Gradients of tiles, scale and bias.
 
     With ``r = 1 / sqrt(var + epsilon)`` and means over the batch,
 
@@ -73,19 +77,20 @@ def _backward(epsilon, residuals, grads):
 
     and, through the statistics, ``(dmean + 2 * (x - mean) * dvar) / n``.
     """
-    array, mean, inverse, scale = residuals
+    tiles, mean, inverse, scale = residuals
     grad, mean_grad, var_grad = grads
-    count = array.size // array.shape[3]
-    total, product = channel_sums(grad, array, jnp.zeros_like(mean), mean)
-    factor = inverse * scale
-    constant = (mean_grad - factor * total) / count
-    slope = (2 * var_grad - factor * jnp.square(inverse) * product) / count
-    array_grad = (
-        factor[:, None] * grad
-        + slope[:, None] * (array - mean[:, None])
-        + constant[:, None]
-    )
-    return array_grad, inverse * product, total
+    array, (count, height, width, _) = tiles.array, tiles.shape
+    total, product = channel_sums(grad.array, array, jnp.zeros_like(mean), mean, count)
+    factor, size = inverse * scale, count * height * width
+    constant = (mean_grad - factor * total) / size
+    slope = (2 * var_grad - factor * jnp.square(inverse) * product) / size
+    centred = array - mean[:, None]
+    array_grad = slope[:, None] * centred + constant[:, None]
+    if count % TILE:  # lanes without an image take no part in the mean
+        lanes = jnp.arange(array.shape[0] * TILE).reshape(-1, 1, 1, 1, TILE)
+        array_grad = jnp.where(lanes < count, array_grad, 0)
+    array_grad += factor[:, None] * grad.array
+    return Tiles(array_grad, count), inverse * product, total
 
 
 batch_normalise.defvjp(_forward, _backward)

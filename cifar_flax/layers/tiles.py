@@ -11,34 +11,35 @@ from cifar_flax.layers.native import primitives
 
 @jax.tree_util.register_pytree_node_class
 class Tiles:
-    """A batch of images [N, H, W, C], N a multiple of 16, as [N/16, H, W, C, 16].
+    """A batch of images [N, H, W, C] as [ceil(N / 16), H, W, C, 16].
 
-    Lane l of tile t is image 16*t + l. XLA would transpose an array between each two
-    convolutions; so the layers of a model hand this from one to the next.
+    Lane l of tile t is image 16*t + l; lanes without an image hold anything finite, and
+    count for nothing. XLA would transpose an array between each two convolutions; so
+    the layers of a model hand this from one to the next.
 
     Attributes:
-      array: [N/16, H, W, C, 16].
+      array: [ceil(N / 16), H, W, C, 16].
+      count: N.
     """
 
-    def __init__(self, array: jax.Array):
+    def __init__(self, array: jax.Array, count: int):
         """Wraps an array of this form."""
-        self.array = array
+        self.array, self.count = array, count
 
     @classmethod
     def of(cls, images: jax.Array) -> "Tiles":
         """Images as tiles."""
-        return cls(primitives.tile(images))
+        return cls(primitives.tile(images), images.shape[0])
 
     @property
     def images(self) -> jax.Array:
         """[N, H, W, C]."""
-        return primitives.untile(self.array, self.shape[0])
+        return primitives.untile(self.array, self.count)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, H, W, C)."""
-        count, *image, lanes = self.array.shape
-        return (count * lanes, *image)
+        return (self.count, *self.array.shape[1:-1])
 
     @property
     def dtype(self) -> jax.numpy.dtype:
@@ -47,19 +48,19 @@ class Tiles:
 
     def map(self, function: Callable[[jax.Array], jax.Array]) -> "Tiles":
         """The tiles after a function that treats all pixels alike."""
-        return Tiles(function(self.array))
+        return Tiles(function(self.array), self.count)
 
     def __add__(self, other: "Tiles") -> "Tiles":
-        return Tiles(self.array + other.array)
+        return Tiles(self.array + other.array, self.count)
 
     def tree_flatten(self):
         """As JAX asks for it."""
-        return (self.array,), None
+        return (self.array,), self.count
 
     @classmethod
-    def tree_unflatten(cls, _, children):
+    def tree_unflatten(cls, count, children):
         """As JAX asks for it."""
-        return cls(*children)
+        return cls(children[0], count)
 
 
 # jax.Array [N, H, W, C], or Tiles.

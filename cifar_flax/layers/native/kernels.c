@@ -410,7 +410,7 @@ static void gradient_task(const void *work, i64 task, i64 worker) {
 /* ------------------------------------------------------------------ sums of channels --- */
 
 typedef struct {
-  i64 pixels, channels;
+  i64 images, pixels, channels;
   const float *u, *v, *u_shift, *v_shift;
   float *sums, *lanes; /* of each tile [2, C]; workspace of each worker [2, C, 16] */
 } Sums;
@@ -431,9 +431,10 @@ static void sums_task(const void *work, i64 tile, i64 worker) {
         store(g + l, load(g + l) + a * b);
       }
     }
+  i64 lanes = min(TILE, s->images - tile * TILE);
   for (i64 q = 0; q < 2 * s->channels; q++) {
     float total = 0;
-    for (i64 l = 0; l < TILE; l++) total += first[q * TILE + l];
+    for (i64 l = 0; l < lanes; l++) total += first[q * TILE + l];
     s->sums[tile * 2 * s->channels + q] = total;
   }
 }
@@ -453,12 +454,9 @@ static const i64 *result_shape(XLA_FFI_CallFrame *frame, i64 k) {
   return ((XLA_FFI_Buffer *)frame->rets.rets[k])->dims;
 }
 
-/* The only attributes are padding and stride, which XLA sorts by name. */
-static i64 padding_of(XLA_FFI_CallFrame *frame) {
-  return *(i64 *)((XLA_FFI_Scalar *)frame->attrs.attrs[0])->value;
-}
-static i64 stride_of(XLA_FFI_CallFrame *frame) {
-  return *(i64 *)((XLA_FFI_Scalar *)frame->attrs.attrs[1])->value;
+/* Attribute k; XLA sorts them by name, so that padding comes before stride. */
+static i64 attribute(XLA_FFI_CallFrame *frame, i64 k) {
+  return *(i64 *)((XLA_FFI_Scalar *)frame->attrs.attrs[k])->value;
 }
 
 /* XLA asks each handler once for the version of the interface that it was built for. */
@@ -476,12 +474,12 @@ XLA_FFI_Error *conv_forward(XLA_FFI_CallFrame *frame) {
   if (is_query(frame)) return NULL;
   const i64 *x = argument_shape(frame, 0), *w = argument_shape(frame, 1);
   const i64 *y = result_shape(frame, 0);
-  i64 size = w[0], channels = w[2], features = w[3], padding = padding_of(frame);
+  i64 size = w[0], channels = w[2], features = w[3], padding = attribute(frame, 0);
   Correlation c = {
       .in_height = x[1], .in_width = x[2], .in_channels = channels,
       .out_height = y[1], .out_width = y[2], .out_channels = features,
       .rows = y[1], .columns = y[2], .out_step = 1,
-      .tap_rows = size, .tap_columns = size, .in_step = stride_of(frame),
+      .tap_rows = size, .tap_columns = size, .in_step = attribute(frame, 1),
       .top = padding, .left = padding,
       .weights = result(frame, 1), .block = feature_block(features)};
   pack_weights(result(frame, 1), argument(frame, 1), size, size * channels * features, size,
@@ -508,7 +506,7 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
   const i64 *y = argument_shape(frame, 0), *w = argument_shape(frame, 1);
   const i64 *x = result_shape(frame, 0);
   i64 size = w[0], channels = w[2], features = w[3];
-  i64 s = stride_of(frame), padding = padding_of(frame);
+  i64 s = attribute(frame, 1), padding = attribute(frame, 0);
   i64 column = channels * features, row = size * column;
   float *packed = result(frame, 1);
   Correlation *phases = malloc(s * s * sizeof *phases);
@@ -543,7 +541,7 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
 XLA_FFI_Error *conv_kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (is_query(frame)) return NULL;
   const i64 *x = argument_shape(frame, 0), *w = result_shape(frame, 0);
-  Gradient g = plan_gradient(x[0], x[1], x[2], x[3], w[3], w[0], stride_of(frame), padding_of(frame));
+  Gradient g = plan_gradient(x[0], x[1], x[2], x[3], w[3], w[0], attribute(frame, 1), attribute(frame, 0));
   i64 count = g.size * g.size * g.channels * g.features;
   float *dw = result(frame, 0);
   g.x = argument(frame, 0), g.grad = argument(frame, 1);
@@ -559,13 +557,14 @@ XLA_FFI_Error *conv_kernel_gradient(XLA_FFI_CallFrame *frame) {
 }
 
 /* u, v [T, H, W, C, 16] and shifts a, b [C] -> for each channel the sums of u - a and of
-   (u - a)(v - b), [2, C], and a workspace of T * (2 C + 2 C * 16) floats */
+   (u - a)(v - b) over as many images as the attribute says, [2, C], and a workspace of
+   T * (2 C + 2 C * 16) floats */
 XLA_FFI_Error *channel_sums(XLA_FFI_CallFrame *frame) {
   if (is_query(frame)) return NULL;
   const i64 *u = argument_shape(frame, 0);
   i64 tiles = u[0], count = 2 * u[3];
   float *sums = result(frame, 0), *workspace = result(frame, 1);
-  Sums s = {u[1] * u[2], u[3], argument(frame, 0), argument(frame, 1), argument(frame, 2),
+  Sums s = {attribute(frame, 0), u[1] * u[2], u[3], argument(frame, 0), argument(frame, 1), argument(frame, 2),
             argument(frame, 3), workspace, workspace + tiles * count};
   run_tasks(frame, tiles, sums_task, &s);
   for (i64 q = 0; q < count; q++) {

@@ -61,7 +61,7 @@ def convolve_xla(images: Array, kernel: Array, stride: int, padding: int) -> Arr
 
 
 def channel_sums(
-    u: Array, v: Array, u_shift: Array, v_shift: Array
+    u: Array, v: Array, u_shift: Array, v_shift: Array, count: int
 ) -> tuple[Array, Array]:
     """For each channel the sums of ``u - a`` and of ``(u - a) * (v - b)``.
 
@@ -72,13 +72,15 @@ def channel_sums(
       v: the same.
       u_shift: a, float32 [C].
       v_shift: b.
+      count: of the images, the first ones of the tiles.
 
     Returns:
       Twice float32 [C].
     """
     tiles, channels = u.shape[0], u.shape[3]
     shapes = (2, channels), (tiles * 2 * channels * (1 + TILE),)
-    first, second = _call("channel_sums", (u, v, u_shift, v_shift), shapes)
+    operands = (u, v, u_shift, v_shift)
+    first, second = _call("channel_sums", operands, shapes, count=count)
     return first, second
 
 
