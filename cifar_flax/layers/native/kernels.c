@@ -119,6 +119,26 @@ static void run_tasks(XLA_FFI_CallFrame *frame, i64 tasks, Run *run, const void 
   leave(job);
 }
 
+/* -------------------------------------------------------------- what XLA hands over --- */
+
+static const float *argument(XLA_FFI_CallFrame *frame, i64 k) {
+  return ((XLA_FFI_Buffer *)frame->args.args[k])->data;
+}
+static const i64 *argument_shape(XLA_FFI_CallFrame *frame, i64 k) {
+  return ((XLA_FFI_Buffer *)frame->args.args[k])->dims;
+}
+static float *result(XLA_FFI_CallFrame *frame, i64 k) {
+  return ((XLA_FFI_Buffer *)frame->rets.rets[k])->data;
+}
+static const i64 *result_shape(XLA_FFI_CallFrame *frame, i64 k) {
+  return ((XLA_FFI_Buffer *)frame->rets.rets[k])->dims;
+}
+
+/* Attribute k; XLA sorts them by name, so that padding comes before stride. */
+static i64 attribute(XLA_FFI_CallFrame *frame, i64 k) {
+  return *(i64 *)((XLA_FFI_Scalar *)frame->attrs.attrs[k])->value;
+}
+
 /* ------------------------------------------ forward, and the gradient of the input --- */
 
 /* Output (r0 + a*out_step, c0 + b*out_step), for a < rows and b < columns, is the
@@ -165,9 +185,16 @@ typedef void Correlate(const float *, i64, i64, const float *, i64, i64, i64, fl
 CORRELATE(4, 1) CORRELATE(5, 1) CORRELATE(6, 1)
 CORRELATE(4, PAIR) CORRELATE(5, PAIR) CORRELATE(6, PAIR)
 
+/* For a block of so many features, at one position or at PAIR. */
+static Correlate *correlate_kind(i64 block, i64 positions) {
+  static Correlate *const kinds[2][3] = {{correlate_4_1, correlate_5_1, correlate_6_1},
+                                         {correlate_4_PAIR, correlate_5_PAIR, correlate_6_PAIR}};
+  return kinds[positions > 1][block / UNIT - 4];
+}
+
 /* The block that wastes least on features that are not there, and on loads of inputs. */
 static i64 feature_block(i64 features) {
-  i64 best = 0, least = INT64_MAX;
+  i64 best = 4 * UNIT, least = INT64_MAX;
   for (i64 block = 4 * UNIT; block <= 6 * UNIT; block += UNIT) {
     i64 cost = ceil_div(features, block) * (block + 1);
     if (cost < least) least = cost, best = block;
@@ -177,9 +204,7 @@ static i64 feature_block(i64 features) {
 
 /* A band of rows of one tile. */
 static void correlate_band(const Correlation *c, const float *x, float *y, i64 first) {
-  static Correlate *const one[] = {correlate_4_1, correlate_5_1, correlate_6_1};
-  static Correlate *const pair[] = {correlate_4_PAIR, correlate_5_PAIR, correlate_6_PAIR};
-  i64 kind = c->block / UNIT - 4, last = min(first + c->band, c->rows);
+  i64 last = min(first + c->band, c->rows);
   i64 x_pixel = c->in_channels * TILE, x_row = c->in_width * x_pixel;
   i64 w_tap = c->in_channels * c->block, w_row = c->tap_columns * w_tap;
   i64 y_step = c->out_step * c->out_channels * TILE, y_row = c->out_width * y_step;
@@ -196,7 +221,7 @@ static void correlate_band(const Correlation *c, const float *x, float *y, i64 f
         i64 left = b * c->in_step - c->left, j0 = max(0, -left);
         i64 columns = max(0, min(c->tap_columns, c->in_width - left) - j0);
         count = b >= inner && b + PAIR <= min(outer, c->columns) ? PAIR : 1;
-        (count == 1 ? one : pair)[kind](
+        correlate_kind(c->block, count)(
             x + (top + i0) * x_row + (left + j0) * x_pixel, x_row, c->in_step * x_pixel,
             w + i0 * w_row + j0 * w_tap, w_row, taps, columns * c->in_channels,
             y + a * y_row + b * y_step + f * TILE, y_step, c->out_channels - f);
@@ -248,6 +273,178 @@ static float *pack_weights(float *packed, const float *w, i64 rows, i64 row, i64
   return packed;
 }
 
+/* ------------------------------------------------------------- minimal filtering --- */
+
+/* A 3x3 kernel of stride 1 may be computed for 2x2 outputs at once with 16 products in
+   place of 36 (Winograd's F(2x2, 3x3); Lavin and Gray 2016):
+
+     y = A' [(G w G') * (B' x B)] A,    x 4x4, w 3x3, y 2x2
+
+   and, transposed, for its kernel gradient dw = G' [(B' x B) * (A dy A')] G. */
+enum { POINTS = 16 };
+
+/* Whether that is less work, with its sums, than the taps inside the image. */
+static int is_minimal(i64 size, i64 stride, i64 height, i64 width, i64 padding, i64 channels,
+                      i64 features) {
+  if (size != 3 || stride != 1) return 0;
+  i64 taps[2], lengths[2] = {height, width}, blocks = 1;
+  for (int d = 0; d < 2; d++) {
+    i64 outputs = lengths[d] + 2 * padding - 2;
+    taps[d] = 0;
+    for (i64 tap = 0; tap < 3; tap++)
+      taps[d] += max(0, min(outputs, lengths[d] + padding - tap) - max(0, padding - tap));
+    blocks *= ceil_div(outputs, 2);
+  }
+  i64 products = channels * features, sums = 40 * (channels + features);
+  return 10 * blocks * (POINTS * products + sums) < 9 * taps[0] * taps[1] * products;
+}
+
+/* G w G' of each input and output, [outputs / block, 16, inputs, block], as weights of 16
+   correlations of one tap. Arguments as of pack_weights. */
+static void pack_minimal(float *packed, const float *w, i64 row, i64 column, i64 inputs, i64 in,
+                         i64 outputs, i64 out) {
+  i64 block = feature_block(outputs), step = inputs * block;
+  for (i64 f0 = 0; f0 < outputs; f0 += block, packed += POINTS * step)
+    for (i64 c = 0; c < inputs; c++)
+      for (i64 f = 0; f < block; f++) {
+        float t[4][3], *to = packed + c * block + f;
+        for (int j = 0; j < 3; j++) {
+          const float *v = w + j * column + c * in + min(f0 + f, outputs - 1) * out;
+          t[0][j] = v[0], t[3][j] = v[2 * row];
+          t[1][j] = .5f * (v[0] + v[row] + v[2 * row]);
+          t[2][j] = .5f * (v[0] - v[row] + v[2 * row]);
+        }
+        for (int i = 0; i < 4; i++, to += 4 * step) {
+          to[0] = t[i][0], to[3 * step] = t[i][2];
+          to[step] = .5f * (t[i][0] + t[i][1] + t[i][2]);
+          to[2 * step] = .5f * (t[i][0] - t[i][1] + t[i][2]);
+        }
+      }
+}
+
+typedef struct {
+  i64 height, width, channels, rows, columns, features, padding;
+  i64 block, blocks, band, bands; /* blocks of 2x2 outputs of a tile; of a task */
+  i64 transformed, size;          /* floats of the workspace of a worker: of inputs, of all */
+  const float *x, *weights;
+  float *y, *workspace;
+} Minimal;
+
+static Minimal plan_minimal(i64 height, i64 width, i64 channels, i64 features, i64 padding) {
+  Minimal m = {.height = height, .width = width, .channels = channels, .features = features,
+               .padding = padding, .rows = height + 2 * padding - 2,
+               .columns = width + 2 * padding - 2, .block = feature_block(features)};
+  i64 point = POINTS * TILE * (channels + m.block) * sizeof(float);
+  m.blocks = ceil_div(m.rows, 2) * ceil_div(m.columns, 2);
+  m.bands = ceil_div(m.blocks, max(PAIR, min(m.blocks, L2 / point)));
+  m.band = ceil_div(m.blocks, m.bands);
+  m.transformed = POINTS * m.band * channels * TILE;
+  m.size = m.transformed + POINTS * m.band * m.block * TILE;
+  return m;
+}
+
+/* B' x B of 4x4 pixels from (top, left) on, with zeros outside; to [16, step]. */
+static void transform_inputs(const Minimal *m, const float *x, i64 top, i64 left, float *to,
+                             i64 step) {
+  static const float zeros[TILE];
+  const float *from[4][4];
+  i64 moves[4][4];
+  for (i64 i = 0; i < 4; i++)
+    for (i64 j = 0; j < 4; j++) {
+      i64 u = top + i, v = left + j, inside = u >= 0 && u < m->height && v >= 0 && v < m->width;
+      from[i][j] = inside ? x + (u * m->width + v) * m->channels * TILE : zeros;
+      moves[i][j] = inside ? TILE : 0;
+    }
+  for (i64 c = 0; c < m->channels; c++)
+    for (i64 l = 0; l < TILE; l += LANES) {
+      vec d[4][4], t[4][4];
+      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++)
+        d[i][j] = load(from[i][j] + c * moves[i][j] + l);
+      UNROLL for (int j = 0; j < 4; j++) {
+        t[0][j] = d[0][j] - d[2][j], t[1][j] = d[1][j] + d[2][j];
+        t[2][j] = d[2][j] - d[1][j], t[3][j] = d[1][j] - d[3][j];
+      }
+      UNROLL for (int i = 0; i < 4; i++) {
+        float *point = to + 4 * i * step + c * TILE + l;
+        store(point, t[i][0] - t[i][2]), store(point + step, t[i][1] + t[i][2]);
+        store(point + 2 * step, t[i][2] - t[i][1]), store(point + 3 * step, t[i][1] - t[i][3]);
+      }
+    }
+}
+
+/* A' m A of the products of one block and feature, [16, step]: 2x2 outputs. */
+static void transform_outputs(const float *products, i64 step, float *y, i64 y_row, i64 y_step,
+                              i64 rows, i64 columns) {
+  for (i64 l = 0; l < TILE; l += LANES) {
+    vec p[4][4], t[2][4], out[2][2];
+    UNROLL for (int k = 0; k < POINTS; k++) p[k / 4][k % 4] = load(products + k * step + l);
+    UNROLL for (int j = 0; j < 4; j++) {
+      t[0][j] = p[0][j] + p[1][j] + p[2][j];
+      t[1][j] = p[1][j] - p[2][j] - p[3][j];
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+      out[i][0] = t[i][0] + t[i][1] + t[i][2];
+      out[i][1] = t[i][1] - t[i][2] - t[i][3];
+    }
+    for (i64 i = 0; i < rows; i++)
+      for (i64 j = 0; j < columns; j++) store(y + i * y_row + j * y_step + l, out[i][j]);
+  }
+}
+
+static void minimal_task(const void *work, i64 task, i64 worker) {
+  const Minimal *m = work;
+  i64 tile = task / m->bands, first = task % m->bands * m->band;
+  i64 count = max(0, min(m->band, m->blocks - first)), across = ceil_div(m->columns, 2);
+  const float *x = m->x + tile * m->height * m->width * m->channels * TILE;
+  float *y = m->y + tile * m->rows * m->columns * m->features * TILE;
+  float *inputs = m->workspace + worker * m->size, *products = inputs + m->transformed;
+  i64 x_block = m->channels * TILE, y_block = m->block * TILE;
+  i64 x_step = m->band * x_block, y_step = m->band * y_block;
+  for (i64 b = 0; b < count; b++)
+    transform_inputs(m, x, (first + b) / across * 2 - m->padding,
+                     (first + b) % across * 2 - m->padding, inputs + b * x_block, x_step);
+  for (i64 f = 0; f < m->features; f += m->block) {
+    for (i64 k = 0; k < POINTS; k++) {
+      const float *w = m->weights + (f / m->block * POINTS + k) * m->channels * m->block;
+      for (i64 b = 0, pairs; b < count; b += pairs) {
+        pairs = b + PAIR <= count ? PAIR : 1;
+        correlate_kind(m->block, pairs)(inputs + k * x_step + b * x_block, 0, x_block, w, 0, 1,
+                                        m->channels, products + k * y_step + b * y_block, y_block,
+                                        m->block);
+      }
+    }
+    for (i64 b = 0; b < count; b++) {
+      i64 row = (first + b) / across * 2, column = (first + b) % across * 2;
+      for (i64 g = 0; g < min(m->block, m->features - f); g++)
+        transform_outputs(products + b * y_block + g * TILE, y_step,
+                          y + ((row * m->columns + column) * m->features + f + g) * TILE,
+                          m->columns * m->features * TILE, m->features * TILE,
+                          min(2, m->rows - row), min(2, m->columns - column));
+    }
+  }
+}
+
+static i64 packed_size(i64 taps, i64 inputs, i64 outputs) {
+  i64 block = feature_block(outputs);
+  return ceil_div(taps * inputs * ceil_div(outputs, block) * block, TILE) * TILE;
+}
+
+/* Floats of the workspace: the weights, and for each worker inputs and products. */
+static i64 minimal_size(i64 tiles, const Minimal *m) {
+  return packed_size(POINTS, m->channels, m->features) +
+         min(tiles * m->bands, MAX_WORKERS) * m->size;
+}
+
+/* Weights as of pack_minimal. */
+static void run_minimal(XLA_FFI_CallFrame *frame, i64 tiles, Minimal *m, const float *w, i64 row,
+                        i64 column, i64 in, i64 out) {
+  float *packed = result(frame, 1);
+  pack_minimal(packed, w, row, column, m->channels, in, m->features, out);
+  m->x = argument(frame, 0), m->y = result(frame, 0), m->weights = packed;
+  m->workspace = packed + packed_size(POINTS, m->channels, m->features);
+  run_tasks(frame, tiles * m->bands, minimal_task, m);
+}
+
 /* ------------------------------------------------------- the gradient of the kernel --- */
 
 /* Blocks of channels by features. */
@@ -261,14 +458,16 @@ enum { MAX_C = 5, MAX_F = 6 };
 typedef struct {
   i64 tiles, height, width, channels, out_height, out_width, features;
   i64 size, stride, padding;
+  i64 minimal, taps;          /* by minimal filtering; products: size * size, or 16 */
   i64 kind, c_block, f_block; /* the block */
-  /* A panel is rows of outputs of one tile, or all rows of several tiles, and the inputs
-     that they need. A task takes a chunk of channels through a group of panels. */
-  i64 panel_tiles, panel_rows, bands, panels, groups;
+  /* A panel is rows of outputs (or of 2x2 of them) of one tile, or all rows of several
+     tiles, and the inputs that they need. A task takes a chunk of channels through a
+     group of panels. */
+  i64 rows, columns, panel_tiles, panel_rows, bands, panels, groups;
   i64 chunk, chunks;
-  i64 x_size, grad_size; /* floats of a copied panel, of a chunk and of a block */
+  i64 x_size, grad_size, sums_size; /* floats of copied panels; of the sums of all groups */
   const float *x, *grad;
-  float *panel, *sums; /* workspace of each worker; gradient of each group */
+  float *panel, *sums; /* workspace of each worker; sums of each group */
 } Gradient;
 
 static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i64 features,
@@ -277,6 +476,10 @@ static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i6
                 .features = features, .size = size, .stride = stride, .padding = padding,
                 .out_height = (height + 2 * padding - size) / stride + 1,
                 .out_width = (width + 2 * padding - size) / stride + 1};
+  g.minimal = is_minimal(size, stride, height, width, padding, channels, features);
+  g.taps = g.minimal ? POINTS : size * size;
+  g.rows = g.minimal ? ceil_div(g.out_height, 2) : g.out_height;
+  g.columns = g.minimal ? ceil_div(g.out_width, 2) : g.out_width;
   i64 least = INT64_MAX;
 #define COST(KIND, C, F)                                                                     \
   {                                                                                          \
@@ -286,27 +489,30 @@ static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i6
   GRADIENT_BLOCKS(COST)
   /* Gradients of a block of features stay in the first cache, inputs in the second. */
   i64 vector = TILE * sizeof(float), positions = L1 / (g.f_block * vector);
-  g.panel_rows = max(1, min(g.out_height, positions / g.out_width));
+  g.panel_rows = max(1, min(g.rows, positions / g.columns));
   g.panel_tiles = 1;
-  if (g.panel_rows == g.out_height)
-    g.panel_tiles = max(1, min(tiles, positions / (g.out_height * g.out_width)));
-  g.bands = ceil_div(g.out_height, g.panel_rows);
+  if (g.panel_rows == g.rows)
+    g.panel_tiles = max(1, min(tiles, positions / (g.rows * g.columns)));
+  g.bands = ceil_div(g.rows, g.panel_rows);
   g.panels = ceil_div(tiles, g.panel_tiles) * g.bands;
-  i64 rows = min(height, (g.panel_rows - 1) * stride + size);
-  i64 pixels = g.panel_tiles * rows * width, blocks = ceil_div(channels, g.c_block);
+  i64 in_rows = min(height, (g.panel_rows - 1) * stride + size);
+  i64 pixels = g.panel_tiles * (g.minimal ? g.panel_rows * g.columns : in_rows * width);
+  i64 blocks = ceil_div(channels, g.c_block), f_blocks = ceil_div(features, g.f_block);
   i64 chunk = max(1, min(blocks, L2 / (pixels * vector * g.c_block)));
   g.chunks = ceil_div(blocks, chunk);
   g.chunk = ceil_div(blocks, g.chunks) * g.c_block;
   g.x_size = g.chunk * pixels * TILE;
-  g.grad_size = g.f_block * g.panel_tiles * g.panel_rows * g.out_width * TILE;
+  g.grad_size = g.f_block * g.panel_tiles * g.panel_rows * g.columns * TILE;
+  if (g.minimal) g.grad_size *= f_blocks;
   /* Enough tasks for many threads, and at most a few megabytes of sums. */
-  i64 most = max(1, (1 << 20) / (size * size * channels * features));
+  i64 most = max(1, (1 << 20) / (g.taps * channels * features));
   g.groups = min(g.panels, min(most, ceil_div(32, g.chunks)));
+  g.sums_size = ceil_div(g.groups * g.taps * channels * features, TILE) * TILE;
   return g;
 }
 
 /* Adds to dw the sums of C channels by F features of one tap over all positions. */
-INLINE void add_products(const int C, const int F, const float *x, i64 x_tile, i64 x_row,
+INLINE void add_block(const int C, const int F, const float *x, i64 x_tile, i64 x_row,
                          i64 x_step, const float *g, i64 g_tile, i64 g_row, i64 tiles,
                          i64 rows, i64 columns, float *dw, i64 dw_step, i64 channels,
                          i64 features) {
@@ -341,10 +547,12 @@ typedef void AddProducts(const float *, i64, i64, i64, const float *, i64, i64, 
                                   const float *g, i64 g_tile, i64 g_row, i64 tiles,         \
                                   i64 rows, i64 columns, float *dw, i64 dw_step,            \
                                   i64 channels, i64 features) {                             \
-    add_products(C, F, x, x_tile, x_row, x_step, g, g_tile, g_row, tiles, rows, columns,    \
+    add_block(C, F, x, x_tile, x_row, x_step, g, g_tile, g_row, tiles, rows, columns,    \
                  dw, dw_step, channels, features);                                          \
   }
 GRADIENT_BLOCKS(ADD_PRODUCTS)
+
+static AddProducts *const add_products[] = {add_products_0, add_products_1, add_products_2};
 
 /* Copies `count` channels of pixels to blocks that are filled up with zeros. */
 static void copy_channels(float *to, const float *from, i64 pixels, i64 pixel, i64 count,
@@ -357,8 +565,7 @@ static void copy_channels(float *to, const float *from, i64 pixels, i64 pixel, i
 
 /* One panel of a chunk of channels: adds its part to dw [size, size, channels, features]. */
 static void add_panel(const Gradient *g, i64 panel, i64 c0, float *x, float *grad, float *dw) {
-  static AddProducts *const blocks[] = {add_products_0, add_products_1, add_products_2};
-  AddProducts *add = blocks[g->kind];
+  AddProducts *add = add_products[g->kind];
   i64 n0 = panel / g->bands * g->panel_tiles, tiles = min(g->panel_tiles, g->tiles - n0);
   i64 a0 = panel % g->bands * g->panel_rows, a1 = min(a0 + g->panel_rows, g->out_height);
   i64 c1 = min(c0 + g->chunk, g->channels), s = g->stride, p = g->padding;
@@ -395,16 +602,89 @@ static void add_panel(const Gradient *g, i64 panel, i64 c0, float *x, float *gra
   }
 }
 
+/* The rows and columns of B' x B and A dy A' that belong to each of the 16 products. */
+static const float INPUT_POINTS[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
+static const float GRAD_POINTS[4][4] = {{1, 0}, {1, 1}, {1, -1}, {0, -1}};
+
+/* Writes sum_{i, j} rows[i] columns[j] image[top + i, left + j] of some channels, with
+   zeros outside, to blocks that are filled up with zeros; at most four terms are not 0. */
+static void combine(float *to, i64 to_block, const float *image, i64 height, i64 width,
+                    i64 channels, i64 top, i64 left, const float *rows, const float *columns,
+                    i64 c0, i64 c1, i64 block) {
+  const float *from[4];
+  float factors[4];
+  int terms = 0;
+  for (i64 i = 0; i < 4; i++)
+    for (i64 j = 0; j < 4; j++) {
+      i64 u = top + i, v = left + j;
+      if (rows[i] * columns[j] == 0 || u < 0 || u >= height || v < 0 || v >= width) continue;
+      factors[terms] = rows[i] * columns[j];
+      from[terms++] = image + (u * width + v) * channels * TILE;
+    }
+  for (i64 c = c0; c < c1; c += block, to += to_block)
+    for (i64 k = 0; k < block; k++)
+      for (i64 l = 0; l < TILE; l += LANES) {
+        vec sum = {0};
+        for (int term = 0; term < terms && c + k < c1; term++)
+          sum += factors[term] * load(from[term] + (c + k) * TILE + l);
+        store(to + k * TILE + l, sum);
+      }
+}
+
+/* The same as add_panel by minimal filtering: dw is [16, channels, features]. */
+static void add_minimal_panel(const Gradient *g, i64 panel, i64 c0, float *x, float *grad,
+                              float *dw) {
+  AddProducts *add = add_products[g->kind];
+  i64 n0 = panel / g->bands * g->panel_tiles, n1 = min(n0 + g->panel_tiles, g->tiles);
+  i64 a0 = panel % g->bands * g->panel_rows, a1 = min(a0 + g->panel_rows, g->rows);
+  i64 c1 = min(c0 + g->chunk, g->channels), blocks = (n1 - n0) * (a1 - a0) * g->columns;
+  i64 x_step = g->c_block * TILE, g_step = g->f_block * TILE;
+  for (i64 point = 0; point < POINTS; point++) {
+    for (i64 b = 0; b < blocks; b++) {
+      i64 n = n0 + b / g->columns / (a1 - a0), row = 2 * (a0 + b / g->columns % (a1 - a0));
+      i64 column = 2 * (b % g->columns);
+      combine(x + b * x_step, blocks * x_step, g->x + n * g->height * g->width * g->channels * TILE,
+              g->height, g->width, g->channels, row - g->padding, column - g->padding,
+              INPUT_POINTS[point / 4], INPUT_POINTS[point % 4], c0, c1, g->c_block);
+      combine(grad + b * g_step, blocks * g_step,
+              g->grad + n * g->out_height * g->out_width * g->features * TILE, g->out_height,
+              g->out_width, g->features, row, column, GRAD_POINTS[point / 4],
+              GRAD_POINTS[point % 4], 0, g->features, g->f_block);
+    }
+    for (i64 f = 0; f < g->features; f += g->f_block)
+      for (i64 c = c0; c < c1; c += g->c_block)
+        add(x + (c - c0) * TILE * blocks, 0, 0, x_step, grad + f * TILE * blocks, 0, 0, 1, 1,
+            blocks, dw + (point * g->channels + c) * g->features + f, g->features, c1 - c,
+            g->features - f);
+  }
+}
+
+/* G' u G: the gradient of a kernel [3, 3, ...] from its 16 sums; steps as of those. */
+static void finish_minimal(const float *u, i64 step, float *dw) {
+  float t[3][4];
+  for (int j = 0; j < 4; j++) {
+    const float *v = u + j * step;
+    t[0][j] = v[0] + .5f * (v[4 * step] + v[8 * step]);
+    t[1][j] = .5f * (v[4 * step] - v[8 * step]);
+    t[2][j] = .5f * (v[4 * step] + v[8 * step]) + v[12 * step];
+  }
+  for (int i = 0; i < 3; i++, dw += 3 * step) {
+    dw[0] = t[i][0] + .5f * (t[i][1] + t[i][2]);
+    dw[step] = .5f * (t[i][1] - t[i][2]);
+    dw[2 * step] = .5f * (t[i][1] + t[i][2]) + t[i][3];
+  }
+}
+
 static void gradient_task(const void *work, i64 task, i64 worker) {
   const Gradient *g = work;
   i64 group = task / g->chunks, c0 = task % g->chunks * g->chunk;
-  float *dw = g->sums + group * g->size * g->size * g->channels * g->features;
+  float *dw = g->sums + group * g->taps * g->channels * g->features;
   float *x = g->panel + worker * (g->x_size + g->grad_size), *grad = x + g->x_size;
-  for (i64 tap = 0; tap < g->size * g->size; tap++)
+  for (i64 tap = 0; tap < g->taps; tap++)
     for (i64 c = c0; c < min(c0 + g->chunk, g->channels); c++)
       for (i64 f = 0; f < g->features; f++) dw[(tap * g->channels + c) * g->features + f] = 0;
   for (i64 k = group * g->panels / g->groups; k < (group + 1) * g->panels / g->groups; k++)
-    add_panel(g, k, c0, x, grad, dw);
+    (g->minimal ? add_minimal_panel : add_panel)(g, k, c0, x, grad, dw);
 }
 
 /* ------------------------------------------------------------------ sums of channels --- */
@@ -441,24 +721,6 @@ static void sums_task(const void *work, i64 tile, i64 worker) {
 
 /* ------------------------------------------------------------------------ handlers --- */
 
-static const float *argument(XLA_FFI_CallFrame *frame, i64 k) {
-  return ((XLA_FFI_Buffer *)frame->args.args[k])->data;
-}
-static const i64 *argument_shape(XLA_FFI_CallFrame *frame, i64 k) {
-  return ((XLA_FFI_Buffer *)frame->args.args[k])->dims;
-}
-static float *result(XLA_FFI_CallFrame *frame, i64 k) {
-  return ((XLA_FFI_Buffer *)frame->rets.rets[k])->data;
-}
-static const i64 *result_shape(XLA_FFI_CallFrame *frame, i64 k) {
-  return ((XLA_FFI_Buffer *)frame->rets.rets[k])->dims;
-}
-
-/* Attribute k; XLA sorts them by name, so that padding comes before stride. */
-static i64 attribute(XLA_FFI_CallFrame *frame, i64 k) {
-  return *(i64 *)((XLA_FFI_Scalar *)frame->attrs.attrs[k])->value;
-}
-
 /* XLA asks each handler once for the version of the interface that it was built for. */
 static int is_query(XLA_FFI_CallFrame *frame) {
   XLA_FFI_Extension_Base *extension = frame->extension_start;
@@ -475,6 +737,12 @@ XLA_FFI_Error *conv_forward(XLA_FFI_CallFrame *frame) {
   const i64 *x = argument_shape(frame, 0), *w = argument_shape(frame, 1);
   const i64 *y = result_shape(frame, 0);
   i64 size = w[0], channels = w[2], features = w[3], padding = attribute(frame, 0);
+  if (is_minimal(size, attribute(frame, 1), x[1], x[2], padding, channels, features)) {
+    Minimal m = plan_minimal(x[1], x[2], channels, features, padding);
+    run_minimal(frame, x[0], &m, argument(frame, 1), 3 * channels * features,
+                channels * features, features, 1);
+    return NULL;
+  }
   Correlation c = {
       .in_height = x[1], .in_width = x[2], .in_channels = channels,
       .out_height = y[1], .out_width = y[2], .out_channels = features,
@@ -509,6 +777,12 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
   i64 s = attribute(frame, 1), padding = attribute(frame, 0);
   i64 column = channels * features, row = size * column;
   float *packed = result(frame, 1);
+  if (is_minimal(size, s, y[1], y[2], 2 - padding, features, channels)) {
+    Minimal m = plan_minimal(y[1], y[2], features, channels, 2 - padding);
+    run_minimal(frame, y[0], &m, argument(frame, 1) + 2 * (row + column), -row, -column, 1,
+                features);
+    return NULL;
+  }
   Correlation *phases = malloc(s * s * sizeof *phases);
   if (!phases) {
     XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL,
@@ -542,17 +816,15 @@ XLA_FFI_Error *conv_kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (is_query(frame)) return NULL;
   const i64 *x = argument_shape(frame, 0), *w = result_shape(frame, 0);
   Gradient g = plan_gradient(x[0], x[1], x[2], x[3], w[3], w[0], attribute(frame, 1), attribute(frame, 0));
-  i64 count = g.size * g.size * g.channels * g.features;
+  i64 pairs = g.channels * g.features, count = g.taps * pairs;
   float *dw = result(frame, 0);
   g.x = argument(frame, 0), g.grad = argument(frame, 1);
-  g.sums = g.groups == 1 ? dw : result(frame, 1);
-  g.panel = result(frame, 1) + (g.groups == 1 ? 0 : ceil_div(g.groups * count, TILE) * TILE);
+  g.sums = result(frame, 1), g.panel = g.sums + g.sums_size;
   run_tasks(frame, g.groups * g.chunks, gradient_task, &g);
-  if (g.groups > 1)
-    for (i64 q = 0; q < count; q++) {
-      dw[q] = g.sums[q];
-      for (i64 group = 1; group < g.groups; group++) dw[q] += g.sums[group * count + q];
-    }
+  for (i64 group = 1; group < g.groups; group++)
+    for (i64 q = 0; q < count; q++) g.sums[q] += g.sums[group * count + q];
+  for (i64 q = 0; g.minimal && q < pairs; q++) finish_minimal(g.sums + q, pairs, dw + q);
+  for (i64 q = 0; !g.minimal && q < count; q++) dw[q] = g.sums[q];
   return NULL;
 }
 
@@ -574,18 +846,25 @@ XLA_FFI_Error *channel_sums(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-/* Floats of the second result of each handler. */
-i64 packed_size(i64 size, i64 channels, i64 features) {
-  i64 block = feature_block(features);
-  return size * size * channels * ceil_div(features, block) * block;
+/* Floats of the second result of each handler, from the shapes of x, or of dy for the
+   input gradient, and of the kernel. */
+i64 forward_size(i64 tiles, i64 height, i64 width, i64 channels, i64 features, i64 size,
+                 i64 stride, i64 padding) {
+  if (!is_minimal(size, stride, height, width, padding, channels, features))
+    return packed_size(size * size, channels, features);
+  Minimal m = plan_minimal(height, width, channels, features, padding);
+  return minimal_size(tiles, &m);
 }
 
-i64 workspace_size(i64 tiles, i64 height, i64 width, i64 channels, i64 features, i64 size,
-                   i64 stride, i64 padding) {
+i64 input_gradient_size(i64 tiles, i64 height, i64 width, i64 channels, i64 features, i64 size,
+                        i64 stride, i64 padding) {
+  return forward_size(tiles, height, width, features, channels, size, stride, 2 - padding);
+}
+
+i64 kernel_gradient_size(i64 tiles, i64 height, i64 width, i64 channels, i64 features, i64 size,
+                         i64 stride, i64 padding) {
   Gradient g = plan_gradient(tiles, height, width, channels, features, size, stride, padding);
-  i64 sums = g.groups == 1 ? 0 : g.groups * size * size * channels * features;
-  i64 workers = min(g.groups * g.chunks, MAX_WORKERS);
-  return ceil_div(sums, TILE) * TILE + workers * (g.x_size + g.grad_size);
+  return g.sums_size + min(g.groups * g.chunks, MAX_WORKERS) * (g.x_size + g.grad_size);
 }
 
 /* ---------------------------------------------------------------- images and tiles --- */

@@ -29,6 +29,9 @@ HANDLERS = (
     *("channel_sums", "tile", "untile"),
 )
 
+# Its functions that tell how large a workspace is.
+SIZES = ("forward_size", "input_gradient_size", "kernel_gradient_size")
+
 # A build takes about a second; a compiler that hangs must not hang a run.
 _TIMEOUT = 120
 
@@ -80,10 +83,9 @@ def _load() -> Library | BuildError:
         instructions = _instructions(macros)
         with _built(command, macros) as path:
             functions = ctypes.CDLL(str(path))
-        functions.packed_size.restype = ctypes.c_int64
-        functions.packed_size.argtypes = [ctypes.c_int64] * 3
-        functions.workspace_size.restype = ctypes.c_int64
-        functions.workspace_size.argtypes = [ctypes.c_int64] * 8
+        for name in SIZES:
+            getattr(functions, name).restype = ctypes.c_int64
+            getattr(functions, name).argtypes = [ctypes.c_int64] * 8
         for name in HANDLERS:
             capsule = jax.ffi.pycapsule(getattr(functions, name))
             jax.ffi.register_ffi_target(target(name), capsule, platform="cpu")

@@ -149,6 +149,15 @@ def _call(handler: str, operands: tuple, shapes: tuple, **attributes: int) -> An
     return call(*operands, **numbers)[0]
 
 
+def _workspace(
+    name: str, tiles: tuple, kernel: tuple, stride: int, padding: int
+) -> tuple[int]:
+    """Shape of a workspace, as one of ``library.SIZES`` tells."""
+    size, _, channels, features = kernel
+    function = getattr(library.load().functions, name)
+    return (function(*tiles[:3], channels, features, size, stride, padding),)
+
+
 def _tile_xla(images: Array) -> Array:
     padded = jnp.pad(images, [(0, -len(images) % TILE), (0, 0), (0, 0), (0, 0)])
     return jnp.moveaxis(padded.reshape(-1, TILE, *images.shape[1:]), 1, -1)
@@ -191,10 +200,9 @@ def _outputs_shape(tiles: tuple, kernel: tuple, stride: int, padding: int) -> tu
 
 
 def _convolve_on_cpu(tiles: Array, kernel: Array, **params: int) -> Array:
-    size, _, channels, features = kernel.shape
-    packed = library.load().functions.packed_size(size, channels, features)
     outputs = _outputs_shape(tiles.shape, kernel.shape, **params)
-    return _call("conv_forward", (tiles, kernel), (outputs, (packed,)), **params)
+    workspace = _workspace("forward_size", tiles.shape, kernel.shape, **params)
+    return _call("conv_forward", (tiles, kernel), (outputs, workspace), **params)
 
 
 def _convolve_xla(tiles: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -214,10 +222,9 @@ def _inputs_shape(
 def _input_gradient_on_cpu(
     grad: Array, kernel: Array, height: int, width: int, **params: int
 ) -> Array:
-    size, _, channels, features = kernel.shape
-    packed = library.load().functions.packed_size(size, features, channels)
     inputs = _inputs_shape(grad.shape, kernel.shape, height, width)
-    results = (inputs, (packed,))
+    workspace = _workspace("input_gradient_size", grad.shape, kernel.shape, **params)
+    results = (inputs, workspace)
     return _call("conv_input_gradient", (grad, kernel), results, **params)
 
 
@@ -246,19 +253,12 @@ def _kernel_shape(tiles: tuple, grad: tuple, size: int, **_: int) -> tuple:
 
 
 def _kernel_gradient_on_cpu(
-    tiles: Array, grad: Array, size: int, stride: int, padding: int
+    tiles: Array, grad: Array, size: int, **params: int
 ) -> Array:
     kernel = _kernel_shape(tiles.shape, grad.shape, size)
-    count = library.load().functions.workspace_size(
-        *tiles.shape[:4], kernel[3], size, stride, padding
-    )
-    return _call(
-        "conv_kernel_gradient",
-        (tiles, grad),
-        (kernel, (count,)),
-        stride=stride,
-        padding=padding,
-    )
+    workspace = _workspace("kernel_gradient_size", tiles.shape, kernel, **params)
+    results = (kernel, workspace)
+    return _call("conv_kernel_gradient", (tiles, grad), results, **params)
 
 
 def _kernel_gradient_xla(
