@@ -79,7 +79,7 @@ class Predictor:
         """
         self._spec = spec
         on_cpu = jax.default_backend() == "cpu"
-        self.batch_size = batch_size or (128 if on_cpu else 1_000)
+        self.batch_size = batch_size or (256 if on_cpu else 1_000)
 
         def logits_of_all(variables: Any, batches: jax.Array) -> jax.Array:
             """Logits [R, M * B, K] of images [M, B, H, W, C]."""
