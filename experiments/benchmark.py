@@ -1,26 +1,27 @@
 """Measures the speed of training and evaluation, ours and PyTorch's side by side.
 
     python -m experiments.benchmark --models=all
-    python -m experiments.benchmark --models=convbn --peer=torch --json=speed.json
+    python -m experiments.benchmark --models=convbn,record --peer=torch --figure=a.png
+    python -m experiments.benchmark --models=convbn --lowerings=auto,product,xla
 
 Each contender lives in a process of its own, since their thread pools disturb each
 other in one, and works in turns of about a second while the others wait; turns
 alternate, so that what else the machine does hits all alike. Times are medians over
 the turns; a ratio is the median over the rounds, with its smallest and largest. A step
 is augmentation, forward, backward and update; the data are random.
+
+Beside the models there are ``record``, a net of the size of those that hold the record
+on CIFAR-10, and ``stranger``, ``convbn`` of flax's own layers.
 """
 
 import contextlib
-import dataclasses
-import multiprocessing
 import os
 import pathlib
-import resource
+import shutil
+import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib import util
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -31,32 +32,46 @@ from rich.table import Table
 from cifar_flax.errors import UserError
 from cifar_flax.json_files import write_json
 from cifar_flax.runs.console import make_console, make_table
+from cifar_flax.runs.figures import FORMATS, new_figure, save_figure
 from experiments import cli
+from experiments.our_turns import EVAL_IMAGES, OTHERS, TRAIN_IMAGES
 from experiments.setting_flags import check_models
+from experiments.turns import Worker, WorkerEnded, worker
 
 FLAGS = flags.FLAGS
 
-OURS = "cifar_flax"
-PEERS = ("eager", "channels_last", "compile")
-TRAIN_IMAGES = 50_000
-EVAL_IMAGES = 10_000
+LOWERINGS = ("auto", "native", "product", "xla")
+PEERS = {
+    "torch eager": "eager",
+    "torch channels_last": "channels_last",
+    "torch.compile": "compile",
+}
 
 
 def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
-        models = check_models(FLAGS.models)
-        if FLAGS.peer == "torch" and util.find_spec("torch") is None:
-            raise UserError("--peer=torch needs PyTorch: pip install -e '.[bench]'")
-        if FLAGS.json:  # minutes before it is written
-            check_writable(pathlib.Path(FLAGS.json))
-        contenders = [OURS] + [name for name in PEERS if FLAGS.peer == "torch"]
+        models = check_models(FLAGS.models, OTHERS)
+        if not FLAGS.lowerings or set(FLAGS.lowerings) - set(LOWERINGS):
+            raise flags.ValidationError(
+                f"--lowerings={','.join(FLAGS.lowerings)}: give one or more of "
+                + ", ".join(LOWERINGS)
+            )
+        check_peer()
+        if FLAGS.figure and pathlib.Path(FLAGS.figure).suffix not in FORMATS:
+            raise flags.ValidationError(
+                f"--figure={FLAGS.figure}: its ending must be one of "
+                + ", ".join(FORMATS)
+            )
+        for name in ("json", "figure"):  # minutes before they are written
+            if FLAGS[name].value:
+                check_writable(name, pathlib.Path(FLAGS[name].value))
         screen = make_console()
         rows = []
         for model in models:
-            rows += measure(model, contenders, screen)
+            rows += measure(model, screen)
         screen.print(speed_table(rows))
-        if len(contenders) > 1:
+        if len(contenders()) > 1:
             screen.print()
             screen.print(ratio_table(rows))
         screen.print(
@@ -66,31 +81,68 @@ def main() -> int:
         )
         if FLAGS.json:
             write_json(pathlib.Path(FLAGS.json), {"rows": rows})
+        if FLAGS.figure:
+            draw_ratios(rows, pathlib.Path(FLAGS.figure))
     return 0
 
 
-def check_writable(path: pathlib.Path) -> None:
+def contenders() -> dict[str, list[str]]:
+    """The command of each, without the model: ours first, then PyTorch's."""
+    size = str(FLAGS.batch_size)
+    ours = {
+        f"cifar_flax {lowering}": [sys.executable, "our_turns", lowering, size]
+        for lowering in FLAGS.lowerings
+    }
+    python = FLAGS.peer_python or sys.executable
+    theirs = {
+        name: [python, "torch_peer", variant, size, str(EVAL_IMAGES)]
+        for name, variant in PEERS.items()
+    }
+    return ours | theirs if FLAGS.peer == "torch" else ours
+
+
+def check_peer() -> None:
+    """Raises a UserError where PyTorch is asked for and missing."""
+    if FLAGS.peer_python and FLAGS.peer != "torch":
+        raise UserError(f"--peer_python={FLAGS.peer_python} needs --peer=torch")
+    if FLAGS.peer_python:
+        if not shutil.which(FLAGS.peer_python):
+            raise UserError(
+                f"--peer_python={FLAGS.peer_python} is no program; give the path of a "
+                "Python interpreter"
+            )
+        command = [FLAGS.peer_python, "-c", "import torch"]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            raise UserError(
+                f"--peer_python={FLAGS.peer_python} cannot import torch; install it"
+            )
+    elif FLAGS.peer == "torch" and util.find_spec("torch") is None:
+        raise UserError("--peer=torch needs PyTorch: pip install -e '.[bench]'")
+
+
+def check_writable(flag: str, path: pathlib.Path) -> None:
     """Raises a UserError where a file cannot be written, and leaves no new one."""
     new = not os.path.lexists(path)
     if os.path.exists(path) and not path.is_file():  # it would be replaced
-        raise UserError(f"cannot write --json={path}: it is there and no file")
+        raise UserError(f"cannot write --{flag}={path}: it is there and no file")
     try:
         with open(path, "ab"):
             pass
         if new:
             path.unlink()
     except OSError as error:
-        raise UserError(f"cannot write --json={path}: {error.strerror}") from error
+        raise UserError(f"cannot write --{flag}={path}: {error.strerror}") from error
 
 
-def measure(model: str, contenders: list[str], screen: Console) -> list[dict[str, Any]]:
+def measure(model: str, screen: Console) -> list[dict[str, Any]]:
     """A row for each contender."""
     with contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(worker(name, model)) for name in contenders
+            name: stack.enter_context(started(command, model))
+            for name, command in contenders().items()
         }
         # One after the other: a compilation must not disturb another's.
-        ready = {name: call(pipe, "ready") for name, pipe in workers.items()}
+        ready = {name: call(one, "ready") for name, one in workers.items()}
         train: dict[str, list[float]] = {name: [] for name in workers}
         evaluate: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(FLAGS.rounds):
@@ -100,9 +152,10 @@ def measure(model: str, contenders: list[str], screen: Console) -> list[dict[str
                 train[name].append(call(workers[name], "train"))
             for name in order:
                 evaluate[name].append(call(workers[name], "evaluate"))
-        memory = {name: call(pipe, "memory") for name, pipe in workers.items()}
+        memory = {name: call(one, "memory") for name, one in workers.items()}
     screen.print(f"{model} measured")
-    flops = 3 * ready[OURS]["flops_per_image"] * FLAGS.batch_size
+    ours = next(iter(workers))
+    flops = 3 * ready[ours]["flops_per_image"] * FLAGS.batch_size
     rows = []
     for name in workers:
         step = float(np.median(train[name]))
@@ -110,18 +163,20 @@ def measure(model: str, contenders: list[str], screen: Console) -> list[dict[str
             {
                 "model": model,
                 "contender": name,
+                "lowering": ready[name].get("lowering"),
+                "version": ready[name].get("version"),
                 "step_seconds": step,
                 "images_per_second": FLAGS.batch_size / step,
                 "gflops": flops / step / 1e9,
-                "share_of_peak": flops / step / 1e9 / ready[OURS]["peak_gflops"],
+                "share_of_peak": flops / step / 1e9 / ready[ours]["peak_gflops"],
                 "eval_seconds": float(np.median(evaluate[name])),
                 "compile_seconds": ready[name]["compile_seconds"],
                 "peak_memory_bytes": memory[name],
-                "step_ratio": ratio(train[OURS], train[name]),
-                "eval_ratio": ratio(evaluate[OURS], evaluate[name]),
+                "step_ratio": ratio(train[ours], train[name]),
+                "eval_ratio": ratio(evaluate[ours], evaluate[name]),
                 "rounds": {"step": train[name], "evaluation": evaluate[name]},
-                "peak_gflops": ready[OURS]["peak_gflops"],
-                "device": ready[OURS]["device"],
+                "peak_gflops": ready[ours]["peak_gflops"],
+                "device": ready[ours]["device"],
             }
         )
     return rows
@@ -138,138 +193,19 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def worker(contender: str, model: str) -> Iterator[Connection]:
-    """A process that measures a contender when it is told to."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(
-        target=serve, args=(theirs, contender, model, FLAGS.batch_size), daemon=True
-    )
-    process.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        process.join(timeout=10)
-        process.kill()
+def started(command: list[str], model: str) -> Iterator[Worker]:
+    """A contender's process for a model."""
+    python, module, *words = command
+    with worker(python, "-m", f"experiments.{module}", model, *words) as one:
+        yield one
 
 
-def call(pipe: Connection, request: str) -> Any:
-    """Sends a request to a worker and waits for its answer."""
+def call(one: Worker, request: str) -> Any:
+    """What a worker answers."""
     try:
-        pipe.send(request)
-        return pipe.recv()
-    except (EOFError, OSError) as error:
+        return one.call(request)
+    except WorkerEnded as error:
         raise UserError(f"a worker ended in {request!r}; see above for why") from error
-
-
-def serve(pipe: Connection, contender: str, model: str, batch_size: int) -> None:
-    """Answers requests until the other end closes; runs in a process of its own."""
-    if contender == OURS:
-        subject: Ours | Theirs = Ours(model, batch_size)
-    else:
-        subject = Theirs(model, contender, batch_size)
-    answers = {
-        "ready": subject.ready,
-        "train": subject.train,
-        "evaluate": subject.evaluate,
-        "memory": peak_memory,
-    }
-    with contextlib.suppress(EOFError):
-        while True:
-            pipe.send(answers[pipe.recv()]())
-
-
-def peak_memory() -> int:
-    """Peak memory of this process, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class Ours:
-    """The trainer as ``experiments.run`` has it."""
-
-    def __init__(self, model: str, batch_size: int):
-        """Makes it, with random data."""
-        from cifar_flax.data import Split, Splits
-        from cifar_flax.models import create_model
-        from cifar_flax.training.recipes import LESSON, Constant
-        from cifar_flax.training.trainer import Trainer
-
-        rng = np.random.default_rng(0)
-
-        def split(count: int) -> Split:
-            images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-            return Split(images, rng.integers(0, 10, count).astype(np.int32))
-
-        self.splits = Splits(
-            split(TRAIN_IMAGES), None, split(EVAL_IMAGES), 10, (0.5,) * 3, (0.25,) * 3
-        )
-        recipe = dataclasses.replace(
-            LESSON[model], phases=(Constant(0.01, 1_000),), batch_size=batch_size
-        )
-        self.trainer = Trainer(create_model(model), recipe, self.splits.spec)
-
-    def ready(self) -> dict[str, Any]:
-        """Compiles, and measures what the device can do."""
-        from cifar_flax.runs.environment import device_name
-        from cifar_flax.runs.estimates import peak_gflops
-
-        state = self.trainer.init()
-        self.progress = self.trainer.run(state, self.splits.train)
-        for _ in range(4):  # until a turn takes its second
-            self.train()
-        self.evaluate()
-        return {
-            "compile_seconds": self.trainer.compile_seconds,
-            "flops_per_image": sum(row.flops for row in self.trainer.layers),
-            "peak_gflops": peak_gflops(),
-            "device": device_name(),
-        }
-
-    def train(self) -> float:
-        """Seconds a step, over about a second."""
-        done = next(self.progress)
-        self.state = done.state
-        return done.seconds * self.trainer.recipe.batch_size / done.images
-
-    def evaluate(self) -> float:
-        """Seconds for the logits of the test images."""
-        start = time.perf_counter()
-        self.trainer.evaluate(self.state, self.splits.test)
-        return time.perf_counter() - start
-
-
-class Theirs:
-    """PyTorch."""
-
-    def __init__(self, model: str, variant: str, batch_size: int):
-        """Makes it, with random data."""
-        import torch
-
-        from experiments.torch_peer import PeerTrainer
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.trainer = PeerTrainer(model, variant, batch_size, device)
-
-    def ready(self) -> dict[str, Any]:
-        """Compiles, and learns how many steps a second takes."""
-        start = time.perf_counter()
-        self.trainer.train(2)
-        self.evaluate()
-        compiled = time.perf_counter() - start
-        again = time.perf_counter()
-        self.steps = max(1, round(1 / self.trainer.train(4)))
-        warm = time.perf_counter() - again
-        return {"compile_seconds": max(0.0, compiled - warm)}
-
-    def train(self) -> float:
-        """Seconds a step, over about a second."""
-        return self.trainer.train(self.steps)
-
-    def evaluate(self) -> float:
-        """Seconds for the logits of as many images."""
-        return self.trainer.evaluate(EVAL_IMAGES)
 
 
 def speed_table(rows: list[dict[str, Any]]) -> Table:
@@ -285,9 +221,10 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
         "compilation",
         "memory",
     )
+    last = None
     for row in rows:
         table.add_row(
-            row["model"] if row["contender"] == OURS else "",
+            row["model"] if row["model"] != last else "",
             row["contender"],
             f"{1e3 * row['step_seconds']:.1f} ms",
             f"{row['images_per_second']:,.0f}",
@@ -297,31 +234,64 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['compile_seconds']:.1f} s",
             f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
         )
+        last = row["model"]
     return table
 
 
 def ratio_table(rows: list[dict[str, Any]]) -> Table:
-    """Our time over each of theirs."""
-    columns = [f"{what}\n{peer}" for what in ("step", "evaluation") for peer in PEERS]
-    title = "our time over theirs: median (least - most)"
-    table = make_table("model", *columns, title=title)
-    for model in dict.fromkeys(row["model"] for row in rows):
-        by_name = {row["contender"]: row for row in rows if row["model"] == model}
-        table.add_row(
-            model,
-            *(
-                "{median:.2f} ({min:.2f} - {max:.2f})".format(**by_name[peer][key])
+    """The time of the first contender over that of each other."""
+    ours = rows[0]["contender"]
+    title = f"time of {ours} over theirs: median (least - most)"
+    table = make_table("model", "", "step", "evaluation", title=title)
+    last = None
+    for row in rows:
+        if row["contender"] != ours:
+            ratios = [
+                "{median:.2f} ({min:.2f} - {max:.2f})".format(**row[key])
                 for key in ("step_ratio", "eval_ratio")
-                for peer in PEERS
-            ),
-        )
+            ]
+            model = row["model"] if row["model"] != last else ""
+            table.add_row(model, row["contender"], *ratios)
+            last = row["model"]
     return table
 
 
+def draw_ratios(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draws the ratios to the last contender, with least and most, to a file."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    ours, name = rows[0]["contender"], rows[-1]["contender"]
+    last = {row["model"]: row for row in rows if row["contender"] == name}
+    figure = new_figure(8, 1.2 + 0.55 * len(models))
+    axis = figure.subplots()
+    for k, (key, label) in enumerate(
+        (("step_ratio", "training step"), ("eval_ratio", "evaluation"))
+    ):
+        found = [last[model][key] for model in models]
+        medians = np.array([ratio["median"] for ratio in found])
+        spread = np.abs([[r["min"], r["max"]] for r in found] - medians[:, None])
+        places = np.arange(len(models)) + 0.4 * k
+        bars = axis.barh(places, medians, 0.36, xerr=spread.T, label=label)
+        axis.bar_label(bars, fmt="%.2f", padding=6)
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set_yticks(np.arange(len(models)) + 0.2, models)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"time of {ours} / time of {name}; below 1 is faster")
+    axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path, f"--figure={path}")
+
+
 if __name__ == "__main__":
-    flags.DEFINE_list("models", ["all"], "Architectures, or all of them.")
+    flags.DEFINE_list(
+        "models", ["all"], "Architectures, or all of them; also record and stranger."
+    )
+    flags.DEFINE_list(
+        "lowerings", ["auto"], "Of our convolutions; others are held against the first."
+    )
     flags.DEFINE_enum("peer", "none", ["none", "torch"], "Library to measure against.")
     flags.DEFINE_integer("rounds", 7, "Turns of each contender.", 1, 1_000)
     flags.DEFINE_integer("batch_size", 256, "Images in a step.", 1, TRAIN_IMAGES)
-    cli.define_text("json", None, "File for all figures.")
+    cli.define_text("peer_python", None, "Interpreter that has the other library.")
+    cli.define_text("json", None, "File for all numbers.")
+    cli.define_text("figure", None, f"File for the ratios: {', '.join(FORMATS)}.")
     sys.exit(main())

@@ -1,7 +1,7 @@
 """The settings of a run as flags; ``cifar_flax.runs.settings`` defines them."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from absl import flags
@@ -104,8 +104,12 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
         return Settings(**values)
 
 
-def check_models(names: list[str]) -> list[str]:
+def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
     """The models that ``--models`` names, all of them for ``all``.
+
+    Args:
+      names: as given.
+      others: what it may name beside the models; ``all`` leaves them out.
 
     Raises:
       flags.ValidationError: none, no such model, or one twice.
@@ -116,9 +120,10 @@ def check_models(names: list[str]) -> list[str]:
         raise flags.ValidationError(
             f"--models={','.join(names)}: give one or more different models, or all"
         )
-    wrong = [name for name in names if name not in MODELS]
+    known = [*MODELS, *others]
+    wrong = [name for name in names if name not in known]
     if wrong:
         raise flags.ValidationError(
-            f"--models={','.join(wrong)}: give all, or some of {', '.join(MODELS)}"
+            f"--models={','.join(wrong)}: give all, or some of {', '.join(known)}"
         )
     return names

@@ -1,15 +1,22 @@
 """The same networks and the same training step in PyTorch, to measure against.
 
-Written as a good user of PyTorch would: data resident as uint8, augmentation in one
-vectorised pass, fused loss and optimizer, ``channels_last``, ``torch.compile``.
+    python -m experiments.torch_peer MODEL VARIANT BATCH_SIZE IMAGES
+
+answers the requests of ``experiments.benchmark``; of this project it needs ``turns``
+alone. It is written as a good user of PyTorch would: data resident as uint8,
+augmentation in one vectorised pass, fused loss and optimizer, ``channels_last``,
+``torch.compile``.
 """
 
 import itertools
+import sys
 import time
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from experiments.turns import serve
 
 
 class ConvReluNorm(nn.Module):
@@ -73,8 +80,23 @@ class SimpleNet(nn.Module):
         return self.head(functional.relu(self.hidden(x)))
 
 
+def make_record_net() -> nn.Module:
+    """See ``experiments.our_turns.RecordNet``."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 24, 2), nn.GELU()]
+    for inputs, outputs in itertools.pairwise((24, 64, 256, 256)):
+        first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        layers += [first, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU()]
+        layers += [second, nn.BatchNorm2d(outputs), nn.GELU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10))
+
+
 def make_network(name: str) -> nn.Module:
-    """The network of a name in ``cifar_flax.models.MODELS``."""
+    """The network of a name that the benchmark knows."""
+    if name == "record":
+        return make_record_net()
+    if name == "stranger":
+        name = "convbn"
     if name == "simplenet":
         return SimpleNet()
     if name in ("convnet", "convnet2"):
@@ -165,3 +187,38 @@ class PeerTrainer:
             ]
             torch.cat(logits).argmax(1).cpu()
         return time.perf_counter() - start
+
+
+class Theirs:
+    """A trainer that learns how many steps a second takes."""
+
+    def __init__(self, name: str, variant: str, batch_size: int, images: int):
+        """Makes it; ``images`` are evaluated."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.trainer = PeerTrainer(name, variant, batch_size, device)
+        self.images = images
+
+    def ready(self) -> dict[str, float | str]:
+        """Compiles."""
+        start = time.perf_counter()
+        self.trainer.train(2)
+        self.evaluate()
+        compiled = time.perf_counter() - start
+        again = time.perf_counter()
+        self.steps = max(1, round(1 / self.trainer.train(4)))
+        warm = time.perf_counter() - again
+        seconds = max(0.0, compiled - warm)
+        return {"compile_seconds": seconds, "version": torch.__version__}
+
+    def train(self) -> float:
+        """Seconds a step, over about a second."""
+        return self.trainer.train(self.steps)
+
+    def evaluate(self) -> float:
+        """Seconds for the logits of the images."""
+        return self.trainer.evaluate(self.images)
+
+
+if __name__ == "__main__":
+    peer = Theirs(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    serve({"ready": peer.ready, "train": peer.train, "evaluate": peer.evaluate})

@@ -61,11 +61,7 @@ def resolve(lowering: Lowering) -> Lowering:
         return lowering
     if jax.default_backend() != "cpu":
         return "xla"
-    try:
-        library.load()
-    except library.BuildError:
-        return "product"
-    return "native"
+    return "native" if library.available() else "product"
 
 
 def describe(lowering: Lowering) -> str:

@@ -1,5 +1,7 @@
 """Pooling."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -22,3 +24,53 @@ def global_max_pool(images: Images) -> jax.Array:
     if isinstance(images, Tiles):  # [T, C, 16]
         return largest.swapaxes(1, 2).reshape(-1, largest.shape[1])[: images.count]
     return largest
+
+
+def max_pool(images: Images, size: int) -> Images:
+    """The largest value of each window: [N, H, W, C] -> [N, H // size, W // size, C].
+
+    Windows do not overlap; rows and columns that fill none are left out. The gradient
+    goes to the first position of the maximum, as in PyTorch.
+    """
+    pool = functools.partial(_max_pool, size=size)
+    return images.map(pool) if isinstance(images, Tiles) else pool(images)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(array: jax.Array, size: int) -> jax.Array:
+    return _largest(array, size)[0]
+
+
+def _largest(array, size):
+    """The maximum of each window of [N, H, W, ...], and which of its pixels it is."""
+    height, width = (length // size for length in array.shape[1:3])
+    shape = (array.shape[0], height, size, width, size, *array.shape[3:])
+    windows = array[:, : height * size, : width * size].reshape(shape)
+    largest = windows[:, :, 0, :, 0]
+    index = jnp.zeros(largest.shape, jnp.uint8)
+    for k in range(1, size * size):
+        pixel = windows[:, :, k // size, :, k % size]
+        better = (pixel > largest) | jnp.isnan(pixel)
+        largest = jnp.where(better, pixel, largest)
+        index = jnp.where(better, jnp.uint8(k), index)
+    return largest, index
+
+
+def _max_pool_forward(array, size):
+    largest, index = _largest(array, size)
+    return largest, (index, array.shape)
+
+
+def _max_pool_backward(size, residuals, grad):
+    index, shape = residuals
+    pixels = jnp.arange(size * size, dtype=jnp.uint8)
+    pixels = pixels.reshape(size, 1, size, *[1] * (grad.ndim - 3))
+    chosen = index[:, :, None, :, None] == pixels
+    windows = jnp.where(chosen, grad[:, :, None, :, None], 0)
+    height, width = (length * size for length in grad.shape[1:3])
+    array = windows.reshape(shape[0], height, width, *shape[3:])
+    fill = [(0, 0), (0, shape[1] - height), (0, shape[2] - width)]
+    return (jnp.pad(array, fill + [(0, 0)] * (grad.ndim - 3)),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

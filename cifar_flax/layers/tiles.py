@@ -1,5 +1,6 @@
 """Images in tiles of 16, the form in which a CPU's kernels convolve them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -70,6 +71,12 @@ Images: TypeAlias = Any
 def relu(images: Images) -> Images:
     """``max(0, x)`` of images or tiles."""
     return images.map(nn.relu) if isinstance(images, Tiles) else nn.relu(images)
+
+
+def gelu(images: Images) -> Images:
+    """``x * Phi(x)`` of images or tiles, with the normal distribution function Phi."""
+    exact = functools.partial(nn.gelu, approximate=False)
+    return images.map(exact) if isinstance(images, Tiles) else exact(images)
 
 
 def on_images(layer: Callable[..., jax.Array], images: Images, **settings) -> Images:

@@ -24,15 +24,7 @@ from cifar_flax.models import MODELS, create_model
 from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
 
 
-def has_kernels():
-    try:
-        library.load()
-    except library.BuildError:
-        return False
-    return True
-
-
-needs_kernels = pytest.mark.skipif(not has_kernels(), reason="no kernels here")
+needs_kernels = pytest.mark.skipif(not library.available(), reason="no kernels here")
 
 
 def draw(seed, *shape):
@@ -330,7 +322,7 @@ class Stranger(nn.Module):
 
 @pytest.mark.parametrize("lowering", ["native", "product"])
 def test_layers_of_flax_take_the_same_form(lowering):
-    if lowering == "native" and not has_kernels():
+    if lowering == "native" and not library.available():
         pytest.skip("no kernels here")
     model, images = Stranger(), draw(0, 16, 12, 12, 3)
     key = jax.random.key(0)

@@ -1,9 +1,11 @@
-"""The global max pool against NumPy."""
+"""Max pools against NumPy."""
 
 import jax
 import numpy as np
+import pytest
 
-from cifar_flax.layers import global_max_pool
+from cifar_flax.layers import global_max_pool, max_pool
+from cifar_flax.layers.tiles import Tiles
 
 
 def test_the_largest_value_of_each_channel_and_its_gradient():
@@ -19,3 +21,34 @@ def test_the_largest_value_of_each_channel_and_its_gradient():
             at = np.unravel_index(images[n, ..., c].argmax(), (4, 5))
             expected[n, *at, c] = grad[n, c]
     np.testing.assert_array_equal(vjp(grad)[0], expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 7), (3, 2)])
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_largest_value_of_each_window_and_its_gradient(shape, size):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 4, (3, *shape, 2)).astype(np.float32)  # with many ties
+    height, width = (length // size for length in shape)
+    grad = rng.normal(size=(3, height, width, 2)).astype(np.float32)
+    expected = np.zeros_like(grad), np.zeros_like(images)
+    for n, a, b, c in np.ndindex(grad.shape):
+        rows, columns = (slice(k * size, (k + 1) * size) for k in (a, b))
+        window = images[n, rows, columns, c]
+        i, j = np.unravel_index(window.argmax(), window.shape)
+        expected[0][n, a, b, c] = window.max()
+        expected[1][n, a * size + i, b * size + j, c] += grad[n, a, b, c]
+
+    def in_tiles(images):
+        return max_pool(Tiles.of(images), size).images
+
+    for pool in (lambda images: max_pool(images, size), in_tiles):
+        outputs, vjp = jax.vjp(jax.jit(pool), images)
+        np.testing.assert_array_equal(outputs, expected[0])
+        np.testing.assert_array_equal(vjp(grad)[0], expected[1])
+
+
+def test_a_pool_passes_nan_on():
+    images = np.zeros((1, 2, 2, 4), np.float32)
+    for k in range(4):
+        images[0, k // 2, k % 2, k] = np.nan
+    assert np.isnan(max_pool(images, 2)).all()

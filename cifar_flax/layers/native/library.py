@@ -69,6 +69,15 @@ def load() -> Library:
     return found
 
 
+def available() -> bool:
+    """Whether there are kernels; see ``load``."""
+    try:
+        load()
+    except BuildError:
+        return False
+    return True
+
+
 def target(handler: str) -> str:
     """The name by which XLA knows a handler."""
     return f"cifar_flax_{handler}"

@@ -130,8 +130,9 @@ def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
         return lax.map(of_one, moved), 0
 
     def with_kernel(*operands: Any, **params: Any) -> Any:
-        all_float32 = all(operand.dtype == jnp.float32 for operand in operands)
-        return (on_cpu if all_float32 else elsewhere)(*operands, **params)
+        fits = all(operand.dtype == jnp.float32 for operand in operands)
+        compute = on_cpu if fits and library.available() else elsewhere
+        return compute(*operands, **params)
 
     batching.primitive_batchers[primitive] = one_by_one
     lower = functools.partial(mlir.lower_fun, multiple_results=False)

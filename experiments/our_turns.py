@@ -1,0 +1,112 @@
+"""Our side of the benchmark: the trainer as ``experiments.run`` has it.
+
+    python -m experiments.our_turns MODEL LOWERING BATCH_SIZE
+
+Two nets stand beside the models: ``record``, of the size of those that hold the record
+for 94 % on CIFAR-10 (Jordan 2024, arXiv 2404.00498), and ``stranger``, ``convbn`` as
+somebody writes it who has flax and not this library.
+"""
+
+import sys
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from cifar_flax.data import Split, Splits
+from cifar_flax.layers import BatchNorm, Conv, Dense, gelu, max_pool, tiled
+from cifar_flax.models import create_model
+from cifar_flax.runs.environment import device_name
+from cifar_flax.runs.estimates import peak_gflops
+from cifar_flax.training.recipes import Constant, Recipe
+from cifar_flax.training.trainer import Trainer
+from experiments.turns import serve
+
+TRAIN_IMAGES = 50_000
+EVAL_IMAGES = 10_000
+
+
+class RecordNet(nn.Module):
+    """A 2x2 convolution, three stages of two 3x3 layers, pooling within each."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, 32, 32, C] to logits [N, 10]."""
+        x = gelu(Conv(24, kernel_size=2)(tiled(images)))
+        for width in (64, 256, 256):
+            x = max_pool(Conv(width, padding=1, use_bias=False)(x), 2)
+            x = gelu(BatchNorm()(x, train=train))
+            x = Conv(width, padding=1, use_bias=False)(x)
+            x = gelu(BatchNorm()(x, train=train))
+        x = max_pool(x, 3)
+        images = x if isinstance(x, jax.Array) else x.images
+        return Dense(10)(images.reshape(len(images), -1))
+
+
+class Stranger(nn.Module):
+    """``convbn`` from flax's own layers."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, 32, 32, C] to logits [N, 10]."""
+        x = nn.Conv(10, (5, 5))(x)
+        for width in (20, 40, 80, 160):
+            x = nn.relu(nn.Conv(width, (3, 3), 2, padding=1, use_bias=False)(x))
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dense(10)(x.max((1, 2)))
+
+
+OTHERS = {"record": RecordNet, "stranger": Stranger}
+
+
+class Ours:
+    """A trainer on random data."""
+
+    def __init__(self, model: str, lowering: Any, batch_size: int):
+        """Makes it."""
+        rng = np.random.default_rng(0)
+
+        def split(count: int) -> Split:
+            images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+            return Split(images, rng.integers(0, 10, count).astype(np.int32))
+
+        self.splits = Splits(
+            split(TRAIN_IMAGES), None, split(EVAL_IMAGES), 10, (0.5,) * 3, (0.25,) * 3
+        )
+        net = OTHERS[model]() if model in OTHERS else create_model(model)
+        recipe = Recipe((Constant(0.01, 1_000),), batch_size)
+        self.trainer = Trainer(net, recipe, self.splits.spec, lowering=lowering)
+
+    def ready(self) -> dict[str, Any]:
+        """Compiles, and measures what the device can do."""
+        state = self.trainer.init()
+        self.progress = self.trainer.run(state, self.splits.train)
+        for _ in range(4):  # until a turn takes its second
+            self.train()
+        self.evaluate()
+        return {
+            "compile_seconds": self.trainer.compile_seconds,
+            "flops_per_image": sum(row.flops for row in self.trainer.layers),
+            "peak_gflops": peak_gflops(),
+            "device": device_name(),
+            "lowering": self.trainer.lowering,
+        }
+
+    def train(self) -> float:
+        """Seconds a step, over about a second."""
+        done = next(self.progress)
+        self.state = done.state
+        return done.seconds * self.trainer.recipe.batch_size / done.images
+
+    def evaluate(self) -> float:
+        """Seconds for the logits of the test images."""
+        start = time.perf_counter()
+        self.trainer.evaluate(self.state, self.splits.test)
+        return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    ours = Ours(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    serve({"ready": ours.ready, "train": ours.train, "evaluate": ours.evaluate})

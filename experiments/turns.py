@@ -1,0 +1,83 @@
+"""Workers of a benchmark: processes that answer requests, one at a time.
+
+Needs nothing but the standard library, so that it also runs under another interpreter.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def serve(answers: dict[str, Callable[[], Any]]) -> None:
+    """Answers each line of stdin with a line of JSON, until stdin ends.
+
+    What else the process prints goes to stderr.
+
+    Args:
+      answers: what to call for a request; ``memory`` is known to all.
+    """
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            answer = {"memory": peak_memory, **answers}[line.strip()]()
+            output.write(json.dumps(answer) + "\n")
+            output.flush()
+
+
+def peak_memory() -> int:
+    """Peak memory of this process, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class WorkerEnded(Exception):
+    """A worker has ended before it answered."""
+
+
+class Worker:
+    """The other end of ``serve``."""
+
+    def __init__(self, process: "subprocess.Popen[str]"):
+        """Takes a process that serves."""
+        self._process = process
+
+    def call(self, request: str) -> Any:
+        """Sends a request and waits for its answer.
+
+        Raises:
+          WorkerEnded: there is none.
+        """
+        output, request_line = self._process.stdout, self._process.stdin
+        assert output is not None
+        assert request_line is not None
+        with contextlib.suppress(BrokenPipeError):
+            request_line.write(request + "\n")
+            request_line.flush()
+        line = output.readline()
+        if not line:
+            raise WorkerEnded
+        return json.loads(line)
+
+
+@contextlib.contextmanager
+def worker(*command: str) -> Iterator[Worker]:
+    """Starts a command that serves, and ends it afterwards."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        yield Worker(process)
+    finally:
+        process.kill()
+        process.wait()
