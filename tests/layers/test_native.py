@@ -23,7 +23,6 @@ from cifar_flax.layers.tiles import Tiles, on_images, relu
 from cifar_flax.models import MODELS, create_model
 from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
 
-
 needs_kernels = pytest.mark.skipif(not library.available(), reason="no kernels here")
 
 
