@@ -1,7 +1,6 @@
 """The kernels, the layout they work on, and what takes their place without them."""
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -327,6 +326,7 @@ def test_layers_of_flax_take_the_same_form(lowering):
     key = jax.random.key(0)
     variables = init_variables(model, key, images)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def results(lowering):
         def loss(params):
             logits, _ = train_logits(
@@ -359,91 +359,103 @@ def test_a_layer_that_knows_images_alone_gets_those():
     np.testing.assert_array_equal(relu(found).images, np.maximum(2 * images, 0))
 
 
-# A process that builds, trains a step and prints what it computed.
+# A process that builds the kernels, if need be, and prints what it computed.
 SCRIPT = """
 import os, sys
-cores = int(sys.argv[1])
 if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-import hashlib, json, logging
-logging.basicConfig(format="%(message)s")
-import jax, numpy as np
-from cifar_flax.layers.conv import describe
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[: int(sys.argv[1])])
+import hashlib, jax, numpy as np
 from cifar_flax.models import create_model
 from cifar_flax.models.calling import init_variables, train_logits
-model = create_model("convbn", 4, features=(5, 8, 12))
+model, key = create_model("convbn", 4, features=(5, 8, 12)), jax.random.key(0)
 images = np.random.default_rng(0).normal(size=(250, 32, 32, 3)).astype(np.float32)
-key = jax.random.key(0)
 variables = init_variables(model, key, images[:2])
 def loss(params):
-    logits, _ = train_logits(model, variables | {"params": params}, images, key)
+    given = variables | {"params": params}
+    logits, _ = train_logits(model, given, images, key, "native")
     return (logits ** 2).mean()
 found = jax.jit(jax.value_and_grad(loss))(variables["params"])
 arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
-digest = hashlib.sha256(b"".join(arrays))
-print(json.dumps([describe("auto"), digest.hexdigest()]))
+print(hashlib.sha256(b"".join(arrays)).hexdigest())
 """
-
-
-def start(cache, cores=1, **environment):
-    variables = {**os.environ, "XDG_CACHE_HOME": str(cache), **environment}
-    variables["XLA_FLAGS"] = ""
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(cores)],
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def outcome(process):
-    """What it used, the digest of its numbers, and the lines that it logged."""
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return (*json.loads(output), errors.splitlines())
 
 
 @needs_kernels
 def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path):
     """Nor on which of two processes builds the kernels."""
-    processes = [start(tmp_path, cores) for cores in (1, 2)]
-    (used, one, said), (_, two, _) = map(outcome, processes)
-    assert used.startswith("native kernels")
-    assert (one, said) == (two, [])
-    built = list((tmp_path / "cifar_flax" / "kernels").iterdir())
-    assert len(built) == 1  # and nothing of the other is left
-    built[0].write_bytes(built[0].read_bytes()[:5_000])  # built again
-    assert outcome(start(tmp_path)) == (used, one, [])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, cores],
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for cores in ("1", "2")
+    ]
+    one, two = (process.communicate(timeout=300)[0] for process in processes)
+    assert len(one.strip()) == 64
+    assert one == two
+    assert len(list((tmp_path / "cifar_flax" / "kernels").iterdir())) == 1
+
+
+@pytest.fixture
+def load_anew(tmp_path, monkeypatch):
+    """Looks for kernels as a new process does, and gives why there are none."""
+
+    # A process registers a handler once.
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)
+
+    def load(compiler, cache="cache"):
+        monkeypatch.setenv("CC", compiler)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        found = library._load.__wrapped__()
+        return str(found) if isinstance(found, library.BuildError) else None
+
+    return load
 
 
 @pytest.mark.parametrize(
-    ("compiler", "words"),
+    ("script", "words"),
     [
-        ("no-such-compiler", "CC=no-such-compiler is not found"),
-        ("false", "the C compiler false fails: it says nothing"),
-        ("true", "neither AVX2 nor Neon"),
-        ("{broken}", "sorry, no"),
+        (None, "is not found"),
+        ("exit 0", "neither AVX2 nor Neon"),
+        ("exit 3", "fails: it says nothing"),
+        ("echo from here >&2; echo an error >&2; exit 3", "fails: an error"),
+        ("exec sleep 100", "does not end within 1 s"),
+        ("echo '#define __AVX2__ 1'; echo '#define __FMA__ 1'", "No such file"),
     ],
 )
-def test_without_a_compiler_there_are_products_and_a_line(tmp_path, compiler, words):
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\necho sorry, no >&2\nexit 3\n")
-    broken.chmod(0o755)
-    cache = tmp_path / "cache"
-    used, _, said = outcome(start(cache, CC=compiler.format(broken=broken)))
-    assert used == "matrix products"
-    assert len(said) == 1
-    assert words in said[0]
-    assert not cache.exists()
+def test_a_compiler_that_is_of_no_use_costs_a_line(
+    tmp_path, monkeypatch, caplog, load_anew, script, words
+):
+    monkeypatch.setattr(library, "_TIMEOUT", 1)
+    compiler = tmp_path / "compiler"
+    if script is not None:
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
+    assert words in load_anew(str(compiler))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert words in line
+    assert "matrix products" in line
+    assert not (tmp_path / "cache").exists()
 
 
 @needs_kernels
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
-    (tmp_path / "cifar_flax").write_text("a file where the folder should be")
-    used, _, said = outcome(start(tmp_path))
-    assert used.startswith("native kernels")
-    assert said == []
+def test_a_kept_library_is_loaded_only_if_it_is_whole(tmp_path, load_anew, monkeypatch):
+    compiler = " ".join(library._find_compiler())
+    assert load_anew(compiler) is None
+    (kept,) = (tmp_path / "cache" / "cifar_flax" / "kernels").iterdir()
+    content = kept.read_bytes()
+    kept.unlink()  # this process has it in memory
+    kept.write_bytes(content[: len(content) // 2])
+    assert load_anew(compiler) is None
+    assert kept.read_bytes() == content
+    with monkeypatch.context() as context:
+        context.setattr(library, "_build", None)  # nothing is built again
+        assert load_anew(compiler) is None
+    (tmp_path / "file").write_text("no folder")
+    assert load_anew(compiler, "file") is None
 
 
 def test_what_is_used_is_told():

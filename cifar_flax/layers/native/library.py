@@ -1,4 +1,4 @@
-"""Builds ``kernels.c`` for this processor, keeps the result, and loads it."""
+"""Builds the kernels for this processor, keeps the result, and loads it."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,8 @@ import jax
 from cifar_flax.errors import one_line
 from cifar_flax.files import replacing
 
-SOURCE = pathlib.Path(__file__).with_name("kernels.c")
+FOLDER = pathlib.Path(__file__).parent
+SOURCES = sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
 
 # The source's handlers of XLA's foreign function interface.
 HANDLERS = (
@@ -141,10 +142,15 @@ def _run(command: list[str]) -> str:
             timeout=_TIMEOUT,
             stdin=subprocess.DEVNULL,
         )
-    except (OSError, subprocess.SubprocessError, UnicodeError) as error:
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(
+            f"the C compiler {command[0]} does not end within {_TIMEOUT} s"
+        ) from error
+    except (OSError, UnicodeError) as error:
         raise BuildError(f"the C compiler {command[0]} fails: {error}") from error
     if done.returncode:
-        said = one_line(done.stderr) if done.stderr.strip() else "it says nothing"
+        lines = done.stderr.splitlines() or ["it says nothing"]
+        said = next((line for line in lines if "error" in line), lines[0])
         raise BuildError(f"the C compiler {command[0]} fails: {said}")
     return done.stdout
 
@@ -170,8 +176,8 @@ def _built(command: list[str], macros: str) -> Iterator[pathlib.Path]:
     which a loader ignores: to load a file that was cut would kill the process.
     """
     header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
-    parts = [SOURCE.read_bytes(), header.read_bytes(), macros.encode()]
-    parts.append(shlex.join(command).encode())
+    parts = [path.read_bytes() for path in (*SOURCES, header)]
+    parts += [macros.encode(), shlex.join(command).encode()]
     digests = b"".join(hashlib.sha256(part).digest() for part in parts)
     key = hashlib.sha256(digests).hexdigest()[:24]
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -180,14 +186,18 @@ def _built(command: list[str], macros: str) -> Iterator[pathlib.Path]:
         yield kept
         return
     with tempfile.TemporaryDirectory(prefix="cifar_flax-") as folder:
-        built = pathlib.Path(folder, "kernels.so")
-        _run([*command, str(SOURCE), "-o", str(built)])
+        built = _build(command, pathlib.Path(folder, "kernels.so"))
         content = built.read_bytes()
         with contextlib.suppress(OSError):  # else each process builds its own
             kept.parent.mkdir(parents=True, exist_ok=True)
             with replacing(kept) as file:
                 file.write(content + hashlib.sha256(content).digest())
         yield kept if _is_sound(kept) else built
+
+
+def _build(command: list[str], path: pathlib.Path) -> pathlib.Path:
+    _run([*command, str(FOLDER / "kernels.c"), "-o", str(path)])
+    return path
 
 
 def _is_sound(path: pathlib.Path) -> bool:

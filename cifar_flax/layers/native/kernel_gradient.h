@@ -1,0 +1,245 @@
+/* The gradient of the kernel. */
+
+#pragma once
+
+#include "minimal.h"
+
+/* Blocks of channels by features. */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define GRADIENT_BLOCKS(X) X(0, 3, 4) X(1, 2, 5) X(2, 2, 6)
+#else
+#define GRADIENT_BLOCKS(X) X(0, 3, 5) X(1, 5, 5) X(2, 4, 6)
+#endif
+enum { MAX_C = 5, MAX_F = 6 };
+
+typedef struct {
+  i64 tiles, height, width, channels, out_height, out_width, features;
+  i64 size, stride, padding;
+  i64 minimal, taps;          /* by minimal filtering; products: size * size, or 16 */
+  i64 kind, c_block, f_block; /* the block */
+  /* A panel is rows of outputs (or of 2x2 of them) of one tile, or all rows of several
+     tiles, and the inputs that they need. A task takes a chunk of channels through a
+     group of panels. */
+  i64 rows, columns, panel_tiles, panel_rows, bands, panels, groups;
+  i64 chunk, chunks;
+  i64 x_size, grad_size, sums_size; /* floats of copied panels; of the sums of all groups */
+  const float *x, *grad;
+  float *panel, *sums; /* workspace of each worker; sums of each group */
+} Gradient;
+
+static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i64 features,
+                              i64 size, i64 stride, i64 padding) {
+  Gradient g = {.tiles = tiles, .height = height, .width = width, .channels = channels,
+                .features = features, .size = size, .stride = stride, .padding = padding,
+                .out_height = (height + 2 * padding - size) / stride + 1,
+                .out_width = (width + 2 * padding - size) / stride + 1};
+  g.minimal = is_minimal(size, stride, height, width, padding, channels, features);
+  g.taps = g.minimal ? POINTS : size * size;
+  g.rows = g.minimal ? ceil_div(g.out_height, 2) : g.out_height;
+  g.columns = g.minimal ? ceil_div(g.out_width, 2) : g.out_width;
+  i64 least = INT64_MAX;
+#define COST(KIND, C, F)                                                                     \
+  {                                                                                          \
+    i64 cost = ceil_div(channels, C) * ceil_div(features, F) * (2 * C * F + C + F);          \
+    if (cost < least) least = cost, g.kind = KIND, g.c_block = C, g.f_block = F;             \
+  }
+  GRADIENT_BLOCKS(COST)
+  /* Gradients of a block of features stay in the first cache, inputs in the second. */
+  i64 vector = TILE * sizeof(float), positions = L1 / (g.f_block * vector);
+  g.panel_rows = max(1, min(g.rows, positions / g.columns));
+  g.panel_tiles = 1;
+  if (g.panel_rows == g.rows)
+    g.panel_tiles = max(1, min(tiles, positions / (g.rows * g.columns)));
+  g.bands = ceil_div(g.rows, g.panel_rows);
+  g.panels = ceil_div(tiles, g.panel_tiles) * g.bands;
+  i64 in_rows = min(height, (g.panel_rows - 1) * stride + size);
+  i64 pixels = g.panel_tiles * (g.minimal ? g.panel_rows * g.columns : in_rows * width);
+  i64 blocks = ceil_div(channels, g.c_block), f_blocks = ceil_div(features, g.f_block);
+  i64 chunk = max(1, min(blocks, L2 / (pixels * vector * g.c_block)));
+  g.chunks = ceil_div(blocks, chunk);
+  g.chunk = ceil_div(blocks, g.chunks) * g.c_block;
+  g.x_size = g.chunk * pixels * TILE;
+  g.grad_size = g.f_block * g.panel_tiles * g.panel_rows * g.columns * TILE;
+  if (g.minimal) g.grad_size *= f_blocks;
+  /* Enough tasks for many threads, and at most a few megabytes of sums. */
+  i64 most = max(1, (1 << 20) / (g.taps * channels * features));
+  g.groups = min(g.panels, min(most, ceil_div(32, g.chunks)));
+  g.sums_size = ceil_div(g.groups * g.taps * channels * features, TILE) * TILE;
+  return g;
+}
+
+/* Adds to dw the sums of C channels by F features of one tap over all positions. */
+INLINE void add_block(const int C, const int F, const float *x, i64 x_tile, i64 x_row,
+                         i64 x_step, const float *g, i64 g_tile, i64 g_row, i64 tiles,
+                         i64 rows, i64 columns, float *dw, i64 dw_step, i64 channels,
+                         i64 features) {
+  vec sum[MAX_C][MAX_F];
+  UNROLL for (int c = 0; c < C; c++) UNROLL for (int f = 0; f < F; f++) sum[c][f] = (vec){0};
+  for (i64 n = 0; n < tiles; n++)
+    for (i64 a = 0; a < rows; a++) {
+      const float *xa = x + n * x_tile + a * x_row, *ga = g + n * g_tile + a * g_row;
+      for (i64 b = 0; b < columns; b++, xa += x_step, ga += F * TILE)
+        UNROLL for (int v = 0; v < TILE; v += LANES) {
+          vec in[MAX_C];
+          UNROLL for (int c = 0; c < C; c++) in[c] = load_once(xa + c * TILE + v);
+          UNROLL for (int f = 0; f < F; f++) {
+            vec grad = load_once(ga + f * TILE + v);
+            UNROLL for (int c = 0; c < C; c++) sum[c][f] += in[c] * grad;
+          }
+        }
+    }
+  UNROLL for (int c = 0; c < C; c++) UNROLL for (int f = 0; f < F; f++)
+    if (c < channels && f < features) {
+      float total = 0;
+      UNROLL for (int l = 0; l < LANES; l++) total += sum[c][f][l];
+      dw[c * dw_step + f] += total;
+    }
+}
+
+typedef void AddProducts(const float *, i64, i64, i64, const float *, i64, i64, i64, i64, i64,
+                         float *, i64, i64, i64);
+
+#define ADD_PRODUCTS(KIND, C, F)                                                            \
+  static void add_products_##KIND(const float *x, i64 x_tile, i64 x_row, i64 x_step,        \
+                                  const float *g, i64 g_tile, i64 g_row, i64 tiles,         \
+                                  i64 rows, i64 columns, float *dw, i64 dw_step,            \
+                                  i64 channels, i64 features) {                             \
+    add_block(C, F, x, x_tile, x_row, x_step, g, g_tile, g_row, tiles, rows, columns,    \
+                 dw, dw_step, channels, features);                                          \
+  }
+GRADIENT_BLOCKS(ADD_PRODUCTS)
+
+static AddProducts *const add_products[] = {add_products_0, add_products_1, add_products_2};
+
+/* Copies `count` channels of pixels to blocks that are filled up with zeros. */
+static void copy_channels(float *to, const float *from, i64 pixels, i64 pixel, i64 count,
+                          i64 block) {
+  for (i64 p = 0; p < pixels; p++, from += pixel)
+    for (i64 c = 0; c < block; c++)
+      for (i64 v = 0; v < TILE; v += LANES, to += LANES)
+        store(to, c < count ? load(from + c * TILE + v) : (vec){0});
+}
+
+/* One panel of a chunk of channels: adds its part to dw [size, size, channels, features]. */
+static void add_panel(const Gradient *g, i64 panel, i64 c0, float *x, float *grad, float *dw) {
+  AddProducts *add = add_products[g->kind];
+  i64 n0 = panel / g->bands * g->panel_tiles, tiles = min(g->panel_tiles, g->tiles - n0);
+  i64 a0 = panel % g->bands * g->panel_rows, a1 = min(a0 + g->panel_rows, g->out_height);
+  i64 c1 = min(c0 + g->chunk, g->channels), s = g->stride, p = g->padding;
+  i64 u0 = max(0, a0 * s - p), u1 = min(g->height, (a1 - 1) * s - p + g->size);
+  i64 x_row = g->width * g->c_block * TILE, x_tile = max(0, u1 - u0) * x_row;
+  i64 g_row = g->out_width * g->f_block * TILE, g_tile = (a1 - a0) * g_row;
+  i64 x_pixel = g->channels * TILE, g_pixel = g->features * TILE;
+  for (i64 c = c0; c < c1; c += g->c_block)
+    for (i64 n = 0; n < tiles; n++)
+      copy_channels(x + ((c - c0) / g->c_block * tiles + n) * x_tile,
+                    g->x + ((n0 + n) * g->height + u0) * g->width * x_pixel + c * TILE,
+                    max(0, u1 - u0) * g->width, x_pixel, c1 - c, g->c_block);
+  for (i64 f = 0; f < g->features; f += g->f_block) {
+    for (i64 n = 0; n < tiles; n++)
+      copy_channels(grad + n * g_tile,
+                    g->grad + ((n0 + n) * g->out_height + a0) * g->out_width * g_pixel + f * TILE,
+                    (a1 - a0) * g->out_width, g_pixel, g->features - f, g->f_block);
+    for (i64 i = 0; i < g->size; i++)
+      for (i64 j = 0; j < g->size; j++) {
+        /* The outputs that have this tap inside the image. */
+        i64 top = max(a0, ceil_div(max(0, p - i), s));
+        i64 end = min(a1, ceil_div(max(0, g->height + p - i), s));
+        i64 left = ceil_div(max(0, p - j), s);
+        i64 right = min(g->out_width, ceil_div(max(0, g->width + p - j), s));
+        if (top >= end || left >= right) continue;
+        const float *xt = x + (top * s + i - p - u0) * x_row + (left * s + j - p) * g->c_block * TILE;
+        const float *gt = grad + (top - a0) * g_row + left * g->f_block * TILE;
+        for (i64 c = c0; c < c1; c += g->c_block)
+          add(xt + (c - c0) / g->c_block * tiles * x_tile, x_tile, s * x_row,
+              s * g->c_block * TILE, gt, g_tile, g_row, tiles, end - top, right - left,
+              dw + ((i * g->size + j) * g->channels + c) * g->features + f, g->features,
+              c1 - c, g->features - f);
+      }
+  }
+}
+
+/* The rows and columns of B' x B and A dy A' that belong to each of the 16 products. */
+static const float INPUT_POINTS[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
+static const float GRAD_POINTS[4][4] = {{1, 0}, {1, 1}, {1, -1}, {0, -1}};
+
+/* Writes sum_{i, j} rows[i] columns[j] image[top + i, left + j] of some channels, with
+   zeros outside, to blocks that are filled up with zeros; at most four terms are not 0. */
+static void combine(float *to, i64 to_block, const float *image, i64 height, i64 width,
+                    i64 channels, i64 top, i64 left, const float *rows, const float *columns,
+                    i64 c0, i64 c1, i64 block) {
+  const float *from[4];
+  float factors[4];
+  int terms = 0;
+  for (i64 i = 0; i < 4; i++)
+    for (i64 j = 0; j < 4; j++) {
+      i64 u = top + i, v = left + j;
+      if (rows[i] * columns[j] == 0 || u < 0 || u >= height || v < 0 || v >= width) continue;
+      factors[terms] = rows[i] * columns[j];
+      from[terms++] = image + (u * width + v) * channels * TILE;
+    }
+  for (i64 c = c0; c < c1; c += block, to += to_block)
+    for (i64 k = 0; k < block; k++)
+      for (i64 l = 0; l < TILE; l += LANES) {
+        vec sum = {0};
+        for (int term = 0; term < terms && c + k < c1; term++)
+          sum += factors[term] * load(from[term] + (c + k) * TILE + l);
+        store(to + k * TILE + l, sum);
+      }
+}
+
+/* The same as add_panel by minimal filtering: dw is [16, channels, features]. */
+static void add_minimal_panel(const Gradient *g, i64 panel, i64 c0, float *x, float *grad,
+                              float *dw) {
+  AddProducts *add = add_products[g->kind];
+  i64 n0 = panel / g->bands * g->panel_tiles, n1 = min(n0 + g->panel_tiles, g->tiles);
+  i64 a0 = panel % g->bands * g->panel_rows, a1 = min(a0 + g->panel_rows, g->rows);
+  i64 c1 = min(c0 + g->chunk, g->channels), blocks = (n1 - n0) * (a1 - a0) * g->columns;
+  i64 x_step = g->c_block * TILE, g_step = g->f_block * TILE;
+  for (i64 point = 0; point < POINTS; point++) {
+    for (i64 b = 0; b < blocks; b++) {
+      i64 n = n0 + b / g->columns / (a1 - a0), row = 2 * (a0 + b / g->columns % (a1 - a0));
+      i64 column = 2 * (b % g->columns);
+      combine(x + b * x_step, blocks * x_step, g->x + n * g->height * g->width * g->channels * TILE,
+              g->height, g->width, g->channels, row - g->padding, column - g->padding,
+              INPUT_POINTS[point / 4], INPUT_POINTS[point % 4], c0, c1, g->c_block);
+      combine(grad + b * g_step, blocks * g_step,
+              g->grad + n * g->out_height * g->out_width * g->features * TILE, g->out_height,
+              g->out_width, g->features, row, column, GRAD_POINTS[point / 4],
+              GRAD_POINTS[point % 4], 0, g->features, g->f_block);
+    }
+    for (i64 f = 0; f < g->features; f += g->f_block)
+      for (i64 c = c0; c < c1; c += g->c_block)
+        add(x + (c - c0) * TILE * blocks, 0, 0, x_step, grad + f * TILE * blocks, 0, 0, 1, 1,
+            blocks, dw + (point * g->channels + c) * g->features + f, g->features, c1 - c,
+            g->features - f);
+  }
+}
+
+/* G' u G: the gradient of a kernel [3, 3, ...] from its 16 sums; steps as of those. */
+static void finish_minimal(const float *u, i64 step, float *dw) {
+  float t[3][4];
+  for (int j = 0; j < 4; j++) {
+    const float *v = u + j * step;
+    t[0][j] = v[0] + .5f * (v[4 * step] + v[8 * step]);
+    t[1][j] = .5f * (v[4 * step] - v[8 * step]);
+    t[2][j] = .5f * (v[4 * step] + v[8 * step]) + v[12 * step];
+  }
+  for (int i = 0; i < 3; i++, dw += 3 * step) {
+    dw[0] = t[i][0] + .5f * (t[i][1] + t[i][2]);
+    dw[step] = .5f * (t[i][1] - t[i][2]);
+    dw[2 * step] = .5f * (t[i][1] + t[i][2]) + t[i][3];
+  }
+}
+
+static void gradient_task(const void *work, i64 task, i64 worker) {
+  const Gradient *g = work;
+  i64 group = task / g->chunks, c0 = task % g->chunks * g->chunk;
+  float *dw = g->sums + group * g->taps * g->channels * g->features;
+  float *x = g->panel + worker * (g->x_size + g->grad_size), *grad = x + g->x_size;
+  for (i64 tap = 0; tap < g->taps; tap++)
+    for (i64 c = c0; c < min(c0 + g->chunk, g->channels); c++)
+      for (i64 f = 0; f < g->features; f++) dw[(tap * g->channels + c) * g->features + f] = 0;
+  for (i64 k = group * g->panels / g->groups; k < (group + 1) * g->panels / g->groups; k++)
+    (g->minimal ? add_minimal_panel : add_panel)(g, k, c0, x, grad, dw);
+}
