@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from cifar_flax.errors import UserError
@@ -69,7 +68,10 @@ def main() -> int:
         screen = make_console()
         rows = []
         for model in models:
-            rows += measure(model, screen)
+            rows += measure(model)
+            screen.print(f"{model} measured")
+            if FLAGS.json:  # what follows may be interrupted
+                write_json(pathlib.Path(FLAGS.json), {"rows": rows})
         screen.print(speed_table(rows))
         if len(contenders()) > 1:
             screen.print()
@@ -79,8 +81,6 @@ def main() -> int:
             f"evaluation of {EVAL_IMAGES:,} images. Peak of a matrix product: "
             f"{rows[0]['peak_gflops']:.0f} GFLOP/s."
         )
-        if FLAGS.json:
-            write_json(pathlib.Path(FLAGS.json), {"rows": rows})
         if FLAGS.figure:
             draw_ratios(rows, pathlib.Path(FLAGS.figure))
     return 0
@@ -134,7 +134,7 @@ def check_writable(flag: str, path: pathlib.Path) -> None:
         raise UserError(f"cannot write --{flag}={path}: {error.strerror}") from error
 
 
-def measure(model: str, screen: Console) -> list[dict[str, Any]]:
+def measure(model: str) -> list[dict[str, Any]]:
     """A row for each contender."""
     with contextlib.ExitStack() as stack:
         workers = {
@@ -153,7 +153,6 @@ def measure(model: str, screen: Console) -> list[dict[str, Any]]:
             for name in order:
                 evaluate[name].append(call(workers[name], "evaluate"))
         memory = {name: call(one, "memory") for name, one in workers.items()}
-    screen.print(f"{model} measured")
     ours = next(iter(workers))
     flops = 3 * ready[ours]["flops_per_image"] * FLAGS.batch_size
     rows = []
