@@ -44,7 +44,7 @@ class Tiles:
 
     @property
     def dtype(self) -> jax.numpy.dtype:
-        """Of the pixels."""
+        """Type of the pixels."""
         return self.array.dtype
 
     def map(self, function: Callable[[jax.Array], jax.Array]) -> "Tiles":
