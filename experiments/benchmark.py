@@ -20,7 +20,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import util
 from typing import Any
 
@@ -32,6 +31,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.json_files import write_json
 from cifar_flax.runs.console import make_console, make_table
 from cifar_flax.runs.figures import FORMATS, new_figure, save_figure
+from cifar_flax.runs.settings import choices_of
 from experiments import cli
 from experiments.our_turns import EVAL_IMAGES, OTHERS, TRAIN_IMAGES
 from experiments.setting_flags import check_models
@@ -39,7 +39,7 @@ from experiments.turns import Worker, WorkerEnded, worker
 
 FLAGS = flags.FLAGS
 
-LOWERINGS = ("auto", "native", "product", "xla")
+LOWERINGS = choices_of("lowering")
 PEERS = {
     "torch eager": "eager",
     "torch channels_last": "channels_last",
@@ -57,11 +57,8 @@ def main() -> int:
                 + ", ".join(LOWERINGS)
             )
         check_peer()
-        if FLAGS.figure and pathlib.Path(FLAGS.figure).suffix not in FORMATS:
-            raise flags.ValidationError(
-                f"--figure={FLAGS.figure}: its ending must be one of "
-                + ", ".join(FORMATS)
-            )
+        if FLAGS.figure:
+            cli.check_ending("figure", FORMATS)
         for name in ("json", "figure"):  # minutes before they are written
             if FLAGS[name].value:
                 check_writable(name, pathlib.Path(FLAGS[name].value))
@@ -87,17 +84,15 @@ def main() -> int:
 
 
 def contenders() -> dict[str, list[str]]:
-    """The command of each, without the model: ours first, then PyTorch's."""
-    size = str(FLAGS.batch_size)
+    """The command of each but for the model, its last word: ours first."""
+    size, images = str(FLAGS.batch_size), str(EVAL_IMAGES)
+    our_turns = [sys.executable, "-m", "experiments.our_turns"]
     ours = {
-        f"cifar_flax {lowering}": [sys.executable, "our_turns", lowering, size]
+        f"cifar_flax {lowering}": [*our_turns, lowering, size]
         for lowering in FLAGS.lowerings
     }
-    python = FLAGS.peer_python or sys.executable
-    theirs = {
-        name: [python, "torch_peer", variant, size, str(EVAL_IMAGES)]
-        for name, variant in PEERS.items()
-    }
+    peer = [FLAGS.peer_python or sys.executable, "-m", "experiments.torch_peer"]
+    theirs = {name: [*peer, variant, size, images] for name, variant in PEERS.items()}
     return ours | theirs if FLAGS.peer == "torch" else ours
 
 
@@ -138,7 +133,7 @@ def measure(model: str) -> list[dict[str, Any]]:
     """A row for each contender."""
     with contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(started(command, model))
+            name: stack.enter_context(worker(*command, model))
             for name, command in contenders().items()
         }
         # One after the other: a compilation must not disturb another's.
@@ -189,14 +184,6 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
         "min": float(ratios.min()),
         "max": float(ratios.max()),
     }
-
-
-@contextlib.contextmanager
-def started(command: list[str], model: str) -> Iterator[Worker]:
-    """A contender's process for a model."""
-    python, module, *words = command
-    with worker(python, "-m", f"experiments.{module}", model, *words) as one:
-        yield one
 
 
 def call(one: Worker, request: str) -> Any:

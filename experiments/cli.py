@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import os
+import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -35,6 +36,15 @@ class _Text(flags.ArgumentParser):
 def define_text(name: str, default: str | None, help_text: str) -> None:
     """Defines a flag that names something, such as a folder."""
     flags.DEFINE(_Text(), name, default, help_text)
+
+
+def check_ending(name: str, endings: Sequence[str]) -> None:
+    """Refuses a flag that names a file whose ending tells no format that is known."""
+    value = flags.FLAGS[name].value
+    if pathlib.Path(value).suffix.lower() not in endings:
+        raise flags.ValidationError(
+            f"--{name}={value}: end the name with one of {', '.join(endings)}"
+        )
 
 
 class Stopped(BaseException):

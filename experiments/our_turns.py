@@ -1,6 +1,6 @@
 """Our side of the benchmark: the trainer as ``experiments.run`` has it.
 
-    python -m experiments.our_turns MODEL LOWERING BATCH_SIZE
+    python -m experiments.our_turns LOWERING BATCH_SIZE MODEL
 
 Two nets stand beside the models: ``record``, of the size of those that hold the record
 for 94 % on CIFAR-10 (Jordan 2024, arXiv 2404.00498), and ``stranger``, ``convbn`` as
@@ -108,5 +108,5 @@ class Ours:
 
 
 if __name__ == "__main__":
-    ours = Ours(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    ours = Ours(sys.argv[3], sys.argv[1], int(sys.argv[2]))
     serve({"ready": ours.ready, "train": ours.train, "evaluate": ours.evaluate})

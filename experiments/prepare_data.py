@@ -33,10 +33,7 @@ def main() -> int:
         with cli.usage_errors():
             augmentation = Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
         picture = pathlib.Path(FLAGS.picture)
-        if picture.suffix.lower() not in FORMATS:
-            raise flags.ValidationError(
-                f"--picture={picture}: end the name with one of {', '.join(FORMATS)}"
-            )
+        cli.check_ending("picture", FORMATS)
         start = time.perf_counter()
         dataset = load_dataset(
             FLAGS.dataset,

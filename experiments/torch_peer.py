@@ -1,6 +1,6 @@
 """The same networks and the same training step in PyTorch, to measure against.
 
-    python -m experiments.torch_peer MODEL VARIANT BATCH_SIZE IMAGES
+    python -m experiments.torch_peer VARIANT BATCH_SIZE IMAGES MODEL
 
 answers the requests of ``experiments.benchmark``; of this project it needs ``turns``
 alone. It is written as a good user of PyTorch would: data resident as uint8,
@@ -220,5 +220,6 @@ class Theirs:
 
 
 if __name__ == "__main__":
-    peer = Theirs(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    variant, batch_size, images, model = sys.argv[1:]
+    peer = Theirs(model, variant, int(batch_size), int(images))
     serve({"ready": peer.ready, "train": peer.train, "evaluate": peer.evaluate})

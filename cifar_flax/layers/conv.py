@@ -103,15 +103,15 @@ def conv2d(
     lowering = resolve(lowering)
     if lowering == "native" and images.dtype != jnp.float32:
         lowering = "product"
-    if isinstance(images, Tiles):
-        if lowering == "native":
-            return images.map(
-                lambda array: primitives.convolve(array, kernel, stride, padding)
-            )
-        return Tiles.of(conv2d(images.images, kernel, stride, padding, lowering))
     if lowering == "native":
-        tiles = primitives.convolve(primitives.tile(images), kernel, stride, padding)
-        return primitives.untile(tiles, images.shape[0])
+        if not isinstance(images, Tiles):
+            tiles = Tiles.of(images)
+            return conv2d(tiles, kernel, stride, padding, lowering).images
+        return images.map(
+            lambda array: primitives.convolve(array, kernel, stride, padding)
+        )
+    if isinstance(images, Tiles):
+        return Tiles.of(conv2d(images.images, kernel, stride, padding, lowering))
     if lowering == "product":
         return conv2d_product(images, kernel, stride, padding)
     return primitives.convolve_xla(images, kernel, stride, padding)
@@ -156,11 +156,11 @@ class Conv(nn.Module):
         init = fan_in_uniform(size * size * channels)
         kernel = self.param("kernel", init, (size, size, channels, self.features))
         bias = self.param("bias", init, (self.features,)) if self.use_bias else None
-        pixels = images.array if isinstance(images, Tiles) else images
+        tiles = isinstance(images, Tiles)
+        pixels = images.array if tiles else images
         pixels, kernel, bias = nn.dtypes.promote_dtype(
             pixels, kernel, bias, dtype=self.dtype
         )
-        tiles = isinstance(images, Tiles)
         images = Tiles(pixels, images.count) if tiles else pixels
         lowering = _lowering.get() if self.lowering == "auto" else self.lowering
         outputs = conv2d(images, kernel, self.stride, self.padding, lowering)

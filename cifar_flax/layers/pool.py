@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers.tiles import Images, Tiles
+from cifar_flax.layers.tiles import Images, Tiles, on_array
 
 
 def global_max_pool(images: Images) -> jax.Array:
@@ -32,8 +32,7 @@ def max_pool(images: Images, size: int) -> Images:
     Windows do not overlap; rows and columns that fill none are left out. The gradient
     goes to the first position of the maximum, as in PyTorch.
     """
-    pool = functools.partial(_max_pool, size=size)
-    return images.map(pool) if isinstance(images, Tiles) else pool(images)
+    return on_array(functools.partial(_max_pool, size=size), images)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -70,13 +70,17 @@ Images: TypeAlias = Any
 
 def relu(images: Images) -> Images:
     """``max(0, x)`` of images or tiles."""
-    return images.map(nn.relu) if isinstance(images, Tiles) else nn.relu(images)
+    return on_array(nn.relu, images)
 
 
 def gelu(images: Images) -> Images:
     """``x * Phi(x)`` of images or tiles, with the normal distribution function Phi."""
-    exact = functools.partial(nn.gelu, approximate=False)
-    return images.map(exact) if isinstance(images, Tiles) else exact(images)
+    return on_array(functools.partial(nn.gelu, approximate=False), images)
+
+
+def on_array(function: Callable[[jax.Array], jax.Array], images: Images) -> Images:
+    """Calls a function that leaves the last axes as they are, with either form."""
+    return images.map(function) if isinstance(images, Tiles) else function(images)
 
 
 def on_images(layer: Callable[..., jax.Array], images: Images, **settings) -> Images:
