@@ -27,7 +27,7 @@ INLINE void correlate(const int F, const int P, const float *x, i64 x_row, i64 x
     for (i64 q = 0; q < length; q++, xi += TILE, wi += F) {
       vec in[PAIR][PARTS];
       UNROLL for (int p = 0; p < P; p++) UNROLL for (int v = 0; v < PARTS; v++)
-        in[p][v] = load(xi + p * x_step + v * LANES);
+        in[p][v] = load_once(xi + p * x_step + v * LANES);
       UNROLL for (int f = 0; f < F; f++) UNROLL for (int p = 0; p < P; p++)
         UNROLL for (int v = 0; v < PARTS; v++) sum[f][p][v] += in[p][v] * wi[f];
     }

@@ -24,7 +24,7 @@ XLA_FFI_Error *conv_forward(XLA_FFI_CallFrame *frame) {
   const i64 *x = argument_shape(frame, 0), *w = argument_shape(frame, 1);
   const i64 *y = result_shape(frame, 0);
   i64 size = w[0], channels = w[2], features = w[3], padding = attribute(frame, 0);
-  if (is_minimal(size, attribute(frame, 1), x[1], x[2], padding, channels, features)) {
+  if (is_minimal(x[0], size, attribute(frame, 1), x[1], x[2], padding, channels, features)) {
     Minimal m = plan_minimal(x[1], x[2], channels, features, padding);
     run_minimal(frame, x[0], &m, argument(frame, 1), 3 * channels * features,
                 channels * features, features, 1);
@@ -64,7 +64,7 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
   i64 s = attribute(frame, 1), padding = attribute(frame, 0);
   i64 column = channels * features, row = size * column;
   float *packed = result(frame, 1);
-  if (is_minimal(size, s, y[1], y[2], 2 - padding, features, channels)) {
+  if (is_minimal(y[0], size, s, y[1], y[2], 2 - padding, features, channels)) {
     Minimal m = plan_minimal(y[1], y[2], features, channels, 2 - padding);
     run_minimal(frame, y[0], &m, argument(frame, 1) + 2 * (row + column), -row, -column, 1,
                 features);
@@ -102,16 +102,12 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
 XLA_FFI_Error *conv_kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (is_query(frame)) return NULL;
   const i64 *x = argument_shape(frame, 0), *w = result_shape(frame, 0);
-  Gradient g = plan_gradient(x[0], x[1], x[2], x[3], w[3], w[0], attribute(frame, 1), attribute(frame, 0));
-  i64 pairs = g.channels * g.features, count = g.taps * pairs;
-  float *dw = result(frame, 0);
+  Gradient g = plan_gradient(x[0], x[1], x[2], x[3], w[3], w[0], attribute(frame, 1),
+                             attribute(frame, 0));
   g.x = argument(frame, 0), g.grad = argument(frame, 1);
-  g.sums = result(frame, 1), g.panel = g.sums + g.sums_size;
-  run_tasks(frame, g.groups * g.chunks, gradient_task, &g);
-  for (i64 group = 1; group < g.groups; group++)
-    for (i64 q = 0; q < count; q++) g.sums[q] += g.sums[group * count + q];
-  for (i64 q = 0; g.minimal && q < pairs; q++) finish_minimal(g.sums + q, pairs, dw + q);
-  for (i64 q = 0; !g.minimal && q < count; q++) dw[q] = g.sums[q];
+  g.dw = result(frame, 0), g.sums = result(frame, 1), g.panel = g.sums + g.sums_size;
+  run_tasks(frame, g.groups * g.parts, gradient_task, &g);
+  run_tasks(frame, ceil_div(g.channels * g.features, PAIRS), finish_task, &g);
   return NULL;
 }
 
@@ -119,7 +115,7 @@ XLA_FFI_Error *conv_kernel_gradient(XLA_FFI_CallFrame *frame) {
    input gradient, and of the kernel. */
 i64 forward_size(i64 tiles, i64 height, i64 width, i64 channels, i64 features, i64 size,
                  i64 stride, i64 padding) {
-  if (!is_minimal(size, stride, height, width, padding, channels, features))
+  if (!is_minimal(tiles, size, stride, height, width, padding, channels, features))
     return packed_size(size * size, channels, features);
   Minimal m = plan_minimal(height, width, channels, features, padding);
   return minimal_size(tiles, &m);
@@ -133,5 +129,5 @@ i64 input_gradient_size(i64 tiles, i64 height, i64 width, i64 channels, i64 feat
 i64 kernel_gradient_size(i64 tiles, i64 height, i64 width, i64 channels, i64 features, i64 size,
                          i64 stride, i64 padding) {
   Gradient g = plan_gradient(tiles, height, width, channels, features, size, stride, padding);
-  return g.sums_size + min(g.groups * g.chunks, MAX_WORKERS) * (g.x_size + g.grad_size);
+  return g.sums_size + min(g.groups * g.parts, MAX_WORKERS) * (g.x_size + g.grad_size);
 }

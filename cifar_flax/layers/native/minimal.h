@@ -4,152 +4,199 @@
 
 #include "correlate.h"
 
-/* A 3x3 kernel of stride 1 may be computed for 2x2 outputs at once with 16 products in
-   place of 36 (Winograd's F(2x2, 3x3); Lavin and Gray 2016):
+/* A 3x3 kernel of stride 1 may be computed for 4x4 outputs at once with 36 products in
+   place of 144 (Winograd's F(4x4, 3x3); Lavin and Gray 2016):
 
-     y = A' [(G w G') * (B' x B)] A,    x 4x4, w 3x3, y 2x2
+     y = A' [(G w G') * (B' x B)] A,    x 6x6, w 3x3, y 4x4
 
-   and, transposed, for its kernel gradient dw = G' [(B' x B) * (A dy A')] G. */
-enum { POINTS = 16 };
+   and, transposed, for its kernel gradient dw = G' [(B' x B) * (A dy A')] G. The matrices
+   multiply polynomials by their values at 0, +-1/r, +-r and infinity with r = sqrt(2).
+   With these points the rounding error is twice that of the plain sum; with the usual 0,
+   +-1, +-2 and infinity it would be four times as large. */
+enum { OUTS = 4, INS = 6, POINTS = INS * INS };
+static const float ROOT = 1.41421356f;
 
-/* Whether that is less work, with its sums, than the taps inside the image. */
-static int is_minimal(i64 size, i64 stride, i64 height, i64 width, i64 padding, i64 channels,
-                      i64 features) {
+/* B' x: the values of six pixels at the six points. */
+INLINE void input_points(const vec x[INS], vec t[INS]) {
+  vec even = x[4] - 2.f * x[2], odd = .5f * ROOT * (x[3] - 2.f * x[1]);
+  t[0] = x[0] - 2.5f * x[2] + x[4];
+  t[1] = even + odd, t[2] = even - odd;
+  even = x[4] - .5f * x[2], odd = ROOT * (x[3] - .5f * x[1]);
+  t[3] = even + odd, t[4] = even - odd;
+  t[5] = x[1] - 2.5f * x[3] + x[5];
+}
+
+/* A' t: four outputs from their values at the six points. */
+INLINE void outputs_of_points(const vec t[INS], vec y[OUTS]) {
+  vec even_small = t[1] + t[2], odd_small = .5f * ROOT * (t[1] - t[2]);
+  vec even_large = t[3] + t[4], odd_large = ROOT * (t[3] - t[4]);
+  y[0] = t[0] + even_small + even_large;
+  y[1] = odd_small + odd_large;
+  y[2] = .5f * even_small + 2.f * even_large;
+  y[3] = .5f * odd_small + 2.f * odd_large + t[5];
+}
+
+/* A y: the values of four gradients of outputs at the six points. */
+INLINE void grad_points(const vec y[OUTS], vec t[INS]) {
+  vec even = y[0] + .5f * y[2], odd = .5f * ROOT * (y[1] + .5f * y[3]);
+  t[0] = y[0], t[5] = y[3];
+  t[1] = even + odd, t[2] = even - odd;
+  even = y[0] + 2.f * y[2], odd = ROOT * (y[1] + 2.f * y[3]);
+  t[3] = even + odd, t[4] = even - odd;
+}
+
+/* G w: the values of three taps at the six points. */
+INLINE void kernel_points(const float w[3], float t[INS]) {
+  float even = -2.f / 3 * (w[0] + .5f * w[2]), odd = -ROOT / 3 * w[1];
+  t[0] = w[0], t[5] = w[2];
+  t[1] = even + odd, t[2] = even - odd;
+  even = 1.f / 6 * (w[0] + 2.f * w[2]), odd = ROOT / 6 * w[1];
+  t[3] = even + odd, t[4] = even - odd;
+}
+
+/* Whether that is less work than the taps inside the image: 36 products for each 4x4
+   outputs, and transforms of their inputs and outputs and of the kernel. What these cost,
+   in products of vectors, was measured. */
+static int is_minimal(i64 tiles, i64 size, i64 stride, i64 height, i64 width, i64 padding,
+                      i64 channels, i64 features) {
   if (size != 3 || stride != 1) return 0;
-  i64 taps[2], lengths[2] = {height, width}, blocks = 1;
+  i64 taps[2], lengths[2] = {height, width}, blocks = tiles;
   for (int d = 0; d < 2; d++) {
     i64 outputs = lengths[d] + 2 * padding - 2;
     taps[d] = 0;
     for (i64 tap = 0; tap < 3; tap++)
       taps[d] += max(0, min(outputs, lengths[d] + padding - tap) - max(0, padding - tap));
-    blocks *= ceil_div(outputs, 2);
+    blocks *= ceil_div(outputs, OUTS);
   }
-  i64 products = channels * features, sums = 40 * (channels + features);
-  return 10 * blocks * (POINTS * products + sums) < 9 * taps[0] * taps[1] * products;
-}
-
-/* G w G' of each input and output, [outputs / block, 16, inputs, block], as weights of 16
-   correlations of one tap. Arguments as of pack_weights. */
-static void pack_minimal(float *packed, const float *w, i64 row, i64 column, i64 inputs, i64 in,
-                         i64 outputs, i64 out) {
-  i64 block = feature_block(outputs), step = inputs * block;
-  for (i64 f0 = 0; f0 < outputs; f0 += block, packed += POINTS * step)
-    for (i64 c = 0; c < inputs; c++)
-      for (i64 f = 0; f < block; f++) {
-        float t[4][3], *to = packed + c * block + f;
-        for (int j = 0; j < 3; j++) {
-          const float *v = w + j * column + c * in + min(f0 + f, outputs - 1) * out;
-          t[0][j] = v[0], t[3][j] = v[2 * row];
-          t[1][j] = .5f * (v[0] + v[row] + v[2 * row]);
-          t[2][j] = .5f * (v[0] - v[row] + v[2 * row]);
-        }
-        for (int i = 0; i < 4; i++, to += 4 * step) {
-          to[0] = t[i][0], to[3 * step] = t[i][2];
-          to[step] = .5f * (t[i][0] + t[i][1] + t[i][2]);
-          to[2 * step] = .5f * (t[i][0] - t[i][1] + t[i][2]);
-        }
-      }
+  i64 pairs = channels * features;
+  i64 work = blocks * (POINTS * pairs + 750 * (channels + features)) + 150 * pairs;
+  return work < tiles * taps[0] * taps[1] * pairs;
 }
 
 typedef struct {
   i64 height, width, channels, rows, columns, features, padding;
-  i64 block, blocks, band, bands; /* blocks of 2x2 outputs of a tile; of a task */
-  i64 transformed, size;          /* floats of the workspace of a worker: of inputs, of all */
-  const float *x, *weights;
-  float *y, *workspace;
+  i64 block, padded;        /* features of a block; of all blocks */
+  i64 blocks, band, bands;  /* blocks of 4x4 outputs of a tile; of a task */
+  /* From one point to the next. An even number of cache lines would often put all points
+     of a pixel on the same few lines of the cache. */
+  i64 x_step, y_step, w_step;
+  i64 w_row, w_column, w_in, w_out; /* steps of the weights, as of pack_weights */
+  const float *x, *w;
+  float *y, *packed, *workspace;
 } Minimal;
 
 static Minimal plan_minimal(i64 height, i64 width, i64 channels, i64 features, i64 padding) {
   Minimal m = {.height = height, .width = width, .channels = channels, .features = features,
                .padding = padding, .rows = height + 2 * padding - 2,
                .columns = width + 2 * padding - 2, .block = feature_block(features)};
-  i64 point = POINTS * TILE * (channels + m.block) * sizeof(float);
-  m.blocks = ceil_div(m.rows, 2) * ceil_div(m.columns, 2);
+  m.padded = ceil_div(features, m.block) * m.block;
+  i64 point = POINTS * TILE * (channels + m.padded) * sizeof(float);
+  m.blocks = ceil_div(m.rows, OUTS) * ceil_div(m.columns, OUTS);
   m.bands = ceil_div(m.blocks, max(PAIR, min(m.blocks, L2 / point)));
   m.band = ceil_div(m.blocks, m.bands);
-  m.transformed = POINTS * m.band * channels * TILE;
-  m.size = m.transformed + POINTS * m.band * m.block * TILE;
+  m.x_step = (m.band * channels + 1) * TILE, m.y_step = (m.band * m.padded + 1) * TILE;
+  m.w_step = (ceil_div(channels * m.padded, TILE) + 1) * TILE;
   return m;
 }
 
-/* B' x B of 4x4 pixels from (top, left) on, with zeros outside; to [16, step]. */
+/* G w G' of each input and a block of outputs, [36, outputs / block, inputs, block], as
+   weights of 36 correlations of one tap. */
+static void pack_task(const void *work, i64 task, i64 worker) {
+  const Minimal *m = work;
+  i64 f0 = task * m->block, step = m->w_step;
+  for (i64 c = 0; c < m->channels; c++)
+    for (i64 f = f0; f < f0 + m->block; f++) {
+      const float *w = m->w + c * m->w_in + min(f, m->features - 1) * m->w_out;
+      float t[3][INS], *to = m->packed + f0 * m->channels + c * m->block + f - f0;
+      for (int j = 0; j < 3; j++) {
+        const float *v = w + j * m->w_column;
+        float column[3] = {v[0], v[m->w_row], v[2 * m->w_row]};
+        kernel_points(column, t[j]);
+      }
+      for (int i = 0; i < INS; i++) {
+        float row[3] = {t[0][i], t[1][i], t[2][i]}, point[INS];
+        kernel_points(row, point);
+        for (int j = 0; j < INS; j++) to[(i * INS + j) * step] = point[j];
+      }
+    }
+}
+
+/* B' x B of 6x6 pixels from (top, left) on, with zeros outside; to [36, step]. */
 static void transform_inputs(const Minimal *m, const float *x, i64 top, i64 left, float *to,
                              i64 step) {
   static const float zeros[TILE];
-  const float *from[4][4];
-  i64 moves[4][4];
-  for (i64 i = 0; i < 4; i++)
-    for (i64 j = 0; j < 4; j++) {
+  const float *from[INS][INS];
+  i64 moves[INS][INS];
+  for (i64 i = 0; i < INS; i++)
+    for (i64 j = 0; j < INS; j++) {
       i64 u = top + i, v = left + j, inside = u >= 0 && u < m->height && v >= 0 && v < m->width;
       from[i][j] = inside ? x + (u * m->width + v) * m->channels * TILE : zeros;
       moves[i][j] = inside ? TILE : 0;
     }
-  for (i64 c = 0; c < m->channels; c++)
-    for (i64 l = 0; l < TILE; l += LANES) {
-      vec d[4][4], t[4][4];
-      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++)
-        d[i][j] = load(from[i][j] + c * moves[i][j] + l);
-      UNROLL for (int j = 0; j < 4; j++) {
-        t[0][j] = d[0][j] - d[2][j], t[1][j] = d[1][j] + d[2][j];
-        t[2][j] = d[2][j] - d[1][j], t[3][j] = d[1][j] - d[3][j];
-      }
-      UNROLL for (int i = 0; i < 4; i++) {
-        float *point = to + 4 * i * step + c * TILE + l;
-        store(point, t[i][0] - t[i][2]), store(point + step, t[i][1] + t[i][2]);
-        store(point + 2 * step, t[i][2] - t[i][1]), store(point + 3 * step, t[i][1] - t[i][3]);
-      }
+  for (i64 c = 0; c < m->channels; c++, to += TILE) {
+    vec t[PARTS][INS][INS];
+    for (int j = 0; j < INS; j++) UNROLL for (int v = 0; v < PARTS; v++) {
+      vec pixels[INS], column[INS];
+      UNROLL for (int i = 0; i < INS; i++)
+        pixels[i] = load(from[i][j] + c * moves[i][j] + v * LANES);
+      input_points(pixels, column);
+      UNROLL for (int i = 0; i < INS; i++) t[v][i][j] = column[i];
     }
+    for (int i = 0; i < INS; i++) UNROLL for (int v = 0; v < PARTS; v++) {
+      vec row[INS];
+      input_points(t[v][i], row);
+      UNROLL for (int j = 0; j < INS; j++) store(to + (i * INS + j) * step + v * LANES, row[j]);
+    }
+  }
 }
 
-/* A' m A of the products of one block and feature, [16, step]: 2x2 outputs. */
+/* A' m A of the products of one block and feature, [36, step]: 4x4 outputs. */
 static void transform_outputs(const float *products, i64 step, float *y, i64 y_row, i64 y_step,
                               i64 rows, i64 columns) {
-  for (i64 l = 0; l < TILE; l += LANES) {
-    vec p[4][4], t[2][4], out[2][2];
-    UNROLL for (int k = 0; k < POINTS; k++) p[k / 4][k % 4] = load(products + k * step + l);
-    UNROLL for (int j = 0; j < 4; j++) {
-      t[0][j] = p[0][j] + p[1][j] + p[2][j];
-      t[1][j] = p[1][j] - p[2][j] - p[3][j];
-    }
-    UNROLL for (int i = 0; i < 2; i++) {
-      out[i][0] = t[i][0] + t[i][1] + t[i][2];
-      out[i][1] = t[i][1] - t[i][2] - t[i][3];
-    }
-    for (i64 i = 0; i < rows; i++)
-      for (i64 j = 0; j < columns; j++) store(y + i * y_row + j * y_step + l, out[i][j]);
+  vec t[PARTS][OUTS][INS];
+  for (int j = 0; j < INS; j++) UNROLL for (int v = 0; v < PARTS; v++) {
+    vec p[INS], column[OUTS];
+    UNROLL for (int i = 0; i < INS; i++) p[i] = load(products + (i * INS + j) * step + v * LANES);
+    outputs_of_points(p, column);
+    UNROLL for (int i = 0; i < OUTS; i++) t[v][i][j] = column[i];
+  }
+  for (i64 i = 0; i < rows; i++) {
+    vec out[PARTS][OUTS];
+    UNROLL for (int v = 0; v < PARTS; v++) outputs_of_points(t[v][i], out[v]);
+    for (i64 j = 0; j < columns; j++) UNROLL for (int v = 0; v < PARTS; v++)
+      store(y + i * y_row + j * y_step + v * LANES, out[v][j]);
   }
 }
 
 static void minimal_task(const void *work, i64 task, i64 worker) {
   const Minimal *m = work;
   i64 tile = task / m->bands, first = task % m->bands * m->band;
-  i64 count = max(0, min(m->band, m->blocks - first)), across = ceil_div(m->columns, 2);
+  i64 count = max(0, min(m->band, m->blocks - first)), across = ceil_div(m->columns, OUTS);
   const float *x = m->x + tile * m->height * m->width * m->channels * TILE;
   float *y = m->y + tile * m->rows * m->columns * m->features * TILE;
-  float *inputs = m->workspace + worker * m->size, *products = inputs + m->transformed;
-  i64 x_block = m->channels * TILE, y_block = m->block * TILE;
-  i64 x_step = m->band * x_block, y_step = m->band * y_block;
+  float *inputs = m->workspace + worker * POINTS * (m->x_step + m->y_step);
+  float *products = inputs + POINTS * m->x_step;
+  i64 x_block = m->channels * TILE, y_block = m->padded * TILE;
   for (i64 b = 0; b < count; b++)
-    transform_inputs(m, x, (first + b) / across * 2 - m->padding,
-                     (first + b) % across * 2 - m->padding, inputs + b * x_block, x_step);
-  for (i64 f = 0; f < m->features; f += m->block) {
-    for (i64 k = 0; k < POINTS; k++) {
-      const float *w = m->weights + (f / m->block * POINTS + k) * m->channels * m->block;
+    transform_inputs(m, x, (first + b) / across * OUTS - m->padding,
+                     (first + b) % across * OUTS - m->padding, inputs + b * x_block, m->x_step);
+  for (i64 k = 0; k < POINTS; k++)
+    for (i64 f = 0; f < m->features; f += m->block) {
+      const float *w = m->packed + k * m->w_step + f * m->channels;
       for (i64 b = 0, pairs; b < count; b += pairs) {
         pairs = b + PAIR <= count ? PAIR : 1;
-        correlate_kind(m->block, pairs)(inputs + k * x_step + b * x_block, 0, x_block, w, 0, 1,
-                                        m->channels, products + k * y_step + b * y_block, y_block,
-                                        m->block);
+        correlate_kind(m->block, pairs)(
+            inputs + k * m->x_step + b * x_block, 0, x_block, w, 0, 1, m->channels,
+            products + k * m->y_step + b * y_block + f * TILE, y_block, m->block);
       }
     }
-    for (i64 b = 0; b < count; b++) {
-      i64 row = (first + b) / across * 2, column = (first + b) % across * 2;
-      for (i64 g = 0; g < min(m->block, m->features - f); g++)
-        transform_outputs(products + b * y_block + g * TILE, y_step,
-                          y + ((row * m->columns + column) * m->features + f + g) * TILE,
-                          m->columns * m->features * TILE, m->features * TILE,
-                          min(2, m->rows - row), min(2, m->columns - column));
-    }
+  for (i64 b = 0; b < count; b++) {
+    i64 row = (first + b) / across * OUTS, column = (first + b) % across * OUTS;
+    for (i64 f = 0; f < m->features; f++)
+      transform_outputs(products + b * y_block + f * TILE, m->y_step,
+                        y + ((row * m->columns + column) * m->features + f) * TILE,
+                        m->columns * m->features * TILE, m->features * TILE,
+                        min(OUTS, m->rows - row), min(OUTS, m->columns - column));
   }
 }
 
@@ -160,16 +207,16 @@ static i64 packed_size(i64 taps, i64 inputs, i64 outputs) {
 
 /* Floats of the workspace: the weights, and for each worker inputs and products. */
 static i64 minimal_size(i64 tiles, const Minimal *m) {
-  return packed_size(POINTS, m->channels, m->features) +
-         min(tiles * m->bands, MAX_WORKERS) * m->size;
+  return POINTS * m->w_step +
+         min(tiles * m->bands, MAX_WORKERS) * POINTS * (m->x_step + m->y_step);
 }
 
-/* Weights as of pack_minimal. */
+/* Weights as of pack_weights. */
 static void run_minimal(XLA_FFI_CallFrame *frame, i64 tiles, Minimal *m, const float *w, i64 row,
                         i64 column, i64 in, i64 out) {
-  float *packed = result(frame, 1);
-  pack_minimal(packed, w, row, column, m->channels, in, m->features, out);
-  m->x = argument(frame, 0), m->y = result(frame, 0), m->weights = packed;
-  m->workspace = packed + packed_size(POINTS, m->channels, m->features);
+  m->w = w, m->w_row = row, m->w_column = column, m->w_in = in, m->w_out = out;
+  m->x = argument(frame, 0), m->y = result(frame, 0), m->packed = result(frame, 1);
+  m->workspace = m->packed + POINTS * m->w_step;
+  run_tasks(frame, m->padded / m->block, pack_task, m);
   run_tasks(frame, tiles * m->bands, minimal_task, m);
 }

@@ -11,11 +11,11 @@ typedef int64_t i64;
    AVX-512 or Neon, and 16 of AVX2. L1 and L2 are what a panel may take of the caches. */
 enum { TILE = 16 };
 #if defined(__AVX512F__)
-enum { LANES = 16, UNIT = 2, PAIR = 2, L1 = 64 << 10, L2 = 512 << 10 };
+enum { LANES = 16, UNIT = 2, PAIR = 2, L1 = 32 << 10, L2 = 512 << 10 };
 #elif defined(__AVX2__)
-enum { LANES = 8, UNIT = 1, PAIR = 1, L1 = 32 << 10, L2 = 192 << 10 };
+enum { LANES = 8, UNIT = 1, PAIR = 1, L1 = 16 << 10, L2 = 192 << 10 };
 #else
-enum { LANES = 4, UNIT = 1, PAIR = 1, L1 = 32 << 10, L2 = 192 << 10 };
+enum { LANES = 4, UNIT = 1, PAIR = 1, L1 = 16 << 10, L2 = 192 << 10 };
 #endif
 enum { PARTS = TILE / LANES, MAX_WORKERS = 64 };
 
