@@ -16,6 +16,7 @@ from absl import flags
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.console import ConsoleDisplay, make_console, print_result
 from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.figures import RangeFigure
@@ -86,6 +87,10 @@ def show_finished(settings: Settings, folder: pathlib.Path) -> bool:
     result = records.read_result(folder)
     if result is None:
         return False
+    if result.status == "finished":
+        with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as saved:
+            if not saved.is_sound(result.steps):
+                return False  # the run will say so, and repair it
     check_same_settings(settings.record(), records.read_config(folder), folder)
     screen = make_console()
     screen.print(f"{folder} holds a finished run; nothing is left to do")

@@ -7,12 +7,15 @@ one before. Checksums tell what is not as it was saved, and that is not used.
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import itertools
 import logging
 import pathlib
 import shutil
 import sys
+import traceback
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -53,11 +56,16 @@ class _Manifest:
 
 
 class Checkpoints:
-    """The checkpoints in one folder; made by ``open_checkpoints``."""
+    """The checkpoints in one folder; made by ``open_checkpoints``.
+
+    Attributes:
+      has_failed: whether one could not be saved.
+    """
 
     def __init__(self, folder: pathlib.Path, owner: bool):
         """Opens the folder; see ``open_checkpoints``."""
         self._folder, self._owner = folder, owner
+        self.has_failed = False
         self._manifests: dict[int, _Manifest] = {}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Kept(self._manifests),
@@ -89,6 +97,14 @@ class Checkpoints:
         """Step of the one with the best validation accuracy; None without any."""
         return _best(self._manifests, self._steps())
 
+    def is_sound(self, step: int) -> bool:
+        """Whether there is one of that step, as it was saved."""
+        try:
+            self._check(step)
+        except Exception:  # whatever it is, it cannot be used
+            return False
+        return True
+
     def save(
         self,
         state: TrainState,
@@ -118,17 +134,14 @@ class Checkpoints:
         )
         self._manifests[step] = manifest  # decides which others are kept
         args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
-        try:
-            check_space(self._folder, size_of(state))
-            if not self._manager.save(step, args=ocp.args.Composite(**args)):
-                raise FileExistsError("there is one of that step already")
-            _write_manifest(self._folder / str(step), manifest)
-        except Exception as error:  # Orbax has many kinds of them
+        problem = self._try_to_save(state, ocp.args.Composite(**args), manifest)
+        if problem is not None:
+            self.has_failed = True
             self._remove_unfinished()
             raise UserError(
                 f"cannot save the checkpoint of step {step} in {self._folder}: "
-                f"{one_line(error)}"
-            ) from error
+                f"{problem}"
+            )
 
     def restore(
         self, template: TrainState, step: int | None = None
@@ -160,6 +173,23 @@ class Checkpoints:
         """
         parts, manifest = self._read_newest({"variables": template}, step)
         return parts["variables"], manifest.step
+
+    def _try_to_save(
+        self, state: TrainState, args: Any, manifest: _Manifest
+    ) -> str | None:
+        """What went wrong, in a line.
+
+        No exception: its traceback would keep Orbax's tasks, and these complain on
+        stderr when they go.
+        """
+        try:
+            check_space(self._folder, size_of(state))
+            if not self._manager.save(manifest.step, args=args):
+                raise FileExistsError("there is one of that step already")
+            _write_manifest(self._folder / str(manifest.step), manifest)
+        except Exception as error:  # Orbax has many kinds of them
+            return one_line(error)
+        return None
 
     def _steps(self) -> list[int]:
         """Those of which the save came to its end."""
@@ -202,14 +232,8 @@ class Checkpoints:
         self, step: int, templates: dict[str, Any]
     ) -> tuple[dict[str, Any], _Manifest]:
         """These parts of a checkpoint; any kind of error where it is not valid."""
-        folder = self._folder / str(step)
-        manifest = _read_manifest(folder)
-        if manifest.step != step:
-            raise ValueError(f"it is of step {manifest.step}")
         # Before Orbax sees them: it takes flipped bits for numbers, or fails loudly.
-        damaged = manifest.files.items() ^ _checksums(folder).items()
-        if damaged:
-            raise ValueError(f"{min(damaged)[0]} is not as it was saved")
+        manifest = self._check(step)
         for name, tree in templates.items():
             different = set(_structure(tree)) ^ set(manifest.structure[name])
             if different:
@@ -217,6 +241,17 @@ class Checkpoints:
         args = {n: ocp.args.StandardRestore(tree) for n, tree in templates.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in templates}, manifest
+
+    def _check(self, step: int) -> _Manifest:
+        """The manifest of a checkpoint; any kind of error where a file is damaged."""
+        folder = self._folder / str(step)
+        manifest = _read_manifest(folder)
+        if manifest.step != step:
+            raise ValueError(f"it is of step {manifest.step}")
+        damaged = manifest.files.items() ^ _checksums(folder).items()
+        if damaged:
+            raise ValueError(f"{min(damaged)[0]} is not as it was saved")
+        return manifest
 
     def _move_aside(self, steps: Collection[int]) -> None:
         """Makes room for the steps that will be trained again."""
@@ -229,6 +264,9 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         """Gives back the space of a save that failed."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # "was never awaited"
+            gc.collect()  # what is left of it, while Orbax is silenced
         for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -267,7 +305,8 @@ def open_checkpoints(
     Raises:
       UserError: the folder cannot be made or read.
     """
-    with _quiet():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
         try:
             checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner)
         except OSError as error:
@@ -277,6 +316,8 @@ def open_checkpoints(
             yield checkpoints
         finally:
             checkpoints.close()
+            if checkpoints.has_failed:
+                stack.pop_all()  # threads of Orbax may yet complain
 
 
 def size_of(state: TrainState) -> int:
@@ -346,10 +387,13 @@ def _quiet() -> Iterator[None]:
     """
 
     def is_not_orbaxs(record: logging.LogRecord) -> bool:
-        return "/orbax/" not in f"{record.pathname} {record.getMessage()}"
+        raised = record.exc_info or (None, None, None)
+        text = "".join(traceback.format_exception(*raised))
+        return "orbax" not in f"{record.pathname} {record.getMessage()} {text}"
 
     def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
+        is_closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not is_closed and "BaseEventLoop.__del__" not in repr(unraisable.object):
             previous(unraisable)
 
     loggers, previous = map(logging.getLogger, ("absl", "asyncio")), sys.unraisablehook

@@ -83,12 +83,15 @@ class Journal(Observer):
         """Writes what came out of a run that came to its end.
 
         Raises:
-          UserError: it cannot be written; the run can be resumed.
+          UserError: it, or the last state, cannot be written; the run can be resumed.
         """
         if not isinstance(result, RunResult) or result.record is None:
             return
         assert result.test is not None
         records.append_metrics(self._folder, self.unwritten)
+        self.unwritten = []
+        if not result.state.all_diverged:
+            self._save_last(result)
         split, logits = result.splits.test, result.test.logits
         worst = confidently_wrong(logits, split.labels, WORST_IMAGES)
         records.write_predictions(
@@ -100,6 +103,24 @@ class Journal(Observer):
             worst,
         )
         records.write_result(self._folder, result.record)
+
+    def _save_last(self, result: RunResult) -> None:
+        """Saves the last state, unless that is done: no result without its network."""
+        if self._checkpoints.latest_step == int(result.state.step.max()):
+            return
+        last = result.metrics[-1]
+        val = mean_of_finite(last.val_accuracy)
+        try:
+            self._checkpoints.save(
+                result.state,
+                seconds=last.seconds,
+                val_accuracy=val if np.isfinite(val) else None,
+            )
+        except UserError as error:
+            raise UserError(
+                f"the run came to its end, but its result is not recorded: {error}; "
+                "--resume trains what is not saved again, to the same result"
+            ) from error
 
     def _append(self, line: records.LogPoint) -> None:
         """Writes a line, after those that could not be written before."""

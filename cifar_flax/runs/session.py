@@ -211,6 +211,16 @@ class _Session:
                 self._trainer, len(splits.test)
             )
         self._lost = self.state.diverged_at
+        recorded = self._recorded
+        finished = recorded is not None and recorded.status == "finished"
+        if finished and not self._has_ended:
+            logger.warning(
+                "%s has a result, but no valid checkpoint of its last step: the run "
+                "goes on after step %d, to the same result",
+                self._folder,
+                self.state.step.max(),
+            )
+            self._recorded = None
         self._watchers.started(
             Plan(
                 kind="run",
@@ -241,8 +251,7 @@ class _Session:
     def end(self, stopped: bool) -> RunResult:
         """Evaluates the last state on the test split, or saves it for later."""
         record = test = None
-        done = self.state.step.max() >= self._trainer.total_steps
-        if stopped and not (done or self.is_recorded or self.state.all_diverged):
+        if stopped and not (self._has_ended or self.is_recorded):
             if self._journal is not None:
                 self._journal.save_stopped(self.state, self._seconds)
         else:  # the only time that the test split is touched
@@ -264,6 +273,12 @@ class _Session:
         finally:
             self._watchers.ended(result)
         return result
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether no replica has a step to do."""
+        done = self.state.step.max() >= self._trainer.total_steps
+        return bool(done) or self.state.all_diverged
 
     def _log_point(self, progress: Progress, seconds: float) -> records.LogPoint:
         """A line of ``metrics.jsonl``, at the end of an epoch."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 import shutil
 import signal
 
@@ -92,6 +93,49 @@ def test_training_goes_on_without_checkpoints(tmp_path, monkeypatch, caplog):
     go(tmp_path / "run")
     assert saved_steps(tmp_path / "run") == [3, 12]
     assert [r.getMessage() for r in caplog.records] == ["no space", "no space"]
+
+
+@pytest.mark.parametrize("failures", [2, 9])
+def test_a_result_is_not_recorded_without_the_network(tmp_path, monkeypatch, failures):
+    # The fourth save is of the last state; it is tried once more at the end.
+    calls = range(4, 4 + failures)
+    with monkeypatch.context() as patch:
+        failing(Checkpoints.save, patch, Checkpoints, calls, UserError("no space"))
+        with pytest.raises(UserError, match=r"not recorded: no space; --resume"):
+            go(tmp_path / "run")
+    assert records.read_result(tmp_path / "run") is None
+    again = go(tmp_path / "run", resume=True)
+    assert_same(again.state, go(None).state)
+    assert saved_steps(tmp_path / "run")[-1] == 12
+    assert records.read_result(tmp_path / "run").status == "finished"
+
+
+def test_the_last_state_is_saved_at_the_second_attempt(tmp_path, monkeypatch):
+    failing(Checkpoints.save, monkeypatch, Checkpoints, (4,), UserError("no space"))
+    go(tmp_path / "run")
+    assert saved_steps(tmp_path / "run")[-1] == 12
+    with open_checkpoints(tmp_path / "run" / records.CHECKPOINTS) as checkpoints:
+        assert checkpoints.is_sound(12)
+        assert not checkpoints.is_sound(13)
+
+
+@pytest.mark.parametrize("damage", ["all", "last", "cut"])
+def test_a_finished_run_without_its_network_is_repaired(tmp_path, damage, caplog):
+    expected = go(tmp_path / "run")
+    folder = tmp_path / "run" / records.CHECKPOINTS
+    if damage == "cut":
+        files = filter(pathlib.Path.is_file, folder.glob("12/variables/**/*"))
+        largest = max(files, key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-1])
+    for path in folder.iterdir():
+        if damage == "all" or (damage == "last" and path.name == "12"):
+            shutil.rmtree(path)
+    again = go(tmp_path / "run", resume=True)
+    assert "no valid checkpoint of its last step" in caplog.text
+    assert_same(again.state, expected.state)
+    assert saved_steps(tmp_path / "run")[-1] == 12
+    result = records.read_result(tmp_path / "run")
+    assert result.test_accuracy == expected.record.test_accuracy
 
 
 def test_too_little_space_is_said_at_once(tmp_path, monkeypatch):
