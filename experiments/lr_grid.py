@@ -27,6 +27,7 @@ from rich.table import Table
 from cifar_flax import records
 from cifar_flax.data import Dataset, Split, Splits
 from cifar_flax.errors import UserError
+from cifar_flax.jax_settings import known_settings
 from cifar_flax.json_files import read_json, write_json
 from cifar_flax.reports.range_curve import METHODS, RangeResult
 from cifar_flax.runs.console import (
@@ -162,6 +163,7 @@ def measure(
     write_json(folder / GRID, grid)
 
 
+@known_settings()
 def train_grid(
     trainer: Trainer, splits: Splits, screen: Console
 ) -> tuple[list[list[float]], float]:

@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from cifar_flax import records
+from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.console import ConsoleDisplay, make_console, print_result
@@ -58,13 +59,13 @@ def main() -> int:
         folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
         settings = settings_from_flags(folder if FLAGS.resume else None)
         screen, signals = make_console(patient=True), StopOnSignal()
-        if FLAGS.resume and folder and show_finished(settings, folder):
-            return 0
         observers = [signals, RangeFigure(), ConsoleDisplay(screen)]
         if FLAGS.tensorboard:
             observers.append(TensorBoard())
         use_compilation_cache()
         dataset = settings.load_data()
+        if FLAGS.resume and folder and show_finished(settings, folder, dataset):
+            return 0
         with folder_for(folder, f"{settings.model}-{dataset.name}") as folder:
             result = run(
                 settings,
@@ -82,8 +83,8 @@ def main() -> int:
         return 128 + (signals.request.signum or 0)
 
 
-def show_finished(settings: Settings, folder: pathlib.Path) -> bool:
-    """Whether a folder holds a finished run; shows it again, without loading data."""
+def show_finished(settings: Settings, folder: pathlib.Path, dataset: Dataset) -> bool:
+    """Whether a folder holds this run, finished; shows it again."""
     result = records.read_result(folder)
     if result is None:
         return False
@@ -91,7 +92,9 @@ def show_finished(settings: Settings, folder: pathlib.Path) -> bool:
         with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as saved:
             if not saved.is_sound(result.steps):
                 return False  # the run will say so, and repair it
-    check_same_settings(settings.record(), records.read_config(folder), folder)
+    recorded = records.read_config(folder)
+    recipe = settings.recipe_of(records.read_range_test(folder))
+    check_same_settings(settings.record(), recorded, folder, dataset, recipe)
     screen = make_console()
     screen.print(f"{folder} holds a finished run; nothing is left to do")
     print_result(screen, result, folder)

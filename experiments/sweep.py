@@ -20,8 +20,10 @@ from absl import flags
 from rich.console import Console
 from rich.live import Live
 
+from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
+from cifar_flax.records import PLACES
 from cifar_flax.runs.cells import Cell, make_cells, plan_of, state_of
 from cifar_flax.runs.console import make_console
 from cifar_flax.runs.folder import lock_holder
@@ -41,6 +43,7 @@ def main() -> int:
         screen, folder = make_console(patient=True), pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
             cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
+        check_cells(cells)
         if FLAGS.dry_run:
             screen.print(plan_of(cells))
             return 0
@@ -88,10 +91,28 @@ def lists_from_flags() -> dict[str, list[Any]]:
     return {name: [parse(name, word) for word in texts[name]] for name in texts}
 
 
+def check_cells(cells: list[Cell]) -> None:
+    """Finds the cells whose folders hold something else than their run."""
+    datasets: dict[tuple, Dataset] = {}
+    for cell in cells:
+        settings = cell.settings
+        places = tuple(getattr(settings, name) for name in PLACES)
+        source = (settings.dataset, *places)
+        try:
+            if cell.is_begun:
+                if source not in datasets:
+                    datasets[source] = settings.load_data()
+                cell.check(datasets[source])
+        except UserError as error:
+            cell.problem = str(error)
+
+
 def run_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> None:
     """Runs a cell to its end, unless it is done or another process has it."""
     try:
-        if cell.read_result():
+        if cell.problem is not None:
+            cell.status = f"failed: {cell.problem}"
+        elif cell.read_result():
             cell.status = cell.diverged or "was done"
         elif holder := lock_holder(cell.folder):
             cell.status = f"skipped: in use by {holder}"

@@ -21,7 +21,7 @@ ORDER = [
     ["layers"],
     ["reports"],
     ["data", "records"],
-    ["json_files"],
+    ["json_files", "jax_settings"],
     ["files"],
     ["errors"],
 ]
@@ -30,8 +30,9 @@ ALONE = {
     "reports": {"records", "errors"},
     "data": {"files", "errors"},
     "json_files": {"files", "errors"},
+    "jax_settings": {"errors"},
     "layers": {"files", "errors"},
-    "models": {"layers", "errors"},
+    "models": {"layers", "jax_settings", "errors"},
 }
 
 

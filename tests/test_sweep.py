@@ -12,6 +12,7 @@ import pytest
 
 from cifar_flax import records
 from cifar_flax.runs.folder import lock_holder
+from tests import archives
 from tests.forked import command
 from tests.test_commands import ROOT, assert_one_line_error, data  # noqa: F401
 
@@ -54,6 +55,26 @@ def test_the_same_command_goes_on_with_what_is_left(swept):
     assert f"{names[2]}: diverged at step 2" in second.stdout
     rates = [records.read_config(folder / name).settings["lr"] for name in names]
     assert rates == [0.01, 0.02, 1e38]
+
+
+def test_cells_of_other_data_are_not_taken_for_done(swept, tmp_path):
+    folder, _, flags, _, _ = swept
+    archive = archives.write_binary_archive(
+        tmp_path / "other.tar.gz", archives.make_arrays(100, seed=1)
+    )
+    others = [
+        f"--data_archive={archive}",
+        f"--archive_sha256={archives.sha256(archive)}",
+        f"--data_dir={tmp_path}",
+    ]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    plan = command("sweep", *flags, *others, "--dry_run")
+    assert plan.stdout.count("the data set was cifar10") == 3
+    assert "is done" not in plan.stdout
+    done = command("sweep", *flags, *others)
+    assert done.returncode == 1
+    assert done.stdout.count("failed: ") >= 3
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
 def test_a_cell_that_another_process_holds_is_skipped(swept):

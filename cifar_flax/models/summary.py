@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cifar_flax.errors import UserError
+from cifar_flax.jax_settings import known_settings
 from cifar_flax.models.calling import init_variables
 
 
@@ -39,6 +40,7 @@ def layer_rows(
     return trace_layers(model, image_shape)[0]
 
 
+@known_settings()
 def trace_layers(
     model: nn.Module, image_shape: tuple[int, int, int]
 ) -> tuple[list[LayerRow], Any]:

@@ -13,9 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from cifar_flax import records
+from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.runs.console import make_table, mean_and_interval
 from cifar_flax.runs.estimates import estimate_seconds
+from cifar_flax.runs.folder import check_same_settings
 from cifar_flax.runs.settings import AUTO, Settings, as_text
 
 # More would not be a comparison but a mistake in a list.
@@ -33,6 +35,7 @@ class Cell:
       status: what became of it.
       seconds: spent on it by this process.
       result: its ``result.json``, once it is done.
+      problem: why it cannot be trained, if it cannot.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Cell:
     status: str = "waits"
     seconds: float = 0.0
     result: records.Result | None = None
+    problem: str | None = None
 
     @property
     def is_running(self) -> bool:
@@ -51,6 +55,15 @@ class Cell:
     def is_begun(self) -> bool:
         """Whether there is something to go on with."""
         return (self.folder / records.CONFIG).exists()
+
+    def check(self, dataset: Dataset) -> None:
+        """UserError where its folder holds another run, as of other data."""
+        if not self.is_begun:
+            return
+        recorded = records.read_config(self.folder)
+        recipe = self.settings.recipe_of(records.read_range_test(self.folder))
+        now = self.settings.record()
+        check_same_settings(now, recorded, self.folder, dataset, recipe)
 
     def read_result(self) -> bool:
         """Whether it is done; takes note of its result."""
@@ -142,7 +155,7 @@ def plan_of(cells: Sequence[Cell]) -> Table:
     speeds = {
         cell.settings.model: cell.result.images_per_second
         for cell in cells
-        if cell.read_result() and cell.result is not None
+        if cell.problem is None and cell.read_result() and cell.result is not None
     }
     total = 0.0
     for cell in cells:
@@ -154,7 +167,7 @@ def plan_of(cells: Sequence[Cell]) -> Table:
             f"{auto}{cell.settings.make_recipe().epochs} epochs",
             str(len(cell.settings.seeds)),
             f"{seconds:.0f} s",
-            "is done" if cell.result else "",
+            "is done" if cell.result else escape(cell.problem or ""),
         )
     table.add_section()
     table.add_row(f"{len(cells)} cells", "", "", f"{total:.0f} s", "")

@@ -16,18 +16,26 @@ from cifar_flax.layers.conv import Lowering, describe
 PACKAGES = ("cifar-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def describe_environment(lowering: Lowering) -> dict[str, Any]:
+def describe_environment(lowering: Lowering, *, any_cores: bool) -> dict[str, Any]:
     """Versions, device and revision, as ``config.json`` holds them.
 
     Args:
       lowering: of the convolutions, which decides the last bits of a number as the
         versions do.
+      any_cores: whether the number of a CPU's cores changes no number.
     """
-    versions = {name: metadata.version(name) for name in PACKAGES}
+    device = device_name()
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    versions = {name: metadata.version(name) for name in PACKAGES} | {
+        "convolutions": describe(lowering),
+        "computing device": device.partition(",")[0] if any_cores else device,
+        "JAX_DEFAULT_MATMUL_PRECISION": precision or "",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
     return {
-        "versions": versions | {"convolutions": describe(lowering)},
+        "versions": versions,
         "python": platform.python_version(),
-        "device": device_name(),
+        "device": device,
         "git_revision": git_revision(),
     }
 

@@ -5,8 +5,10 @@ import fnmatch
 import logging
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from cifar_flax import files, records
+from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.records import CONFIG
 from cifar_flax.runs.settings import differences
@@ -149,13 +151,9 @@ def check_same_run(
             f"{folder} holds the outcome of {recorded.kind} and no run to go on with; "
             "give another folder"
         )
-    different, was, now = [], recorded.dataset, config.dataset
-    if was.fingerprint != now.fingerprint:
-        different.append(
-            f"the data set was {was.name} ({was.source}) and is {now.name} "
-            f"({now.source})"
-        )
-    check_same_settings(config.settings, recorded, folder, *different)
+    check_same_settings(
+        config.settings, recorded, folder, config.dataset, config.recipe
+    )
     for name, version in config.versions.items():
         if recorded.versions.get(name) != version:
             logger.warning(
@@ -170,17 +168,31 @@ def check_same_settings(
     now: dict[str, records.Setting],
     recorded: records.Config,
     folder: pathlib.Path,
-    *other: str,
+    dataset: Dataset | records.DatasetInfo,
+    recipe: dict[str, Any] | None,
 ) -> None:
-    """Refuses settings that a run did not have.
+    """Refuses settings, data or a recipe that a run did not have.
 
     Args:
       now: asked for, as ``Settings.record`` gives them.
       recorded: the run's ``config.json``.
       folder: of the run.
-      *other: what differs beside the settings.
+      dataset: asked for.
+      recipe: that the settings stand for, as ``Recipe.record`` gives it; it may have
+        another meaning in another version. None where it is not known yet.
     """
-    different = [*differences(now, recorded.settings), *other]
+    different, was = differences(now, recorded.settings), recorded.dataset
+    if was.fingerprint != dataset.fingerprint:
+        different.append(
+            f"the data set was {was.name} ({was.source}) and is {dataset.name} "
+            f"({dataset.source})"
+        )
+    if recipe is not None and recorded.recipe is not None and not different:
+        different = [
+            f"the recipe's {name} was {recorded.recipe.get(name)} and is {value}"
+            for name, value in recipe.items()
+            if recorded.recipe.get(name) != value
+        ]
     if different:
         raise UserError(
             f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "

@@ -13,6 +13,7 @@ from scipy.special import softmax
 from cifar_flax import records
 from cifar_flax.data import DataSpec
 from cifar_flax.errors import UserError
+from cifar_flax.jax_settings import known_settings
 from cifar_flax.models.check import check_model
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.settings import Settings
@@ -45,6 +46,7 @@ class Run:
     step: int
 
     @classmethod
+    @known_settings()
     def load(cls, folder: str | pathlib.Path, best: bool = False) -> "Run":
         """Reads a run from its folder.
 

@@ -17,6 +17,7 @@ import numpy as np
 from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
+from cifar_flax.jax_settings import known_settings
 from cifar_flax.reports.range_curve import METHODS
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.runs.environment import device_name
@@ -43,6 +44,7 @@ RANGE_SEEDS = (0, 1, 2, 3, 4)
 logger = logging.getLogger(__name__)
 
 
+@known_settings()
 def run(
     settings: Settings,
     folder: str | pathlib.Path | None = None,
@@ -105,6 +107,7 @@ def run(
         return session.end(stopped=interrupted or stop.is_set())
 
 
+@known_settings()
 def range_test(
     settings: Settings,
     folder: str | pathlib.Path | None = None,

@@ -203,6 +203,20 @@ class Settings:
         phases = self._make_phases(recipe.phases[: self.phases], found_lr)
         return dataclasses.replace(recipe, phases=phases, **given)
 
+    def recipe_of(self, test: records.RangeTest | None) -> dict[str, Any] | None:
+        """The record of the recipe that a run with these settings has.
+
+        Args:
+          test: of the run, for ``--lr=auto``.
+
+        Returns:
+          None while the rate is not known.
+        """
+        found = test.suggested_lr if test else None
+        if self.lr == AUTO and found is None:
+            return None
+        return self.make_recipe(found).record()
+
     def _make_phases(
         self, phases: tuple[Any, ...], found_lr: float | None
     ) -> tuple[Phase, ...]:

@@ -147,6 +147,9 @@ class Subject:
         dataset, splits = self.dataset, self.splits
         command = ["python", "-m", f"experiments.{kind}", *self.settings.as_flags()]
         by_command = self.model is None and self.recipe is None and self._loads_data
+        # The kernels keep the order of every sum; what others do is not known.
+        is_native = trainer.lowering == "native" and self.settings.dtype == "float32"
+        any_cores = is_native and self.model is None
         config = records.Config(
             kind=kind,
             settings=self._settings_record(),
@@ -166,7 +169,7 @@ class Subject:
             num_params=sum(row.num_params for row in trainer.layers),
             flops_per_image=sum(row.flops for row in trainer.layers),
             command=[*command, *flags] if by_command else [],
-            **describe_environment(trainer.lowering),
+            **describe_environment(trainer.lowering, any_cores=any_cores),
         )
         # With --lr=auto the rates come later.
         known = self.has_schedule and not self.finds_rate

@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 from cifar_flax.data.augment import normalise
 from cifar_flax.data.dataset import check_images
 from cifar_flax.data.splits import DataSpec, Split
+from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import evaluate_logits
 
@@ -96,6 +97,7 @@ class Predictor:
 
         self._program = jax.jit(logits_of_all)
 
+    @known_settings()
     def __call__(self, variables: Any, images: np.ndarray) -> np.ndarray:
         """Logits of every replica, float32 [R, N, K].
 

@@ -26,6 +26,7 @@ from jax import lax
 
 from cifar_flax.data import Split
 from cifar_flax.errors import UserError
+from cifar_flax.jax_settings import known_settings
 from cifar_flax.reports.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.training.evaluation import replica_map
 from cifar_flax.training.recipes import MAX_FLOAT
@@ -139,6 +140,7 @@ class _Carry:
     going: jax.Array
 
 
+@known_settings()
 def range_curves(
     trainer: Trainer,
     split: Split,

@@ -17,6 +17,7 @@ from cifar_flax.data import DataSpec, Split
 from cifar_flax.data.augment import Augmentation, pad_images
 from cifar_flax.data.dataset import check_images, check_labels
 from cifar_flax.errors import UserError
+from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering, resolve
 from cifar_flax.models.check import check_model
 from cifar_flax.training.evaluation import (
@@ -138,6 +139,7 @@ class Trainer:
       compile_seconds: what the compilation of the training program took, else 0.
     """
 
+    @known_settings()
     def __init__(
         self,
         model: nn.Module,
@@ -204,10 +206,12 @@ class Trainer:
         seeds = ", ".join(map(str, self.seeds))
         return f"Trainer({type(self.model).__name__}, {self.recipe}, seeds {seeds})"
 
+    @known_settings()
     def init(self) -> TrainState:
         """The state of all replicas before the first step."""
         return self._init(jnp.asarray(self.seeds))
 
+    @known_settings()
     def put(self, split: Split) -> DeviceData:
         """A training split on the device, padded as the augmentation needs it.
 
@@ -240,6 +244,7 @@ class Trainer:
         _check_tree("state", state, self._template)
         return self._run(state, self.put(split))
 
+    @known_settings()
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
         """Exact loss and accuracy of every replica on a split.
 
@@ -255,36 +260,40 @@ class Trainer:
     def _run(self, state: TrainState, data: DeviceData) -> Iterator[Progress]:
         steps, chunk, epoch_end = np.asarray(state.step), 1, 0
         while (step := int(steps.max())) < self.total_steps and not state.all_diverged:
-            if not self.compile_seconds:
-                start, zero = time.perf_counter(), jnp.int32(0)
-                args = (state, self._orders(state.key, zero), data, zero)
-                self._train_steps = self._train_steps.lower(*args).compile()
-                self.compile_seconds = time.perf_counter() - start
-            start = time.perf_counter()
-            if step >= epoch_end:
-                epoch = step // self.steps_per_epoch
-                epoch_end = (epoch + 1) * self.steps_per_epoch
-                orders = self._orders(state.key, jnp.int32(epoch))
-            stop = min(step + chunk, epoch_end)
-            state = self._train_steps(state, orders, data, jnp.int32(stop))
-            before, totals = steps, jax.device_get(state.totals)  # waits for the chunk
-            seconds = time.perf_counter() - start
-            chunk = next_chunk(stop - step, seconds)
-            steps = np.asarray(state.step)
-            epoch_done = steps.max() == epoch_end
-            if epoch_done:
-                state = dataclasses.replace(state, totals=state.totals.cleared())
-            lost = np.array([at is not None for at in state.diverged_at])
-            yield Progress(
-                state=state,
-                step=int(steps.max()),
-                epoch_done=bool(epoch_done),
-                learning_rate=float(self.schedule(steps.max() - 1)),
-                train_loss=np.where(lost, np.nan, totals.loss / totals.count),
-                train_accuracy=np.where(lost, np.nan, totals.correct / totals.count),
-                images=int((steps - before).sum()) * self.recipe.batch_size,
-                seconds=seconds,
-            )
+            with known_settings():
+                if not self.compile_seconds:
+                    start, zero = time.perf_counter(), jnp.int32(0)
+                    args = (state, self._orders(state.key, zero), data, zero)
+                    self._train_steps = self._train_steps.lower(*args).compile()
+                    self.compile_seconds = time.perf_counter() - start
+                start = time.perf_counter()
+                if step >= epoch_end:
+                    epoch = step // self.steps_per_epoch
+                    epoch_end = (epoch + 1) * self.steps_per_epoch
+                    orders = self._orders(state.key, jnp.int32(epoch))
+                stop = min(step + chunk, epoch_end)
+                state = self._train_steps(state, orders, data, jnp.int32(stop))
+                totals = jax.device_get(state.totals)  # waits for the chunk
+                seconds = time.perf_counter() - start
+                chunk = next_chunk(stop - step, seconds)
+                before, steps = steps, np.asarray(state.step)
+                epoch_done = steps.max() == epoch_end
+                if epoch_done:
+                    state = dataclasses.replace(state, totals=state.totals.cleared())
+                lost = np.array([at is not None for at in state.diverged_at])
+                progress = Progress(
+                    state=state,
+                    step=int(steps.max()),
+                    epoch_done=bool(epoch_done),
+                    learning_rate=float(self.schedule(steps.max() - 1)),
+                    train_loss=np.where(lost, np.nan, totals.loss / totals.count),
+                    train_accuracy=np.where(
+                        lost, np.nan, totals.correct / totals.count
+                    ),
+                    images=int((steps - before).sum()) * self.recipe.batch_size,
+                    seconds=seconds,
+                )
+            yield progress
 
     def _check_split(self, what: str, split: Split) -> None:
         if not isinstance(split, Split):

@@ -1,7 +1,9 @@
 """A run as a function: where it works, what it leaves, and what stops it."""
 
+import dataclasses
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from cifar_flax.runs.session import range_test, run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import with_recipe
 from cifar_flax.training.lr_range import RangeSettings
-from cifar_flax.training.recipes import Constant, Recipe, Sgdr
+from cifar_flax.training.recipes import LESSON, Constant, Recipe, Sgdr
 from cifar_flax.training.trainer import Trainer
 from tests.conftest import make_split
 from tests.test_records import make_config
@@ -211,6 +213,63 @@ def test_a_stop_saves_the_state_and_the_run_goes_on_to_the_same_bits(
     assert told.events[0] == ("started", "run", step, 12)
     assert_same(result.state, expected.state)
     assert steps_of(result.metrics) == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: jax.enable_x64(True),
+        lambda: jax.default_prng_impl("rbg"),
+        lambda: jax.threefry_partitionable(False),
+        lambda: jax.numpy_rank_promotion("raise"),
+        lambda: jax.numpy_dtype_promotion("strict"),
+        lambda: jax.disable_jit(),
+        lambda: jax.debug_nans(True),
+    ],
+)
+def test_settings_of_jax_change_no_number(setting):
+    settings = dataclasses.replace(SETTINGS, lr=1e38)  # it diverges
+    expected, lost = go(None), go(None, settings)
+    with setting():
+        assert_same(go(None).state, expected.state)
+        assert go(None, settings).record.diverged_at == lost.record.diverged_at
+    assert None not in lost.record.diverged_at
+
+
+def test_no_device_is_one_line_before_a_folder_is_made(tmp_path):
+    command = [sys.executable, "-m", "experiments.run", "--dataset=shapes"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        env={**os.environ, "JAX_PLATFORMS": "tpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: JAX finds no device: JAX_PLATFORMS=tpu;")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_decides_the_bits_is_compared(tmp_path, monkeypatch, caplog):
+    stop = threading.Event()
+    stop.set()
+    go(tmp_path / "run", stop=stop)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX")
+    with jax.default_matmul_precision("bfloat16"):
+        go(tmp_path / "run", stop=stop, resume=True)
+    for words in ("XLA_FLAGS was ", "JAX_DEFAULT_MATMUL_PRECISION was "):
+        assert words in caplog.text
+
+
+def test_another_recipe_of_the_same_settings_is_another_run(tmp_path, monkeypatch):
+    settings = Settings(model="simplenet", val_size=24, phases=1, batch_size=32)
+    stop = threading.Event()
+    stop.set()
+    go(tmp_path / "run", settings, model=None, stop=stop)
+    recipe = dataclasses.replace(LESSON["simplenet"], momentum=0.5)
+    monkeypatch.setitem(LESSON, "simplenet", recipe)
+    with pytest.raises(UserError, match=r"the recipe's momentum was 0\.9 and is 0\.5"):
+        go(tmp_path / "run", settings, model=None, resume=True)
 
 
 def test_an_error_of_an_observer_ends_the_run_and_the_others_are_told(tmp_path):
