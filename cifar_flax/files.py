@@ -1,20 +1,31 @@
 """Files that are replaced as a whole, locks between processes, and names of files."""
 
 import contextlib
-import fcntl
+import glob
 import logging
 import os
 import pathlib
+import shlex
 import socket
 import unicodedata
 import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import filelock
+
+from cifar_flax.errors import UserError
+
 logger = logging.getLogger(__name__)
 
-# What a writer that was killed leaves behind; nobody else gives files such names.
-PARTIAL = ".*.cifar_flax-*.partial"
+
+def _partial(name: str, key: str) -> str:
+    """A name that nobody else gives a file."""
+    return f".{name}.cifar_flax-{key}.partial"
+
+
+# What a writer that was killed leaves behind.
+PARTIAL = _partial("*", "*")
 
 PRINTABLE = "a text that is not empty, of characters that can be printed"
 
@@ -30,6 +41,65 @@ def check_text(text: str) -> str:
     return text
 
 
+def expand_user(path: str | pathlib.Path) -> pathlib.Path:
+    """A path with its ~ replaced; UserError where there is no home folder."""
+    try:
+        expanded = pathlib.Path(path).expanduser()
+    except RuntimeError:
+        expanded = None
+    # An empty HOME would make it the root of the file system.
+    empty = pathlib.Path(path).parts[:1] == ("~",) and os.environ.get("HOME") == ""
+    if expanded is None or empty:
+        raise UserError(
+            f"{path} begins with a home folder that is not known; set HOME, or write "
+            "the whole path"
+        )
+    return expanded
+
+
+def cache_folder() -> pathlib.Path | None:
+    """The folder for what can be made again; None where there is no home folder."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):  # else it is to be ignored, says the XDG specification
+        return pathlib.Path(given, "cifar_flax")
+    try:
+        return expand_user("~/.cache/cifar_flax")
+    except UserError:
+        return None
+
+
+def printable(text: str) -> str:
+    """A text as a terminal may show it: what it would obey or hide is written out."""
+    return "".join(
+        char
+        if char.isprintable() or char == "\n"
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def shell_word(text: str, encoding: str = "utf-8") -> str:
+    """A text as one word for a shell.
+
+    Args:
+      text: any, also the name of a file that is no UTF-8.
+      encoding: that can be shown; other characters are written as $'...', which bash,
+        zsh, ksh and POSIX 2024 know.
+    """
+    try:
+        shown = text.isprintable() and bool(text.encode(encoding))
+    except UnicodeEncodeError:
+        shown = False
+    if shown or not text:
+        return shlex.quote(text)
+    return "$'" + "".join(map(_shell_byte, os.fsencode(text))) + "'"
+
+
+def _shell_byte(byte: int) -> str:
+    plain = byte < 128 and (chr(byte).isalnum() or chr(byte) in "-_=./ ")
+    return chr(byte) if plain else f"\\{byte:03o}"
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """Writes a file so that a reader sees the old one or the new one, whole.
@@ -43,8 +113,7 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     Raises:
       OSError: it cannot be written; what was there still is.
     """
-    name = f".{path.name}.cifar_flax-{uuid.uuid4().hex[:12]}.partial"
-    temporary = path.with_name(name)
+    temporary = path.with_name(_partial(path.name, uuid.uuid4().hex[:12]))
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -57,53 +126,109 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
         raise
 
 
+def remove_partial(path: pathlib.Path) -> None:
+    """Removes what writers of a file that were killed have left; none may be alive."""
+    for leftover in path.parent.glob(_partial(glob.escape(path.name), "*")):
+        leftover.unlink(missing_ok=True)
+
+
 class InUseError(Exception):
     """Another process, which the message names, holds a lock."""
 
 
-@contextlib.contextmanager
-def locked(path: pathlib.Path, wait: bool) -> Iterator[None]:
-    """Holds a lock, which the system takes back from a process that is gone.
+class Lock:
+    """A lock between processes, and threads, which ends with the process that holds it.
 
-    Args:
-      path: of its file, made where it is missing; it says who holds the lock.
-      wait: whether to wait, with a warning, until it is free.
-
-    Raises:
-      InUseError: another process, or another thread, holds it.
-      OSError: the file cannot be written.
+    Its file says who that is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+
+    def __init__(self, path: pathlib.Path):
+        """Takes nothing yet."""
+        self._path = path
+        self._new()
+
+    def take(self, wait: bool) -> None:
+        """Takes it.
+
+        Args:
+          wait: until it is free, with a warning.
+
+        Raises:
+          InUseError: another process, or another thread, holds it.
+          OSError: the file cannot be written, or its file system has no locks.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._lock.acquire(blocking=False)
+        except filelock.Timeout as error:
             if not wait:
-                raise InUseError(_read_holder(lock)) from error
-            logger.warning("waiting for another process that holds %s", path)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
+                raise InUseError(_read_holder(self._path)) from error
+            logger.warning("waiting for another process that holds %s", self._path)
+            self._lock.acquire()
+
+    def keep(self) -> bool:
+        """Takes it anew where its file was removed, and with it the lock.
+
+        Returns:
+          Whether that was so.
+
+        Raises:
+          InUseError: another process was faster.
+          OSError: the file cannot be made.
+        """
+        try:
+            there = os.path.samestat(os.stat(self._path), self._file)
+        except FileNotFoundError:
+            there = False
+        if not there:
+            self._path.parent.stat()  # else it would be made again
+            self.release()
+            self._new()
+            self.take(wait=False)
+        return not there
+
+    def release(self) -> None:
+        """Gives it back; its file stays."""
+        self._lock.release(force=True)
+
+    def _new(self) -> None:
+        self._lock = filelock.FileLock(
+            self._path, thread_local=False, on_acquired=self._sign
+        )
+
+    def _sign(self, file: int) -> None:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self._file = os.fstat(file)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, wait: bool) -> Iterator[Lock]:
+    """Holds a lock; see ``Lock.take``."""
+    lock = Lock(path)
+    try:
+        lock.take(wait)
+        yield lock
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def lock_holder(path: pathlib.Path) -> str | None:
     """Which process holds a lock; None where no living one does."""
-    try:
-        lock = os.open(path, os.O_RDONLY)
-    except OSError:
+    if not path.exists():
         return None
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _read_holder(lock)
-    finally:
-        os.close(lock)
-    return None
+        with filelock.FileLock(path, blocking=False):
+            return None
+    except filelock.Timeout:
+        return _read_holder(path)
+    except OSError:  # it cannot be written, so that nobody can hold it
+        return None
 
 
-def _read_holder(lock: int) -> str:
-    return os.pread(lock, 1000, 0).decode(errors="replace") or "another process"
+def _read_holder(path: pathlib.Path) -> str:
+    try:  # Windows lets nobody read what is locked
+        text = path.read_bytes()[:1000].decode(errors="replace")
+    except OSError:
+        text = ""
+    return text or "another process"

@@ -1,5 +1,6 @@
 """The commands: thin mains over ``cifar_flax``."""
 
+import os
 import signal
 import sys
 
@@ -7,3 +8,9 @@ import sys
 # it without a traceback. ``cli.main`` takes over from here.
 if sys.argv[0] == "-m":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Standard channels that are closed: a file would be opened in their place, and what
+    # a library prints would go into it.
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

@@ -1,6 +1,7 @@
 """What all commands share: flags, one-line errors, signals."""
 
 import contextlib
+import io
 import logging
 import os
 import pathlib
@@ -14,11 +15,21 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import PRINTABLE, check_text
+from cifar_flax.files import PRINTABLE, check_text, printable
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 USAGE_ERROR = 2
+
+# Each asks a command to end; the last says that a terminal, or a connection, is gone.
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name)
+]
+
+# The number of a signal that Windows lacks: who read the output has had enough of it.
+SIGPIPE = 13
 
 logger = logging.getLogger("cifar_flax")
 
@@ -74,6 +85,9 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
       These words.
     """
     absl_logging.set_verbosity(absl_logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not all terminals show all
+    logging.raiseExceptions = False  # where the words of a log cannot be written
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
     logger.setLevel(logging.INFO)
@@ -82,16 +96,15 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
     words = _parse_flags(sys.argv)[1:]
     if words and not takes_words:
         fail(f"{words[0]!r} is not a flag; flags begin with --", USAGE_ERROR)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    set_signals(_stop)
     try:
         yield words
         sys.stdout.flush()
     except Stopped as stop:
         fail(f"stopped by {signal.Signals(stop.signum).name}", 128 + stop.signum)
     except BrokenPipeError:  # the reader, such as head, has had enough
-        _drop_output()
-        sys.exit(128 + signal.SIGPIPE)
+        drop_output()
+        sys.exit(128 + SIGPIPE)
     except flags.Error as error:
         fail(str(error), USAGE_ERROR)
     except Exception as error:
@@ -100,18 +113,30 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
         if isinstance(error, UserError):
             fail(str(error), 1)
         if isinstance(error, OSError):
-            _drop_output()  # which may be what cannot be written
+            drop_output()  # which may be what cannot be written
             place = f"{error.filename}: " if error.filename else "cannot write: "
             fail(f"{place}{error.strerror or error}", 1)
         kind = type(error).__name__
         fail(f"internal error: {kind}: {error}; --debug shows where", 1)
 
 
+def set_signals(action: Any) -> dict[int, Any]:
+    """Sets what the signals do, but for those that are ignored, as nohup has it.
+
+    Args:
+      action: as for ``signal.signal``.
+
+    Returns:
+      What they did.
+    """
+    numbers = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    return {number: signal.signal(number, action) for number in numbers}
+
+
 @contextlib.contextmanager
 def caught_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Calls a function with each SIGINT and SIGTERM instead of ending the command."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {n: signal.signal(n, lambda got, _: handle(got)) for n in numbers}
+    """Calls a function with each signal instead of ending the command."""
+    previous = set_signals(lambda number, _: handle(number))
     try:
         yield
     finally:
@@ -120,7 +145,7 @@ def caught_signals(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a request; a second one ends at once.
+    """Turns the first signal into a request; a second one ends at once.
 
     Attributes:
       event: set by the first signal.
@@ -136,8 +161,25 @@ class StopRequest:
         """Takes note of a signal."""
         self.signum = signum
         self.event.set()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        set_signals(signal.SIG_DFL)
+        if hasattr(signal, "SIGHUP"):  # shell and terminal may each send one
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def output_broke(self) -> None:
+        """Takes note that nobody reads what the command prints, as of a signal."""
+        drop_output()
+        self(SIGPIPE)
+
+
+def stop_with_input() -> None:
+    """Has this process get a SIGTERM when its standard input ends."""
+
+    def wait_for_end() -> None:
+        while os.read(0, 1000):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -151,7 +193,8 @@ def usage_errors() -> Iterator[None]:
 
 def fail(message: str, status: int) -> NoReturn:
     """Prints an error as one line and ends the process with that status."""
-    print(f"error: {one_line(message, 200_000)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"error: {printable(one_line(message, 200_000))}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -159,7 +202,7 @@ class _Formatter(logging.Formatter):
     """Plain messages, with a word in front of those that matter."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
+        message = printable(super().format(record))
         if record.levelno < logging.WARNING:
             return message
         return f"{record.levelname.lower()}: {message}"
@@ -184,6 +227,6 @@ def _stop(signum: int, frame: Any) -> None:
     raise Stopped(signum)
 
 
-def _drop_output() -> None:
+def drop_output() -> None:
     """Keeps Python from failing once more over what is still to be printed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -55,12 +55,13 @@ def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> Non
     """As a table, or as a line of JSON for each picture."""
     if FLAGS.json:
         for path, classes in rows:
-            print(json.dumps({"image": path, "classes": dict(classes)}))
+            likeliest = [{"class": name, "probability": p} for name, p in classes]
+            print(json.dumps({"image": path, "classes": likeliest}))
         return
     table = make_table("image", *[""] * top)
     for path, classes in rows:
         table.add_row(path, *(f"{name} {100 * p:.1f} %" for name, p in classes))
-    make_console().print(table, markup=False)
+    make_console().print(table)
 
 
 if __name__ == "__main__":

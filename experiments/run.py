@@ -9,7 +9,6 @@
 
 import contextlib
 import pathlib
-import shlex
 import sys
 
 from absl import flags
@@ -17,6 +16,7 @@ from absl import flags
 from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
+from cifar_flax.files import shell_word
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.console import ConsoleDisplay, make_console, print_result
 from cifar_flax.runs.environment import use_compilation_cache
@@ -58,10 +58,13 @@ def main() -> int:
             )
         folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
         settings = settings_from_flags(folder if FLAGS.resume else None)
-        screen, signals = make_console(patient=True), StopOnSignal()
+        signals = StopOnSignal()
+        screen = make_console(on_broken=signals.request.output_broke)
         observers = [signals, RangeFigure(), ConsoleDisplay(screen)]
         if FLAGS.tensorboard:
             observers.append(TensorBoard())
+        if FLAGS.stop_with_input:
+            cli.stop_with_input()
         use_compilation_cache()
         dataset = settings.load_data()
         if FLAGS.resume and folder and show_finished(settings, folder, dataset):
@@ -78,9 +81,13 @@ def main() -> int:
         if result.record is not None:
             check_outcome(result.record)
             return 0
-        resume = f"--workdir={shlex.quote(str(folder))} --resume"
-        screen.print(f"to go on:\n  python -m experiments.run {resume}")
-        return 128 + (signals.request.signum or 0)
+        signum = signals.request.signum or 0
+        workdir = shell_word(f"--workdir={folder}", sys.stdout.encoding)
+        resume = f"to go on:\n  python -m experiments.run {workdir} --resume"
+        if signum == cli.SIGPIPE:
+            cli.logger.info("nobody reads the output any more; stopped, %s", resume)
+        screen.print(resume, soft_wrap=True)
+        return 128 + signum
 
 
 def show_finished(settings: Settings, folder: pathlib.Path, dataset: Dataset) -> bool:
@@ -120,4 +127,10 @@ if __name__ == "__main__":
         "tensorboard", False, "Write event files for TensorBoard into the folder, too."
     )
     flags.DEFINE_bool("resume", False, "Go on with the unfinished run in --workdir.")
+    flags.DEFINE_bool(
+        "stop_with_input",
+        False,
+        "Stop, as at SIGTERM, when standard input ends: for a program that starts this "
+        "one and may be killed.",
+    )
     sys.exit(main())

@@ -11,6 +11,7 @@ from cifar_flax.models import MODELS
 from cifar_flax.runs.settings import (
     DEFAULTS,
     HELP,
+    PATHS,
     TYPES,
     Settings,
     choices_of,
@@ -56,13 +57,13 @@ def define_settings(
     Args:
       *names: settings; all of them where none is named.
       without: settings to leave at their defaults.
-      lists: each flag takes a comma list, of texts that ``parse`` reads.
+      lists: each flag takes a comma list, of texts that ``parse`` reads; but for paths.
     """
     for name in names or TYPES:
         if name in without:
             continue
         default, help_text, choices = DEFAULTS[name], HELP[name], choices_of(name)
-        if lists:
+        if lists and name not in PATHS:  # of which no two make two runs
             flags.DEFINE_list(name, None, help_text)
             continue
         if choices:

@@ -3,13 +3,15 @@
 python -m experiments.sweep --model=convnet,convbn --lr=0.03,0.1 --seeds=0,1,2
 python -m experiments.sweep --model=all --budget_epochs=6 --seeds=0,1,2,3,4
 
-Every flag of experiments.run takes a comma list; the seeds of a combination train in
-one program. Finished cells are skipped, unfinished ones go on where they stopped, so
-the same command goes on with a sweep. --dry_run shows what would be done.
+Every flag of experiments.run but for paths takes a comma list; the seeds of a
+combination train in one program. Finished cells are skipped, unfinished ones go on
+where they stopped, so the same command goes on with a sweep. Several sweeps in one
+folder share its cells. --dry_run shows what would be done.
 """
 
 import contextlib
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -22,12 +24,13 @@ from rich.live import Live
 
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
+from cifar_flax.files import InUseError, locked, shell_word
 from cifar_flax.models import MODELS
 from cifar_flax.records import PLACES
 from cifar_flax.runs.cells import Cell, make_cells, plan_of, state_of
 from cifar_flax.runs.console import make_console
 from cifar_flax.runs.folder import lock_holder
-from cifar_flax.runs.settings import AUTO, TYPES
+from cifar_flax.runs.settings import AUTO, PATHS, TYPES
 from cifar_flax.training.recipes import MAX_STEPS
 from experiments import cli
 from experiments.setting_flags import define_settings, parse
@@ -40,7 +43,9 @@ POLL_SECONDS = 0.5
 def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
-        screen, folder = make_console(patient=True), pathlib.Path(FLAGS.workdir)
+        stop = cli.StopRequest()
+        screen = make_console(on_broken=stop.output_broke)
+        folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
             cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
         check_cells(cells)
@@ -51,12 +56,8 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {folder}: {error.strerror}") from error
-        stop: list[int] = []
-        with cli.caught_signals(stop.append), live_table(screen, cells) as show:
-            for cell in cells:
-                run_cell(cell, stop, show)
-                if stop:
-                    break
+        with cli.caught_signals(stop), live_table(screen, cells) as show:
+            run_cells(cells, stop, show)
         return finish(screen, cells, stop)
 
 
@@ -67,7 +68,7 @@ def lists_from_flags() -> dict[str, list[Any]]:
       flags.ValidationError: a text stands for none, or flags contradict each other.
     """
     texts = {
-        name: FLAGS[name].value
+        name: [FLAGS[name].value] if name in PATHS else FLAGS[name].value
         for name in TYPES
         if name != "seeds" and FLAGS[name].present
     }
@@ -107,58 +108,105 @@ def check_cells(cells: list[Cell]) -> None:
             cell.problem = str(error)
 
 
-def run_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> None:
-    """Runs a cell to its end, unless it is done or another process has it."""
+def run_cells(
+    cells: list[Cell], stop: cli.StopRequest, show: Callable[[Cell], None]
+) -> None:
+    """Runs each cell to its end, unless it is done; last those that others have now."""
+    left = cells
+    while left and not stop.event.is_set():
+        held = []
+        for cell in left:
+            if stop.event.is_set():
+                break
+            if not run_cell(cell, stop, show):
+                held.append(cell)
+        if len(held) == len(left):
+            time.sleep(POLL_SECONDS)
+        left = held
+
+
+def run_cell(cell: Cell, stop: cli.StopRequest, show: Callable[[Cell], None]) -> bool:
+    """Runs a cell to its end, unless it is done; False where another process has it."""
     try:
         if cell.problem is not None:
-            cell.status = f"failed: {cell.problem}"
-        elif cell.read_result():
-            cell.status = cell.diverged or "was done"
-        elif holder := lock_holder(cell.folder):
-            cell.status = f"skipped: in use by {holder}"
-        else:
-            cell.status = "goes on" if cell.is_begun else "runs"
-            show(cell)
-            train_cell(cell, stop, show)
-            if cell.read_result():
-                cell.status = cell.diverged or cell.status
+            raise UserError(cell.problem)
+        if not finish_cell(cell, "was done"):
+            with locked(cell.lock, wait=False):
+                if holder := lock_holder(cell.folder):  # a run that no sweep has begun
+                    raise InUseError(holder)
+                if not finish_cell(cell, "was done by another process"):
+                    cell.status = "goes on" if cell.is_begun else "runs"
+                    show(cell)
+                    train_cell(cell, stop, show)
+                    finish_cell(cell, cell.status)
+    except InUseError as error:
+        cell.status = f"waits for {error}"
+        show(cell)
+        return False
     except (UserError, OSError) as error:
         cell.status = f"failed: {error}"
     show(cell)
+    return True
 
 
-def train_cell(cell: Cell, stop: list[int], show: Callable[[Cell], None]) -> None:
+def finish_cell(cell: Cell, status: str) -> bool:
+    """Whether a cell has its result."""
+    if not cell.read_result():
+        return False
+    cell.status = cell.diverged or status
+    return True
+
+
+def train_cell(cell: Cell, stop: cli.StopRequest, show: Callable[[Cell], None]) -> None:
     """Trains a cell in a process of its own, whose words go to a file beside it."""
-    start = time.monotonic()
-    log = cell.folder.with_name(cell.name + ".log")
+    start, told = time.monotonic(), False
     command = [
         *(sys.executable, "-m", "experiments.run", *cell.settings.as_flags()),
         *(f"--workdir={cell.folder}", *(["--resume"] if cell.is_begun else [])),
+        "--stop_with_input",  # which ends with this process, however it ends
     ]
-    with open(log, "ab") as output:
+    with open(cell.log, "ab") as output:
+        begin = output.tell()
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, process_group=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
-        told = 0
         while process.poll() is None:
-            if len(stop) > told:  # the first saves, the second stops at once
-                process.send_signal(stop[told])
-                told += 1
+            if stop.event.is_set() and not told:
+                process.terminate()
+                told = True
             cell.seconds = time.monotonic() - start
             show(cell)
             time.sleep(POLL_SECONDS)
+        assert process.stdin is not None
+        process.stdin.close()
     if process.returncode == 0:
         cell.status = "done"
-    elif stop:
+    elif told:
         cell.status = "stopped"
     else:
-        cell.status = f"failed: {last_line(log)} (all of it in {log})"
+        reason = ended_by(process.returncode) or last_line(cell.log, begin)
+        cell.status = f"failed: {reason} (its words: {cell.log})"
 
 
-def last_line(log: pathlib.Path) -> str:
-    """What a process said last."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+def ended_by(returncode: int) -> str | None:
+    """Says so where a signal has ended a process, or has told it to end."""
+    number = -returncode if returncode < 0 else returncode - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return None
+    hint = ", as where memory is short" if name == "SIGKILL" else ""
+    return f"ended from outside by {name}{hint}; the same command goes on"
+
+
+def last_line(log: pathlib.Path, begin: int) -> str:
+    """What a process said last, in its part of a log."""
+    said = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+    return said[-1].removeprefix("error: ") if said else "it said nothing"
 
 
 @contextlib.contextmanager
@@ -172,28 +220,33 @@ def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], 
         with Live(state_of(cells), console=screen, auto_refresh=False) as live:
             yield lambda cell: live.update(state_of(cells), refresh=True)
         return
+    numbers = {cell.name: n for n, cell in enumerate(cells, start=1)}
     printed: dict[str, str] = {}
 
     def show(cell: Cell) -> None:
         if printed.get(cell.name) != cell.status:
             printed[cell.name] = cell.status
-            screen.print(f"{cell.name}: {cell.status}", markup=False)
+            screen.print(f"{numbers[cell.name]} of {len(cells)}  {cell.line}")
 
     yield show
     screen.print()
     screen.print(state_of(cells))
 
 
-def finish(screen: Console, cells: list[Cell], stop: list[int]) -> int:
+def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
     """Says how to go on; returns the exit status."""
-    if stop:
-        screen.print("stopped; the same command goes on")
-        return 128 + stop[0]
+    if stop.signum is not None:
+        words = "stopped; the same command goes on"
+        screen.print(words)
+        if stop.signum == cli.SIGPIPE:
+            cli.logger.info("nobody reads the output any more: %s", words)
+        return 128 + stop.signum
     failed = [cell for cell in cells if cell.status.startswith("failed")]
     for cell in failed:
         cli.logger.error("%s %s", cell.name, cell.status)
     if any(cell.result for cell in cells):
-        screen.print(f"compare: python -m experiments.report --runs={FLAGS.workdir}")
+        runs = shell_word(f"--runs={FLAGS.workdir}", sys.stdout.encoding)
+        screen.print(f"compare: python -m experiments.report {runs}", soft_wrap=True)
     return 1 if failed else 0
 
 

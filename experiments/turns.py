@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +33,8 @@ def serve(answers: dict[str, Callable[[], Any]]) -> None:
 
 def peak_memory() -> int:
     """Peak memory of this process, in bytes."""
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -27,7 +27,7 @@ ORDER = [
 ]
 ALONE = {
     "records": {"json_files", "errors"},
-    "reports": {"records", "errors"},
+    "reports": {"records", "files", "errors"},
     "data": {"files", "errors"},
     "json_files": {"files", "errors"},
     "jax_settings": {"errors"},

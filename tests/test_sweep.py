@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cifar_flax.runs.folder import lock_holder
 from tests import archives
 from tests.forked import command
 from tests.test_commands import ROOT, assert_one_line_error, data  # noqa: F401
+from tests.test_surroundings import assert_saved, wait_for
 
 FAST = ["--epochs=1", "--train_size=60"]
 
@@ -77,7 +79,17 @@ def test_cells_of_other_data_are_not_taken_for_done(swept, tmp_path):
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_a_cell_that_another_process_holds_is_skipped(swept):
+def sweep(*flags):
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def test_a_cell_that_another_process_holds_is_waited_for(swept):
     folder, names, flags, _, _ = swept
     held = folder / names[0]
     result = held / records.RESULT
@@ -96,13 +108,70 @@ def test_a_cell_that_another_process_holds_is_skipped(swept):
         cwd=ROOT,
     ) as process:
         assert process.stdout.readline() == "held\n"
-        done = command("sweep", *flags)
         refused = command("run", *flags[:5], f"--workdir={held}", "--resume")
-        process.stdin.close()
-    result.write_text(content)
+        with sweep(*flags) as waiting:
+            holder = f"process {process.pid} on"
+            assert f"{names[0]}: waits for {holder}" in waiting.stdout.readline()
+            assert f"{names[1]}: was done" in waiting.stdout.readline()
+            result.write_text(content)
+            process.stdin.close()
+            rest = waiting.stdout.read()
+    assert waiting.returncode == 0
+    assert f"1 of 3  {names[0]}: was done" in rest
     assert lock_holder(held) is None  # its file is there, its process gone
-    assert f"{names[0]}: skipped: in use by process {process.pid} on" in done.stdout
     assert_one_line_error(refused, 1, "is in use by process", str(process.pid))
+
+
+def test_two_sweeps_share_the_cells(data, tmp_path):  # noqa: F811
+    flags = [*data, *FAST, "--model=simplenet", "--lr=0.01,0.02,0.03,0.04"]
+    both = [sweep(*flags, f"--workdir={tmp_path}") for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    for stdout, stderr in outputs:
+        assert stderr == ""
+        assert len(re.findall(r" of 4  \S+: (was )?done.*accuracy", stdout)) == 4
+    lines = "".join(stdout for stdout, _ in outputs)
+    assert lines.count(": done, rate") == 4  # each is trained once
+    for log in tmp_path.glob("*.log"):
+        assert log.read_text().count("files  ") == 1
+
+
+def test_a_killed_sweep_leaves_no_orphan(data, tmp_path):  # noqa: F811
+    flags = [*data, "--model=simplenet", "--lr=0.01", "--epochs=40000"]
+    with sweep(*flags, f"--workdir={tmp_path}") as process:
+        name = re.search(r"1 of 1  (\S+): runs", process.stdout.readline())[1]
+        folder = tmp_path / name
+        wait_for(lambda: records.read_metrics(folder), process)
+        assert lock_holder(folder)
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + 30
+    while lock_holder(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert_saved(folder)
+
+
+def test_a_cell_that_is_ended_from_outside_is_said_to_be(data, tmp_path):  # noqa: F811
+    flags = [*data, "--model=simplenet", "--lr=0.01", "--epochs=40000"]
+    with sweep(*flags, f"--workdir={tmp_path}") as process:
+        name = re.search(r"1 of 1  (\S+): runs", process.stdout.readline())[1]
+        wait_for(lambda: records.read_metrics(tmp_path / name), process)
+        holder = lock_holder(tmp_path / name)
+        os.kill(int(re.search(r"process (\d+)", holder)[1]), signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "ended from outside by SIGKILL" in stderr
+
+
+def test_paths_with_commas_are_one_path(data, tmp_path):  # noqa: F811
+    (archive,) = (word for word in data if word.startswith("--data_archive="))
+    shutil.copy(archive.partition("=")[2], tmp_path / "a,b.tar.gz")
+    others = [word for word in data if word != archive]
+    flags = [f"--data_archive={tmp_path / 'a,b.tar.gz'}", "--model=simplenet", *FAST]
+    flags.append("--lr=0.01")
+    done = command("sweep", *others, *flags, f"--workdir={tmp_path / 'sweep'}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(data, tmp_path):  # noqa: F811
@@ -181,6 +250,9 @@ def test_predict_names_the_classes_of_pictures(swept, tmp_path):
     (line,) = done.stdout.splitlines()
     seen = json.loads(line)
     assert seen["image"] == str(tmp_path / "grey.png")
-    assert sum(seen["classes"].values()) == pytest.approx(1, abs=1e-5)
+    probabilities = [one["probability"] for one in seen["classes"]]
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert len({one["class"] for one in seen["classes"]}) == 10
     assert_one_line_error(command("predict", run), 2, "give pictures")
     assert_one_line_error(command("predict", tmp_path), 2, "--run")

@@ -27,6 +27,7 @@ from cifar_flax.data.batches import (
 )
 from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
+from cifar_flax.files import expand_user
 
 CLASS_NAMES = (
     "airplane",
@@ -128,16 +129,6 @@ def open_archive(path: str | pathlib.Path, sha256: str | None = None) -> Archive
         return Archive(path, None, checksum, checksum, "official")
     _require_given(path, checksum, sha256)
     return Archive(path, None, checksum, checksum, "given")
-
-
-def expand_user(path: str | pathlib.Path) -> pathlib.Path:
-    """A path with its ~ replaced; UserError where it is the home of nobody known."""
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} begins with the home of nobody known; write the whole path"
-        ) from error
 
 
 def check_sha256(sha256: str) -> str:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from cifar_flax.data.dataset import Dataset, Statistics, make_dataset
-from cifar_flax.files import replacing
+from cifar_flax.files import InUseError, locked, remove_partial, replacing
 
 # Raise it when what is decoded changes, so that files of older versions are not read.
 VERSION = 1
@@ -87,10 +87,13 @@ def _store(path: pathlib.Path, dataset: Dataset) -> None:
     names = _Details.__struct_fields__
     details = _Details(**{name: getattr(dataset, name) for name in names})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            text = msgspec.json.encode(details).decode()
-            np.savez(file, details=np.array(text), **arrays)
+        with locked(path.with_suffix(".lock"), wait=False):
+            remove_partial(path)
+            with replacing(path) as file:
+                text = msgspec.json.encode(details).decode()
+                np.savez(file, details=np.array(text), **arrays)
+    except InUseError:
+        pass  # another process stores the same
     except OSError as error:
         logger.warning(
             "cannot write the cache %s (%s); it will be decoded again next time",

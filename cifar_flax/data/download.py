@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 
 from cifar_flax.data import archive
 from cifar_flax.errors import UserError
-from cifar_flax.files import locked
+from cifar_flax.files import expand_user, locked
 
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_BYTES = 170_052_171
 
 _SAMPLE_BYTES = 400_000
-_CHUNK = 2**14  # what is lost where a connection breaks off
+_CHUNK = 2**14  # read at once, and lost where a connection breaks off
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def fetch_cifar10(
         or the file cannot be written.
     """
     name = "cifar-10-binary.tar.gz"
-    path = pathlib.Path(data_dir).expanduser() / "downloads" / "manual" / name
+    path = expand_user(data_dir) / "downloads" / "manual" / name
     if path.exists():
         archive.open_archive(path)
         return path
@@ -62,7 +62,8 @@ def fetch_cifar10(
             f"{duration}"
         )
     logger.info("downloading CIFAR-10 to %s, which takes about %s", path, duration)
-    return download(url, path, sha256=archive.OFFICIAL_SHA256[name])
+    sha256 = archive.OFFICIAL_SHA256[name]
+    return download(url, path, size=ARCHIVE_BYTES, sha256=sha256)
 
 
 def measure_rate(
@@ -124,8 +125,10 @@ def download(
     url: str,
     path: pathlib.Path,
     *,
+    size: int,
     sha256: str,
     timeout: tuple[float, float] = (5.0, 30.0),
+    slowest: tuple[float, float] = (2_000.0, 60.0),
     attempts: int = 5,
     pause: float = 1.0,
 ) -> pathlib.Path:
@@ -137,8 +140,10 @@ def download(
     Args:
       url: where from.
       path: where to; its folder is made.
+      size: bytes that the file has; no more are written.
       sha256: what the file's must be, in hex.
       timeout: seconds for the connection and for each piece.
+      slowest: bytes a second that must come, as a mean over so many seconds.
       attempts: in a row, without anything new, before giving up.
       pause: seconds before the second attempt, doubled for each one more.
 
@@ -146,8 +151,8 @@ def download(
       ``path``.
 
     Raises:
-      UserError: the server refuses or breaks off, the checksum is another (what has
-        arrived is deleted then), or the file cannot be written.
+      UserError: the server refuses, breaks off or is too slow, size or checksum are
+        others (what has arrived is deleted then), or the file cannot be written.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -155,7 +160,8 @@ def download(
         with locked(path.with_name(path.name + ".lock"), wait=True):
             if path.exists():  # fetched by the process that had the lock
                 return path
-            _fetch_all(url, part, timeout, attempts, pause)
+            pace = _Pace(url, size, *slowest)
+            _fetch_all(url, part, timeout, pace, attempts, pause)
             with part.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != sha256:
@@ -176,6 +182,7 @@ def _fetch_all(
     url: str,
     part: pathlib.Path,
     timeout: tuple[float, float],
+    pace: "_Pace",
     attempts: int,
     pause: float,
 ) -> None:
@@ -186,7 +193,7 @@ def _fetch_all(
     furthest = failures = 0
     while True:
         try:
-            return _fetch_rest(url, part, timeout)
+            return _fetch_rest(url, part, timeout, pace)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             size = part.stat().st_size if part.exists() else 0
             failures = 1 if size > furthest else failures + 1
@@ -204,7 +211,46 @@ def _fetch_all(
             time.sleep(pause * 2 ** (failures - 1))
 
 
-def _fetch_rest(url: str, part: pathlib.Path, timeout: tuple[float, float]) -> None:
+class _Pace:
+    """Whether a server sends what it should, and fast enough, over all attempts."""
+
+    def __init__(self, url: str, size: int, rate: float, seconds: float):
+        """For a file of ``size`` bytes, at a mean rate over so many seconds."""
+        self._url, self._size, self._rate, self._seconds = url, size, rate, seconds
+        self._since, self._from = time.monotonic(), 0
+
+    def check_total(self, total: int) -> None:
+        """UserError where the file is announced with another size."""
+        if total != self._size:
+            raise UserError(
+                f"{self._url} has {total} bytes instead of {self._size}: it is another "
+                "file; save the archive yourself and pass --data_archive=PATH"
+            )
+
+    def check(self, part: pathlib.Path, done: int) -> None:
+        """UserError where too much has come, or too little of late."""
+        if done > self._size:
+            part.unlink(missing_ok=True)
+            raise UserError(
+                f"{self._url} sends more than the {self._size} bytes of the file; what "
+                "had arrived was deleted; try again"
+            )
+        seconds = time.monotonic() - self._since
+        if seconds < self._seconds:
+            return
+        rate = (done - self._from) / seconds
+        if rate < self._rate:
+            raise UserError(
+                f"{self._url} sends {rate:.0f} bytes a second, too few to wait for; "
+                "run it again later to go on from there, or save the archive yourself "
+                "and pass --data_archive=PATH"
+            )
+        self._since, self._from = time.monotonic(), done
+
+
+def _fetch_rest(
+    url: str, part: pathlib.Path, timeout: tuple[float, float], pace: _Pace
+) -> None:
     """Downloads what ``part`` lacks, or everything where the server cannot resume."""
     done = part.stat().st_size if part.exists() else 0
     with _get(url, done, timeout) as response:
@@ -216,11 +262,14 @@ def _fetch_rest(url: str, part: pathlib.Path, timeout: tuple[float, float]) -> N
             done = 0
         length = response.headers.get("Content-Length", "")
         total = done + int(length) if length.isdigit() else None
+        if total is not None:
+            pace.check_total(total)
         with part.open("ab" if resumed else "wb") as file, _progress(total) as show:
             # The raw stream: requests would unpack a .gz that is declared as encoded.
-            for chunk in response.raw.stream(_CHUNK, decode_content=False):
-                file.write(chunk)
+            while chunk := response.raw.read1(_CHUNK, decode_content=False):
                 done += len(chunk)
+                pace.check(part, done)
+                file.write(chunk)
                 show(done)
 
 

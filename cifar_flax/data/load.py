@@ -10,12 +10,12 @@ from cifar_flax.data import cache, download, tfds_source
 from cifar_flax.data.archive import (
     OFFICIAL_SHA256,
     check_contents,
-    expand_user,
     open_archive,
     read_archive,
 )
 from cifar_flax.data.dataset import Dataset
 from cifar_flax.errors import UserError
+from cifar_flax.files import expand_user
 
 # With name='auto' a longer download is not begun.
 MAX_AUTO_SECONDS = 15 * 60
@@ -54,6 +54,8 @@ def load_dataset(
     Raises:
       UserError: it cannot be had, is damaged, or is of another kind.
     """
+    if name == "shapes" and not (archive or archive_sha256):
+        return _make_shapes()
     folder = expand_user(data_dir) if data_dir else default_data_dir()
     try:
         return _load(name, folder, archive or None, archive_sha256 or None)
@@ -78,8 +80,6 @@ def _load(
         raise UserError(
             "archive_sha256 was given without an archive; give --data_archive, too"
         )
-    if name == "shapes":
-        return _make_shapes()
     if name in ("auto", "cifar10"):
         return _load_cifar10(folder, fall_back=name == "auto")
     check_name(name)

@@ -20,7 +20,7 @@ import numpy as np
 from cifar_flax.data import archive
 from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
-from cifar_flax.files import locked
+from cifar_flax.files import expand_user, locked
 
 CIFAR10_VERSION = "3.0.2"
 IMAGE_SHAPE = (32, 32, 3)
@@ -121,7 +121,7 @@ def prepare_cifar10(
     Raises:
       UserError: the archive is not the official one, or the folder cannot be written.
     """
-    data_dir = pathlib.Path(data_dir).expanduser()
+    data_dir = expand_user(data_dir)
     folder = data_dir / "cifar10" / CIFAR10_VERSION
     try:
         with locked(data_dir / "cifar_flax" / "cifar10.lock", wait=True):

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cifar_flax.errors import UserError
+from cifar_flax.files import printable
 from cifar_flax.reports import charts
 from cifar_flax.reports.predictions import confusion, mean_probability
 from cifar_flax.reports.runs import Entry, Study, read_studies
@@ -116,7 +118,16 @@ def _template(name: str, autoescape: bool) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["md"] = _escape_markdown
     return environment.get_template(name)
+
+
+def _escape_markdown(text: Any) -> str:
+    """A text for Markdown, in which none of it is markup."""
+    escaped = re.sub(r"[\\`*<>\[\]|~&#]", r"\\\g<0>", printable(str(text)))
+    # Within a word an underscore is a letter.
+    escaped = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)
+    return escaped.replace("\n", " ")
 
 
 def _overview(study: Study) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import hashlib
 import itertools
 import os
 import pathlib
-import shlex
 from typing import Any
 
 import numpy as np
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.files import shell_word
 from cifar_flax.reports.checks import check_records
 from cifar_flax.reports.predictions import Calibration, calibrate
 from cifar_flax.reports.statistics import (
@@ -56,7 +56,9 @@ class RunRecord:
         places = tuple(f"--{name}=" for name in (*records.PLACES, "workdir"))
         words = self.config.command
         kept = [word for word in words if not word.startswith(places)]
-        return shlex.join(["python", *kept[1:]]) if kept else "(made by a program)"
+        if not kept:
+            return "# made by a program"
+        return " ".join(map(shell_word, ["python", *kept[1:]]))
 
     @functools.cached_property
     def predictions(self) -> dict[str, np.ndarray]:

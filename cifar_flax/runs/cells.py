@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from cifar_flax import records
@@ -34,6 +33,7 @@ class Cell:
       folder: of its run.
       status: what became of it.
       seconds: spent on it by this process.
+      rate: that was given, or that its range test has found.
       result: its ``result.json``, once it is done.
       problem: why it cannot be trained, if it cannot.
     """
@@ -43,6 +43,7 @@ class Cell:
     folder: pathlib.Path
     status: str = "waits"
     seconds: float = 0.0
+    rate: float | None = None
     result: records.Result | None = None
     problem: str | None = None
 
@@ -65,10 +66,38 @@ class Cell:
         now = self.settings.record()
         check_same_settings(now, recorded, self.folder, dataset, recipe)
 
+    @property
+    def lock(self) -> pathlib.Path:
+        """A file whose lock a sweep holds while it has this cell."""
+        return self.folder.with_name(f".{self.name}.cifar_flax.lock")
+
+    @property
+    def log(self) -> pathlib.Path:
+        """What the process that trains it says."""
+        return self.folder.with_name(f"{self.name}.log")
+
     def read_result(self) -> bool:
-        """Whether it is done; takes note of its result."""
+        """Whether it is done; takes note of its result and its rate."""
         self.result = records.read_result(self.folder)
-        return self.result is not None
+        if self.result is None:
+            return False
+        found, given = records.read_range_test(self.folder), self.settings.lr
+        if found is not None:
+            self.rate = found.suggested_lr
+        elif not isinstance(given, str):
+            self.rate = given
+        return True
+
+    @property
+    def line(self) -> str:
+        """What became of it, in a line."""
+        if self.result is None:
+            return f"{self.name}: {self.status}"
+        rate = "" if self.rate is None else f"rate {self.rate:.3g}, "
+        return (
+            f"{self.name}: {self.status}, {rate}test accuracy "
+            f"{mean_and_interval(self.result)}, {self.result.train_seconds:.0f} s"
+        )
 
     @property
     def diverged(self) -> str | None:
@@ -133,7 +162,7 @@ def _make_cell(
 
 def state_of(cells: Sequence[Cell]) -> Table:
     """How far each cell is and what came out."""
-    table = make_table("cell", "epoch", "test accuracy", "time", "")
+    table = make_table("cell", "epoch", "rate", "test accuracy", "time", "")
     for cell in cells:
         result = cell.result
         going = cell.is_running and result is None
@@ -142,9 +171,10 @@ def state_of(cells: Sequence[Cell]) -> Table:
         table.add_row(
             cell.name,
             str(epoch),
+            "-" if cell.rate is None else f"{cell.rate:.3g}",
             mean_and_interval(result) if result else "-",
             f"{result.train_seconds if result else cell.seconds:.0f} s",
-            escape(cell.status),
+            cell.status,
         )
     return table
 
@@ -167,7 +197,7 @@ def plan_of(cells: Sequence[Cell]) -> Table:
             f"{auto}{cell.settings.make_recipe().epochs} epochs",
             str(len(cell.settings.seeds)),
             f"{seconds:.0f} s",
-            "is done" if cell.result else escape(cell.problem or ""),
+            "is done" if cell.result else cell.problem or "",
         )
     table.add_section()
     table.add_row(f"{len(cells)} cells", "", "", f"{total:.0f} s", "")

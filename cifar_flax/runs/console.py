@@ -11,8 +11,10 @@ import numpy as np
 from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cifar_flax import records
+from cifar_flax.files import printable
 from cifar_flax.layers.conv import describe
 from cifar_flax.reports.range_curve import Consensus
 from cifar_flax.reports.statistics import ci95_of_share, mean_of_finite
@@ -44,6 +46,23 @@ WORDS = (
 )
 
 
+class _Console(Console):
+    """Shows texts as they are: neither as markup nor as what a terminal obeys."""
+
+    def __init__(self, on_broken: Callable[[], None] | None, **settings: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+        self._on_broken = on_broken
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(printable(text), **settings)
+
+    def on_broken_pipe(self) -> None:
+        if self._on_broken is None:
+            raise BrokenPipeError
+        self.quiet = True
+        self._on_broken()
+
+
 class _PatientOutput:
     """Standard output, except that a full disk costs the words and not the run."""
 
@@ -72,20 +91,21 @@ class _PatientOutput:
             self._warned = True
 
 
-def make_console(patient: bool = False) -> Console:
+def make_console(on_broken: Callable[[], None] | None = None) -> Console:
     """A console that breaks lines, and narrows tables, on a terminal only.
 
     Args:
-      patient: what cannot be printed, such as to a file on a full disk, costs a warning
-        and is left out: for what is recorded elsewhere.
+      on_broken: for a command whose words are recorded elsewhere: called once nobody
+        reads them any more, as in ``| head -1``. What cannot be printed for another
+        reason, as to a file on a full disk, costs a warning and is left out.
     """
-    output: Any = _PatientOutput() if patient else None
-    settings: dict[str, Any] = {"file": output, "highlight": False}
+    output: Any = _PatientOutput() if on_broken else None
+    settings: dict[str, Any] = {"file": output}
     if Console().is_jupyter:  # plain text: rich would make a block of each call
         settings |= {"force_jupyter": False, "force_terminal": False}
-    console = Console(**settings)
+    console = _Console(on_broken, **settings)
     if not console.is_terminal:
-        console = Console(**settings, soft_wrap=True, width=120)
+        console = _Console(on_broken, **settings, soft_wrap=True, width=120)
     return console
 
 
@@ -108,8 +128,8 @@ def print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
     """Prints names and what they stand for, one pair a line."""
     width = max(len(name) for name, _ in pairs)
     for name, text in pairs:
-        console.print(f"[bold]{name:<{width}}[/bold]  ", end="")
-        console.print(text, markup=False)
+        console.print(f"{name:<{width}}  ", style="bold", end="")
+        console.print(text, soft_wrap=True)  # a path can be copied as a whole
 
 
 @contextlib.contextmanager

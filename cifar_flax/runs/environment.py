@@ -1,16 +1,22 @@
 """What a run ran with: code, libraries, device."""
 
+import contextlib
+import functools
 import hashlib
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import jax
 
+from cifar_flax.files import cache_folder
 from cifar_flax.layers.conv import Lowering, describe
 
 PACKAGES = ("cifar-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -54,9 +60,10 @@ def use_compilation_cache() -> None:
     names = ("model name", "flags", "CPU part", "Features")
     processor = sorted({line for line in lines if line.startswith(names)})
     key = "\n".join([metadata.version("jaxlib"), *processor])
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = pathlib.Path(caches, "cifar_flax", "programs")
-    folder /= hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder = cache_folder()
+    if folder is None:
+        return
+    folder = folder / "programs" / hashlib.sha256(key.encode()).hexdigest()[:12]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -65,14 +72,41 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        warnings.showwarning = functools.partial(
+            _show_warning, folder, warnings.showwarning
+        )
+
+
+def _show_warning(
+    folder: pathlib.Path, show: Callable[..., None], message: Warning | str, *args: Any
+) -> None:
+    """Shows a warning; that of a damaged program in the cache removes it instead.
+
+    JAX compiles such a program again, but puts it into the cache only where there is
+    none of its name.
+    """
+    name = re.match(r"Error reading persistent .* entry for '([\w.]+)'", str(message))
+    if name is None:
+        show(message, *args)
+        return
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f"{name[1]}-*-cache"):
+            path.unlink(missing_ok=True)
 
 
 def device_name() -> str:
     """What computes: the accelerators, or the CPU with the cores it may use."""
     devices = jax.devices()
     if devices[0].platform == "cpu":
-        return f"cpu, {len(os.sched_getaffinity(0))} cores"
+        return f"cpu, {_usable_cores()} cores"
     return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use, where the system tells; else all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def git_revision() -> str | None:

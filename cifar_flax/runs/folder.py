@@ -82,27 +82,49 @@ def claim_folder(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: pathlib.Path) -> Iterator[None]:
+def locked_folder(folder: pathlib.Path) -> Iterator[files.Lock]:
     """Keeps a run's folder for this process, or this thread of it.
 
     Raises:
-      UserError: another one has it, or it cannot be written to.
+      UserError: another one has it, or it cannot be written to or locked.
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(files.locked(folder / LOCK, wait=False))
+            lock = stack.enter_context(files.locked(folder / LOCK, wait=False))
         except files.InUseError as error:
             raise UserError(
                 f"{folder} is in use by {error}; wait for it, or give another folder"
             ) from error
         except OSError as error:
             raise UserError(
-                f"cannot write to the folder {folder}: {error.strerror}; give another "
-                "one"
+                f"cannot write to the folder {folder}, or lock it: {error.strerror}; "
+                "give another one"
             ) from error
         for leftover in folder.glob(files.PARTIAL):
             leftover.unlink(missing_ok=True)
-        yield
+        yield lock
+
+
+def keep_folder(folder: pathlib.Path, lock: files.Lock) -> None:
+    """Takes a folder's lock anew where its file was removed.
+
+    Raises:
+      UserError: another process was faster.
+    """
+    try:
+        taken_anew = lock.keep()
+    except files.InUseError as error:
+        raise UserError(
+            f"{folder / LOCK} was removed, and {error} has the folder now; this run "
+            "ends and writes no more, and that one goes on"
+        ) from error
+    except OSError:
+        return  # what is written next will tell
+    if taken_anew:
+        logger.warning(
+            "%s was removed and is made again: it keeps other processes out",
+            folder / LOCK,
+        )
 
 
 def lock_holder(folder: pathlib.Path) -> str | None:
@@ -113,11 +135,12 @@ def lock_holder(folder: pathlib.Path) -> str | None:
 @contextlib.contextmanager
 def opened_folder(
     folder: str | pathlib.Path | None, config: records.Config, resume: bool
-) -> Iterator[tuple[pathlib.Path | None, records.Config]]:
+) -> Iterator[tuple[pathlib.Path | None, records.Config, files.Lock | None]]:
     """The folder of a run with its ``config.json``: a new one, or one to go on in.
 
     Yields:
-      The folder, and the record that it holds; nothing is written where it is None.
+      The folder, the record that it holds, and its lock; nothing is written where the
+      folder is None.
 
     Raises:
       UserError: the folder is in use, cannot be made, or holds another run.
@@ -125,7 +148,7 @@ def opened_folder(
     if folder is None:
         if resume:
             raise UserError("resume needs a folder, that of the run to go on with")
-        yield None, config
+        yield None, config, None
         return
     folder = pathlib.Path(folder)
     if resume:
@@ -133,13 +156,13 @@ def opened_folder(
         check_same_run(config, recorded, folder)
     else:
         claim_folder(folder)
-    with locked_folder(folder):
+    with locked_folder(folder) as lock:
         if resume:
-            yield folder, recorded
+            yield folder, recorded, lock
             return
         claim_folder(folder)  # another process may have been the first
         records.write_config(folder, config)
-        yield folder, config
+        yield folder, config, lock
 
 
 def check_same_run(

@@ -10,6 +10,7 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.files import Lock
 from cifar_flax.reports.predictions import confidently_wrong
 from cifar_flax.reports.statistics import mean_of_finite
 from cifar_flax.runs.checkpoint import (
@@ -18,6 +19,7 @@ from cifar_flax.runs.checkpoint import (
     open_checkpoints,
     size_of,
 )
+from cifar_flax.runs.folder import keep_folder
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
@@ -39,10 +41,10 @@ class Journal(Observer):
       unwritten: lines of metrics that could not be written yet.
     """
 
-    def __init__(self, folder: pathlib.Path, checkpoints: Checkpoints):
-        """For a folder that this process has."""
+    def __init__(self, folder: pathlib.Path, lock: Lock, checkpoints: Checkpoints):
+        """For a folder that this process has by its lock."""
         self.unwritten: list[records.LogPoint] = []
-        self._folder, self._checkpoints = folder, checkpoints
+        self._folder, self._lock, self._checkpoints = folder, lock, checkpoints
 
     def restore(
         self, trainer: Trainer, test_size: int
@@ -70,12 +72,14 @@ class Journal(Observer):
 
     def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
         """Adds a line of metrics, and saves the state."""
+        keep_folder(self._folder, self._lock)
         self._append(line)
         val = mean_of_finite(line.val_accuracy)
         self._save(state, line.seconds, val if np.isfinite(val) else None)
 
     def save_stopped(self, state: TrainState, seconds: float) -> None:
         """Saves the state of a run that is asked to stop."""
+        keep_folder(self._folder, self._lock)
         if self._checkpoints.latest_step != int(state.step.max()):
             self._save(state, seconds, None)
 
@@ -88,6 +92,7 @@ class Journal(Observer):
         if not isinstance(result, RunResult) or result.record is None:
             return
         assert result.test is not None
+        keep_folder(self._folder, self._lock)
         records.append_metrics(self._folder, self.unwritten)
         self.unwritten = []
         if not result.state.all_diverged:
@@ -148,10 +153,10 @@ class Journal(Observer):
 
 
 @contextlib.contextmanager
-def open_journal(folder: pathlib.Path) -> Iterator[Journal]:
-    """The journal of a run in its folder, which this process has."""
+def open_journal(folder: pathlib.Path, lock: Lock) -> Iterator[Journal]:
+    """The journal of a run in its folder, which this process has by its lock."""
     with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
-        yield Journal(folder, checkpoints)
+        yield Journal(folder, lock, checkpoints)
 
 
 def write_range_test(

@@ -82,7 +82,7 @@ def run(
         watchers = stack.enter_context(_Watchers(observers))
         config = subject.config("run", trainer)
         opened = opened_folder(folder, config, resume)
-        folder, config = stack.enter_context(opened)
+        folder, config, lock = stack.enter_context(opened)
         if subject.finds_rate:
             rate = _find_rate(subject, trainer, config, folder, watchers, stop)
             trainer = subject.make_trainer(rate)
@@ -92,7 +92,9 @@ def run(
                 config = with_recipe(config, trainer)
                 if folder is not None:
                     records.write_config(folder, config)
-        journal = stack.enter_context(open_journal(folder)) if folder else None
+        journal = None
+        if folder is not None and lock is not None:
+            journal = stack.enter_context(open_journal(folder, lock))
         session = _Session(subject, trainer, config, folder, journal, watchers)
         session.begin()
         interrupted = False
@@ -140,7 +142,7 @@ def range_test(
     config = subject.config("lr_find", trainer, *_range_flags(range_settings))
     with (
         _Watchers(observers) as watchers,
-        opened_folder(folder, config, resume=False) as (path, config),
+        opened_folder(folder, config, resume=False) as (path, config, _),
     ):
         return _test_range(
             subject, trainer, range_settings, config, path, watchers, stop

@@ -16,7 +16,7 @@ from cifar_flax.data.archive import check_sha256
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.data.load import check_name
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import PRINTABLE, check_text
+from cifar_flax.files import PRINTABLE, check_text, expand_user
 from cifar_flax.models import MODELS, make_model
 from cifar_flax.training.recipes import (
     LESSON,
@@ -29,6 +29,9 @@ from cifar_flax.training.recipes import (
     Sgdr,
 )
 from cifar_flax.training.trainer import check_seeds
+
+# Settings that are paths.
+PATHS = ("data_dir", "data_archive")
 
 # In place of a rate: the one that the range test suggests.
 AUTO = "auto"
@@ -150,6 +153,9 @@ class Settings:
                 f"{MIN_FLOAT:g} to {MAX_FLOAT:g}"
             )
         check_name(self.dataset)
+        for name in PATHS:  # whole, so that a run can go on from another folder
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, str(expand_user(path).absolute()))
         if self.archive_sha256 is not None:
             check_sha256(self.archive_sha256)
         # Wrong values are reported before any data are loaded.

@@ -62,15 +62,15 @@ class EventWriter:
         Raises:
           UserError: tensorboardX is missing.
         """
-        event_file_writer, summary, event_pb2 = _import_tensorboardx()
+        writers, summary, event_pb2 = _import_tensorboardx()
         self._seeds, self._scalar, self._event = seeds, summary.scalar, event_pb2.Event
+        self._new_writer = writers.EventsWriter
+        self._folder = folder / FOLDER
         self._writer: Any = None
         self._failed = False
         log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         try:
-            (folder / FOLDER).mkdir(exist_ok=True)
-            prefix = str(folder / FOLDER / "events")
-            self._writer = event_file_writer.EventsWriter(prefix)
+            self._open()
             self._write(step, session_log=log)
         except OSError as error:
             self._give_up(error)
@@ -81,6 +81,10 @@ class EventWriter:
         What cannot be written costs a warning, and the rest of the file.
         """
         try:
+            if not self._failed and not self._folder.is_dir():
+                logger.warning("%s was removed and is made again", self._folder)
+                self.close()
+                self._open()
             for name, value in msgspec.structs.asdict(line).items():
                 if name in ("step", "epoch", "seconds") or value is None:
                     continue
@@ -98,6 +102,10 @@ class EventWriter:
         if self._writer:
             with contextlib.suppress(OSError):  # of which a warning has told
                 self._writer.close()
+
+    def _open(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        self._writer = self._new_writer(str(self._folder / "events"))
 
     def _write(self, step: int, **content: Any) -> None:
         if not self._failed:

@@ -30,6 +30,7 @@ class Server:
       rate: bytes per second; None for all at once.
       statuses: for each request to come, an error status to answer.
       encoding: a Content-Encoding to declare.
+      length: a Content-Length to declare; "" for none.
       requests: the Range header of each request so far.
       sent: bytes of files sent so far.
     """
@@ -38,7 +39,7 @@ class Server:
         self.content = CONTENT
         self.ranges = True
         self.drops, self.statuses = [], []
-        self.stall = self.rate = self.encoding = None
+        self.stall = self.rate = self.encoding = self.length = None
         self.requests = []
         self.sent = 0
         self.closing = threading.Event()
@@ -74,7 +75,9 @@ class Server:
             handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
         else:
             handler.send_response(200)
-        handler.send_header("Content-Length", str(len(self.content) - start))
+        length = str(len(self.content) - start) if self.length is None else self.length
+        if length:
+            handler.send_header("Content-Length", length)
         if self.encoding:
             handler.send_header("Content-Encoding", self.encoding)
         handler.end_headers()
@@ -113,7 +116,8 @@ def path(tmp_path):
 
 
 def fetch(server, path, **changes):
-    arguments = {"sha256": SHA256, "timeout": (1.0, 0.3), "pause": 0.0} | changes
+    arguments = {"size": len(CONTENT), "sha256": SHA256} | changes
+    arguments = {"timeout": (1.0, 0.3), "pause": 0.0} | arguments
     return download.download(server.url, path, **arguments)
 
 
@@ -166,7 +170,7 @@ class TestDownload:
         assert server.requests[1].startswith("bytes=")
 
     def test_a_stalled_server_times_out(self, server, path):
-        server.stall = 1000
+        server.stall = 0
         start = time.monotonic()
         with pytest.raises(UserError, match=r"broke off after 0 bytes, 2 times"):
             fetch(server, path, attempts=2)
@@ -179,14 +183,20 @@ class TestDownload:
             start = time.monotonic()
             with pytest.raises(UserError, match="timed out"):
                 download.download(
-                    url, path, sha256=SHA256, timeout=(1, 0.2), attempts=2, pause=0
+                    url,
+                    path,
+                    size=len(CONTENT),
+                    sha256=SHA256,
+                    timeout=(1, 0.2),
+                    attempts=2,
+                    pause=0,
                 )
         assert time.monotonic() - start < 3
 
     def test_a_refused_connection_is_an_error(self, path):
         with pytest.raises(UserError, match="refused"):
             download.download(
-                download.ARCHIVE_URL, path, sha256=SHA256, attempts=2, pause=0
+                download.ARCHIVE_URL, path, size=1, sha256=SHA256, attempts=2, pause=0
             )
         assert not path.exists()
 
@@ -215,12 +225,11 @@ class TestDownload:
         fetch(server, path)
         assert path.read_bytes() == CONTENT
 
-    @pytest.mark.parametrize("content", [CONTENT[:-1] + b"x", b"<html>log in</html>"])
-    def test_another_content_is_deleted(self, server, path, content):
-        server.content = content
+    def test_another_content_is_deleted(self, server, path):
+        server.content = CONTENT[:-1] + b"x"
         with pytest.raises(UserError, match="was deleted") as error:
             fetch(server, path)
-        assert hashlib.sha256(content).hexdigest() in str(error.value)
+        assert hashlib.sha256(server.content).hexdigest() in str(error.value)
         assert left_over(path) == []
 
     def test_a_declared_encoding_is_not_undone(self, server, path):
@@ -336,8 +345,9 @@ class TestMeasureRate:
 
 class TestFetchCifar10:
     @pytest.fixture
-    def served(self, server, official_archive):
+    def served(self, server, official_archive, monkeypatch):
         server.content = official_archive.read_bytes()
+        monkeypatch.setattr(download, "ARCHIVE_BYTES", len(server.content))
         return server
 
     def test_the_archive_comes_to_where_tfds_looks(self, served, tmp_path, arrays):
@@ -366,7 +376,7 @@ class TestFetchCifar10:
         assert not list(tmp_path.iterdir())
 
     def test_a_slow_server_will_do_without_a_limit(self, monkeypatch, served, tmp_path):
-        monkeypatch.setattr(download, "measure_rate", lambda url: 60_000.0)
+        monkeypatch.setattr(download, "measure_rate", lambda url: 0.5)
         assert download.fetch_cifar10(tmp_path, url=served.url).exists()
 
     def test_no_network(self, tmp_path):
@@ -374,6 +384,39 @@ class TestFetchCifar10:
         with pytest.raises(UserError, match="cannot be reached"):
             download.fetch_cifar10(tmp_path, url=download.ARCHIVE_URL)
         assert time.monotonic() - start < 3
+
+
+def test_no_more_is_written_than_the_file_has(server, path):
+    server.content, server.length = bytes(40_000_000), ""
+    with pytest.raises(UserError, match=f"more than the {len(CONTENT)} bytes"):
+        fetch(server, path)
+    assert server.sent < 20_000_000
+    assert left_over(path) == []
+
+
+@pytest.mark.parametrize("length", ["10000000000", "20"])
+def test_another_length_is_refused_before_anything_is_written(server, path, length):
+    """A page to log in, or a disk full of what is no archive."""
+    server.length = length
+    with pytest.raises(UserError, match=f"{length} bytes instead of {len(CONTENT)}"):
+        fetch(server, path)
+    assert left_over(path) == []
+
+
+@pytest.mark.parametrize("fault", ["slow", "breaks off"])
+def test_a_server_that_is_too_slow_is_left_in_the_end(server, path, fault):
+    """A byte at a time would go on for ever; what has come is kept for the next try."""
+    if fault == "slow":
+        server.rate = 100
+    else:
+        server.drops = [1] * 1000
+    start = time.monotonic()
+    with pytest.raises(UserError, match="bytes a second, too few to wait for"):
+        fetch(server, path, slowest=(1e6, 0.4), pause=0.01)
+    assert 0.4 < time.monotonic() - start < 5
+    server.rate, server.drops = None, []
+    assert fetch(server, path).read_bytes() == CONTENT
+    assert server.requests[-1] is not None
 
 
 def test_a_lock_that_cannot_be_had_is_a_user_error(monkeypatch, server, path):

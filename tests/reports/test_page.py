@@ -1,8 +1,10 @@
 """The report as its readers see it."""
 
+import html
 import html.parser
 import re
 
+import markdown_it
 import pytest
 
 from cifar_flax import records
@@ -54,6 +56,23 @@ def test_names_from_records_are_text_and_never_markup(studies):
     assert "<b>ship</b>" not in text
     assert "&lt;b&gt;ship&lt;/b&gt;" in text
     assert "<script>alert" not in text
+
+
+def test_markdown_shows_names_as_they_are(tmp_path):
+    """A reader of Markdown that is not ours sees text, and no other cell or line."""
+    name = "a|b`c`<i>*d*[e](f)# g_h_ _i_ ~j~ &amp; \\k"
+    make_run(tmp_path / "a", dataset=name, seeds=[0, 1], note=name)
+    make_run(tmp_path / "b", dataset=name, seeds=[0, 1], note="none")
+    studies = read_studies(tmp_path)[0]
+    text = write_markdown(studies, [f"{name}\n# x\x1b[2J"])
+    reader = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    page = reader.render(text)
+    assert f"<h2>{html.escape(name)}</h2>" in page
+    assert f"<td>{html.escape(name)}</td>" in page
+    assert f"<li>{html.escape(name)} # x\\x1b[2J</li>" in page
+    assert page.count("<h1>") == 1
+    rows = re.findall(r"<tr>.*?</tr>", page, re.DOTALL)
+    assert {row.count("</t") - 1 for row in rows} == {11, 3}
 
 
 def test_both_pages_hold_the_ranking_and_the_verdicts(studies):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import jax
 
 from cifar_flax.errors import one_line
-from cifar_flax.files import replacing
+from cifar_flax.files import cache_folder, replacing
 
 FOLDER = pathlib.Path(__file__).parent
 SOURCES = sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
@@ -180,19 +180,20 @@ def _built(command: list[str], macros: str) -> Iterator[pathlib.Path]:
     parts += [macros.encode(), shlex.join(command).encode()]
     digests = b"".join(hashlib.sha256(part).digest() for part in parts)
     key = hashlib.sha256(digests).hexdigest()[:24]
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    kept = pathlib.Path(caches, "cifar_flax", "kernels", f"{key}.so")
-    if _is_sound(kept):
+    caches = cache_folder()
+    kept = caches and caches / "kernels" / f"{key}.so"
+    if kept and _is_sound(kept):
         yield kept
         return
     with tempfile.TemporaryDirectory(prefix="cifar_flax-") as folder:
         built = _build(command, pathlib.Path(folder, "kernels.so"))
         content = built.read_bytes()
         with contextlib.suppress(OSError):  # else each process builds its own
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(kept) as file:
-                file.write(content + hashlib.sha256(content).digest())
-        yield kept if _is_sound(kept) else built
+            if kept:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(kept) as file:
+                    file.write(content + hashlib.sha256(content).digest())
+        yield kept if kept and _is_sound(kept) else built
 
 
 def _build(command: list[str], path: pathlib.Path) -> pathlib.Path:
