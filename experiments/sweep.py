@@ -48,7 +48,7 @@ def main() -> int:
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
             cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
-        check_cells(cells)
+        check_cells(cells, load=not FLAGS.dry_run)
         if FLAGS.dry_run:
             screen.print(plan_of(cells))
             return 0
@@ -92,17 +92,26 @@ def lists_from_flags() -> dict[str, list[Any]]:
     return {name: [parse(name, word) for word in texts[name]] for name in texts}
 
 
-def check_cells(cells: list[Cell]) -> None:
-    """Finds the cells whose folders hold something else than their run."""
+def check_cells(cells: list[Cell], load: bool) -> None:
+    """Finds the cells whose folders hold something else than their run.
+
+    Args:
+      cells: of the sweep.
+      load: also the data of cells that are not begun: what cannot be had is said once,
+        and not by each cell.
+
+    Raises:
+      UserError: data cannot be had.
+    """
     datasets: dict[tuple, Dataset] = {}
     for cell in cells:
         settings = cell.settings
         places = tuple(getattr(settings, name) for name in PLACES)
         source = (settings.dataset, *places)
+        if (load or cell.is_begun) and source not in datasets:
+            datasets[source] = settings.load_data()
         try:
             if cell.is_begun:
-                if source not in datasets:
-                    datasets[source] = settings.load_data()
                 cell.check(datasets[source])
         except UserError as error:
             cell.problem = str(error)

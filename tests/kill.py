@@ -1,17 +1,20 @@
-"""Kills runs at random moments, goes on with them, and compares what comes out.
+"""Disturbs runs at random moments, goes on with them, and compares what comes out.
 
     python -m tests.kill --kills=100
 
-Every second kill comes at a random time. The others come before a random operation on a
-file in the run's folder, all files alike, so that short moments, such as that before
-``result.json`` is renamed, are met as well as long ones. Every run that ends is
-compared with one that was left alone: parameters, statistics, optimizer state, metrics,
-logits and result have to be the same, bit for bit.
+Every second disturbance comes at a random time: SIGKILL, or what asks a run to stop,
+which is SIGTERM, SIGHUP, or that nobody reads its output any more. The others come
+before a random operation on a file in the run's folder, all files alike, so that short
+moments, such as that before ``result.json`` is renamed, are met as well as long ones:
+SIGKILL, or the operation fails as on a full disk. Every run that ends is compared with
+one that was left alone: parameters, statistics, optimizer state, metrics, logits and
+result have to be the same, bit for bit.
 """
 
 import argparse
 import collections
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -34,20 +37,25 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 FLAGS = ["--model=convbn", "--lr=0.01", "--cycles=3", "--seeds=3,5"]
 
+# What comes at a random time, and what before an operation.
+AT_A_TIME = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGPIPE")
+AT_AN_OPERATION = ("SIGKILL", "ENOSPC")
+
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 
 # What may differ from run to run.
 TIMES = ("seconds", "train_seconds", "compile_seconds", "images_per_second")
 
 
-def run_counting(folder: str, kill_before: str, argv: list[str]) -> None:
-    """In the child: runs, and kills itself before an operation on the folder.
+def run_counting(folder: str, kill_before: str, how: str, argv: list[str]) -> None:
+    """In the child: runs, and is disturbed before an operation on the folder.
 
     Leaves the operations in a file beside the folder: a line each, of what they are on.
 
     Args:
       folder: of the run.
       kill_before: ``NAME:N``, the n-th operation on that file or folder of the run's.
+      how: one of ``AT_AN_OPERATION``.
       argv: flags.
     """
     operations: list[str] = []
@@ -58,7 +66,9 @@ def run_counting(folder: str, kill_before: str, argv: list[str]) -> None:
             name = re.sub(r"^\.|\.cifar_flax-\w+\.partial$", "", name)
             operations.append(name)
             if f"{name}:{operations.count(name)}" == kill_before:
-                os.kill(os.getpid(), signal.SIGKILL)
+                if how == "SIGKILL":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
 
     sys.addaudithook(hook)
     sys.argv[1:] = argv
@@ -69,30 +79,50 @@ def run_counting(folder: str, kill_before: str, argv: list[str]) -> None:
 
 
 def start(
-    folder: pathlib.Path, flags: list[str], kill_before: str = ""
+    folder: pathlib.Path,
+    flags: list[str],
+    kill_before: str = "",
+    how: str = "SIGKILL",
 ) -> subprocess.Popen:
     """Starts a run, or goes on with the one that is there."""
     begun = (folder / records.CONFIG).exists()
     code = "import sys; from tests.kill import run_counting as run; "
-    code += f"run({str(folder)!r}, {kill_before!r}, sys.argv[1:])"
+    code += f"run({str(folder)!r}, {kill_before!r}, {how!r}, sys.argv[1:])"
     argv = ["--resume"] if begun else flags
     return subprocess.Popen(
         [sys.executable, "-c", code, f"--workdir={folder}", *argv],
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     )
 
 
-def finish(process: subprocess.Popen, kill_after: float | None = None) -> bool:
-    """Waits for a run, or kills it after some seconds; whether it came to its end."""
+def finish(
+    process: subprocess.Popen, after: float | None = None, how: str = "SIGKILL"
+) -> bool:
+    """Waits for a run, or disturbs it after some seconds; whether it came to its end.
+
+    Args:
+      process: of the run.
+      after: seconds; None: it is left alone, or disturbs itself.
+      how: a signal, ENOSPC, or SIGPIPE for that nobody reads its output.
+    """
     try:
-        _, stderr = process.communicate(timeout=kill_after)
+        _, stderr = process.communicate(timeout=after)
     except subprocess.TimeoutExpired:
-        process.kill()
+        if how == "SIGPIPE":
+            process.stdout.close()
+            process.stdout = None
+        else:
+            process.send_signal(signal.Signals[how])
         _, stderr = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), stderr
+    asked = how not in ("SIGKILL", "ENOSPC")
+    expected = 1 if how == "ENOSPC" else 128 * asked + abs(signal.Signals[how])
+    # A signal at the start, before Python has its own answer to it, simply ends it.
+    ends = (0, expected, *([-signal.Signals[how]] if how != "ENOSPC" else []))
+    assert process.returncode in ends, (process.returncode, stderr)
+    assert "Traceback" not in stderr, stderr
     return process.returncode == 0
 
 
@@ -179,25 +209,29 @@ def last_state(folder: pathlib.Path) -> list[np.ndarray]:
 def disturb(
     undisturbed: Undisturbed, flags: list[str], kills: int, rng: random.Random
 ) -> tuple[collections.Counter, int]:
-    """Kills runs so many times in all; each that ends is compared.
+    """Disturbs runs so many times in all; each that ends is compared.
 
     Returns:
-      How many kills came in each stage, and how many runs came to their end.
+      How many disturbances came in each way and stage, and how many runs ended.
     """
     stages: collections.Counter = collections.Counter()
     ended = 0
     folder = undisturbed.folder.with_name("disturbed")
     while True:
-        again = stages.total() < kills
-        kill_before, kill_after = "", None
-        if again and stages.total() % 2:
+        again, number = stages.total() < kills, stages.total()
+        before, after, how = "", None, "SIGKILL"
+        if again and number % 2:
             on = rng.choice(sorted(set(undisturbed.operations)))
-            kill_before = f"{on}:{rng.randint(1, undisturbed.operations.count(on))}"
+            before = f"{on}:{rng.randint(1, undisturbed.operations.count(on))}"
+            how = rng.choice(AT_AN_OPERATION)
         elif again:
-            kill_after = rng.uniform(0, undisturbed.seconds)
-        if not finish(start(folder, flags, kill_before), kill_after):
-            stages[stage(folder, undisturbed.epochs)] += 1
+            after = rng.uniform(0, undisturbed.seconds)
+            how = rng.choice(AT_A_TIME)
+        if not finish(start(folder, flags, before, how), after, how):
+            stages[f"{how}, {stage(folder, undisturbed.epochs)}"] += 1
             continue
+        if how == "ENOSPC":
+            stages["ENOSPC, and it came to its end"] += 1
         undisturbed.compare(folder)
         ended += 1
         shutil.rmtree(folder)
@@ -206,7 +240,7 @@ def disturb(
 
 
 def main() -> None:
-    """Kills runs of a tiny data set."""
+    """Disturbs runs of a tiny data set."""
     from tests import archives
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -223,7 +257,9 @@ def main() -> None:
         )
         rng = random.Random(options.seed)
         stages, ended = disturb(undisturbed, flags, options.kills, rng)
-    print(f"{stages.total()} kills in {ended} runs: {json.dumps(stages)}")
+    print(f"{stages.total()} disturbances in {ended} runs:")
+    for name, count in sorted(stages.items()):
+        print(f"{count:5} {name}")
     print("all of them came to the same end, bit for bit")
 
 

@@ -18,6 +18,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert not finish(start(folder, flags, f"{records.METRICS}:{number}"))
     assert len(records.read_metrics(folder)) == 1
     moment = random.Random(0).uniform(0, undisturbed.seconds)
-    finish(start(folder, flags), kill_after=moment)
+    finish(start(folder, flags), after=moment)
     assert finish(start(folder, flags))
     undisturbed.compare(folder)

@@ -15,6 +15,7 @@ import pytest
 
 from cifar_flax import records
 from cifar_flax.runs.folder import LOCK, lock_holder
+from tests.forked import command
 from tests.test_commands import ROOT, assert_one_line_error, data  # noqa: F401
 
 RUN = [sys.executable, "-m", "experiments.run", "--model=simplenet", "--lr=0.01"]
@@ -58,9 +59,9 @@ def test_what_is_printed_of_a_name_can_be_pasted(data, tmp_path, terminal):  # n
     assert process.returncode == 128 + signal.SIGTERM, stderr
     (line,) = [line for line in stdout.splitlines() if "--resume" in line]
     assert terminal == "utf-8" or line.isascii()
-    command = ["bash", "-c", f"printf '%s\\n' {line.strip()}"]
-    words = subprocess.run(command, capture_output=True, check=True).stdout.decode()
-    assert f"--workdir={folder}" in words.splitlines()
+    words = ["bash", "-c", f"printf '%s\\n' {line.strip()}"]
+    printed = subprocess.run(words, capture_output=True, check=True).stdout.decode()
+    assert f"--workdir={folder}" in printed.splitlines()
 
 
 def test_nobody_reads_the_output_any_more(data, tmp_path):  # noqa: F811
@@ -259,12 +260,12 @@ def test_a_relative_path_is_recorded_whole(data, tmp_path):  # noqa: F811
     shutil.copy(archive.partition("=")[2], tmp_path / "a.tar.gz")
     others = [word for word in data if word != archive]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for cwd, command in [
+    for cwd, words in [
         (tmp_path, [*RUN, "--data_archive=a.tar.gz", "--epochs=1", *others]),
         (ROOT, [*RUN[:3], "--resume"]),
     ]:
         done = subprocess.run(
-            [*command, f"--workdir={tmp_path / 'run'}"],
+            [*words, f"--workdir={tmp_path / 'run'}"],
             cwd=cwd,
             env=environment,
             capture_output=True,
@@ -273,3 +274,75 @@ def test_a_relative_path_is_recorded_whole(data, tmp_path):  # noqa: F811
         )
         assert done.returncode == 0, done.stderr
     assert re.search("holds a finished run", done.stdout)
+
+
+@pytest.mark.parametrize("limit", ["-f 100", "-n 24"])
+def test_a_limit_of_the_system_loses_nothing(data, tmp_path, limit):  # noqa: F811
+    """Whatever could not be written for it, the run goes on to the same bits after."""
+    flags = [*RUN, *data, "--model=convnet", "--epochs=2"]
+
+    def go(name, *more, limits=""):
+        words = shlex.join([*flags, f"--workdir={tmp_path / name}", *more])
+        return subprocess.run(
+            ["bash", "-c", f"{limits} exec {words}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert go("undisturbed").returncode == 0
+    limited = go("run", limits=f"ulimit {limit};")
+    assert limited.returncode == 1
+    assert limited.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in limited.stderr
+    assert records.read_result(tmp_path / "run") is None
+    assert go("run", "--resume").returncode == 0
+    results = [records.read_result(tmp_path / name) for name in ("undisturbed", "run")]
+    assert results[0].test_loss == results[1].test_loss
+
+
+STRANGERS = {
+    "a folder of someone": {
+        ".movie.mp4.partial": b"x",
+        ".lock": b"mine",
+        "notes.txt": b"",
+        "checkpoints/7/data": b"y",
+    },
+    "a record of another program": {"config.json": b'{"a": 1}', "metrics.jsonl": b"[]"},
+    "a record that is cut": {"config.json": b'{"kind": "run"', "result.json": b""},
+}
+
+COMMANDS = {
+    "run": ["run", "--model=simplenet", "--workdir={}"],
+    "resume": ["run", "--workdir={}", "--resume"],
+    "range test": ["lr_find", "--model=simplenet", "--workdir={}"],
+    "grid": ["lr_grid", "--models=simplenet", "--train_size=20", "--workdir={}"],
+    "report": ["report", "--runs={}"],
+    "predict": ["predict", "--run={}", "{}"],
+    "archive": ["run", "--data_archive={}", "--archive_sha256=" + "0" * 64],
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_refused_command_leaves_a_folder_as_it_was(data, tmp_path, kind, name):  # noqa: F811
+    folder = tmp_path / "stranger"
+    for path, content in STRANGERS[kind].items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    module, *flags = (word.format(folder) for word in COMMANDS[name])
+    if name in ("run", "range test"):
+        flags += data
+
+    def tree():
+        return {
+            path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+            for path in [folder, *folder.rglob("*")]
+        }
+
+    before = tree()
+    done = command(module, *flags)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert tree() == before

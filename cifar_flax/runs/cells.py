@@ -174,7 +174,7 @@ def state_of(cells: Sequence[Cell]) -> Table:
             "-" if cell.rate is None else f"{cell.rate:.3g}",
             mean_and_interval(result) if result else "-",
             f"{result.train_seconds if result else cell.seconds:.0f} s",
-            cell.status,
+            cell.status.partition(":")[0],  # a reason would need a page
         )
     return table
 
