@@ -36,7 +36,9 @@ def build(dataset):
 
 
 def the_file(folder):
-    (path,) = (folder / "cifar_flax").iterdir()
+    """The only one beside its lock."""
+    paths = (folder / "cifar_flax").iterdir()
+    (path,) = (path for path in paths if path.suffix != ".lock")
     return path
 
 
@@ -137,7 +139,7 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing(
     monkeypatch.setattr(np, "savez", savez)
     archives.assert_holds(cache.load_or_build(tmp_path, "tiny", "key", build), arrays)
     assert "No space left" in caplog.text
-    assert not list((tmp_path / "cifar_flax").iterdir())
+    assert [path.suffix for path in (tmp_path / "cifar_flax").iterdir()] == [".lock"]
 
 
 def test_writers_may_race(tmp_path, arrays, dataset):
@@ -160,3 +162,11 @@ def test_writers_may_race(tmp_path, arrays, dataset):
     for result in results:
         archives.assert_holds(result, arrays)
     assert the_file(tmp_path).suffix == ".npz"
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path, build):
+    folder = tmp_path / "cifar_flax"
+    folder.mkdir()
+    (folder / ".tiny-v1-key.npz.cifar_flax-0123456789ab.partial").write_bytes(b"half")
+    cache.load_or_build(tmp_path, "tiny", "key", build)
+    assert the_file(tmp_path).name == "tiny-v1-key.npz"

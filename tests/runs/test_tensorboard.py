@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import shutil
 import struct
 import sys
 
@@ -58,3 +59,13 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match="pip install"):
         TensorBoard()
+
+
+def test_a_folder_that_is_removed_is_made_again(tmp_path, caplog):
+    with contextlib.closing(EventWriter(tmp_path, (3, 5), step=0)) as events:
+        events.write(LINE)
+        shutil.rmtree(tmp_path / FOLDER)
+        events.write(LINE)
+    (file,) = (tmp_path / FOLDER).iterdir()
+    assert b"train_loss/seed_5" in file.read_bytes()
+    assert "was removed and is made again" in caplog.text
