@@ -46,12 +46,15 @@ static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i6
     if (cost < least) least = cost, g.kind = KIND, g.c_block = C, g.f_block = F;             \
   }
   GRADIENT_BLOCKS(COST)
-  /* Gradients of a block of features stay in the first cache, inputs in the second. */
-  i64 vector = TILE * sizeof(float), positions = L1 / (g.f_block * vector);
+  /* Gradients of a block of features stay in the first cache, inputs in the second; by
+     minimal filtering that is the points of all channels and features. */
+  i64 vector = TILE * sizeof(float);
+  i64 positions = (g.minimal ? 8 << 10 : L1) / (g.f_block * vector);
   g.panel_rows = max(1, min(g.rows, positions / g.columns));
   g.panel_tiles = 1;
   if (g.panel_rows == g.rows)
     g.panel_tiles = max(1, min(tiles, positions / (g.rows * g.columns)));
+  g.panel_tiles = ceil_div(tiles, ceil_div(tiles, g.panel_tiles)); /* all alike */
   g.bands = ceil_div(g.rows, g.panel_rows);
   g.panels = ceil_div(tiles, g.panel_tiles) * g.bands;
   i64 in_rows = min(height, (g.panel_rows - 1) * stride + size);
@@ -94,14 +97,17 @@ INLINE void add_block(const int C, const int F, const float *x, i64 x_tile, i64 
           }
         }
     }
-  UNROLL for (int c = 0; c < C; c++) UNROLL for (int f = 0; f < F; f++)
-    if (c < channels && f < features) {
-      float lanes[LANES];
-      store(lanes, sum[c][f]);
-      UNROLL for (int half = LANES / 2; half; half /= 2)
-        UNROLL for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
-      dw[c * dw_step + f] += lanes[0];
+  UNROLL for (int q = 0; q < C * F; q += LANES) {
+    vec some[LANES];
+    UNROLL for (int l = 0; l < LANES; l++)
+      some[l] = q + l < C * F ? sum[(q + l) / F][(q + l) % F] : (vec){0};
+    float sums[LANES];
+    store(sums, lane_sums(some));
+    UNROLL for (int l = 0; l < LANES; l++) {
+      int c = (q + l) / F, f = (q + l) % F;
+      if (c < min(C, channels) && f < features) dw[c * dw_step + f] += sums[l];
     }
+  }
 }
 
 typedef void AddProducts(const float *, i64, i64, i64, const float *, i64, i64, i64, i64, i64,

@@ -39,6 +39,68 @@ INLINE vec load_once(const float *p) {
   return v;
 }
 INLINE void store(float *p, vec v) { *(vec *)p = v; }
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
+#else
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+#define SHUFFLE(A, B, ...) __builtin_shuffle(A, B, (ivec){__VA_ARGS__})
+#endif
+
+/* From two vectors one: the sums of neighbouring parts of n lanes, a's and b's by turns. */
+#if defined(__AVX512F__)
+INLINE vec fold_8(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+INLINE vec fold_4(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+         SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+}
+INLINE vec fold_2(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+         SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+INLINE vec fold_1(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+         SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+}
+#elif defined(__AVX2__)
+INLINE vec fold_4(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+         SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+INLINE vec fold_2(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+         SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+INLINE vec fold_1(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
+         SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+}
+#else
+INLINE vec fold_2(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 1, 4, 5) +
+         SHUFFLE(a, b, 2, 3, 6, 7);
+}
+INLINE vec fold_1(vec a, vec b) {
+  return SHUFFLE(a, b, 0, 4, 2, 6) +
+         SHUFFLE(a, b, 1, 5, 3, 7);
+}
+#endif
+
+/* The sum over the lanes of each of LANES vectors, which it overwrites. */
+INLINE vec lane_sums(vec v[LANES]) {
+#if defined(__AVX512F__)
+  UNROLL for (int l = 0; l < 8; l++) v[l] = fold_8(v[l], v[l + 8]);
+#endif
+#if defined(__AVX2__)
+  UNROLL for (int l = 0; l < 4; l++) v[l] = fold_4(v[l], v[l + 4]);
+#endif
+  UNROLL for (int l = 0; l < 2; l++) v[l] = fold_2(v[l], v[l + 2]);
+  return fold_1(v[0], v[1]);
+}
+
 INLINE i64 min(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 max(i64 a, i64 b) { return a > b ? a : b; }
 INLINE i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
