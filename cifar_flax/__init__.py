@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 # Each public name, and the module that defines it.
 _HOME = {
     "Augmentation": "data.augment",
-    "Constant": "training.recipes",
     "ConsoleDisplay": "runs.console",
+    "Constant": "training.phases",
+    "Cosine": "training.phases",
+    "Group": "training.optimizers",
+    "OneCycle": "training.phases",
     "Dataset": "data",
     "Observer": "runs.observers",
     "RangeSettings": "training.lr_range",
@@ -25,17 +28,19 @@ _HOME = {
     "Run": "runs.inference",
     "RunResult": "runs.observers",
     "Settings": "runs.settings",
-    "Sgdr": "training.recipes",
+    "Sgdr": "training.phases",
     "Split": "data",
     "Splits": "data",
     "TensorBoard": "runs.tensorboard",
     "Trainer": "training.trainer",
+    "Trapezoid": "training.phases",
     "UserError": "errors",
     "create_model": "models",
     "load_dataset": "data",
     "make_dataset": "data",
     "open_checkpoints": "runs.checkpoint",
     "range_test": "runs.session",
+    "read_recipe": "training.recipe_files",
     "report": "reports.page",
     "run": "runs.session",
     "split_dataset": "data",
@@ -64,7 +69,10 @@ if TYPE_CHECKING:
     from cifar_flax.runs.settings import Settings
     from cifar_flax.runs.tensorboard import TensorBoard
     from cifar_flax.training.lr_range import RangeSettings
-    from cifar_flax.training.recipes import Constant, Recipe, Sgdr
+    from cifar_flax.training.optimizers import Group
+    from cifar_flax.training.phases import Constant, Cosine, OneCycle, Sgdr, Trapezoid
+    from cifar_flax.training.recipe_files import read_recipe
+    from cifar_flax.training.recipes import Recipe
     from cifar_flax.training.trainer import Trainer
 
 

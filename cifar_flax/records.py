@@ -61,13 +61,14 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Size = Annotated[int, Meta(ge=1, le=2**53)]
 Side = Annotated[int, Meta(ge=1, le=4096)]  # of images, in pixels
 Epochs = Annotated[int, Meta(ge=1, le=100_000)]
+Length = Annotated[float, Meta(gt=0, le=100_000)]  # in epochs
 Number = Annotated[float, Meta(ge=-_HUGE, le=_HUGE)]
 NotNegative = Annotated[float, Meta(ge=0, le=_HUGE)]
 Positive = Annotated[float, Meta(ge=1e-39, le=_HUGE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Figures = Number | None | list[Number | None]  # one replica's, or a list of all
 Plain = None | bool | int | float | str
-Setting = None | bool | int | float | str | list[Plain]
+Setting = None | bool | int | float | str | list[Plain] | dict[str, Plain]
 OneOrMore = Meta(min_length=1)
 
 
@@ -135,7 +136,7 @@ class Config(Record, kw_only=True):
 
     kind: str
     settings: dict[str, Setting]
-    recipe: dict[str, bool | int | float | str | list[Any] | None] | None
+    recipe: dict[str, Plain | dict[str, Plain] | list[dict[str, Plain]]] | None
     schedule: Schedule | None = None
     dataset: DatasetInfo
     num_params: Count = 0
@@ -238,7 +239,7 @@ class Result(Record, kw_only=True):
     test_accuracy_mean: Share
     test_accuracy_ci95: NotNegative | None
     test_size: Size
-    epochs: Epochs
+    epochs: Length
     steps: Count
     train_seconds: Positive
     compile_seconds: NotNegative

@@ -176,7 +176,7 @@ def train_grid(
 
     def train(states: TrainState, rate: jax.Array, data: DeviceData) -> TrainState:
         schedule = optax.cosine_decay_schedule(rate, steps)
-        tx = trainer.recipe.optimizer(schedule)
+        tx = trainer.recipe.make_optimizer(schedule)
         train_step = dataclasses.replace(trainer.train_step, tx=tx)
         of_one = functools.partial(train_replica, train_step, data, steps)
         return replica_map()(of_one, states)

@@ -20,7 +20,8 @@ from cifar_flax.layers import BatchNorm, Conv, Dense, gelu, max_pool, tiled
 from cifar_flax.models import create_model
 from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.estimates import peak_gflops
-from cifar_flax.training.recipes import Constant, Recipe
+from cifar_flax.training.phases import Constant
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
 from experiments.turns import serve
 

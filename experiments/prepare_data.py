@@ -15,13 +15,12 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from cifar_flax.data import default_data_dir, load_dataset, prepare_cifar10
+from cifar_flax.data import default_data_dir, prepare_cifar10
 from cifar_flax.data.archive import open_archive
-from cifar_flax.data.augment import Augmentation
 from cifar_flax.runs.console import make_console, print_pairs
 from cifar_flax.runs.figures import FORMATS, draw_images, save_figure
 from experiments import cli
-from experiments.setting_flags import define_settings
+from experiments.setting_flags import define_settings, settings_from_flags
 
 FLAGS = flags.FLAGS
 
@@ -30,19 +29,13 @@ def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
         console = make_console()
-        with cli.usage_errors():
-            augmentation = Augmentation(FLAGS.padding, FLAGS.padding_mode, FLAGS.flip)
+        settings = settings_from_flags()
         picture = pathlib.Path(FLAGS.picture)
         cli.check_ending("picture", FORMATS)
         start = time.perf_counter()
-        dataset = load_dataset(
-            FLAGS.dataset,
-            data_dir=FLAGS.data_dir,
-            archive=FLAGS.data_archive,
-            archive_sha256=FLAGS.archive_sha256,
-        )
+        dataset = settings.load_data()
         seconds = time.perf_counter() - start
-        figure = draw_images(dataset, augmentation)
+        figure = draw_images(dataset, settings.make_recipe().augmentation)
         save_figure(figure, picture, f"--picture={picture}")
         if FLAGS.data_archive:
             take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)

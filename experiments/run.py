@@ -26,6 +26,7 @@ from cifar_flax.runs.observers import Observer, Plan, RangeTestResult, RunResult
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.tensorboard import TensorBoard
+from cifar_flax.training.recipe_files import to_toml
 from experiments import cli
 from experiments.setting_flags import define_settings, settings_from_flags
 
@@ -58,6 +59,9 @@ def main() -> int:
             )
         folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
         settings = settings_from_flags(folder if FLAGS.resume else None)
+        if FLAGS.print_recipe:
+            print(to_toml(settings.make_recipe()), end="")
+            return 0
         signals = StopOnSignal()
         screen = make_console(on_broken=signals.request.output_broke)
         observers = [signals, RangeFigure(), ConsoleDisplay(screen)]
@@ -125,6 +129,9 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool(
         "tensorboard", False, "Write event files for TensorBoard into the folder, too."
+    )
+    flags.DEFINE_bool(
+        "print_recipe", False, "Print the recipe in force as a TOML file, and end."
     )
     flags.DEFINE_bool("resume", False, "Go on with the unfinished run in --workdir.")
     flags.DEFINE_bool(

@@ -1,6 +1,7 @@
 """The settings of a run as flags; ``cifar_flax.runs.settings`` defines them."""
 
 import pathlib
+import typing
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from cifar_flax.models import MODELS
 from cifar_flax.runs.settings import (
     DEFAULTS,
     HELP,
-    PATHS,
+    SINGLE,
     TYPES,
     Settings,
     choices_of,
@@ -24,7 +25,12 @@ from experiments import cli
 FLAGS = flags.FLAGS
 
 # What absl calls the types, for --help.
-_KINDS = {int: "int", float: "float", bool: "bool"}
+_KINDS = {
+    int: "int",
+    float: "float",
+    typing.Union[int, float]: "float",  # noqa: UP007 (as type_of gives it)
+    bool: "bool",
+}
 
 
 class _Parser(flags.ArgumentParser):
@@ -57,13 +63,14 @@ def define_settings(
     Args:
       *names: settings; all of them where none is named.
       without: settings to leave at their defaults.
-      lists: each flag takes a comma list, of texts that ``parse`` reads; but for paths.
+      lists: each flag takes a comma list, of texts that ``parse`` reads; but for those
+        that take one value.
     """
     for name in names or TYPES:
         if name in without:
             continue
         default, help_text, choices = DEFAULTS[name], HELP[name], choices_of(name)
-        if lists and name not in PATHS:  # of which no two make two runs
+        if lists and name not in SINGLE:
             flags.DEFINE_list(name, None, help_text)
             continue
         if choices:

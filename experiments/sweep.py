@@ -3,10 +3,10 @@
 python -m experiments.sweep --model=convnet,convbn --lr=0.03,0.1 --seeds=0,1,2
 python -m experiments.sweep --model=all --budget_epochs=6 --seeds=0,1,2,3,4
 
-Every flag of experiments.run but for paths takes a comma list; the seeds of a
-combination train in one program. Finished cells are skipped, unfinished ones go on
-where they stopped, so the same command goes on with a sweep. Several sweeps in one
-folder share its cells. --dry_run shows what would be done.
+Every flag of experiments.run but for paths of data and --optimizer_args takes a comma
+list; the seeds of a combination train in one program. Finished cells are skipped,
+unfinished ones go on where they stopped, so the same command goes on with a sweep.
+Several sweeps in one folder share its cells. --dry_run shows what would be done.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from cifar_flax.records import PLACES
 from cifar_flax.runs.cells import Cell, make_cells, plan_of, state_of
 from cifar_flax.runs.console import make_console
 from cifar_flax.runs.folder import lock_holder
-from cifar_flax.runs.settings import AUTO, PATHS, TYPES
-from cifar_flax.training.recipes import MAX_STEPS
+from cifar_flax.runs.settings import AUTO, SINGLE, TYPES
+from cifar_flax.training.checks import MAX_STEPS
 from experiments import cli
 from experiments.setting_flags import define_settings, parse
 
@@ -48,17 +48,29 @@ def main() -> int:
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
             cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
-        check_cells(cells, load=not FLAGS.dry_run)
         if FLAGS.dry_run:
+            check_cells(cells, load=False)
             screen.print(plan_of(cells))
             return 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}") from error
-        with cli.caught_signals(stop), live_table(screen, cells) as show:
-            run_cells(cells, stop, show)
+        with made_folder(folder):
+            check_cells(cells, load=True)
+            with cli.caught_signals(stop), live_table(screen, cells) as show:
+                run_cells(cells, stop, show)
         return finish(screen, cells, stop)
+
+
+@contextlib.contextmanager
+def made_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Makes a folder, and removes it again where nothing was written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def lists_from_flags() -> dict[str, list[Any]]:
@@ -67,11 +79,9 @@ def lists_from_flags() -> dict[str, list[Any]]:
     Raises:
       flags.ValidationError: a text stands for none, or flags contradict each other.
     """
-    texts = {
-        name: [FLAGS[name].value] if name in PATHS else FLAGS[name].value
-        for name in TYPES
-        if name != "seeds" and FLAGS[name].present
-    }
+    given = [name for name in TYPES if name != "seeds" and FLAGS[name].present]
+    texts = {name: FLAGS[name].value for name in given if name not in SINGLE}
+    single = {name: [FLAGS[name].value] for name in given if name in SINGLE}
     if empty := [name for name, words in texts.items() if not words]:
         raise flags.ValidationError(f"--{empty[0]}=: give one value or more")
     if texts.get("model", ["all"]) == ["all"]:
@@ -89,7 +99,8 @@ def lists_from_flags() -> dict[str, list[Any]]:
             raise flags.ValidationError(
                 f"--{name}={','.join(words)}: values stand twice in the list"
             )
-    return {name: [parse(name, word) for word in texts[name]] for name in texts}
+    lists = {name: [parse(name, word) for word in texts[name]] for name in texts}
+    return lists | single
 
 
 def check_cells(cells: list[Cell], load: bool) -> None:

@@ -1,5 +1,7 @@
 """What does not fit is refused where it enters, with a line that names it."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ from cifar_flax.data import Split, Splits, make_dataset
 from cifar_flax.data.augment import NO_AUGMENTATION
 from cifar_flax.errors import UserError
 from cifar_flax.models import ConvBnNet, create_model
-from cifar_flax.training.recipes import Constant, Recipe
+from cifar_flax.training.phases import Constant
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
 from tests.conftest import make_split, make_splits
 
@@ -355,7 +358,8 @@ def test_images_of_other_sizes_and_channels_train():
 
 
 def test_every_state_of_a_run_can_be_kept_and_used(splits):
-    trainer = Trainer(Net(dense), RECIPE, splits.spec, augmentation=NO_AUGMENTATION)
+    recipe = dataclasses.replace(RECIPE, augmentation=NO_AUGMENTATION)
+    trainer = Trainer(Net(dense), recipe, splits.spec)
     start = trainer.init()
     kept = list(trainer.run(start, splits.train))
     again = list(trainer.run(start, splits.train))  # a cell run twice

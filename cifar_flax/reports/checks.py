@@ -1,5 +1,6 @@
 """Whether the records of a run belong together; each is checked by its own type."""
 
+import math
 import pathlib
 
 import numpy as np
@@ -27,14 +28,15 @@ def check_records(
     _check_predictions(str(folder / records.PREDICTIONS), predictions)
     replicas, count, classes = predictions["logits"].shape
     _check_metrics(str(folder / records.METRICS), metrics, replicas)
+    epochs = math.ceil(result.epochs)
     if not (
         len(result.seeds) == replicas
         and result.seeds == predictions["seeds"].tolist()
         and result.test_size == config.dataset.test_size == count
         and len(config.dataset.class_names) == classes
         and config.settings["model"] == result.model
-        and (len(metrics) == result.epochs or result.status == "diverged")
-        and len(metrics) <= result.epochs
+        and (len(metrics) == epochs or result.status == "diverged")
+        and len(metrics) <= epochs
     ):
         raise UserError(f"the records in {folder} do not belong together")
 

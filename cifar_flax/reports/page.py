@@ -160,7 +160,7 @@ def _cautions(study: Study) -> list[str]:
     epochs = {entry.first.result.epochs for entry in study.entries}
     if len(epochs) > 1:
         cautions.append(
-            f"They trained for {min(epochs)} to {max(epochs)} epochs: this ranks "
+            f"They trained for {min(epochs):g} to {max(epochs):g} epochs: this ranks "
             "recipes, not architectures."
         )
     return cautions

@@ -167,7 +167,7 @@ def state_of(cells: Sequence[Cell]) -> Table:
         result = cell.result
         going = cell.is_running and result is None
         lines = records.read_metrics(cell.folder) if going else []
-        epoch = result.epochs if result else lines[-1].epoch if lines else "-"
+        epoch = f"{result.epochs:g}" if result else lines[-1].epoch if lines else "-"
         table.add_row(
             cell.name,
             str(epoch),
@@ -194,7 +194,7 @@ def plan_of(cells: Sequence[Cell]) -> Table:
         auto = "rate from a range test, " if cell.settings.lr == AUTO else ""
         table.add_row(
             cell.name,
-            f"{auto}{cell.settings.make_recipe().epochs} epochs",
+            f"{auto}{cell.settings.make_recipe().epochs:g} epochs",
             str(len(cell.settings.seeds)),
             f"{seconds:.0f} s",
             "is done" if cell.result else cell.problem or "",

@@ -408,23 +408,28 @@ def _quiet() -> Iterator[None]:
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
     """What only training needs, and what evaluation needs; keys as their raw words."""
-    return {
-        "training": {
-            "step": state.step,
-            "opt_state": state.opt_state,
-            "key": jax.random.key_data(state.key),
-            "totals": state.totals,
-        },
-        "variables": state.variables,
+    training = {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "key": jax.random.key_data(state.key),
+        "totals": state.totals,
     }
+    if state.average is not None:
+        training["trained"] = state.trained
+    return {"training": training, "variables": state.variables}
 
 
 def _from_tree(parts: dict[str, Any]) -> TrainState:
-    training, variables = parts["training"], parts["variables"]
+    training, average = parts["training"], None
+    if "trained" in training:
+        variables, average = training["trained"], parts["variables"]
+    else:
+        variables = parts["variables"]
     return TrainState(
         step=training["step"],
         params=variables["params"],
         collections={n: value for n, value in variables.items() if n != "params"},
+        average=average,
         opt_state=training["opt_state"],
         key=jax.random.wrap_key_data(training["key"]),
         totals=training["totals"],

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -192,7 +193,7 @@ class ConsoleDisplay(Observer):
     def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
         """Prints the figures of the epoch."""
         del state
-        epochs = self._plan.trainer.recipe.epochs
+        epochs = math.ceil(self._plan.trainer.recipe.epochs)
         text = (
             f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  "
             f"rate {line.learning_rate:<9.3g}"

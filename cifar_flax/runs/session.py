@@ -302,7 +302,7 @@ class _Session:
         images = steps * trainer.recipe.batch_size * len(trainer.seeds)
         return records.LogPoint(
             step=progress.step,
-            epoch=progress.step // trainer.steps_per_epoch,
+            epoch=-(-progress.step // trainer.steps_per_epoch),
             learning_rate=progress.learning_rate,
             train_loss=figures(progress.train_loss),
             train_accuracy=figures(progress.train_accuracy),

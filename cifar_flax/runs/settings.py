@@ -13,38 +13,42 @@ import numpy as np
 from cifar_flax import records
 from cifar_flax.data import Dataset, load_dataset
 from cifar_flax.data.archive import check_sha256
-from cifar_flax.data.augment import Augmentation
 from cifar_flax.data.load import check_name
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text, expand_user
 from cifar_flax.models import MODELS, make_model
-from cifar_flax.training.recipes import (
-    LESSON,
-    MAX_FLOAT,
-    MAX_SHARE,
-    MIN_FLOAT,
-    Constant,
-    Phase,
-    Recipe,
-    Sgdr,
-)
+from cifar_flax.training import optimizers
+from cifar_flax.training.checks import MAX_FLOAT, MAX_SHARE, MIN_FLOAT
+from cifar_flax.training.phases import Constant, Phase, Sgdr
+from cifar_flax.training.recipe_files import read_recipe, to_plain
+from cifar_flax.training.recipes import LESSON, Recipe
 from cifar_flax.training.trainer import check_seeds
 
 # Settings that are paths.
 PATHS = ("data_dir", "data_archive")
+
+# Settings of which a sweep takes one value: a comma in it separates nothing.
+SINGLE = (*PATHS, "optimizer_args")
+
+# In place of a file.
+LESSON_RECIPE = "lesson"
 
 # In place of a rate: the one that the range test suggests.
 AUTO = "auto"
 
 # Settings by what they are of; a program may give the thing itself instead.
 OF_MODEL = ("model", "dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
-_OF_PHASES = ("epochs", "cycles", "cycle_len", "cycle_mult")
+_OF_CYCLES = ("cycles", "cycle_len", "cycle_mult")
 _OF_OPTIMIZER = (
-    *("batch_size", "momentum", "nesterov"),
-    *("weight_decay", "label_smoothing"),
+    *("batch_size", "momentum", "nesterov", "weight_decay", "decay", "clip_norm"),
+    *("accumulate", "ema", "label_smoothing"),
 )
-OF_SCHEDULE = ("phases", "lr", *_OF_PHASES)
-OF_RECIPE = (*OF_SCHEDULE, *_OF_OPTIMIZER)
+_OF_AUGMENTATION = ("padding", "padding_mode", "flip")
+OF_SCHEDULE = ("phases", "lr", "epochs", *_OF_CYCLES)
+OF_RECIPE = (
+    *("recipe", *OF_SCHEDULE, "optimizer", "optimizer_args"),
+    *(*_OF_OPTIMIZER, *_OF_AUGMENTATION),
+)
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -87,13 +91,23 @@ class Settings:
     train_size: int | None = _setting(
         None, "Train on this many images only (default: all that are left)."
     )
-    padding: int = _setting(4, "Pixels of border before the random crop; 0: no crop.")
-    padding_mode: Literal["symmetric", "constant", "reflect"] = _setting(
-        "symmetric", "What the border holds."
+    padding: int | None = _setting(
+        None,
+        "Pixels of border before the random crop; 0: no crop (default: the recipe's, "
+        "4 in the lesson).",
     )
-    flip: bool = _setting(True, "Mirror half of the training images.")
+    padding_mode: Literal["symmetric", "constant", "reflect"] | None = _setting(
+        None, "What the border holds (default: the recipe's, symmetric in the lesson)."
+    )
+    flip: bool | None = _setting(
+        None, "Mirror half of the training images (default: the recipe's, true)."
+    )
 
-    recipe: Literal["lesson"] = _setting("lesson", "Where the fits come from.")
+    recipe: str = _setting(
+        LESSON_RECIPE,
+        "lesson: the lesson's own for the model; or a TOML file. --print_recipe shows "
+        "the one in force as such a file.",
+    )
     phases: int | None = _setting(
         None, "Train only the recipe's first phases, as many as this."
     )
@@ -103,19 +117,51 @@ class Settings:
         "scales the recipe's rates so that this is the highest. auto: what "
         "experiments.lr_find suggests, run first.",
     )
-    epochs: int | None = _setting(None, "Epochs at the constant rate --lr.")
+    epochs: int | float | None = _setting(
+        None,
+        "Epochs, whole or not: alone of the recipe, whose shape is stretched to them; "
+        "with --lr at that constant rate.",
+    )
     cycles: int | None = _setting(None, "SGDR cycles from --lr to 0.")
-    cycle_len: int | None = _setting(
+    cycle_len: int | float | None = _setting(
         None, "Epochs in the first SGDR cycle (default: 1)."
     )
     cycle_mult: int | None = _setting(
         None, "Each SGDR cycle is this many times as long (default: 1)."
     )
     batch_size: int | None = _setting(None, "Images a step (default: the recipe's).")
+    optimizer: str | None = _setting(
+        None, "An optimizer of optax by its name (default: the recipe's, sgd)."
+    )
+    optimizer_args: dict[str, bool | int | float | str] | None = _setting(  # noqa: RUF009
+        None, """Options of the optimizer as JSON, such as '{"b1": 0.95}'."""
+    )
     momentum: float | None = _setting(None, "Of SGD (default: the recipe's).")
-    nesterov: bool | None = _setting(None, "Nesterov momentum (default: the recipe's).")
+    nesterov: bool | None = _setting(
+        None, "Nesterov momentum of SGD (default: the recipe's)."
+    )
     weight_decay: float | None = _setting(
-        None, "L2 penalty on every parameter (default: the recipe's)."
+        None,
+        "Decoupled where the optimizer has weight decay of its own, else an L2 penalty "
+        "(default: the recipe's).",
+    )
+    decay: Literal["all", "kernels"] | None = _setting(
+        None,
+        "Weights that decay: all, or kernels alone, without norms and biases (default: "
+        "the recipe's).",
+    )
+    clip_norm: float | None = _setting(
+        None, "Scale gradients of a larger norm to this (default: the recipe's, no)."
+    )
+    accumulate: int | None = _setting(
+        None,
+        "Steps whose mean gradient makes one step of the optimizer (default: the "
+        "recipe's, 1).",
+    )
+    ema: float | None = _setting(
+        None,
+        "Evaluate a moving average of the variables, which keeps this share a step; 0 "
+        "for none (default: the recipe's).",
     )
     label_smoothing: float | None = _setting(
         None, "Share of the target spread over all classes (default: the recipe's)."
@@ -153,19 +199,14 @@ class Settings:
                 f"{MIN_FLOAT:g} to {MAX_FLOAT:g}"
             )
         check_name(self.dataset)
-        for name in PATHS:  # whole, so that a run can go on from another folder
-            if (path := getattr(self, name)) is not None:
+        for name in (*PATHS, "recipe"):  # whole, to go on from another folder
+            path = getattr(self, name)
+            if path is not None and (name, path) != ("recipe", LESSON_RECIPE):
                 object.__setattr__(self, name, str(expand_user(path).absolute()))
         if self.archive_sha256 is not None:
             check_sha256(self.archive_sha256)
         # Wrong values are reported before any data are loaded.
         self.make_recipe()
-        _ = self.augmentation
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """How training images are varied."""
-        return Augmentation(self.padding, self.padding_mode, self.flip)
 
     def load_data(self) -> Dataset:
         """The data set that they name."""
@@ -190,24 +231,58 @@ class Settings:
     def make_recipe(
         self, found_lr: float | None = None, base: Recipe | None = None
     ) -> Recipe:
-        """The model's own recipe, with what the settings replace of it.
+        """The recipe that is named, with what the settings replace of it.
 
         Args:
           found_lr: the rate that stands for ``--lr=auto``. While it is not known the
             recipe has its own rates; batch size, momentum and regularisation, which
             the range test goes by, are right.
-          base: in place of the model's own recipe.
+          base: in place of the lesson's recipe for the model.
         """
-        recipe = base or LESSON[self.model]
+        recipe = self._base_recipe(base)
         if self.phases is not None and not 1 <= self.phases <= len(recipe.phases):
             raise UserError(
                 f"--phases={self.phases}: the recipe of {self.model} has "
                 f"{len(recipe.phases)}"
             )
-        given = {name: getattr(self, name) for name in _OF_OPTIMIZER}
-        given = {name: value for name, value in given.items() if value is not None}
-        phases = self._make_phases(recipe.phases[: self.phases], found_lr)
-        return dataclasses.replace(recipe, phases=phases, **given)
+        recipe = dataclasses.replace(
+            recipe,
+            augmentation=dataclasses.replace(
+                recipe.augmentation, **self._given(_OF_AUGMENTATION)
+            ),
+            phases=self._make_phases(recipe.phases[: self.phases], found_lr),
+            **self._given(_OF_OPTIMIZER),
+            **self._given_optimizer(recipe),
+        )
+        if self.epochs is not None and self.lr is None:
+            recipe = recipe.stretched(self.epochs)
+        return recipe
+
+    def _base_recipe(self, base: Recipe | None) -> Recipe:
+        """What the settings replace parts of."""
+        if self.recipe != LESSON_RECIPE:
+            return read_recipe(self.recipe)
+        return base or LESSON[self.model]
+
+    def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Of some settings those that are given."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _given_optimizer(self, recipe: Recipe) -> dict[str, Any]:
+        """The optimizer that is given, and its options; else the recipe's own."""
+        name = self.optimizer or recipe.optimizer
+        of_sgd = self._given(("momentum", "nesterov"))
+        if name != "sgd" and of_sgd:
+            given = next(iter(of_sgd))
+            raise UserError(
+                f"--{given}={as_text(of_sgd[given])} is of sgd and the optimizer is "
+                f"{name}; give its own options by --optimizer_args"
+            )
+        if name == recipe.optimizer:
+            return {"options": {**recipe.options, **(self.optimizer_args or {})}}
+        plain = {"momentum": 0.9, "nesterov": False} if name != "sgd" else {}
+        return {"optimizer": name, "options": self.optimizer_args or {}, **plain}
 
     def recipe_of(self, test: records.RangeTest | None) -> dict[str, Any] | None:
         """The record of the recipe that a run with these settings has.
@@ -221,21 +296,21 @@ class Settings:
         found = test.suggested_lr if test else None
         if self.lr == AUTO and found is None:
             return None
-        return self.make_recipe(found).record()
+        return to_plain(self.make_recipe(found))
 
     def _make_phases(
         self, phases: tuple[Any, ...], found_lr: float | None
     ) -> tuple[Phase, ...]:
-        given = [name for name in _OF_PHASES if getattr(self, name) is not None]
-        if given and self.lr is None:
-            raise UserError(f"--{given[0]} needs --lr, the rate to train with")
-        if self.epochs is not None and len(given) > 1:
+        cycles = list(self._given(_OF_CYCLES))
+        if cycles and self.epochs is not None:
             raise UserError(
-                f"--epochs is for a constant rate and --{given[1]} for SGDR cycles; "
-                "give one of them"
+                f"--epochs is for the recipe or a constant rate and --{cycles[0]} for "
+                "SGDR cycles; give one of them"
             )
-        if given and self.epochs is None and self.cycles is None:
-            raise UserError(f"--{given[0]} needs --cycles, the number of SGDR cycles")
+        if cycles and self.lr is None:
+            raise UserError(f"--{cycles[0]} needs --lr, the rate to train with")
+        if cycles and self.cycles is None:
+            raise UserError(f"--{cycles[0]} needs --cycles, the number of SGDR cycles")
         if self.lr is None:
             return phases
         highest = max(phase.learning_rate for phase in phases)
@@ -248,11 +323,8 @@ class Settings:
         if self.epochs is not None:
             return (Constant(lr, self.epochs),)
         if self.cycles is not None:
-            length, mult = (
-                1 if value is None else value
-                for value in (self.cycle_len, self.cycle_mult)
-            )
-            return (Sgdr(lr, self.cycles, length, mult),)
+            given = self._given(("cycle_len", "cycle_mult"))
+            return (Sgdr(lr, self.cycles, **given),)
         scale = lr / highest
         return tuple(
             dataclasses.replace(phase, learning_rate=phase.learning_rate * scale)
@@ -314,7 +386,12 @@ HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Settings)}
 TYPES: dict[str, Any] = typing.get_type_hints(Settings)
 
 # By the type of a setting: what to give.
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    typing.Union[int, float]: "a number",  # noqa: UP007 (as type_of gives it)
+}
 
 
 def type_of(name: str) -> Any:
@@ -328,8 +405,8 @@ def type_of(name: str) -> Any:
 
 def choices_of(name: str) -> tuple[str, ...]:
     """The values that a setting is one of; none where it may be others."""
-    if name == "model":
-        return tuple(MODELS)
+    if name in ("model", "optimizer"):
+        return tuple(MODELS) if name == "model" else optimizers.names()
     kind = type_of(name)
     return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
@@ -344,6 +421,8 @@ def parse_setting(name: str, text: str) -> Any:
         if name == "seeds":
             return tuple(int(word) for word in text.split(","))
         kind = type_of(name)
+        if typing.get_origin(kind) is dict:
+            return msgspec.json.decode(text, type=kind)
         # For msgspec 3.0 is a whole number, too.
         if kind is int and not re.fullmatch(r"[+-]?\d+", text):
             raise ValueError(text)
@@ -371,7 +450,8 @@ def check_setting(name: str, value: Any) -> Any:
 
 def _check_choice(name: str, value: Any) -> Any:
     """ValueError for a text that is none of the choices, or can name nothing."""
-    if name == "model" and value not in MODELS:
+    choices = choices_of(name)
+    if value is not None and choices and value not in choices:
         raise ValueError(value)
     return check_text(value) if isinstance(value, str) else value
 
@@ -380,6 +460,8 @@ def as_text(value: Any) -> str:
     """A value as a flag takes it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return msgspec.json.encode(value).decode()
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -390,5 +472,7 @@ def what_to_give(name: str) -> str:
     if choices := choices_of(name):
         return f"one of {', '.join(choices)}"
     kind = type_of(name)
+    if typing.get_origin(kind) is dict:
+        return """names and values as JSON, such as {"b1": 0.95}"""
     words = _WORDS.get(kind, PRINTABLE)
     return f"a number, or {AUTO}" if name == "lr" else words

@@ -14,8 +14,17 @@ from cifar_flax.data import Dataset, Splits, split_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
 from cifar_flax.runs.environment import describe_environment
-from cifar_flax.runs.settings import AUTO, OF_MODEL, OF_RECIPE, Settings, as_text
-from cifar_flax.training.recipes import Constant, Recipe
+from cifar_flax.runs.settings import (
+    AUTO,
+    LESSON_RECIPE,
+    OF_MODEL,
+    OF_RECIPE,
+    Settings,
+    as_text,
+)
+from cifar_flax.training.phases import Constant
+from cifar_flax.training.recipe_files import to_plain
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
 
 # Of the sampled schedule in the record: enough to draw it.
@@ -104,7 +113,10 @@ class Subject:
         """Whether it is known how long to train; not for any model without a recipe."""
         settings = self.settings
         length = settings.epochs is not None or settings.cycles is not None
-        return length or self.recipe is not None or self.model is None
+        by_rate = length and settings.lr is not None
+        has_file = settings.recipe != LESSON_RECIPE
+        own = self.recipe is not None or self.model is None
+        return by_rate or has_file or own
 
     @property
     def finds_rate(self) -> bool:
@@ -132,7 +144,6 @@ class Subject:
             recipe,
             self.splits.spec,
             seeds or settings.seeds,
-            augmentation=settings.augmentation,
             lowering=settings.lowering,
         )
 
@@ -199,7 +210,7 @@ def with_recipe(config: records.Config, trainer: Trainer) -> records.Config:
     total, per_epoch = trainer.total_steps, trainer.steps_per_epoch
     steps = np.linspace(0, total - 1, min(total, SCHEDULE_POINTS)).astype(np.int32)
     rates = jax.jit(jax.vmap(trainer.schedule))(steps)
-    config.recipe = trainer.recipe.record()
+    config.recipe = to_plain(trainer.recipe)
     config.schedule = records.Schedule(
         epochs=[float(f"{step / per_epoch:.6g}") for step in steps],
         rates=[float(f"{rate:.6g}") for rate in np.asarray(rates, np.float64)],

@@ -28,8 +28,8 @@ from cifar_flax.data import Split
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.reports.range_curve import MIN_STEPS, RangeResult
+from cifar_flax.training.checks import MAX_FLOAT
 from cifar_flax.training.evaluation import replica_map
-from cifar_flax.training.recipes import MAX_FLOAT
 from cifar_flax.training.schedules import ramp
 from cifar_flax.training.state import Totals, TrainState
 from cifar_flax.training.steps import DeviceData, TrainStep, first_order
@@ -166,7 +166,7 @@ def range_curves(
     """
     steps = settings.steps_for(trainer)
     schedule = ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
-    tx = trainer.recipe.optimizer(schedule)
+    tx = trainer.recipe.make_optimizer(schedule)
     train_step = dataclasses.replace(trainer.train_step, tx=tx)
     begin = functools.partial(_begin, train_step, steps)
 

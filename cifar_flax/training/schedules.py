@@ -3,18 +3,17 @@
 import itertools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
-def sgdr(
-    peak_value: float, cycles: int, cycle_steps: int, cycle_mult: int = 1
-) -> optax.Schedule:
+def sgdr(peak_value: float, cycle_steps: Sequence[int]) -> optax.Schedule:
     """Stochastic gradient descent with warm restarts.
 
-    Cycle i is ``T_i = cycle_steps * cycle_mult**i`` steps long; t steps into it the
-    rate is ``peak_value * (1 + cos(pi * t / T_i)) / 2``. The first step of a cycle has
-    the full rate, the last one a little more than zero. After the last cycle the rate
-    is zero.
+    t steps into a cycle of T steps the rate is ``peak_value * (1 + cos(pi * t / T)) /
+    2``. The first step of a cycle has the full rate, the last one a little more than
+    zero. After the last cycle the rate is zero.
 
     References:
       Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts,
@@ -22,17 +21,100 @@ def sgdr(
 
     Args:
       peak_value: rate at the start of each cycle.
-      cycles: number of cycles.
-      cycle_steps: length of the first cycle, in steps.
-      cycle_mult: each cycle is this many times as long as the one before.
+      cycle_steps: length of each cycle, in steps.
 
     Returns:
       A schedule, step -> rate.
     """
-    lengths = [cycle_steps * cycle_mult**i for i in range(cycles)]
     return chain_schedules(
-        [optax.cosine_decay_schedule(peak_value, length) for length in lengths], lengths
+        [optax.cosine_decay_schedule(peak_value, steps) for steps in cycle_steps],
+        cycle_steps,
     )
+
+
+def warm_cosine(
+    peak_value: float, num_steps: int, warmup_steps: int = 0, final: float = 0.0
+) -> optax.Schedule:
+    """A linear warm-up, and then half a cosine.
+
+    With w steps of warm-up, step t < w has ``peak * (t + 1) / (w + 1)``; after it, and
+    over the other n - w steps, t' steps in, ``peak * (final + (1 - final) * (1 + cos(pi
+    * t' / (n - w))) / 2)``.
+
+    Args:
+      peak_value: rate where the warm-up ends.
+      num_steps: n, the warm-up included.
+      warmup_steps: w, below n.
+      final: share of the rate at the end.
+
+    Returns:
+      A schedule, step -> rate.
+    """
+    cosine = optax.cosine_decay_schedule(peak_value, num_steps - warmup_steps, final)
+    if not warmup_steps:
+        return cosine
+    start = peak_value / (warmup_steps + 1)
+    warmup = optax.linear_schedule(start, peak_value, warmup_steps)
+    return chain_schedules([warmup, cosine], [warmup_steps, num_steps - warmup_steps])
+
+
+def one_cycle(
+    peak_value: float, num_steps: int, start: float = 0.1, tail: float = 0.1
+) -> optax.Schedule:
+    """Straight lines up, down as far, and then to zero.
+
+    Of n steps the last ``tail * n`` go from ``start * peak`` to 0; in the middle of the
+    others is the peak.
+
+    References:
+      Smith, A disciplined approach to neural network hyper-parameters: Part 1, 2018,
+      https://arxiv.org/abs/1803.09820
+
+    Args:
+      peak_value: the highest rate.
+      num_steps: n.
+      start: share of the rate at the first step.
+      tail: share of the steps.
+
+    Returns:
+      A schedule, step -> rate.
+    """
+    turn = (1 - tail) * num_steps
+    low = start * peak_value
+    return _through([(0, low), (turn / 2, peak_value), (turn, low), (num_steps, 0.0)])
+
+
+def trapezoid(
+    peak_value: float, num_steps: int, rise: float = 0.1, fall: float = 0.4
+) -> optax.Schedule:
+    """Straight lines up from zero, along, and down to zero.
+
+    Args:
+      peak_value: the highest rate.
+      num_steps: in all.
+      rise: share of the steps in which the rate rises.
+      fall: share of the steps in which it falls.
+
+    Returns:
+      A schedule, step -> rate.
+    """
+    top, turn = rise * num_steps, (1 - fall) * num_steps
+    return _through([(0, 0.0), (top, peak_value), (turn, peak_value), (num_steps, 0.0)])
+
+
+def _through(points: list[tuple[float, float]]) -> optax.Schedule:
+    """Straight lines through points (step, rate).
+
+    The rate of a step is that of its middle, so that neither the first nor the last
+    step of a triangle is lost at a rate of 0.
+    """
+    steps, rates = zip(*points, strict=True)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        at = jnp.asarray(count, jnp.float32) + 0.5
+        return jnp.interp(at, jnp.float32(steps), jnp.float32(rates))
+
+    return schedule
 
 
 def ramp(

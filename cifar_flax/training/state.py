@@ -50,6 +50,7 @@ class TrainState:
       key: the replica's key; every random number is a function of it and of the step.
       totals: sums since the last log point, kept here so that a resumed run reports
         the same numbers.
+      average: moving average of the variables; None where there is none.
     """
 
     step: jax.Array
@@ -58,11 +59,17 @@ class TrainState:
     opt_state: optax.OptState
     key: jax.Array
     totals: Totals
+    average: dict[str, Any] | None = None
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The variables that training goes on from."""
+        return {"params": self.params, **self.collections}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
-        return {"params": self.params, **self.collections}
+        """The variables to evaluate: the average where there is one."""
+        return self.trained if self.average is None else self.average
 
     @property
     def batch_stats(self) -> Any:
@@ -103,6 +110,7 @@ def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
+    ema: float = 0.0,
 ) -> TrainState:
     """The state of one replica before its first step.
 
@@ -111,6 +119,7 @@ def init_state(
       model: see ``models.calling``.
       tx: the optimizer.
       image_shape: (H, W, C).
+      ema: see ``Recipe``.
     """
     init_key, key = jax.random.split(key)
     variables = init_variables(model, init_key, jnp.zeros((1, *image_shape)))
@@ -122,4 +131,5 @@ def init_state(
         opt_state=tx.init(params),
         key=key,
         totals=Totals.zero(),
+        average={"params": params, **variables} if ema else None,
     )

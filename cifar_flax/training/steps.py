@@ -68,6 +68,30 @@ def first_order(key: jax.Array, steps: int, batch_size: int, count: int) -> jax.
     return orders[:, : per_epoch * batch_size].reshape(-1)[: steps * batch_size]
 
 
+def update_average(average: Any, variables: Any, step: jax.Array, ema: float) -> Any:
+    """``a <- d a + (1 - d) v`` with ``d = min(ema, (1 + step) / (10 + step))``.
+
+    The smaller share of the first steps lets it leave the initial values behind. What
+    is no real number, such as a count, is taken as it is.
+
+    Args:
+      average: of the variables before the step; None: there is none.
+      variables: after it.
+      step: counted from 0.
+      ema: the share that the average keeps in the end.
+    """
+    if average is None:
+        return None
+    keep = jnp.minimum(ema, (1 + step) / (10 + step))
+
+    def mix(mean: jax.Array, value: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        return (keep * mean + (1 - keep) * value).astype(value.dtype)
+
+    return jax.tree.map(mix, average, variables)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
     """Takes one replica one step on; a function that holds settings and no arrays.
@@ -81,6 +105,7 @@ class TrainStep:
       augmentation: of the training images.
       batch_size: images in a step.
       label_smoothing: see ``cross_entropy``.
+      ema: see ``update_average``.
       lowering: of the model's convolutions.
     """
 
@@ -90,6 +115,7 @@ class TrainStep:
     augmentation: Augmentation
     batch_size: int
     label_smoothing: float = 0.0
+    ema: float = 0.0
     lowering: Lowering = "auto"
 
     def __call__(
@@ -117,16 +143,20 @@ class TrainStep:
         grads, aux = jax.grad(loss_fn, has_aux=True)(state.params)
         loss, logits, collections = aux
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         return dataclasses.replace(
             state,
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             collections=collections,
             opt_state=opt_state,
             totals=Totals(
                 loss=state.totals.loss + loss,
                 correct=state.totals.correct + (logits.argmax(-1) == labels).sum(),
                 count=state.totals.count + labels.shape[0],
+            ),
+            average=update_average(
+                state.average, {"params": params, **collections}, state.step, self.ema
             ),
         )
 

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from cifar_flax.data import DataSpec, Split
-from cifar_flax.data.augment import Augmentation, pad_images
+from cifar_flax.data.augment import pad_images
 from cifar_flax.data.dataset import check_images, check_labels
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
@@ -147,7 +147,6 @@ class Trainer:
         spec: DataSpec,
         seeds: Sequence[int] = (0,),
         *,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         lowering: Lowering = "auto",
     ):
         """Makes the program and checks that it fits; nothing is compiled yet.
@@ -157,7 +156,6 @@ class Trainer:
           recipe: how to train.
           spec: of the data, ``Splits.spec``.
           seeds: one a replica.
-          augmentation: of the training images.
           lowering: of the model's convolutions; see ``layers.Conv``.
 
         Raises:
@@ -169,24 +167,27 @@ class Trainer:
         self.layers, variables = check_model(model, spec.image_shape, spec.num_classes)
         self.lowering = resolve(lowering)
         self.steps_per_epoch = spec.train_size // recipe.batch_size
-        self.total_steps = self.steps_per_epoch * recipe.epochs
+        self.total_steps = recipe.count_steps(self.steps_per_epoch)
         self.schedule = recipe.schedule(self.steps_per_epoch)
         self.compile_seconds = 0.0
-        tx = recipe.optimizer(self.schedule)
+        tx = recipe.make_optimizer(self.schedule)
         self.train_step = TrainStep(
             model=model,
             tx=tx,
             spec=spec,
-            augmentation=augmentation,
+            augmentation=recipe.augmentation,
             batch_size=recipe.batch_size,
             label_smoothing=recipe.label_smoothing,
+            ema=recipe.ema,
             lowering=self.lowering,
         )
         self.predictor = Predictor(model, spec, lowering=self.lowering)
-        self._template = _shapes_of_state(variables, tx, len(self.seeds))
+        self._template = _shapes_of_state(variables, tx, recipe.ema, len(self.seeds))
 
         def init_of_one(seed: jax.Array) -> TrainState:
-            return init_state(jax.random.key(seed), model, tx, spec.image_shape)
+            return init_state(
+                jax.random.key(seed), model, tx, spec.image_shape, recipe.ema
+            )
 
         def orders(keys: jax.Array, epoch: jax.Array) -> jax.Array:
             count = spec.train_size
@@ -270,6 +271,7 @@ class Trainer:
                 if step >= epoch_end:
                     epoch = step // self.steps_per_epoch
                     epoch_end = (epoch + 1) * self.steps_per_epoch
+                    epoch_end = min(epoch_end, self.total_steps)
                     orders = self._orders(state.key, jnp.int32(epoch))
                 stop = min(step + chunk, epoch_end)
                 state = self._train_steps(state, orders, data, jnp.int32(stop))
@@ -323,7 +325,7 @@ def _train_steps(
 
 
 def _shapes_of_state(
-    variables: Any, tx: optax.GradientTransformation, replicas: int
+    variables: Any, tx: optax.GradientTransformation, ema: float, replicas: int
 ) -> TrainState:
     """A state of R replicas as shapes, without another trace of the model."""
     params = variables["params"]
@@ -334,6 +336,7 @@ def _shapes_of_state(
         opt_state=jax.eval_shape(tx.init, params),
         key=jax.eval_shape(lambda: jax.random.key(0)),
         totals=jax.eval_shape(Totals.zero),
+        average=variables if ema else None,
     )
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), one

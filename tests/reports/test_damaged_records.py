@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 
@@ -74,7 +75,7 @@ def assert_reported(folder, figures=False):
     for line in left_out:
         assert str(folder / "damaged") in line
         assert len(line) < len(str(folder)) + 300
-        assert line in pages[0]
+        assert line in re.sub(r"\\(.)", r"\1", pages[0])  # as it reads
     for page in pages:
         page.encode()
 

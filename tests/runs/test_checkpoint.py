@@ -16,7 +16,8 @@ from cifar_flax.errors import UserError
 from cifar_flax.models import ConvBnNet, SimpleNet
 from cifar_flax.runs import checkpoint
 from cifar_flax.runs.checkpoint import open_checkpoints
-from cifar_flax.training.recipes import Constant, Recipe
+from cifar_flax.training.phases import Constant
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
 from tests.conftest import make_splits
 from tests.training.test_trainer import host

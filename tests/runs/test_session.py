@@ -25,7 +25,8 @@ from cifar_flax.runs.session import range_test, run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import with_recipe
 from cifar_flax.training.lr_range import RangeSettings
-from cifar_flax.training.recipes import LESSON, Constant, Recipe, Sgdr
+from cifar_flax.training.phases import Constant, Sgdr
+from cifar_flax.training.recipes import LESSON, Recipe
 from cifar_flax.training.trainer import Trainer
 from tests.conftest import make_split
 from tests.test_records import make_config

@@ -10,7 +10,8 @@ import pytest
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.runs.settings import Settings, differences, parse_setting
-from cifar_flax.training.recipes import LESSON, Constant, Sgdr
+from cifar_flax.training.phases import Constant, Sgdr
+from cifar_flax.training.recipes import LESSON
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -77,7 +78,8 @@ def test_only_what_decides_the_numbers_must_be_the_same_on_a_resume():
     ("settings", "words"),
     [
         ({"phases": 0}, "--phases=0"),
-        ({"epochs": 3}, "--epochs needs --lr"),
+        ({"cycles": 3}, "--cycles needs --lr"),
+        ({"epochs": 0}, "epochs is 0"),
         ({"lr": 0.1, "epochs": 3, "cycles": 1}, "--epochs .* --cycles"),
         ({"lr": 0.1, "cycle_len": 2}, "--cycle_len needs --cycles"),
         ({"lr": -1.0, "epochs": 1}, "-1"),
@@ -102,7 +104,13 @@ def test_only_what_decides_the_numbers_must_be_the_same_on_a_resume():
         ({"model": None}, "--model=None"),
         ({"flip": 1}, "--flip=1: give true or false"),
         ({"padding": "4"}, "--padding='4': give a whole number"),
-        ({"lr": 0.1, "epochs": 1.5}, "--epochs=1.5: give a whole number"),
+        ({"lr": 0.1, "epochs": "1"}, "--epochs='1': give a number"),
+        ({"optimizer": "adamx"}, "--optimizer='adamx': give one of .*adamw"),
+        ({"optimizer": "adamw", "momentum": 0.5}, "--momentum=0.5 is of sgd"),
+        ({"optimizer": "adamw", "optimizer_args": {"b3": 1}}, "no option b3"),
+        ({"optimizer_args": {"b1": 0.9}}, "sgd has no option b1"),
+        ({"optimizer_args": 3}, "--optimizer_args=3: give names and values as JSON"),
+        ({"recipe": "none.toml"}, "cannot read the recipe /.*none.toml"),
         ({"data_dir": ""}, "--data_dir='': give a text"),
         ({"dtype": "int8"}, "--dtype='int8': give one of float32"),
     ],
@@ -118,6 +126,12 @@ def test_wrong_and_contradictory_settings_are_named(settings, words):
         ("lr", "0.1", 0.1),
         ("lr", "auto", "auto"),
         ("epochs", "3", 3),
+        ("epochs", "0.5", 0.5),
+        (
+            "optimizer_args",
+            '{"b1": 0.9, "nesterov": true}',
+            {"b1": 0.9, "nesterov": True},
+        ),
         ("flip", "False", False),
         ("nesterov", "true", True),
         ("model", "convbn", "convbn"),
@@ -135,7 +149,10 @@ def test_a_text_stands_for_a_value_of_its_setting(name, text, value):
     ("name", "text", "words"),
     [
         ("lr", "fast", "give a number, or auto"),
-        ("epochs", "1.5", "give a whole number"),
+        ("epochs", "1.5x", "give a number"),
+        ("optimizer", "adamx", "give one of .*adamw"),
+        ("optimizer_args", "{", "give names and values as JSON"),
+        ("optimizer_args", '{"b1": [1]}', "give names and values as JSON"),
         ("flip", "maybe", "give true or false"),
         ("dtype", "int8", "give one of float32, bfloat16"),
         ("seeds", "0,a", "give whole numbers"),
@@ -158,3 +175,28 @@ def test_flags_give_the_settings_back():
     given = dict(flag[2:].split("=", 1) for flag in settings.as_flags())
     values = {name: parse_setting(name, text) for name, text in given.items()}
     assert Settings(**values) == settings
+
+
+def test_epochs_alone_stretch_the_recipe():
+    recipe = Settings(model="convbn", epochs=3).make_recipe()
+    assert recipe.epochs == 3
+    assert recipe.phases == (Constant(0.03, 1), Sgdr(0.1, 4, 0.5))
+    constant = Settings(model="convbn", epochs=3, lr=0.1).make_recipe()
+    assert constant.phases == (Constant(0.1, 3),)
+
+
+def test_an_optimizer_replaces_that_of_the_recipe_with_its_options(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'optimizer = "adamw"\noptions = {b1 = 0.8, b2 = 0.9}\nweight_decay = 0.1\n'
+        '[[phases]]\nkind = "onecycle"\nlearning_rate = 0.01\nepochs = 4\n'
+    )
+    file = Settings(recipe=str(path)).make_recipe()
+    assert (file.optimizer, file.options) == ("adamw", {"b1": 0.8, "b2": 0.9})
+    part = Settings(recipe=str(path), optimizer_args={"b1": 0.7}).make_recipe()
+    assert part.options == {"b1": 0.7, "b2": 0.9}
+    other = Settings(recipe=str(path), optimizer="lion", epochs=2).make_recipe()
+    assert (other.optimizer, other.options) == ("lion", {})
+    assert (other.weight_decay, other.epochs) == (0.1, 2)
+    back = Settings(recipe=str(path), optimizer="sgd", momentum=0.5).make_recipe()
+    assert back.optimizer_in_words == "SGD, momentum 0.5, weight decay 0.1"

@@ -10,7 +10,8 @@ import pytest
 from cifar_flax.errors import UserError
 from cifar_flax.models import ConvBnNet, SimpleNet
 from cifar_flax.training.lr_range import RangeSettings, range_curves, smooth
-from cifar_flax.training.recipes import Constant, Recipe
+from cifar_flax.training.phases import Constant
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.schedules import ramp
 from cifar_flax.training.steps import cross_entropy, epoch_order
 from cifar_flax.training.trainer import Trainer

@@ -12,10 +12,13 @@ import pytest
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
-from cifar_flax.training.recipes import LESSON, Constant, Recipe, Sgdr
+from cifar_flax.training.optimizers import Group
+from cifar_flax.training.phases import Constant, Cosine, OneCycle, Sgdr, Trapezoid
+from cifar_flax.training.recipes import LESSON, Recipe
 from cifar_flax.training.schedules import sgdr
 
 STEPS = 7
+ONE = (Constant(0.1, 1),)
 
 
 def closed_form(peak, cycles, length, mult):
@@ -36,20 +39,20 @@ def evaluate(schedule, steps):
 @pytest.mark.parametrize("mult", [1, 2, 3])
 def test_sgdr_is_its_closed_form_at_every_step(mult):
     expected = closed_form(0.1, 4, STEPS, mult)
-    rates = evaluate(sgdr(0.1, 4, STEPS, mult), len(expected))
+    rates = evaluate(sgdr(0.1, [STEPS * mult**i for i in range(4)]), len(expected))
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("mult", [1, 2])
 def test_sgdr_restarts_at_the_step_after_a_cycle(mult):
     starts = np.cumsum([0] + [STEPS * mult**i for i in range(3)])
-    rates = evaluate(sgdr(0.3, 4, STEPS, mult), starts[-1] + 1)
+    rates = evaluate(sgdr(0.3, [STEPS * mult**i for i in range(4)]), starts[-1] + 1)
     np.testing.assert_allclose(rates[starts], 0.3, rtol=1e-6)
     assert (rates[starts[1:] - 1] < 0.3 * 0.06).all()
 
 
 def test_sgdr_ends_at_zero():
-    np.testing.assert_allclose(sgdr(0.1, 2, STEPS)(2 * STEPS), 0, atol=1e-8)
+    np.testing.assert_allclose(sgdr(0.1, [STEPS] * 2)(2 * STEPS), 0, atol=1e-8)
 
 
 def test_phases_follow_one_another():
@@ -59,6 +62,59 @@ def test_phases_follow_one_another():
     assert len(expected) == 6 * STEPS
     rates = evaluate(recipe.schedule(STEPS), len(expected))
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_cosine_rises_in_its_warm_up_and_then_falls():
+    phase = Cosine(0.4, 3, warmup=1, final=0.1)
+    rates = evaluate(phase.schedule(STEPS), 3 * STEPS)
+    expected = [0.4 * (t + 1) / (STEPS + 1) for t in range(STEPS)]
+    for t in range(2 * STEPS):
+        share = (1 + math.cos(math.pi * t / (2 * STEPS))) / 2
+        expected.append(0.4 * (0.1 + 0.9 * share))
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def line_through(points, steps):
+    """A rate for the middle of each step."""
+    return np.interp(np.arange(steps) + 0.5, *zip(*points, strict=True))
+
+
+def test_one_cycle_goes_up_down_and_to_nothing():
+    rates = evaluate(OneCycle(0.5, 10, start=0.2, tail=0.1).schedule(10), 100)
+    points = [(0, 0.1), (45, 0.5), (90, 0.1), (100, 0)]
+    np.testing.assert_allclose(rates, line_through(points, 100), rtol=1e-5)
+    assert rates.min() > 0
+
+
+@pytest.mark.parametrize(("rise", "fall"), [(0.1, 0.4), (0, 0.5), (0.5, 0.5), (0, 0)])
+def test_a_trapezoid_is_its_lines(rise, fall):
+    rates = evaluate(Trapezoid(0.5, 10, rise, fall).schedule(10), 100)
+    points = [(0, 0.0), (100 * rise, 0.5), (100 - 100 * fall, 0.5), (100, 0.0)]
+    np.testing.assert_allclose(rates, line_through(points, 100), rtol=1e-5)
+
+
+@pytest.mark.parametrize("per_epoch", [1, 7, 175])
+@pytest.mark.parametrize("length", [1, 1.5, 2.3, 10 / 3])
+def test_fractions_of_epochs_do_not_add_up_to_other_lengths(per_epoch, length):
+    recipe = Recipe((Constant(0.5, length), Sgdr(0.2, 4, length), Cosine(0.1, length)))
+    steps = recipe.count_steps(per_epoch)
+    assert steps == round(6 * length * per_epoch)
+    rates = evaluate(recipe.schedule(per_epoch), steps)
+    start = round(length * per_epoch)
+    assert (rates[:start] == 0.5).all()
+    assert rates[start] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", LESSON)
+def test_a_stretched_recipe_has_the_same_shape(name):
+    recipe, longer = LESSON[name], LESSON[name].stretched(3 * LESSON[name].epochs)
+    assert longer.epochs == pytest.approx(3 * recipe.epochs)
+    rates = evaluate(recipe.schedule(30), recipe.count_steps(30))
+    every_third = evaluate(longer.schedule(30), longer.count_steps(30))[::3]
+    np.testing.assert_allclose(every_third, rates, rtol=1e-5)
+    assert recipe.stretched(recipe.epochs / 4).count_steps(100) == pytest.approx(
+        25 * recipe.epochs, abs=1
+    )
 
 
 def test_lesson_has_a_recipe_for_every_model_with_its_length():
@@ -102,7 +158,7 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
 
     theirs = torch.nn.Parameter(torch.tensor(start))
     optimizer = torch.optim.SGD([theirs], lr=0.1, **settings)
-    tx = Recipe((Constant(0.1, 1),), **settings).optimizer(lambda step: 0.1)
+    tx = Recipe((Constant(0.1, 1),), **settings).make_optimizer(lambda step: 0.1)
     ours = jnp.asarray(start, jnp.float32)
     state = tx.init(ours)
     for grad in grads:
@@ -131,7 +187,16 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
         (lambda: Recipe((0.1, 2)), "a phase is 0.1; it must be a Constant"),
         (lambda: Constant("0.1", 1), "rate is '0.1'"),
         (lambda: Constant(True, 1), "rate is True"),
-        (lambda: Constant(0.1, 1.5), "epochs is 1.5; it must be a whole number"),
+        (lambda: Constant(0.1, math.inf), "epochs is inf; it must be a number above 0"),
+        (lambda: Constant(0.1, "1"), "epochs is '1'; it must be a number above 0"),
+        (lambda: Cosine(0.1, 2, warmup=2), "warmup is 2; it must be shorter"),
+        (lambda: Cosine(0.1, 2, final=1), "final is 1; it must be in"),
+        (lambda: OneCycle(0.1, 2, tail=-1), "tail is -1; it must be in"),
+        (lambda: Trapezoid(0.1, 2, 0.7, 0.7), "together is 1.4; it must be 1 at most"),
+        (
+            lambda: Recipe((Constant(0.1, 0.1),)).schedule(3),
+            "0.1 epochs of 3 steps",
+        ),
         (lambda: Sgdr(0.1, "2"), "cycles is '2'"),
         (lambda: Recipe((Constant(0.1, 1),), batch_size=2.5), "batch_size is 2.5"),
         (lambda: Recipe((Constant(0.1, 1),), momentum=None), "momentum is None"),
@@ -145,6 +210,24 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
         ),
         (lambda: Recipe((Constant(0.1, 1),), weight_decay=-1), "weight_decay is -1"),
         (lambda: Recipe((Constant(0.1, 10**9),)).schedule(3), "1000000000 epochs of 3"),
+        (lambda: Recipe(ONE, optimizer="adam w"), "optimizer is 'adam w'; .* adamw,"),
+        (lambda: Recipe(ONE, optimizer="lbfgs"), "optimizer is 'lbfgs'"),
+        (
+            lambda: Recipe(ONE, optimizer="adamw", options={"beta": 0.9}),
+            "adamw has no option beta; its options are b1, b2",
+        ),
+        (
+            lambda: Recipe(ONE, optimizer="adamw", options={"b1": "x"}),
+            "adamw cannot be used with {'b1': 'x'}",
+        ),
+        (lambda: Recipe(ONE, optimizer="lion", nesterov=True), "are of sgd; lion"),
+        (lambda: Recipe(ONE, ema=1), "ema is 1"),
+        (lambda: Recipe(ONE, clip_norm=0), "clip_norm is 0"),
+        (lambda: Recipe(ONE, accumulate=0), "accumulate is 0"),
+        (lambda: Recipe(ONE, decay="none"), "decay is 'none'; it must be all or"),
+        (lambda: Recipe(ONE, groups=("stem",)), "a group is 'stem'"),
+        (lambda: Group("["), "of a group is no regular expression"),
+        (lambda: Group("a", rate=-1), "rate of a group is -1"),
     ],
 )
 def test_wrong_values_are_named(make, words):

@@ -1,5 +1,6 @@
 """Training: what decides the numbers, and what must not."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -10,14 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_flax.data.augment import NO_AUGMENTATION, Augmentation, normalise
+from cifar_flax.data.augment import NO_AUGMENTATION, normalise
 from cifar_flax.data.splits import Split, Splits
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
 from cifar_flax.models import SimpleNet
 from cifar_flax.training import trainer as trainer_module
 from cifar_flax.training.evaluation import Predictor
-from cifar_flax.training.recipes import Constant, Recipe, Sgdr
+from cifar_flax.training.phases import Constant, Sgdr
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.state import init_state
 from cifar_flax.training.steps import TrainStep, cross_entropy
 from cifar_flax.training.trainer import Trainer
@@ -235,9 +237,10 @@ def test_an_epoch_sees_every_image_once():
     splits = Splits(split, None, split, 2, (0.0,) * 3, (1 / 255,) * 3)
     trainer = make_trainer(
         splits,
-        recipe=Recipe((Constant(0.1, 3),), batch_size=batch),
+        recipe=Recipe(
+            (Constant(0.1, 3),), batch_size=batch, augmentation=NO_AUGMENTATION
+        ),
         model=Recorder(),
-        augmentation=NO_AUGMENTATION,
     )
     state = trainer.init()
     jax.effects_barrier()
@@ -252,11 +255,10 @@ def test_an_epoch_sees_every_image_once():
 
 def test_train_figures_are_means_over_the_images_seen(splits):
     """With rate 0 and no augmentation they are the evaluation of the initial model."""
-    recipe = Recipe((Constant(0.0, 1),), batch_size=32)  # 96 images: three batches
-    model = SimpleNet(4)
-    trainer = make_trainer(
-        splits, recipe=recipe, model=model, augmentation=NO_AUGMENTATION
+    recipe = Recipe(  # 96 images: three batches
+        (Constant(0.0, 1),), batch_size=32, augmentation=NO_AUGMENTATION
     )
+    trainer = make_trainer(splits, recipe=recipe, model=SimpleNet(4))
     expected = trainer.evaluate(trainer.init(), splits.train)
     (line,), state = train(trainer, splits)
     assert state.totals.count == 0  # the next epoch starts from nothing
@@ -334,8 +336,11 @@ def test_a_batch_larger_than_the_training_split_is_refused(splits):
 
 def test_augmentation_reaches_the_model(splits):
     plain, varied = (
-        train(make_trainer(splits, augmentation=augmentation), splits)[1]
-        for augmentation in (NO_AUGMENTATION, Augmentation())
+        train(make_trainer(splits, recipe=recipe), splits)[1]
+        for recipe in (
+            dataclasses.replace(RECIPE, augmentation=NO_AUGMENTATION),
+            RECIPE,
+        )
     )
     assert np.abs(
         plain.params["stem"]["kernel"] - varied.params["stem"]["kernel"]

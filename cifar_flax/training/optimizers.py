@@ -1,0 +1,199 @@
+"""Optimizers of optax by name, for all parameters or for groups of them."""
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.training.checks import require, require_float
+
+# They take more than gradients and a schedule, or have to be evaluated elsewhere than
+# at their parameters.
+_OTHERS = (
+    *("dpsgd", "galore", "lbfgs", "momo", "momo_adam", "noisy_sgd", "optimistic_adam"),
+    *("rprop", "schedule_free_adamw", "schedule_free_sgd", "sm3", "sophia"),
+)
+
+Options = Mapping[str, bool | int | float | str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters that are trained in their own way.
+
+    Attributes:
+      pattern: a regular expression that is found in their paths, such as
+        ``head/kernel``.
+      rate: factor of the learning rate.
+      decay: whether their weights decay.
+      frozen: they keep their values.
+    """
+
+    pattern: str
+    rate: float = 1.0
+    decay: bool = True
+    frozen: bool = False
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(
+                f"the pattern {self.pattern!r} of a group is no regular expression: "
+                f"{error}"
+            ) from error
+        require_float(self.rate, "the rate of a group")
+        for name in ("decay", "frozen"):
+            value = getattr(self, name)
+            good = isinstance(value, bool)
+            require(good, f"{name} of a group", value, "true or false")
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The optimizers that can be named: those of optax that take a learning rate."""
+    found = (
+        name
+        for module in (optax, optax.contrib)
+        for name, value in vars(module).items()
+        if callable(value) and name[0].islower() and not name.startswith("scale_by")
+        if name not in _OTHERS and _parameters(value)[:1] == ["learning_rate"]
+    )
+    return tuple(sorted(found))
+
+
+def options_of(name: str) -> list[str]:
+    """What can be said of an optimizer beside its rate and its decay.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    ours = ("learning_rate", "weight_decay")
+    return [option for option in _parameters(_factory(name)) if option not in ours]
+
+
+def check_options(name: str, options: Options) -> None:
+    """UserError where an optimizer cannot be made with options, or not be used here."""
+    known = options_of(name)
+    if wrong := [option for option in options if option not in known]:
+        raise UserError(
+            f"{name} has no option {wrong[0]}; its options are {', '.join(known)}"
+        )
+    shapes = {"kernel": (2, 2), "bias": (2,)}
+
+    def update() -> Any:
+        params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+        tx = make_optimizer(name, options, lambda step: 0.1 + 0 * step, 0.1)
+        return tx.update(params, tx.init(params), params)
+
+    try:
+        jax.eval_shape(update)
+    except Exception as error:  # whatever its own checks raise
+        raise UserError(
+            f"{name} cannot be used with {dict(options)}: {one_line(error)}"
+        ) from error
+
+
+def make_optimizer(
+    name: str, options: Options, schedule: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
+    """An optimizer of optax.
+
+    Where it has weight decay of its own, that is decoupled from the gradient,
+    ``parameter -= rate * weight_decay * parameter``, this is what ``weight_decay`` is;
+    else it is an L2 penalty, ``gradient += weight_decay * parameter``.
+
+    Args:
+      name: one of ``names()``.
+      options: see ``options_of``.
+      schedule: of the learning rate.
+      weight_decay: see above.
+    """
+    given: dict[str, Any] = dict(options)
+    factory = _factory(name)
+    if name == "muon":  # all of a kernel but its outputs is one side of a matrix
+        given["muon_weight_dimension_numbers"] = _matrices
+    if "weight_decay" in _parameters(factory):
+        return factory(schedule, **given, weight_decay=weight_decay)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), factory(schedule, **given)
+    )
+
+
+def by_group(
+    groups: Sequence[Group],
+    decays: Callable[[str, jax.Array], bool],
+    make: Callable[[float, bool], optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """A transformation for each group of parameters; the first that matches has it.
+
+    Args:
+      groups: may be none.
+      decays: whether a parameter's weights decay, by its path and shape.
+      make: the transformation with a factor of the rate, with or without decay.
+
+    Raises:
+      UserError: (when it sees the parameters) a pattern is found in no path.
+    """
+
+    def kind(path: tuple, leaf: jax.Array) -> str:
+        where = path_in_words(path)
+        group = next((g for g in groups if re.search(g.pattern, where)), Group(""))
+        if group.frozen:
+            return "frozen"
+        return _label(group.rate, group.decay and decays(where, leaf))
+
+    def labels(params: Any) -> Any:
+        paths = [path_in_words(path) for path, _ in jax.tree.leaves_with_path(params)]
+        for group in groups:
+            if not any(re.search(group.pattern, path) for path in paths):
+                raise UserError(
+                    f"the pattern {group.pattern!r} is found in no parameter's path; "
+                    f"the paths are {', '.join(paths)}"
+                )
+        return jax.tree_util.tree_map_with_path(kind, params)
+
+    rates = {1.0, *(group.rate for group in groups)}
+    transforms = {_label(r, d): make(r, d) for r in rates for d in (True, False)}
+    return optax.partition({**transforms, "frozen": optax.set_to_zero()}, labels)
+
+
+def path_in_words(path: tuple) -> str:
+    """The place of a parameter, as ``stage0_block0/conv/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _label(rate: float, decay: bool) -> str:
+    return f"{rate:g} {'decay' if decay else 'no decay'}"
+
+
+def _parameters(factory: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(factory).parameters)
+    except ValueError:  # of what C has made
+        return []
+
+
+def _factory(name: str) -> Callable[..., optax.GradientTransformation]:
+    if name not in names():
+        known = ", ".join(names())
+        raise UserError(f"optimizer is {name!r}; it must be one of {known}")
+    return getattr(optax, name, None) or getattr(optax.contrib, name)
+
+
+def _matrices(params: Any) -> Any:
+    def numbers_of(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if leaf.ndim < 2:
+            return None
+        *reduced, output = range(leaf.ndim)
+        return optax.contrib.MuonDimensionNumbers(tuple(reduced), output)
+
+    return jax.tree.map(numbers_of, params)

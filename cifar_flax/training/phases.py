@@ -1,0 +1,260 @@
+"""The phases of a recipe: how long, and at what learning rate."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import optax
+
+from cifar_flax.errors import UserError
+from cifar_flax.training.checks import (
+    MAX_STEPS,
+    require,
+    require_epochs,
+    require_float,
+    require_share,
+    require_whole,
+)
+from cifar_flax.training.schedules import one_cycle, sgdr, trapezoid, warm_cosine
+
+# The compiled schedule has a branch for each; a thousand compile in seconds.
+MAX_CYCLES = 1_000
+
+
+class Phase(Protocol):
+    """A stretch of training; one of your own takes part like those below."""
+
+    @property
+    def epochs(self) -> float:
+        """Its length."""
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The rate at each step, from the phase's own step 0."""
+
+
+def count_steps(lengths: Sequence[float], steps_per_epoch: int) -> list[int]:
+    """Stretches of so many epochs, one after the other, in steps.
+
+    Each ends at the step next to its end, so that errors do not add up.
+
+    Raises:
+      UserError: one is shorter than a step.
+    """
+    ends = [round(end * steps_per_epoch) for end in itertools.accumulate(lengths)]
+    counts = [end - start for start, end in itertools.pairwise([0, *ends])]
+    for length, count in zip(lengths, counts, strict=True):
+        if count < 1:
+            raise UserError(
+                f"{length:g} epochs of {steps_per_epoch} steps are no step; give more"
+            )
+    return counts
+
+
+def in_words(epochs: float) -> str:
+    """A length, as ``1 epoch`` or ``2.5 epochs``."""
+    return "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
+
+
+def plain(epochs: float) -> float:
+    """The same number, whole where it is."""
+    return int(epochs) if epochs == int(epochs) else epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timed:
+    """A phase of so many epochs from, at, or up to a rate.
+
+    Attributes:
+      learning_rate: the highest.
+      epochs: its length, whole or not.
+    """
+
+    learning_rate: float
+    epochs: float
+
+    def __post_init__(self):
+        require_float(self.learning_rate, "the rate")
+        require_epochs(self.epochs)
+        object.__setattr__(self, "epochs", plain(self.epochs))
+
+    def stretched(self, factor: float) -> Any:
+        """The same shape over so many times as many epochs."""
+        return dataclasses.replace(self, epochs=self.epochs * factor)
+
+    def _steps(self, steps_per_epoch: int) -> int:
+        return count_steps([self.epochs], steps_per_epoch)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(_Timed):
+    """A constant learning rate."""
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The rate at each step, from the phase's own step 0."""
+        del steps_per_epoch
+        return optax.constant_schedule(self.learning_rate)
+
+    def __str__(self) -> str:
+        return f"{in_words(self.epochs)} at {self.learning_rate:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(_Timed):
+    """A linear warm-up, then half a cosine; see ``schedules.warm_cosine``.
+
+    Attributes:
+      learning_rate: where the warm-up ends.
+      epochs: its length, whole or not.
+      warmup: epochs of the warm-up, part of ``epochs``.
+      final: share of the rate that is left at the end.
+    """
+
+    warmup: float = 0
+    final: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup:
+            require_epochs(self.warmup, "warmup")
+        require(self.warmup < self.epochs, "warmup", self.warmup, "shorter than epochs")
+        require_share(self.final, "final")
+        object.__setattr__(self, "warmup", plain(self.warmup))
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The rate at each step, from the phase's own step 0."""
+        steps = self._steps(steps_per_epoch)
+        warmup = min(round(self.warmup * steps_per_epoch), steps - 1)
+        return warm_cosine(self.learning_rate, steps, warmup, self.final)
+
+    def stretched(self, factor: float) -> "Cosine":
+        """The same shape over so many times as many epochs."""
+        longer = {"epochs": self.epochs * factor, "warmup": self.warmup * factor}
+        return dataclasses.replace(self, **longer)
+
+    def __str__(self) -> str:
+        warmup = f", {in_words(self.warmup)} of it warm-up" if self.warmup else ""
+        return (
+            f"a cosine of {in_words(self.epochs)} from {self.learning_rate:g} to "
+            f"{self.learning_rate * self.final:g}{warmup}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OneCycle(_Timed):
+    """Up and down in straight lines, then to nothing; see ``schedules.one_cycle``.
+
+    Attributes:
+      learning_rate: at the top.
+      epochs: its length, whole or not.
+      start: share of the rate at the beginning, and at the end of the way down.
+      tail: share of the epochs in which the rate then goes to 0.
+    """
+
+    start: float = 0.1
+    tail: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_share(self.start, "start")
+        require_share(self.tail, "tail")
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The rate at each step, from the phase's own step 0."""
+        steps = self._steps(steps_per_epoch)
+        return one_cycle(self.learning_rate, steps, self.start, self.tail)
+
+    def __str__(self) -> str:
+        return f"one cycle of {in_words(self.epochs)} up to {self.learning_rate:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trapezoid(_Timed):
+    """Up, flat, and down to 0 in straight lines; see ``schedules.trapezoid``.
+
+    Attributes:
+      learning_rate: where it is flat.
+      epochs: its length, whole or not.
+      rise: share of the epochs in which the rate rises from 0.
+      fall: share of the epochs in which it falls to 0.
+    """
+
+    rise: float = 0.1
+    fall: float = 0.4
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_share(self.rise, "rise")
+        require_share(self.fall, "fall")
+        both = self.rise + self.fall
+        require(both <= 1, "rise and fall together", both, "1 at most")
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The rate at each step, from the phase's own step 0."""
+        steps = self._steps(steps_per_epoch)
+        return trapezoid(self.learning_rate, steps, self.rise, self.fall)
+
+    def __str__(self) -> str:
+        return f"a trapezoid of {in_words(self.epochs)} up to {self.learning_rate:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgdr:
+    """Cosine cycles from a peak rate to zero; see ``schedules.sgdr``.
+
+    Attributes:
+      learning_rate: at the start of each cycle.
+      cycles: number of cycles.
+      cycle_len: length of the first, in epochs, whole or not.
+      cycle_mult: each is this many times as long as the one before.
+    """
+
+    learning_rate: float
+    cycles: int
+    cycle_len: float = 1
+    cycle_mult: int = 1
+
+    def __post_init__(self):
+        require_float(self.learning_rate, "the rate")
+        require_whole(self.cycles, "cycles", MAX_CYCLES)
+        require_epochs(self.cycle_len, "cycle_len")
+        require_whole(self.cycle_mult, "cycle_mult")
+        object.__setattr__(self, "cycle_len", plain(self.cycle_len))
+        # As whole numbers, which do not overflow.
+        if sum(self.cycle_mult**i for i in range(self.cycles)) > MAX_STEPS or (
+            self.epochs > MAX_STEPS
+        ):
+            raise UserError(
+                f"cycles={self.cycles}, cycle_len={self.cycle_len} and cycle_mult="
+                f"{self.cycle_mult} are more than {MAX_STEPS} epochs; lower one of them"
+            )
+
+    @property
+    def epochs(self) -> float:
+        """Length of all cycles together."""
+        return plain(sum(self.lengths))
+
+    @property
+    def lengths(self) -> list[float]:
+        """Length of each cycle, in epochs."""
+        return [self.cycle_len * self.cycle_mult**i for i in range(self.cycles)]
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The rate at each step, from the phase's own step 0."""
+        return sgdr(self.learning_rate, count_steps(self.lengths, steps_per_epoch))
+
+    def stretched(self, factor: float) -> "Sgdr":
+        """The same shape over so many times as many epochs."""
+        return dataclasses.replace(self, cycle_len=self.cycle_len * factor)
+
+    def __str__(self) -> str:
+        rate = f"{self.learning_rate:g}"
+        if self.cycles == 1:
+            return f"a cosine cycle of {in_words(self.epochs)} from {rate}"
+        lengths = " + ".join(f"{length:g}" for length in self.lengths)
+        return f"cosine cycles of {lengths} epochs from {rate}"
+
+
+# By what a file calls them.
+_KINDS = (Constant, Sgdr, Cosine, OneCycle, Trapezoid)
+PHASES: dict[str, type] = {kind.__name__.lower(): kind for kind in _KINDS}

@@ -1,0 +1,166 @@
+"""Recipes as plain values, and as TOML files that people write.
+
+A file has the fields of ``Recipe``; those that it leaves out have their defaults:
+
+    optimizer = "adamw"
+    weight_decay = 0.01
+    decay = "kernels"
+
+    [[phases]]
+    kind = "onecycle"
+    learning_rate = 3e-3
+    epochs = 10
+
+    [[groups]]
+    pattern = "^stem/"
+    rate = 0.1
+
+    [augmentation]
+    padding = 2
+"""
+
+import dataclasses
+import pathlib
+import tomllib
+from typing import Any
+
+import tomli_w
+
+from cifar_flax.data.augment import Augmentation
+from cifar_flax.errors import UserError
+from cifar_flax.training.optimizers import Group
+from cifar_flax.training.phases import PHASES
+from cifar_flax.training.recipes import Recipe
+
+MAX_BYTES = 2**20  # no recipe comes near it
+
+
+def to_plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as numbers, texts, lists and dictionaries."""
+    names = [field.name for field in dataclasses.fields(recipe)]
+    fields = {name: getattr(recipe, name) for name in names}
+    own = type(recipe).make_optimizer is not Recipe.make_optimizer
+    return fields | {
+        "phases": [_phase_to_plain(phase) for phase in recipe.phases],
+        "optimizer": recipe.optimizer_in_words if own else recipe.optimizer,
+        "options": dict(recipe.options),
+        "groups": [dataclasses.asdict(group) for group in recipe.groups],
+        "augmentation": dataclasses.asdict(recipe.augmentation),
+    }
+
+
+def from_plain(plain: Any, where: str) -> Recipe:
+    """The recipe that plain values stand for.
+
+    Args:
+      plain: as of ``to_plain``; what is left out has its default.
+      where: they are from, for the message.
+
+    Raises:
+      UserError: they stand for none; it names the value.
+    """
+    values = dict(_table(plain, where))
+    phases = _tables(values.pop("phases", None), f"{where}: phases")
+    groups = _tables(values.pop("groups", []), f"{where}: groups")
+    augmentation = values.pop("augmentation", {})
+    try:
+        return _make(
+            Recipe,
+            {
+                **values,
+                "phases": tuple(_phase_from_plain(phase) for phase in phases),
+                "groups": tuple(_make(Group, group, "a group") for group in groups),
+                "augmentation": _make(Augmentation, augmentation, "augmentation"),
+            },
+            "a recipe",
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def read_recipe(path: str | pathlib.Path) -> Recipe:
+    """Reads a TOML file.
+
+    Raises:
+      UserError: there is none, or it holds no recipe.
+    """
+    path = pathlib.Path(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} is no recipe: it has more than {MAX_BYTES} bytes")
+    try:
+        plain = tomllib.loads(content.decode())
+    except ValueError as error:  # of UTF-8 or of TOML
+        raise UserError(f"{path} is no TOML file: {error}") from error
+    return from_plain(plain, str(path))
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The text of a file that ``read_recipe`` reads as the same recipe.
+
+    Raises:
+      UserError: a phase or the optimizer is of one's own, which no file can hold.
+    """
+    plain = to_plain(recipe)
+    unknown = [p["kind"] for p in plain["phases"] if p["kind"] not in PHASES]
+    if unknown or plain["optimizer"] != recipe.optimizer:
+        own = unknown[0] if unknown else plain["optimizer"]
+        raise UserError(f"the recipe has {own}, of a program, which no file can hold")
+    return tomli_w.dumps(
+        {name: value for name, value in plain.items() if value not in (None, {}, [])}
+    )
+
+
+def _phase_to_plain(phase: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if dataclasses.is_dataclass(phase) and not isinstance(phase, type):
+        values = dataclasses.asdict(phase)
+    kind = type(phase).__name__.lower()
+    if kind in PHASES:
+        return {"kind": kind, **values}
+    plain = (bool, int, float, str, type(None))
+    texts = {n: v if isinstance(v, plain) else str(v) for n, v in values.items()}
+    return {"kind": kind, "epochs": phase.epochs, **texts}
+
+
+def _phase_from_plain(plain: dict[str, Any]) -> Any:
+    values = dict(plain)
+    kind = values.pop("kind", None)
+    if kind not in PHASES:
+        raise UserError(
+            f"kind of a phase is {kind!r}; it must be one of {', '.join(PHASES)}"
+        )
+    return _make(PHASES[kind], values, f"a phase of kind {kind}")
+
+
+def _make(kind: type, values: Any, what: str) -> Any:
+    """An object of a dataclass; UserError where the values are not its fields."""
+    values = _table(values, what)
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    if wrong := [name for name in values if name not in known]:
+        raise UserError(f"{what} has no {wrong[0]!r}; it may have {', '.join(known)}")
+    missing = [
+        name
+        for name, field in known.items()
+        if field.default is field.default_factory is dataclasses.MISSING
+        and name not in values
+    ]
+    if missing:
+        raise UserError(f"{what} lacks {missing[0]!r}")
+    return kind(**values)
+
+
+def _table(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{what} is {value!r}; it must be a table of names and values")
+    return value
+
+
+def _tables(value: Any, what: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise UserError(f"{what} is {value!r}; it must be one or more tables")
+    return [_table(one, what) for one in value]

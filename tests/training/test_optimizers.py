@@ -1,0 +1,187 @@
+"""Optimizers and groups of parameters, against formulas and PyTorch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cifar_flax.errors import UserError
+from cifar_flax.training.optimizers import Group, names, options_of
+from cifar_flax.training.phases import Constant
+from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.steps import update_average
+
+ONE = (Constant(0.1, 1),)
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "stem": {"kernel": RNG.normal(size=(3, 3, 2, 4)), "bias": RNG.normal(size=4)},
+    "head": {"kernel": RNG.normal(size=(4, 3)), "bias": RNG.normal(size=3)},
+}
+GRADS = [jax.tree.map(lambda p: RNG.normal(size=p.shape), PARAMS) for _ in range(4)]
+
+
+def train(recipe, grads=GRADS, rate=lambda step: 0.1):
+    tx = recipe.make_optimizer(rate)
+    params = jax.tree.map(jnp.float32, PARAMS)
+    state = tx.init(params)
+    for grad in grads:
+        updates, state = tx.update(jax.tree.map(jnp.float32, grad), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def assert_close(ours, theirs, **tolerance):
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, **tolerance)
+
+
+def torch_steps(make, grads=GRADS):
+    """The same steps by an optimizer of PyTorch."""
+    torch = pytest.importorskip("torch")
+    leaves, tree = jax.tree.flatten(PARAMS)
+    params = [torch.nn.Parameter(torch.tensor(leaf)) for leaf in leaves]
+    optimizer = make(torch, params)
+    for grad in grads:
+        for param, one in zip(params, jax.tree.leaves(grad), strict=True):
+            param.grad = torch.tensor(one)
+        optimizer.step()
+    return jax.tree.unflatten(tree, [param.detach().numpy() for param in params])
+
+
+def test_decay_is_decoupled_where_that_is_the_optimizers_meaning():
+    ours = train(Recipe(ONE, optimizer="adamw", weight_decay=0.3))
+    assert_close(
+        ours, torch_steps(lambda t, p: t.optim.AdamW(p, lr=0.1, weight_decay=0.3))
+    )
+    ours = train(Recipe(ONE, optimizer="adam", weight_decay=0.3))
+    assert_close(
+        ours, torch_steps(lambda t, p: t.optim.Adam(p, lr=0.1, weight_decay=0.3))
+    )
+
+
+def test_options_reach_the_optimizer():
+    options = {"decay": 0.8, "momentum": 0.7, "eps": 1e-8, "eps_in_sqrt": False}
+    ours = train(Recipe(ONE, optimizer="rmsprop", options=options))
+    assert_close(
+        ours,
+        torch_steps(lambda t, p: t.optim.RMSprop(p, lr=0.1, alpha=0.8, momentum=0.7)),
+        err_msg="PyTorch's momentum is of the gradient over its root, as optax's is",
+    )
+
+
+def test_lion_takes_steps_of_one_size():
+    """Chen et al. 2023, https://arxiv.org/abs/2302.06675, with its defaults."""
+    ours = train(Recipe(ONE, optimizer="lion", weight_decay=0.5))
+
+    def expected(param, *grads):
+        mean = np.zeros_like(param)
+        for grad in grads:
+            update = np.sign(0.9 * mean + 0.1 * grad) + 0.5 * param
+            param, mean = param - 0.1 * update, 0.99 * mean + 0.01 * grad
+        return param
+
+    assert_close(ours, jax.tree.map(expected, PARAMS, *GRADS))
+
+
+def test_muon_takes_kernels_as_matrices_of_their_outputs():
+    """Steps of a kernel are nearly orthogonal; of a bias they are Adam's."""
+    start = jax.tree.map(jnp.float32, PARAMS)
+    moved = train(Recipe(ONE, optimizer="muon"), GRADS[:1])
+    step = (start["stem"]["kernel"] - moved["stem"]["kernel"]).reshape(18, 4)
+    values = np.linalg.svd(step, compute_uv=False)
+    assert values.max() / values.min() < 2
+    grad = GRADS[0]["stem"]["kernel"].reshape(18, 4)
+    spread = np.linalg.svd(grad, compute_uv=False)
+    assert spread.max() / spread.min() > values.max() / values.min()
+    bias = start["head"]["bias"] - moved["head"]["bias"]
+    np.testing.assert_allclose(np.abs(bias), np.abs(bias[0]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_optimizer_that_can_be_named_trains(name):
+    recipe = Recipe(ONE, optimizer=name, groups=[Group("head", rate=0.5)])
+    moved = train(recipe, rate=lambda step: 0.01 / (1 + step))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
+    assert isinstance(options_of(name), list)
+
+
+def test_groups_have_their_own_rate_and_decay_or_none():
+    groups = (
+        Group("^head/bias$", frozen=True),
+        Group("^head", rate=2.0, decay=False),
+        Group("bias"),
+    )
+    recipe = Recipe(ONE, momentum=0, weight_decay=0.3, groups=groups)
+    moved = train(recipe, GRADS[:1])
+
+    def sgd(param, grad, rate, decay):
+        return param - rate * (grad + decay * param)
+
+    grad, stem, head = GRADS[0], PARAMS["stem"], PARAMS["head"]
+    expected = {
+        "stem": jax.tree.map(lambda p, g: sgd(p, g, 0.1, 0.3), stem, grad["stem"]),
+        "head": {
+            "kernel": sgd(head["kernel"], grad["head"]["kernel"], 0.2, 0),
+            "bias": head["bias"],
+        },
+    }
+    assert_close(moved, expected)
+    frozen = np.float32(head["bias"])
+    assert np.array_equal(train(recipe)["head"]["bias"], frozen)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_kernels_alone_decay(optimizer):
+    settings = {"optimizer": optimizer, "weight_decay": 0.3}
+    without, every, kernels = (
+        train(Recipe(ONE, **settings | changes))
+        for changes in ({"weight_decay": 0.0}, {}, {"decay": "kernels"})
+    )
+    for layer in PARAMS:
+        assert_close(kernels[layer]["kernel"], every[layer]["kernel"])
+        assert_close(kernels[layer]["bias"], without[layer]["bias"])
+        assert not np.allclose(every[layer]["bias"], without[layer]["bias"])
+
+
+def test_a_group_of_nothing_is_named():
+    with pytest.raises(UserError, match=r"'steem' is found in no .*stem/kernel"):
+        train(Recipe(ONE, groups=[Group("stem"), Group("steem")]))
+
+
+def test_gradients_are_scaled_to_a_norm():
+    recipe = Recipe(ONE, momentum=0, clip_norm=0.5)
+    moved = train(recipe, GRADS[:1])
+    leaves = jax.tree.leaves(jax.tree.map(lambda p, m: p - m, PARAMS, moved))
+    norm = np.sqrt(sum((leaf**2).sum() for leaf in leaves))
+    assert norm == pytest.approx(0.1 * 0.5, rel=1e-3)
+    short = jax.tree.map(lambda g: 1e-3 * g, GRADS[0])
+    unclipped = dataclasses.replace(recipe, clip_norm=None)
+    assert_close(train(recipe, [short]), train(unclipped, [short]))
+
+
+def test_accumulated_gradients_make_one_step_at_the_rate_of_the_first():
+    def rates(step):
+        return 0.1 / (1 + step)
+
+    recipe = Recipe(ONE, accumulate=2)
+    means = [
+        jax.tree.map(lambda a, b: (a + b) / 2, *pair) for pair in (GRADS[:2], GRADS[2:])
+    ]
+    expected = train(Recipe(ONE), means, lambda step: rates(2 * step))
+    assert_close(train(recipe, rate=rates), expected)
+
+
+def test_the_average_is_its_formula_and_takes_counts_as_they_are():
+    values = RNG.normal(size=(20, 3)).astype(np.float32)
+    average = {"params": values[0], "count": np.int32(0)}
+    expected = values[0].astype(np.float64)
+    for step, value in enumerate(values[1:]):
+        variables = {"params": value, "count": np.int32(step)}
+        average = update_average(average, variables, jnp.int32(step), 0.6)
+        keep = min(0.6, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * value
+    np.testing.assert_allclose(average["params"], expected, rtol=1e-5)
+    assert average["count"] == 18
