@@ -56,6 +56,7 @@ _MAX_ARRAYS = 2**30
 _HUGE = 1e39  # beyond any float32
 
 Name = Annotated[str, Meta(pattern=r"^\w[\w.:/-]*$", max_length=1000)]
+Text = Annotated[str, Meta(min_length=1, max_length=10_000)]
 Seed = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Size = Annotated[int, Meta(ge=1, le=2**53)]
@@ -68,7 +69,7 @@ Positive = Annotated[float, Meta(ge=1e-39, le=_HUGE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Figures = Number | None | list[Number | None]  # one replica's, or a list of all
 Plain = None | bool | int | float | str
-Setting = None | bool | int | float | str | list[Plain] | dict[str, Plain]
+Setting = None | bool | int | float | str | list[Plain] | dict[str, Plain | list[Plain]]
 OneOrMore = Meta(min_length=1)
 
 
@@ -112,6 +113,14 @@ class Schedule(msgspec.Struct, kw_only=True):
             raise ValueError("epochs and rates are not of the same length")
 
 
+class ModelSource(msgspec.Struct, kw_only=True):
+    """The code of a model of one's own; see ``models.own.Source``. It is never run."""
+
+    path: str | None = None
+    sha256: str | None = None
+    text: str | None = None
+
+
 class Config(Record, kw_only=True):
     """``config.json``: what was asked for and with what.
 
@@ -125,6 +134,7 @@ class Config(Record, kw_only=True):
       num_params: of the model.
       flops_per_image: for one image of this size; a multiplication and its addition
         count 2.
+      model_source: the code of a model that was named by its place.
       versions: of the packages that decide the numbers, and by what means the
         convolutions were computed.
       python: its version.
@@ -141,6 +151,7 @@ class Config(Record, kw_only=True):
     dataset: DatasetInfo
     num_params: Count = 0
     flops_per_image: NotNegative = 0
+    model_source: ModelSource | None = None
     versions: dict[str, str]
     python: str | None = None
     device: str | None = None
@@ -150,10 +161,15 @@ class Config(Record, kw_only=True):
     def __post_init__(self):
         super().__post_init__()
         seeds, phases = list[Seed], list[dict[str, Setting]]
-        _check_item(self.settings, "settings", "model", Name)
+        _check_item(self.settings, "settings", "model", Text)
         _check_item(self.settings, "settings", "seeds", Annotated[seeds, OneOrMore])
         if self.recipe is not None:
             _check_item(self.recipe, "recipe", "phases", Annotated[phases, OneOrMore])
+
+    @property
+    def model(self) -> str:
+        """Name of the model, without the place of its code."""
+        return str(self.settings["model"]).rpartition(":")[2]
 
     @property
     def deciding_settings(self) -> dict[str, Setting]:

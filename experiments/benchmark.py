@@ -10,7 +10,8 @@ alternate, so that what else the machine does hits all alike. Times are medians 
 the turns; a ratio is the median over the rounds, with its smallest and largest. A step
 is augmentation, forward, backward and update; the data are random.
 
-Beside the models there are ``record``, a net of the size of those that hold the record
+A model of your own is named as for experiments.run, and has no peer. Beside the models
+there are ``record``, a net of the size of those that hold the record
 on CIFAR-10, and ``stranger``, ``convbn`` of flax's own layers.
 """
 
@@ -29,6 +30,7 @@ from rich.table import Table
 
 from cifar_flax.errors import UserError
 from cifar_flax.json_files import write_json
+from cifar_flax.models.own import is_own
 from cifar_flax.runs.console import make_console, make_table
 from cifar_flax.runs.figures import FORMATS, new_figure, save_figure
 from cifar_flax.runs.settings import choices_of
@@ -83,7 +85,7 @@ def main() -> int:
     return 0
 
 
-def contenders() -> dict[str, list[str]]:
+def contenders(model: str) -> dict[str, list[str]]:
     """The command of each but for the model, its last word: ours first."""
     size, images = str(FLAGS.batch_size), str(EVAL_IMAGES)
     our_turns = [sys.executable, "-m", "experiments.our_turns"]
@@ -93,7 +95,8 @@ def contenders() -> dict[str, list[str]]:
     }
     peer = [FLAGS.peer_python or sys.executable, "-m", "experiments.torch_peer"]
     theirs = {name: [*peer, variant, size, images] for name, variant in PEERS.items()}
-    return ours | theirs if FLAGS.peer == "torch" else ours
+    has_peer = FLAGS.peer == "torch" and not is_own(model)
+    return ours | theirs if has_peer else ours
 
 
 def check_peer() -> None:
@@ -134,7 +137,7 @@ def measure(model: str) -> list[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         workers = {
             name: stack.enter_context(worker(*command, model))
-            for name, command in contenders().items()
+            for name, command in contenders(model).items()
         }
         # One after the other: a compilation must not disturb another's.
         ready = {name: call(one, "ready") for name, one in workers.items()}

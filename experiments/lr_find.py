@@ -37,7 +37,7 @@ def main() -> int:
         use_compilation_cache()
         dataset = settings.load_data()
         folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
-        stem = f"lr_find-{settings.model}-{dataset.name}"
+        stem = f"lr_find-{settings.model_label}-{dataset.name}"
         with folder_for(folder, stem) as folder:
             result = range_test(
                 settings,

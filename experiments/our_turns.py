@@ -17,9 +17,9 @@ import numpy as np
 
 from cifar_flax.data import Split, Splits
 from cifar_flax.layers import BatchNorm, Conv, Dense, gelu, max_pool, tiled
-from cifar_flax.models import create_model
 from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.estimates import peak_gflops
+from cifar_flax.runs.settings import Settings
 from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
@@ -76,7 +76,7 @@ class Ours:
         self.splits = Splits(
             split(TRAIN_IMAGES), None, split(EVAL_IMAGES), 10, (0.5,) * 3, (0.25,) * 3
         )
-        net = OTHERS[model]() if model in OTHERS else create_model(model)
+        net = OTHERS[model]() if model in OTHERS else Settings(model).make_model(10)
         recipe = Recipe((Constant(0.01, 1_000),), batch_size)
         self.trainer = Trainer(net, recipe, self.splits.spec, lowering=lowering)
 

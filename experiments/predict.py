@@ -30,7 +30,7 @@ def main() -> int:
         if FLAGS.run is None:
             raise flags.ValidationError("--run: give the folder of a trained run")
         paths = find_images(map(pathlib.Path, places))
-        run = Run.load(FLAGS.run, FLAGS.best)
+        run = Run.load(FLAGS.run, FLAGS.best, FLAGS.model)
         seen, images = [], []
         for path in paths:
             try:
@@ -66,6 +66,9 @@ def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> Non
 
 if __name__ == "__main__":
     cli.define_text("run", None, "Folder of the run.")
+    cli.define_text(
+        "model", None, "Of a run with a model of your own: FILE.py:NAME or MODULE:NAME."
+    )
     flags.DEFINE_bool("best", False, "Use the checkpoint of best validation accuracy.")
     flags.DEFINE_integer("top", 3, "Classes to name at most, the likeliest first.", 1)
     flags.DEFINE_bool("json", False, "Print a line of JSON for each picture.")

@@ -73,7 +73,7 @@ def main() -> int:
         dataset = settings.load_data()
         if FLAGS.resume and folder and show_finished(settings, folder, dataset):
             return 0
-        with folder_for(folder, f"{settings.model}-{dataset.name}") as folder:
+        with folder_for(folder, f"{settings.model_label}-{dataset.name}") as folder:
             result = run(
                 settings,
                 folder,

@@ -8,7 +8,9 @@ from typing import Any
 from absl import flags
 
 from cifar_flax import records
+from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
+from cifar_flax.models.own import is_own
 from cifar_flax.runs.settings import (
     DEFAULTS,
     HELP,
@@ -105,6 +107,11 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
     if resumed is not None:
         config = records.read_config(resumed)
         recorded = Settings.from_record(config, str(resumed / records.CONFIG))
+        if is_own(recorded.model) and not FLAGS["model"].present:
+            raise UserError(
+                f"the run in {resumed} trains {recorded.model}, whose code runs only "
+                f"where you name it: add --model={recorded.model}"
+            )
         for name in values:
             if not FLAGS[name].present:
                 values[name] = getattr(recorded, name)
@@ -129,9 +136,10 @@ def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
             f"--models={','.join(names)}: give one or more different models, or all"
         )
     known = [*MODELS, *others]
-    wrong = [name for name in names if name not in known]
+    wrong = [name for name in names if name not in known and not is_own(name)]
     if wrong:
         raise flags.ValidationError(
-            f"--models={','.join(wrong)}: give all, or some of {', '.join(known)}"
+            f"--models={','.join(wrong)}: give all, or some of {', '.join(known)}, or "
+            "of your own as FILE.py:NAME or MODULE:NAME"
         )
     return names

@@ -12,11 +12,12 @@ from rich.table import Table
 from cifar_flax.models import MODELS, create_model
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.runs.console import make_console, make_table
+from cifar_flax.runs.settings import Settings
 from experiments import cli
+from experiments.setting_flags import define_settings
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum("model", "convbn", [*MODELS, "all"], "Architecture, or all of them.")
 flags.DEFINE_integer("num_classes", 10, "Number of logits.", lower_bound=1)
 
 
@@ -24,8 +25,11 @@ def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
         console = make_console()
-        every = FLAGS.model == "all"
-        console.print(all_models() if every else one_model(FLAGS.model))
+        if FLAGS.model == "all":
+            console.print(all_models())
+        else:
+            settings = settings_of(FLAGS.model)
+            console.print(one_model(settings))
         console.print(
             "\nFLOPs are of the products of one 32x32 image: a multiplication and its "
             "addition count 2."
@@ -33,9 +37,16 @@ def main() -> int:
     return 0
 
 
-def one_model(name: str) -> Table:
+def settings_of(name: str) -> Settings:
+    """The settings of the model that is named."""
+    with cli.usage_errors():
+        return Settings(model=name, model_args=FLAGS.model_args)
+
+
+def one_model(settings: Settings) -> Table:
     """A row for each layer, and the sums."""
-    rows = layer_rows(create_model(name, FLAGS.num_classes))
+    name, model = settings.model_label, settings.make_model(FLAGS.num_classes)
+    rows = layer_rows(model)
     table = make_table("layer", "kind", "output", "parameters", "FLOPs")
     for row in rows:
         table.add_row(
@@ -70,4 +81,8 @@ def all_models() -> Table:
 
 
 if __name__ == "__main__":
+    cli.define_text(
+        "model", "convbn", "Architecture, as of experiments.run, or all of ours."
+    )
+    define_settings("model_args")
     sys.exit(main())

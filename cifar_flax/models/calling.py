@@ -69,7 +69,9 @@ def train_argument(model: nn.Module, train: bool) -> dict[str, Any]:
     Raises:
       UserError: it takes the same under another name, and would not be told.
     """
-    parameters = inspect.signature(type(model).__call__).parameters
+    # flax.nnx.bridge.ToLinen passes all on to the module that it holds.
+    called = getattr(model, "nnx_class", type(model))
+    parameters = inspect.signature(called.__call__).parameters
     passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     # nn.Sequential would pass it on to its first layer, whatever that is.
     if "train" in parameters or (passes_on and not isinstance(model, nn.Sequential)):

@@ -34,7 +34,7 @@ def check_records(
         and result.seeds == predictions["seeds"].tolist()
         and result.test_size == config.dataset.test_size == count
         and len(config.dataset.class_names) == classes
-        and config.settings["model"] == result.model
+        and config.model == result.model
         and (len(metrics) == epochs or result.status == "diverged")
         and len(metrics) <= epochs
     ):

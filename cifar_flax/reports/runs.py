@@ -302,7 +302,7 @@ def _names(runs: list[RunRecord]) -> list[str]:
     """The model, and what tells a run from the other runs of its model."""
     names = []
     for run in runs:
-        others = [r.settings for r in runs if r.settings["model"] == run.result.model]
+        others = [r.settings for r in runs if r.config.model == run.result.model]
         own = run.settings
         varied = [n for n in own if any(other.get(n) != own[n] for other in others)]
         words = [f"{name}={own[name]}" for name in varied]

@@ -156,7 +156,8 @@ def _make_cell(
     deciding = {n: v for n, v in settings.record().items() if n not in records.PLACES}
     content = json.dumps(deciding, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    name = "-".join([settings.model, *words, digest]).replace("/", "_")
+    words = [settings.model_label, *words, digest]
+    name = "-".join(words).replace("/", "_")
     return Cell(name, settings, folder / name)
 
 

@@ -240,7 +240,7 @@ def header(plan: Plan) -> list[tuple[str, str]]:
     recipe, settings = trainer.recipe, config.settings
     val = f"{len(splits.val):,}" if splits.val else "no"
     size = (
-        f"{settings['model']}, {config.num_params:,} parameters, "
+        f"{config.model}, {config.num_params:,} parameters, "
         f"{config.flops_per_image / 1e6:.2f} MFLOP an image"
     )
     data = (

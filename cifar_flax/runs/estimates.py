@@ -4,7 +4,6 @@ import time
 
 import jax
 
-from cifar_flax.models import create_model
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.runs.session import RANGE_SEEDS
 from cifar_flax.runs.settings import AUTO, Settings
@@ -36,7 +35,7 @@ def estimate_seconds(settings: Settings, speeds: dict[str, float]) -> float:
         operations and the machine's speed.
     """
     if settings.model not in speeds:
-        flops = sum(row.flops for row in layer_rows(create_model(settings.model)))
+        flops = sum(row.flops for row in layer_rows(settings.make_model(10)))
         speeds[settings.model] = USUAL_SHARE * peak_gflops() * 1e9 / (3 * flops)
     images = settings.train_size or 50_000 - settings.val_size
     epochs = settings.make_recipe().epochs * len(settings.seeds)

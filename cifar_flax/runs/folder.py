@@ -177,6 +177,13 @@ def check_same_run(
     check_same_settings(
         config.settings, recorded, folder, config.dataset, config.recipe
     )
+    was, now = recorded.model_source, config.model_source
+    if was is not None and now is not None and was.sha256 != now.sha256:
+        logger.warning(
+            "the code of the model in %s has changed since the run began; the rest of "
+            "it trains what is there now",
+            now.path,
+        )
     for name, version in config.versions.items():
         if recorded.versions.get(name) != version:
             logger.warning(

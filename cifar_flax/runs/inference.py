@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from typing import Any
 
@@ -14,10 +15,14 @@ from cifar_flax import records
 from cifar_flax.data import DataSpec
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
+from cifar_flax.models import MODELS
 from cifar_flax.models.check import check_model
+from cifar_flax.models.own import is_own, make_own, source_of
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.settings import Settings
 from cifar_flax.training.evaluation import Predictor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,23 +52,33 @@ class Run:
 
     @classmethod
     @known_settings()
-    def load(cls, folder: str | pathlib.Path, best: bool = False) -> "Run":
+    def load(
+        cls,
+        folder: str | pathlib.Path,
+        best: bool = False,
+        model: nn.Module | str | None = None,
+    ) -> "Run":
         """Reads a run from its folder.
 
         Args:
           folder: of the run.
           best: take the checkpoint with the best validation accuracy, not the latest.
+          model: of a run with a model of one's own, whose code no record runs: the
+            module, or its name as of ``--model``.
 
         Raises:
-          UserError: no run, a damaged one, or one without a valid checkpoint.
+          UserError: no run, a damaged one, one without a valid checkpoint, or one whose
+            model has to be given, or is another.
         """
         folder = pathlib.Path(folder)
         config = records.read_config(folder)
         where, data = str(folder / records.CONFIG), config.dataset
-        settings = Settings.from_record(config, where)
-        model, replicas = settings.make_model(len(data.class_names)), settings.seeds
+        seeds = config.settings["seeds"]
+        assert isinstance(seeds, list)  # as it was read
+        replicas = tuple(int(str(seed)) for seed in seeds)
+        module = _model_of(config, where, model)
         try:
-            _, shapes = check_model(model, data.image_shape, len(data.class_names))
+            _, shapes = check_model(module, data.image_shape, len(data.class_names))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         path = folder / records.CHECKPOINTS
@@ -79,7 +94,7 @@ class Run:
                 raise UserError(f"no checkpoint with a validation accuracy in {path}")
             variables, step = checkpoints.restore_variables(template, step)
         return cls(
-            model=model,
+            model=module,
             variables=variables,
             seeds=replicas,
             class_names=data.class_names,
@@ -121,3 +136,30 @@ class Run:
             train_size=0,  # nothing is trained
         )
         return Predictor(self.model, spec)
+
+
+def _model_of(
+    config: records.Config, where: str, given: nn.Module | str | None
+) -> nn.Module:
+    """The model of a run: one that comes with cifar_flax, or the one that is given."""
+    name, num_classes = str(config.settings["model"]), len(config.dataset.class_names)
+    if name in MODELS:
+        if given is not None:
+            raise UserError(f"{where}: its model is {name}; give no other")
+        return Settings.from_record(config, where).make_model(num_classes)
+    if given is None:
+        hint = f", such as {name}" if is_own(name) else ""
+        raise UserError(
+            f"{where}: its model is {name}, which does not come with cifar_flax, and "
+            f"whose code no record runs; give it as --model{hint} (in Python model=)"
+        )
+    if isinstance(given, nn.Module):
+        return given
+    args = config.settings.get("model_args")
+    model = make_own(given, args if isinstance(args, dict) else None, num_classes)
+    source, now = config.model_source, source_of(given)
+    if source is not None and source.sha256 != now.sha256:
+        logger.warning(
+            "the code in %s is not the one that the run was trained with", now.path
+        )
+    return model

@@ -17,6 +17,7 @@ from cifar_flax.data.load import check_name
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text, expand_user
 from cifar_flax.models import MODELS, make_model
+from cifar_flax.models.own import is_own, label_of, make_own, whole_name
 from cifar_flax.training import optimizers
 from cifar_flax.training.checks import MAX_FLOAT, MAX_SHARE, MIN_FLOAT
 from cifar_flax.training.phases import Constant, Phase, Sgdr
@@ -28,7 +29,10 @@ from cifar_flax.training.trainer import check_seeds
 PATHS = ("data_dir", "data_archive")
 
 # Settings of which a sweep takes one value: a comma in it separates nothing.
-SINGLE = (*PATHS, "optimizer_args")
+SINGLE = (*PATHS, "model_args", "optimizer_args")
+
+# Of a model without a recipe of its own, until the settings give it one.
+_ANY = Recipe((Constant(0.0, 1),))
 
 # In place of a file.
 LESSON_RECIPE = "lesson"
@@ -37,7 +41,8 @@ LESSON_RECIPE = "lesson"
 AUTO = "auto"
 
 # Settings by what they are of; a program may give the thing itself instead.
-OF_MODEL = ("model", "dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
+_OF_OUR_MODELS = ("dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
+OF_MODEL = ("model", "model_args", *_OF_OUR_MODELS)
 _OF_CYCLES = ("cycles", "cycle_len", "cycle_mult")
 _OF_OPTIMIZER = (
     *("batch_size", "momentum", "nesterov", "weight_decay", "decay", "clip_norm"),
@@ -66,7 +71,14 @@ class Settings:
       UserError: a setting is of another type, out of range, or contradicts another.
     """
 
-    model: str = _setting("convbn", "Architecture.")
+    model: str = _setting(
+        "convbn",
+        f"Architecture: {', '.join(MODELS)}; or one of your own as FILE.py:NAME or "
+        "MODULE:NAME, a linen module or a function that makes one.",
+    )
+    model_args: dict[str, Any] | None = _setting(  # noqa: RUF009
+        None, """Arguments of a model of your own, as JSON: '{"features": [16, 32]}'."""
+    )
     seeds: tuple[int, ...] = _setting((0,), "Seeds, one replica each, as 0,1,2.")
 
     dataset: str = _setting(
@@ -187,6 +199,7 @@ class Settings:
             value = check_setting(name, getattr(self, name))
             object.__setattr__(self, name, value)
         check_seeds(self.seeds)
+        self._check_model()
         if self.val_size < 0:
             raise UserError(f"--val_size={self.val_size}: it must be 0 or more")
         if self.train_size is not None and self.train_size < 1:
@@ -208,6 +221,26 @@ class Settings:
         # Wrong values are reported before any data are loaded.
         self.make_recipe()
 
+    def _check_model(self) -> None:
+        """Nothing of a model of one's own is loaded here: records hold them, too."""
+        object.__setattr__(self, "model", whole_name(self.model))
+        if is_own(self.model):
+            if changed := self.changed().keys() & set(_OF_OUR_MODELS):
+                raise UserError(
+                    f"--{min(changed)} is of the models that come with cifar_flax; a "
+                    "model of your own takes --model_args"
+                )
+        elif self.model_args is not None:
+            raise UserError(
+                f"--model_args is of a model of your own, and --model={self.model} is "
+                "none"
+            )
+
+    @property
+    def model_label(self) -> str:
+        """The model's name, to show."""
+        return label_of(self.model)
+
     def load_data(self) -> Dataset:
         """The data set that they name."""
         return load_dataset(
@@ -218,7 +251,9 @@ class Settings:
         )
 
     def make_model(self, num_classes: int) -> nn.Module:
-        """The model that they describe."""
+        """The model that they describe; code of one's own runs."""
+        if is_own(self.model):
+            return make_own(self.model, self.model_args, num_classes)
         return make_model(
             self.model,
             num_classes,
@@ -229,7 +264,7 @@ class Settings:
         )
 
     def make_recipe(
-        self, found_lr: float | None = None, base: Recipe | None = None
+        self, found_lr: float | None = None, of_lesson: bool = True
     ) -> Recipe:
         """The recipe that is named, with what the settings replace of it.
 
@@ -237,9 +272,12 @@ class Settings:
           found_lr: the rate that stands for ``--lr=auto``. While it is not known the
             recipe has its own rates; batch size, momentum and regularisation, which
             the range test goes by, are right.
-          base: in place of the lesson's recipe for the model.
+          of_lesson: False where a program gives another model, for which the lesson
+            has no recipe.
         """
-        recipe = self._base_recipe(base)
+        recipe = LESSON.get(self.model, _ANY) if of_lesson else _ANY
+        if self.recipe != LESSON_RECIPE:
+            recipe = read_recipe(self.recipe)
         if self.phases is not None and not 1 <= self.phases <= len(recipe.phases):
             raise UserError(
                 f"--phases={self.phases}: the recipe of {self.model} has "
@@ -257,12 +295,6 @@ class Settings:
         if self.epochs is not None and self.lr is None:
             recipe = recipe.stretched(self.epochs)
         return recipe
-
-    def _base_recipe(self, base: Recipe | None) -> Recipe:
-        """What the settings replace parts of."""
-        if self.recipe != LESSON_RECIPE:
-            return read_recipe(self.recipe)
-        return base or LESSON[self.model]
 
     def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Of some settings those that are given."""
@@ -405,8 +437,8 @@ def type_of(name: str) -> Any:
 
 def choices_of(name: str) -> tuple[str, ...]:
     """The values that a setting is one of; none where it may be others."""
-    if name in ("model", "optimizer"):
-        return tuple(MODELS) if name == "model" else optimizers.names()
+    if name == "optimizer":
+        return optimizers.names()
     kind = type_of(name)
     return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
@@ -453,6 +485,8 @@ def _check_choice(name: str, value: Any) -> Any:
     choices = choices_of(name)
     if value is not None and choices and value not in choices:
         raise ValueError(value)
+    if name == "model" and value not in MODELS and not is_own(value):
+        raise ValueError(value)
     return check_text(value) if isinstance(value, str) else value
 
 
@@ -469,10 +503,12 @@ def what_to_give(name: str) -> str:
     """What a setting takes, for a person to read."""
     if name == "seeds":
         return "whole numbers, as 0,1,2"
+    if name == "model":
+        return f"one of {', '.join(MODELS)}, or FILE.py:NAME or MODULE:NAME"
     if choices := choices_of(name):
         return f"one of {', '.join(choices)}"
     kind = type_of(name)
     if typing.get_origin(kind) is dict:
-        return """names and values as JSON, such as {"b1": 0.95}"""
+        return """names and values as JSON, such as {"name": 0.95}"""
     words = _WORDS.get(kind, PRINTABLE)
     return f"a number, or {AUTO}" if name == "lr" else words

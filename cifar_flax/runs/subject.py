@@ -13,6 +13,7 @@ from cifar_flax import records
 from cifar_flax.data import Dataset, Splits, split_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
+from cifar_flax.models.own import Source, is_own, source_of
 from cifar_flax.runs.environment import describe_environment
 from cifar_flax.runs.settings import (
     AUTO,
@@ -22,9 +23,8 @@ from cifar_flax.runs.settings import (
     Settings,
     as_text,
 )
-from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipe_files import to_plain
-from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.recipes import LESSON, Recipe
 from cifar_flax.training.trainer import Trainer
 
 # Of the sampled schedule in the record: enough to draw it.
@@ -43,6 +43,7 @@ class Subject:
       recipe: that a program gave; None for the one of the settings.
       dataset: not yet divided.
       splits: the same, divided.
+      source: code of the model, where the settings tell its place.
     """
 
     settings: Settings
@@ -50,6 +51,7 @@ class Subject:
     recipe: Recipe | None
     dataset: Dataset
     splits: Splits
+    source: Source | None
 
     @classmethod
     def prepare(
@@ -79,10 +81,12 @@ class Subject:
         if dataset is not None and not isinstance(dataset, Dataset):
             kind = type(dataset).__name__
             raise UserError(f"the dataset is a {kind}; make_dataset makes one")
-        changed = settings.changed()
+        changed, source = settings.changed(), None
         if model is not None:
             _refuse_both(changed, OF_MODEL, "model")
-        elif not has_norm(settings.model) and changed.keys() & set(OF_MODEL[2:]):
+        elif is_own(settings.model):
+            source = source_of(settings.model)
+        elif not has_norm(settings.model) and changed.keys() & set(OF_MODEL[3:]):
             logger.warning(
                 "%s has no batch norm: its settings have no effect", settings.model
             )
@@ -93,11 +97,11 @@ class Subject:
         elif settings.dataset not in ("auto", dataset.name):
             _refuse_both(changed, ("dataset",), "dataset")
         splits = split_dataset(dataset, settings.val_size, settings.train_size)
-        subject = cls(settings, model, recipe, dataset, splits)
+        subject = cls(settings, model, recipe, dataset, splits, source)
         if needs_schedule and not subject.has_schedule:
             raise UserError(
-                "a model of your own has no recipe here; give recipe=, or the setting "
-                "lr with epochs or cycles"
+                "a model of your own has no recipe here; give --recipe=FILE (in Python "
+                "recipe=), or --lr with --epochs or --cycles"
             )
         return subject
 
@@ -105,7 +109,7 @@ class Subject:
     def name(self) -> str:
         """Name of the model."""
         if self.model is None:
-            return self.settings.model
+            return self.settings.model_label
         return type(self.model).__name__
 
     @property
@@ -115,8 +119,8 @@ class Subject:
         length = settings.epochs is not None or settings.cycles is not None
         by_rate = length and settings.lr is not None
         has_file = settings.recipe != LESSON_RECIPE
-        own = self.recipe is not None or self.model is None
-        return by_rate or has_file or own
+        ours = self.model is None and settings.model in LESSON
+        return by_rate or has_file or self.recipe is not None or ours
 
     @property
     def finds_rate(self) -> bool:
@@ -134,11 +138,10 @@ class Subject:
         """
         settings = self.settings
         model, recipe = self.model, self.recipe
-        base = None if model is None else Recipe((Constant(0.0, 1),))
         if model is None:
             model = settings.make_model(self.splits.num_classes)
         if recipe is None:
-            recipe = settings.make_recipe(found_lr, base)
+            recipe = settings.make_recipe(found_lr, of_lesson=self.model is None)
         return Trainer(
             model,
             recipe,
@@ -155,12 +158,12 @@ class Subject:
           trainer: that trains.
           *flags: of the command beside the settings.
         """
-        dataset, splits = self.dataset, self.splits
+        dataset, splits, source = self.dataset, self.splits, self.source
         command = ["python", "-m", f"experiments.{kind}", *self.settings.as_flags()]
         by_command = self.model is None and self.recipe is None and self._loads_data
         # The kernels keep the order of every sum; what others do is not known.
         is_native = trainer.lowering == "native" and self.settings.dtype == "float32"
-        any_cores = is_native and self.model is None
+        any_cores = is_native and self.model is None and self.source is None
         config = records.Config(
             kind=kind,
             settings=self._settings_record(),
@@ -177,6 +180,9 @@ class Subject:
                 val_size=len(splits.val) if splits.val else 0,
                 test_size=len(splits.test),
             ),
+            model_source=None
+            if source is None
+            else records.ModelSource(**dataclasses.asdict(source)),
             num_params=sum(row.num_params for row in trainer.layers),
             flops_per_image=sum(row.flops for row in trainer.layers),
             command=[*command, *flags] if by_command else [],

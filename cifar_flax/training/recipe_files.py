@@ -39,6 +39,8 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     """A recipe as numbers, texts, lists and dictionaries."""
     names = [field.name for field in dataclasses.fields(recipe)]
     fields = {name: getattr(recipe, name) for name in names}
+    if recipe.optimizer != "sgd":  # they are of SGD
+        del fields["momentum"], fields["nesterov"]
     own = type(recipe).make_optimizer is not Recipe.make_optimizer
     return fields | {
         "phases": [_phase_to_plain(phase) for phase in recipe.phases],
