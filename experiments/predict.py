@@ -34,7 +34,7 @@ def main() -> int:
         seen, images = [], []
         for path in paths:
             try:
-                images.append(read_image(path, *run.image_shape[:2]))
+                images.append(read_image(path, *run.image_shape))
                 seen.append(path)
             except UserError as error:
                 cli.logger.error("%s", error)

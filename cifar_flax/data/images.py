@@ -1,9 +1,10 @@
 """Pictures of any kind as the small square images that a model takes."""
 
+import contextlib
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,11 +14,15 @@ from cifar_flax.errors import UserError
 # Others are refused: of EPS, Pillow would have Ghostscript run the program in it.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
+_ORIENTATION = 0x0112  # of EXIF
+
 # Endings that are looked for in a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
-def read_image(path: pathlib.Path, height: int = 32, width: int = 32) -> np.ndarray:
+def read_image(
+    path: pathlib.Path, height: int = 32, width: int = 32, channels: int = 3
+) -> np.ndarray:
     """Reads a picture of any size and mode.
 
     Its largest centred part of the right proportions is taken and resized. It is turned
@@ -28,14 +33,51 @@ def read_image(path: pathlib.Path, height: int = 32, width: int = 32) -> np.ndar
       path: of the file.
       height: of the result, in pixels.
       width: of the result, in pixels.
+      channels: 3 for RGB, 1 for grey.
 
     Returns:
-      uint8 [height, width, 3].
+      uint8 [height, width, channels].
 
     Raises:
       UserError: it is no picture of a known format, it is damaged, or it would fill the
         memory.
     """
+    with _opened(path) as picture:
+        picture.load()
+        turned = _to_rgb(ImageOps.exif_transpose(picture))
+        small = ImageOps.fit(
+            turned if channels == 3 else turned.convert("L"), (width, height)
+        )
+    return np.asarray(small).reshape(height, width, channels)
+
+
+def shape_of(path: pathlib.Path) -> tuple[int, int, int]:
+    """Height, width and channels (1 for grey, else 3) of a picture as it is read.
+
+    Raises:
+      UserError: see ``read_image``; its pixels are not looked at.
+    """
+    with _opened(path) as picture:
+        width, height = picture.size
+        if picture.getexif().get(_ORIENTATION, 1) > 4:  # lies on its side
+            width, height = height, width
+        return height, width, 1 if picture.mode in ("1", "L") else 3
+
+
+def fit_array(images: np.ndarray, size: int) -> np.ndarray:
+    """Images [N, H, W, C] as [N, size, size, C], cut and resized as pictures are."""
+    if images.shape[1:3] == (size, size):
+        return images
+
+    def fit(channel: np.ndarray) -> np.ndarray:
+        return np.asarray(ImageOps.fit(Image.fromarray(channel), (size, size)))
+
+    fitted = [[fit(image[..., c]) for c in range(images.shape[-1])] for image in images]
+    return np.stack(fitted).transpose(0, 2, 3, 1).copy()
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a plain file; give a picture")
     try:
@@ -43,9 +85,7 @@ def read_image(path: pathlib.Path, height: int = 32, width: int = 32) -> np.ndar
             warnings.simplefilter("ignore")  # of damage that Pillow can live with
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as picture:
-                picture.load()
-                turned = ImageOps.exif_transpose(picture)
-                small = ImageOps.fit(_to_rgb(turned), (width, height))
+                yield picture
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not a picture that can be read") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -53,7 +93,6 @@ def read_image(path: pathlib.Path, height: int = 32, width: int = 32) -> np.ndar
     except Exception as error:  # Pillow raises anything for damaged files
         why = getattr(error, "strerror", None) or error or type(error).__name__
         raise UserError(f"cannot read the picture {path}: {why}") from error
-    return np.asarray(small)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -6,14 +6,15 @@ import os
 import pathlib
 import re
 
-from cifar_flax.data import cache, download, tfds_source
+from cifar_flax.data import cache, download, own, tfds_source
 from cifar_flax.data.archive import (
     OFFICIAL_SHA256,
     check_contents,
     open_archive,
     read_archive,
 )
-from cifar_flax.data.dataset import Dataset
+from cifar_flax.data.dataset import Dataset, make_dataset
+from cifar_flax.data.images import fit_array
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 
@@ -34,19 +35,22 @@ def load_dataset(
     data_dir: str | pathlib.Path | None = None,
     archive: str | pathlib.Path | None = None,
     archive_sha256: str | None = None,
+    image_size: int | None = None,
 ) -> Dataset:
     """Loads a data set.
 
     Args:
       name: 'cifar10'; 'shapes', which is built in; 'auto', CIFAR-10 where it is on disk
-        or quickly fetched, else 'shapes' with a warning; or the name of a prepared
-        data set of tensorflow-datasets with 32x32 RGB images and class labels.
+        or quickly fetched, else 'shapes' with a warning; the name of a prepared data
+        set of tensorflow-datasets, of images of one size with class labels;
+        'folder:PATH' or 'npz:PATH', see ``data.own``.
       data_dir: where prepared data sets, archives and this project's cache are;
         ``default_data_dir()`` where it is not given.
       archive: the official CIFAR-10 archive (binary or Python version, a .tar.gz or
         unpacked), to be read instead of what is in ``data_dir``.
       archive_sha256: the checksum, in hex, of an ``archive`` that is not the official
         one but laid out like it, for example a small part of it.
+      image_size: height and width that the images get; None: they keep theirs.
 
     Returns:
       The data set. CIFAR-10 takes about half a second once it is in the cache.
@@ -55,12 +59,30 @@ def load_dataset(
       UserError: it cannot be had, is damaged, or is of another kind.
     """
     if name == "shapes" and not (archive or archive_sha256):
-        return _make_shapes()
+        return _fit(_make_shapes(), image_size)
     folder = expand_user(data_dir) if data_dir else default_data_dir()
     try:
-        return _load(name, folder, archive or None, archive_sha256 or None)
+        if own.is_own(name) and not (archive or archive_sha256):
+            return own.load_own(name, folder, image_size)
+        dataset = _load(name, folder, archive or None, archive_sha256 or None)
+        return _fit(dataset, image_size)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or folder}: {error}") from error
+
+
+def _fit(dataset: Dataset, size: int | None) -> Dataset:
+    """The same with images of another size."""
+    if size is None or dataset.train_images.shape[1:3] == (size, size):
+        return dataset
+    return make_dataset(
+        dataset.name,
+        fit_array(dataset.train_images, size),
+        dataset.train_labels,
+        fit_array(dataset.test_images, size),
+        dataset.test_labels,
+        dataset.class_names,
+        source=f"{dataset.source}, resized to {size} x {size}",
+    )
 
 
 def _load(
@@ -91,10 +113,12 @@ def _load(
 
 def check_name(name: str) -> None:
     """Raises a UserError for what is not the name of a data set, known or not."""
+    if own.is_own(str(name)):
+        return
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", str(name)):
         raise UserError(
             f"dataset is {str(name)[:100]!r}, which is not the name of a data set, "
-            "such as cifar10 or svhn_cropped"
+            "such as cifar10, svhn_cropped, folder:PATH or npz:PATH"
         )
 
 

@@ -23,7 +23,6 @@ from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, locked
 
 CIFAR10_VERSION = "3.0.2"
-IMAGE_SHAPE = (32, 32, 3)
 
 _MAX_RECORD = 2**20  # bytes; a 32x32 PNG has about 2,500
 _INFO = "dataset_info.json"
@@ -228,10 +227,10 @@ def _check_features(name: str, info: Any) -> tuple[str, str]:
             f"{name} is not an image classification set: its features are "
             f"{', '.join(features)}; an image and a class label are needed"
         )
-    if image.shape != IMAGE_SHAPE or image.np_dtype != np.uint8:
+    if None in image.shape or image.np_dtype != np.uint8:
         raise UserError(
             f"{name} has images {np.dtype(image.np_dtype)}{list(image.shape)}; they "
-            f"must be uint8[32, 32, 3]"
+            f"must be uint8 and all of one size"
         )
     return keys[0], keys[1]
 
@@ -256,9 +255,9 @@ def _check_splits(folder: pathlib.Path, name: str, splits: Any) -> None:
 def _read_split(
     builder: Any, split: str, image_key: str, label_key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 32, 32, 3] and labels int32 [N] of a split."""
+    """Images uint8 [N, H, W, C] and labels int32 [N] of a split."""
     count = builder.info.splits[split].num_examples
-    images = np.empty((count, *IMAGE_SHAPE), np.uint8)
+    images = np.empty((count, *builder.info.features[image_key].shape), np.uint8)
     labels = np.empty(count, np.int64)  # as tfds has them, until they are checked
     ids = []
     index = -1

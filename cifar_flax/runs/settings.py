@@ -14,6 +14,7 @@ from cifar_flax import records
 from cifar_flax.data import Dataset, load_dataset
 from cifar_flax.data.archive import check_sha256
 from cifar_flax.data.load import check_name
+from cifar_flax.data.own import whole_name as whole_dataset
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text, expand_user
 from cifar_flax.models import MODELS, make_model
@@ -30,6 +31,8 @@ PATHS = ("data_dir", "data_archive")
 
 # Settings of which a sweep takes one value: a comma in it separates nothing.
 SINGLE = (*PATHS, "model_args", "optimizer_args")
+
+MAX_SIDE = 4096  # of an image
 
 # Of a model without a recipe of its own, until the settings give it one.
 _ANY = Recipe((Constant(0.0, 1),))
@@ -84,8 +87,9 @@ class Settings:
     dataset: str = _setting(
         "auto",
         "auto: CIFAR-10 where it is on disk or can be fetched, else the built-in "
-        "shapes; cifar10: never anything else; shapes; or the name of another set "
-        "of 32x32x3 images that tensorflow-datasets has prepared.",
+        "shapes; cifar10: never anything else; shapes; the name of another set of "
+        "images that tensorflow-datasets has prepared; folder:PATH, of pictures in "
+        "train/CLASS and test/CLASS or in CLASS; npz:PATH, of images and labels.",
     )
     data_dir: str | None = _setting(
         None,
@@ -96,6 +100,9 @@ class Settings:
     )
     archive_sha256: str | None = _setting(
         None, "Checksum to expect of --data_archive where it is not the official one."
+    )
+    image_size: int | None = _setting(
+        None, "Resize the images to this height and width, once."
     )
     val_size: int = _setting(
         5_000, "Training images held out for validation; 0: train on all of them."
@@ -212,6 +219,11 @@ class Settings:
                 f"{MIN_FLOAT:g} to {MAX_FLOAT:g}"
             )
         check_name(self.dataset)
+        object.__setattr__(self, "dataset", whole_dataset(self.dataset))
+        if self.image_size is not None and not 1 <= self.image_size <= MAX_SIDE:
+            raise UserError(
+                f"--image_size={self.image_size}: it must be from 1 to {MAX_SIDE}"
+            )
         for name in (*PATHS, "recipe"):  # whole, to go on from another folder
             path = getattr(self, name)
             if path is not None and (name, path) != ("recipe", LESSON_RECIPE):
@@ -248,6 +260,7 @@ class Settings:
             data_dir=self.data_dir,
             archive=self.data_archive,
             archive_sha256=self.archive_sha256,
+            image_size=self.image_size,
         )
 
     def make_model(self, num_classes: int) -> nn.Module:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.data import Dataset, Splits, split_dataset
+from cifar_flax.data.own import is_own as is_own_data
 from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
 from cifar_flax.models.own import Source, is_own, source_of
@@ -94,7 +95,7 @@ class Subject:
             _refuse_both(changed, OF_RECIPE, "recipe")
         if dataset is None:
             dataset = settings.load_data()
-        elif settings.dataset not in ("auto", dataset.name):
+        elif not _gives(settings.dataset, dataset.name):
             _refuse_both(changed, ("dataset",), "dataset")
         splits = split_dataset(dataset, settings.val_size, settings.train_size)
         subject = cls(settings, model, recipe, dataset, splits, source)
@@ -196,7 +197,9 @@ class Subject:
     def _loads_data(self) -> bool:
         """Whether the settings alone give these data, as far as a name can tell."""
         given, found = self.settings.dataset, self.dataset.name
-        return found == given or (given == "auto" and found in ("cifar10", "shapes"))
+        if given == "auto":
+            return found in ("cifar10", "shapes")
+        return _gives(given, found)
 
     def _settings_record(self) -> dict[str, records.Setting]:
         """The settings; of what a program gave, what is known of it."""
@@ -222,6 +225,11 @@ def with_recipe(config: records.Config, trainer: Trainer) -> records.Config:
         rates=[float(f"{rate:.6g}") for rate in np.asarray(rates, np.float64)],
     )
     return config
+
+
+def _gives(given: str, found: str) -> bool:
+    """Whether a name may stand for a data set that is found under another."""
+    return given in ("auto", found) or is_own_data(given)
 
 
 def _refuse_both(changed: dict[str, Any], names: tuple[str, ...], given: str) -> None:

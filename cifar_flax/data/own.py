@@ -1,0 +1,270 @@
+"""Data sets of one's own: folders of pictures, and .npz files.
+
+``folder:PATH``  ``PATH/train/CLASS/*.png`` and ``PATH/test/CLASS/*.png``; or
+                 ``PATH/CLASS/*.png``, of which a part is held out as the test set
+``npz:PATH``     arrays ``images`` and ``labels``, or ``train_images`` and so on, or by
+                 Keras's names, ``x_train`` and so on
+"""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from cifar_flax.data import cache
+from cifar_flax.data.dataset import (
+    Dataset,
+    check_images,
+    check_labels,
+    describe,
+    make_dataset,
+)
+from cifar_flax.data.images import find_images, fit_array, read_image, shape_of
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import check_text, expand_user
+
+KINDS = ("folder", "npz")
+
+# Where there is no test set, so much of each class is held out for it.
+TEST_SHARE = 1 / 6
+
+MAX_CLASSES = 10_000
+
+_TRAIN, _TESTS = "train", ("test", "val", "valid", "validation")
+
+# Names of arrays in a file: images and labels of a split.
+_NAMES = {
+    "train": (
+        *(("train_images", "train_labels"), ("x_train", "y_train")),
+        ("images", "labels"),
+    ),
+    "test": (("test_images", "test_labels"), ("x_test", "y_test")),
+}
+
+
+def is_own(name: str) -> bool:
+    """Whether a name of a data set says where it is."""
+    kind, colon, path = name.partition(":")
+    return bool(colon and path) and kind in KINDS
+
+
+def whole_name(name: str) -> str:
+    """The name with the whole path, so that it holds in any folder."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{expand_user(path).absolute()}" if is_own(name) else name
+
+
+def load_own(name: str, data_dir: pathlib.Path | None, size: int | None) -> Dataset:
+    """Reads a data set of one's own.
+
+    Args:
+      name: see above.
+      data_dir: of the cache for decoded pictures; None: there is none.
+      size: height and width that the images get; None: they keep theirs.
+
+    Raises:
+      UserError: it is not there, or is no data set.
+    """
+    kind, _, text = name.partition(":")
+    path = expand_user(text)
+    title = "".join(c if c.isalnum() else "_" for c in path.stem) or "data"
+    if kind == "npz":
+        return _read_npz(path, title, size)
+    listing = _list_folder(path)
+
+    def build() -> Dataset:
+        return _read_folder(path, title, listing, size)
+
+    if data_dir is None:
+        return build()
+    return cache.load_or_build(data_dir, title, _key(path, listing, size), build)
+
+
+def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
+    try:
+        if not path.is_file():
+            raise UserError(f"there is no file {path}; give npz:PATH of an .npz file")
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file, NumPy raises anything
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    splits = {split: _split_of(arrays, split, str(path)) for split in _NAMES}
+    train, test = splits["train"], splits["test"]
+    if train is None:
+        raise UserError(
+            f"{path} has the arrays {', '.join(arrays)}; it needs images and labels, "
+            "or train_images and train_labels, and test_images and test_labels if any"
+        )
+    source = path.name
+    if test is None:
+        train, test, source = _hold_out(*train, source)
+    count = int(max(train[1].max(), test[1].max())) + 1
+    names = _class_names(arrays.get("class_names"), count, str(path))
+    if size is not None:
+        train, test = ((fit_array(x, size), y) for x, y in (train, test))
+    return make_dataset(title, *train, *test, names, source=source)
+
+
+# Images and labels.
+_Pair = tuple[np.ndarray, np.ndarray]
+
+
+def _split_of(arrays: dict[str, np.ndarray], split: str, where: str) -> _Pair | None:
+    """The arrays of a split, checked; None where there are none."""
+    found = [pair for pair in _NAMES[split] if all(name in arrays for name in pair)]
+    if not found:
+        return None
+    images, labels = (arrays[name] for name in found[0])
+    if images.ndim == 3:  # grey, without the axis of one channel
+        images = images[..., None]
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    images = check_images(f"{where}, {split} split", images)
+    return images, check_labels(f"{where}, {split} split", labels, len(images))
+
+
+def _class_names(given: np.ndarray | None, count: int, where: str) -> Sequence[str]:
+    if given is None:
+        return [str(label) for label in range(count)]
+    if given.dtype.kind != "U" or given.ndim != 1:
+        raise UserError(
+            f"{where}: class_names is {describe(given)}; it must be texts, one a class"
+        )
+    return [_checked_name(str(name), where) for name in given]
+
+
+def _checked_name(name: str, where: str) -> str:
+    try:
+        return check_text(name)
+    except ValueError as error:
+        raise UserError(f"{where}: a class is named {name!r}; {error}") from error
+
+
+# Of each split its files with their labels, and the names of the classes.
+_Listing = tuple[dict[str, list[tuple[pathlib.Path, int]]], list[str]]
+
+
+def _list_folder(folder: pathlib.Path) -> _Listing:
+    """The pictures of each split, and the classes."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give folder:PATH")
+    inside = {path.name: path for path in _folders(folder)}
+    splits = {_TRAIN: folder}
+    if _TRAIN in inside:
+        tests = [inside[name] for name in _TESTS if name in inside]
+        if not tests:
+            raise UserError(
+                f"{folder} has {_TRAIN} and no {' or '.join(_TESTS)}; add one, or put "
+                "the folders of the classes into it as they are"
+            )
+        splits = {_TRAIN: inside[_TRAIN], "test": tests[0]}
+    names = [path.name for path in _folders(splits[_TRAIN])]
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise UserError(
+            f"{splits[_TRAIN]} has {len(names)} folders; there must be one for each "
+            f"class, 2 to {MAX_CLASSES}"
+        )
+    found: dict[str, list[tuple[pathlib.Path, int]]] = {}
+    for split, place in splits.items():
+        if unknown := [p.name for p in _folders(place) if p.name not in names]:
+            raise UserError(f"{place / unknown[0]} is no class of {splits[_TRAIN]}")
+        found[split] = [
+            (path, label)
+            for label, name in enumerate(names)
+            if (place / name).is_dir()
+            for path in find_images([place / name])
+        ]
+        if not found[split]:
+            raise UserError(f"{place} has no pictures")
+    return found, [_checked_name(name, str(folder)) for name in names]
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _key(folder: pathlib.Path, listing: _Listing, size: int | None) -> str:
+    """Changes with any file of the folder."""
+    digest = hashlib.sha256(repr(size).encode())
+    for split, files in listing[0].items():
+        for path, label in files:
+            status = path.stat()
+            name = os.fsencode(path.relative_to(folder))
+            facts = (split, label, status.st_size, status.st_mtime_ns)
+            digest.update(name + repr(facts).encode())
+    return digest.hexdigest()[:24]
+
+
+def _read_folder(
+    folder: pathlib.Path, title: str, listing: _Listing, size: int | None
+) -> Dataset:
+    files, names = listing
+    every = [path for split in files.values() for path, _ in split]
+    shape = _common_shape(every, size)
+    needed, memory = len(every) * int(np.prod(shape)), _memory()
+    if memory is not None and needed > memory / 2:
+        raise UserError(
+            f"{folder}: {len(every):,} pictures of {' x '.join(map(str, shape))} take "
+            f"{needed / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB; give "
+            "a smaller --image_size, or fewer pictures"
+        )
+    pairs: list[_Pair] = []
+    for split in files.values():
+        images = np.empty((len(split), *shape), np.uint8)
+        for index, (path, _) in enumerate(split):
+            images[index] = read_image(path, *shape)
+        pairs.append((images, np.array([label for _, label in split], np.int32)))
+    train, source = pairs[0], folder.name
+    if len(pairs) == 1:
+        train, test, source = _hold_out(*train, source)
+    else:
+        test = pairs[1]
+    return make_dataset(title, *train, *test, names, source=source)
+
+
+def _common_shape(paths: list[pathlib.Path], size: int | None) -> tuple[int, int, int]:
+    """Height, width and channels of all pictures: grey where all of them are."""
+    shapes = {path: shape_of(path) for path in paths}
+    channels = 1 if all(shape[2] == 1 for shape in shapes.values()) else 3
+    if size is not None:
+        return size, size, channels
+    first = next(iter(shapes))
+    height, width, _ = shapes[first]
+    for path, shape in shapes.items():
+        if shape[:2] != (height, width):
+            raise UserError(
+                f"{path} has {shape[0]} x {shape[1]} pixels and {first} {height} x "
+                f"{width}; --image_size=N makes all of them N x N"
+            )
+    return height, width, channels
+
+
+def _hold_out(
+    images: np.ndarray, labels: np.ndarray, source: str
+) -> tuple[_Pair, _Pair, str]:
+    """Training and test set, of each class its share, and a source that says so."""
+    rng, held = np.random.default_rng(0), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held[members[: max(1, round(TEST_SHARE * len(members)))]] = True
+    if held.all():
+        raise UserError(f"{source} has too few images: none is left to train on")
+    hint = f"{held.sum():,} of {len(held):,} images held out as the test set"
+    train, test = ((images[part], labels[part]) for part in (~held, held))
+    return train, test, f"{source}, {hint}"
+
+
+def _memory() -> int | None:
+    """Bytes of the machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return None

@@ -1,0 +1,202 @@
+"""Data sets of one's own: folders of pictures and .npz files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_flax.data import load_dataset
+from cifar_flax.data.own import is_own, whole_name
+from cifar_flax.errors import UserError
+from cifar_flax.runs.inference import Run
+from cifar_flax.runs.session import run
+from cifar_flax.runs.settings import Settings
+
+RNG = np.random.default_rng(0)
+
+
+def pixels(count, *shape):
+    return RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def write_class(folder, images):
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image.squeeze()).save(folder / f"{number:03}.png")
+    return images
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with train and test; what is in it, class by class."""
+    folder = tmp_path / "my pictures"
+    made = {
+        (split, name): write_class(folder / split / name, pixels(count, 6, 8, 3))
+        for split, count in (("train", 5), ("test", 2))
+        for name in ("cat", "a dog")
+    }
+    return folder, made
+
+
+def load(name, tmp_path, **settings):
+    return load_dataset(name, data_dir=tmp_path / "cache", **settings)
+
+
+def test_a_folder_of_pictures_is_read_as_it_is(pictures, tmp_path):
+    folder, made = pictures
+    for _ in range(2):  # read, and from the cache
+        data = load(f"folder:{folder}", tmp_path)
+        assert data.class_names == ("a dog", "cat")
+        assert data.name == "my_pictures"
+        for split in ("train", "test"):
+            expected = np.concatenate([made[split, n] for n in data.class_names])
+            np.testing.assert_array_equal(getattr(data, f"{split}_images"), expected)
+            labels = np.repeat([0, 1], len(expected) // 2)
+            np.testing.assert_array_equal(getattr(data, f"{split}_labels"), labels)
+    mean = np.concatenate([made["train", n] for n in data.class_names]) / 255
+    np.testing.assert_allclose(data.mean, mean.mean((0, 1, 2)), rtol=1e-6)
+
+
+def test_a_changed_folder_is_read_again(pictures, tmp_path):
+    folder, _ = pictures
+    before = load(f"folder:{folder}", tmp_path)
+    Image.fromarray(pixels(1, 6, 8, 3)[0]).save(folder / "train" / "cat" / "new.png")
+    after = load(f"folder:{folder}", tmp_path)
+    assert len(after.train_labels) == len(before.train_labels) + 1
+
+
+def test_grey_pictures_have_one_channel_and_any_size_is_resized(tmp_path):
+    for name, size in (("a", 10), ("b", 7)):
+        write_class(tmp_path / "grey" / name, pixels(6, size, size, 1))
+    with pytest.raises(UserError, match=r"7 x 7 pixels and .*10 x 10; --image_size=N"):
+        load(f"folder:{tmp_path / 'grey'}", tmp_path)
+    data = load(f"folder:{tmp_path / 'grey'}", tmp_path, image_size=5)
+    assert data.train_images.shape == (10, 5, 5, 1)
+    assert data.test_images.shape == (2, 5, 5, 1)
+    assert "2 of 12 images held out as the test set" in data.source
+    assert np.bincount(data.test_labels).tolist() == [1, 1]
+
+
+def test_resizing_keeps_what_is_flat_and_cuts_the_middle(tmp_path):
+    images = np.zeros((4, 32, 64, 3), np.uint8)
+    images[:, :, 16:48] = (10, 200, 30)  # the middle square
+    labels = np.array([0, 1, 0, 1])
+    arrays = {"images": images, "labels": labels, "test_images": images}
+    np.savez(tmp_path / "flat.npz", **arrays, test_labels=labels)
+    data = load(f"npz:{tmp_path / 'flat.npz'}", tmp_path, image_size=8)
+    assert data.train_images.shape == (4, 8, 8, 3)
+    assert (data.train_images[:, :, 2:6] == np.uint8([10, 200, 30])).all()
+    shapes = load_dataset("shapes", image_size=8)
+    assert shapes.train_images.shape[1:] == (8, 8, 3)
+
+
+@pytest.mark.parametrize("names", ["ours", "keras"])
+def test_a_file_of_arrays_is_read(tmp_path, names):
+    train, test = (
+        (pixels(7, 5, 5), np.arange(7)[:, None] % 3),
+        (pixels(3, 5, 5), [0, 1, 2]),
+    )
+    keys = ["train_images", "train_labels", "test_images", "test_labels"]
+    keys = ["x_train", "y_train", "x_test", "y_test"] if names == "keras" else keys
+    arrays = dict(zip(keys, [*train, *test], strict=True))
+    np.savez(tmp_path / "digits.npz", **arrays, class_names=np.array(["x", "y", "z"]))
+    data = load(f"npz:{tmp_path / 'digits.npz'}", tmp_path)
+    np.testing.assert_array_equal(data.train_images, train[0][..., None])
+    np.testing.assert_array_equal(data.train_labels, train[1][:, 0])
+    np.testing.assert_array_equal(data.test_labels, test[1])
+    assert data.class_names == ("x", "y", "z")
+    assert data.source == "digits.npz"
+
+
+def test_a_run_on_pictures_predicts_with_their_class_names(pictures, tmp_path):
+    folder, _ = pictures
+    settings = Settings(
+        model="simplenet", dataset=f"folder:{folder}", val_size=2, batch_size=4,
+        lr=0.01, epochs=1, data_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    result = run(settings, tmp_path / "run")
+    assert result.record.dataset == "my_pictures"
+    assert Run.load(tmp_path / "run").class_names == ["a dog", "cat"]
+    again = run(settings, tmp_path / "run", resume=True)
+    assert again.record.test_loss == result.record.test_loss
+
+
+def files(**arrays):
+    def write(folder):
+        np.savez(folder / "a.npz", **arrays)
+        return f"npz:{folder / 'a.npz'}"
+
+    return write
+
+
+def folders(*names):
+    def write(folder):
+        for name in names:
+            write_class(folder / "f" / name, pixels(2, 4, 4, 3))
+        return f"folder:{folder / 'f'}"
+
+    return write
+
+
+def damaged(folder):
+    write_class(folder / "f" / "a", pixels(2, 4, 4, 3))
+    write_class(folder / "f" / "b", pixels(2, 4, 4, 3))
+    (folder / "f" / "b" / "x.png").write_text("no picture")
+    return f"folder:{folder / 'f'}"
+
+
+TEN = {"images": pixels(4, 5, 5, 3), "labels": np.arange(4)}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: f"npz:{folder}/none.npz", "there is no file"),
+        (lambda folder: f"npz:{folder}", "there is no file"),
+        (lambda folder: f"folder:{folder}/none", "there is no folder"),
+        (files(a=np.zeros(3)), "has the arrays a; it needs images and labels"),
+        (files(images=np.zeros((2, 3, 3, 3)), labels=[0, 1]), "images are float64"),
+        (files(images=TEN["images"], labels=[0, 1]), "one for each of 4 images"),
+        (files(images=np.array([{}]), labels=[0]), "cannot be read: .*pickle"),
+        (files(**TEN), "has too few images: none is left"),
+        (
+            files(
+                images=pixels(8, 5, 5), labels=[0, 1] * 4, class_names=["a", "b", "a"]
+            ),
+            "one or more different names",
+        ),
+        (
+            files(images=pixels(8, 5, 5), labels=[0, 1] * 4, class_names=np.zeros(2)),
+            r"class_names is float64 \[2\]; it must be texts",
+        ),
+        (
+            files(
+                images=pixels(8, 5, 5), labels=[0, 1] * 4, class_names=["a", "\x1b["]
+            ),
+            r"a class is named '\\x1b\['",
+        ),
+        (folders("one"), "has 1 folders; there must be one for each class"),
+        (folders("train/a", "train/b"), "has train and no test or val"),
+        (
+            folders("train/a", "train/b", "test/c"),
+            "test/c is no class of",
+        ),
+        (damaged, "x.png is not a picture"),
+    ],
+)
+def test_what_is_no_data_set_is_named(tmp_path, make, words):
+    name = make(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        load(name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_tell_places():
+    assert is_own("folder:a b")
+    assert is_own("npz:/x.npz")
+    assert not is_own("cifar10")
+    assert not is_own("zip:a")
+    assert not is_own("npz:")
+    assert whole_name("npz:x.npz").startswith("npz:/")
+    assert whole_name("cifar10") == "cifar10"
+    with pytest.raises(UserError, match="--image_size=0"):
+        Settings(image_size=0)

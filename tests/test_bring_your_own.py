@@ -1,0 +1,72 @@
+"""The examples of docs/bring-your-own.md run as they stand, on small data."""
+
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cifar_flax
+from cifar_flax.runs.settings import Settings
+from tests import archives
+from tests.conftest import make_split
+from tests.forked import command
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "bring-your-own.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """A folder with the files of the page, and a picture."""
+    folder = tmp_path_factory.mktemp("shelf")
+    for _, text in BLOCKS:
+        if name := re.match(r"# (\w+\.\w+)\n", text):
+            (folder / name[1]).write_text(text)
+    images = np.random.default_rng(0).integers(0, 256, (200, 9, 9), dtype=np.uint8)
+    np.savez(folder / "arrays.npz", images=images, labels=np.arange(200) % 3)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "picture.png")
+    return folder
+
+
+def test_every_command_of_the_page_runs(shelf):
+    """In the order of the page; paths are those of the folder."""
+    data = archives.tiny_data(shelf)
+    text = "\n".join(text for kind, text in BLOCKS if kind == "sh")
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line]
+    assert len(lines) == 12
+    for number, line in enumerate(lines):
+        python, option, module, *words = shlex.split(line)
+        assert (python, option) == ("python", "-m")
+        paths = r"(?<![\w/])(runs/\w+|nets\.py|mine\.toml|picture\.png|arrays\.npz)"
+        words = [re.sub(paths, rf"{shelf}/\1", word) for word in words]
+        if module in ("experiments.run", "experiments.sweep"):
+            own = any("--dataset" in word for word in words)
+            words += [word for word in data if "size" not in word and not own]
+            words += [] if own else ["--val_size=50"]
+            words += ["--batch_size=30"]
+            if not any("workdir" in word or "print" in word for word in words):
+                words.append(f"--workdir={shelf}/runs/{number}")
+        done = command(module.removeprefix("experiments."), *words)
+        assert done.returncode == 0, (line, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [text for kind, text in BLOCKS if kind == "python"],
+    ids=lambda text: text[-40:],
+)
+def test_every_program_of_the_page_runs(shelf, monkeypatch, tmp_path, capsys, code):
+    train, test = make_split(0, 700), make_split(1, 20)
+    arrays = (train.images, train.labels, test.images, test.labels)
+    names = [*"abcdefghij"]
+    dataset = cifar_flax.make_dataset("cifar10", *arrays, names, source="a test")
+    monkeypatch.setattr(Settings, "load_data", lambda self: dataset)
+    monkeypatch.syspath_prepend(shelf)
+    monkeypatch.chdir(tmp_path)
+    code = code.replace("cf.Settings(", "cf.Settings(val_size=100, ")
+    code = code.replace('val_size=100, model="simplenet", lr', 'model="simplenet", lr')
+    exec(compile(code, str(PAGE), "exec"), {"__name__": "page"})
+    assert ("print(" in code) == bool(capsys.readouterr().out)
