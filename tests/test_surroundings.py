@@ -21,9 +21,9 @@ from tests.test_commands import ROOT, assert_one_line_error, data  # noqa: F401
 RUN = [sys.executable, "-m", "experiments.run", "--model=simplenet", "--lr=0.01"]
 
 
-def start(*flags, **settings):
+def start(*flags, first=(), **settings):
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-    return subprocess.Popen([*RUN, *flags], text=True, cwd=ROOT, **settings)
+    return subprocess.Popen([*first, *RUN, *flags], text=True, cwd=ROOT, **settings)
 
 
 @contextlib.contextmanager
@@ -100,8 +100,7 @@ def test_a_lost_terminal_is_a_stop(data, tmp_path):  # noqa: F811
 
 
 def test_nohup_is_obeyed(data, tmp_path):  # noqa: F811
-    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
-    with training(data, tmp_path / "run", **ignore) as process:
+    with training(data, tmp_path / "run", first=["nohup"]) as process:
         process.send_signal(signal.SIGHUP)
         lines = len(records.read_metrics(tmp_path / "run"))
         wait_for(
@@ -294,8 +293,9 @@ def test_a_limit_of_the_system_loses_nothing(data, tmp_path, limit):  # noqa: F8
     assert go("undisturbed").returncode == 0
     limited = go("run", limits=f"ulimit {limit};")
     assert limited.returncode == 1
-    assert limited.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in limited.stderr
+    # Without files, Orbax's threads may complain after the last line of the command.
+    (error,) = (x for x in limited.stderr.splitlines() if x.startswith("error: "))
+    assert "--resume" in error or "cannot" in error
     assert records.read_result(tmp_path / "run") is None
     assert go("run", "--resume").returncode == 0
     results = [records.read_result(tmp_path / name) for name in ("undisturbed", "run")]

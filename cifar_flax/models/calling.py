@@ -5,13 +5,16 @@ may take ``train`` as a keyword, hold any collections beside ``params``, and dra
 any random streams while it trains.
 """
 
+import contextlib
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from cifar_flax.errors import UserError
+from cifar_flax.layers import BatchNorm
 from cifar_flax.layers.conv import Lowering, convolving
 
 # Other libraries' names of what is called ``train`` here.
@@ -39,6 +42,7 @@ def train_logits(
     images: jax.Array,
     key: jax.Array,
     lowering: Lowering = "auto",
+    is_frozen_norm: Callable[[str], bool] | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Logits [N, K] in training, and the collections as the model left them.
 
@@ -48,11 +52,13 @@ def train_logits(
       images: normalised, [N, H, W, C].
       key: for all that the model draws.
       lowering: of its convolutions.
+      is_frozen_norm: tells by their paths the batch norms that normalise with their
+        running statistics, and do not update them; None: there are none.
     """
     collections = {n: value for n, value in variables.items() if n != "params"}
     # Linen takes the stream "params" for every stream that has no key of its own.
     streams = {"dropout": key, "params": jax.random.fold_in(key, 1)}
-    with convolving(lowering):
+    with convolving(lowering), _freezing(is_frozen_norm):
         logits, updated = model.apply(
             variables,
             images,
@@ -61,6 +67,27 @@ def train_logits(
             **train_argument(model, True),
         )
     return logits, {**collections, **updated}
+
+
+@contextlib.contextmanager
+def _freezing(is_frozen: Callable[[str], bool] | None) -> Iterator[None]:
+    def freeze(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        is_norm = isinstance(layer, nn.BatchNorm | BatchNorm)
+        if is_norm and is_frozen is not None and is_frozen("/".join(layer.path)):
+            # The layer is a copy that this one call of the model has made.
+            if isinstance(layer, nn.BatchNorm):
+                object.__setattr__(layer, "use_running_average", True)
+                kwargs.pop("use_running_average", None)
+            else:
+                object.__setattr__(layer, "frozen", True)
+        return call(*args, **kwargs)
+
+    if is_frozen is None:
+        yield
+        return
+    with nn.intercept_methods(freeze):
+        yield
 
 
 def train_argument(model: nn.Module, train: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,12 +47,13 @@ class Journal(Observer):
         self._folder, self._lock, self._checkpoints = folder, lock, checkpoints
 
     def restore(
-        self, trainer: Trainer, test_size: int
+        self, trainer: Trainer, first_state: Callable[[], TrainState], test_size: int
     ) -> tuple[TrainState, float, list[records.LogPoint]]:
         """Where to begin: the newest valid checkpoint, or the initial state.
 
         Args:
           trainer: that trains.
+          first_state: makes the state before the first step.
           test_size: images of which the predictions will be written.
 
         Returns:
@@ -61,11 +62,12 @@ class Journal(Observer):
         Raises:
           UserError: no valid checkpoint among those that are there, or too little room.
         """
-        state, seconds = trainer.init(), 0.0
+        begun = self._checkpoints.latest_step is not None
+        state, seconds = trainer.init() if begun else first_state(), 0.0
         logits = 4 * len(trainer.seeds) * test_size * trainer.spec.num_classes
         # Checkpoints, one of them being made, and the records.
         check_space(self._folder, 5 * size_of(state) + logits + 2**20)
-        if self._checkpoints.latest_step is not None:
+        if begun:
             state, seconds = self._checkpoints.restore(state)
         lines = records.cut_metrics(self._folder, int(state.step.max()))
         return state, seconds, lines

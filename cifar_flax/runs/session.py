@@ -6,6 +6,7 @@ thread, in a notebook, and many times in a process.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import threading
@@ -210,10 +211,11 @@ class _Session:
         """Takes the initial state, or the last one that was saved."""
         splits = self._subject.splits
         if self._journal is None:
-            self.state = self._trainer.init()
+            self.state = self._subject.first_state(self._trainer)
         else:
+            first = functools.partial(self._subject.first_state, self._trainer)
             self.state, self._seconds, self._lines = self._journal.restore(
-                self._trainer, len(splits.test)
+                self._trainer, first, len(splits.test)
             )
         self._lost = self.state.diverged_at
         recorded = self._recorded
@@ -432,7 +434,11 @@ def _test_range(
     watchers.started(plan)
     try:
         curves = range_curves(
-            trainer, subject.splits.train, settings, on_progress=on_progress
+            trainer,
+            subject.splits.train,
+            settings,
+            subject.first_state(trainer),
+            on_progress,
         )
     except (KeyboardInterrupt, _StopRequested):
         result = RangeTestResult("stopped", subject.name, None, [], None, folder)

@@ -21,6 +21,7 @@ from cifar_flax.models import MODELS, make_model
 from cifar_flax.models.own import is_own, label_of, make_own, whole_name
 from cifar_flax.training import optimizers
 from cifar_flax.training.checks import MAX_FLOAT, MAX_SHARE, MIN_FLOAT
+from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import Constant, Phase, Sgdr
 from cifar_flax.training.recipe_files import read_recipe, to_plain
 from cifar_flax.training.recipes import LESSON, Recipe
@@ -30,7 +31,7 @@ from cifar_flax.training.trainer import check_seeds
 PATHS = ("data_dir", "data_archive")
 
 # Settings of which a sweep takes one value: a comma in it separates nothing.
-SINGLE = (*PATHS, "model_args", "optimizer_args")
+SINGLE = (*PATHS, "model_args", "optimizer_args", "freeze")
 
 MAX_SIDE = 4096  # of an image
 
@@ -55,7 +56,7 @@ _OF_AUGMENTATION = ("padding", "padding_mode", "flip")
 OF_SCHEDULE = ("phases", "lr", "epochs", *_OF_CYCLES)
 OF_RECIPE = (
     *("recipe", *OF_SCHEDULE, "optimizer", "optimizer_args"),
-    *(*_OF_OPTIMIZER, *_OF_AUGMENTATION),
+    *(*_OF_OPTIMIZER, *_OF_AUGMENTATION, "freeze"),
 )
 
 
@@ -186,12 +187,25 @@ class Settings:
         None, "Share of the target spread over all classes (default: the recipe's)."
     )
 
+    init_from: str | None = _setting(
+        None,
+        "Start from the variables of the finished run in this folder; where there are "
+        "other classes, with a new last layer.",
+    )
+    freeze: str | None = _setting(
+        None,
+        "Keep the parameters whose path has this pattern, a regular expression, such "
+        "as ^(?!head).",
+    )
+
     bn_momentum: float = _setting(
         0.9, "Share of its running statistics that batch norm keeps a step."
     )
     bn_epsilon: float = _setting(1e-5, "Added to batch norm's variance.")
-    bn_freeze: bool = _setting(
-        False, "Normalise with the running statistics, and never update them."
+    bn_freeze: bool | None = _setting(
+        None,
+        "Normalise with the running statistics, and never update them (default: in "
+        "what --freeze keeps as it is, and nowhere else).",
     )
     dtype: Literal["float32", "bfloat16"] = _setting("float32", "Of the computation.")
     lowering: Literal["auto", "native", "product", "xla"] = _setting(
@@ -224,7 +238,11 @@ class Settings:
             raise UserError(
                 f"--image_size={self.image_size}: it must be from 1 to {MAX_SIDE}"
             )
-        for name in (*PATHS, "recipe"):  # whole, to go on from another folder
+        for name in (
+            *PATHS,
+            "recipe",
+            "init_from",
+        ):  # whole, to go on from another folder
             path = getattr(self, name)
             if path is not None and (name, path) != ("recipe", LESSON_RECIPE):
                 object.__setattr__(self, name, str(expand_user(path).absolute()))
@@ -273,7 +291,7 @@ class Settings:
             dtype=self.dtype,
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
-            bn_freeze=self.bn_freeze,
+            bn_freeze=bool(self.bn_freeze),
         )
 
     def make_recipe(
@@ -304,6 +322,7 @@ class Settings:
             phases=self._make_phases(recipe.phases[: self.phases], found_lr),
             **self._given(_OF_OPTIMIZER),
             **self._given_optimizer(recipe),
+            **self._given_freeze(recipe),
         )
         if self.epochs is not None and self.lr is None:
             recipe = recipe.stretched(self.epochs)
@@ -313,6 +332,15 @@ class Settings:
         """Of some settings those that are given."""
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
+
+    def _given_freeze(self, recipe: Recipe) -> dict[str, Any]:
+        """What is frozen, before the groups of the recipe."""
+        given: dict[str, Any] = {}
+        if self.freeze is not None:
+            given["groups"] = (Group(self.freeze, frozen=True), *recipe.groups)
+        if self.bn_freeze is False:
+            given["freeze_norms"] = False
+        return given
 
     def _given_optimizer(self, recipe: Recipe) -> dict[str, Any]:
         """The optimizer that is given, and its options; else the recipe's own."""

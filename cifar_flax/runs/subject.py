@@ -16,6 +16,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
 from cifar_flax.models.own import Source, is_own, source_of
 from cifar_flax.runs.environment import describe_environment
+from cifar_flax.runs.origin import first_state
 from cifar_flax.runs.settings import (
     AUTO,
     LESSON_RECIPE,
@@ -26,6 +27,7 @@ from cifar_flax.runs.settings import (
 )
 from cifar_flax.training.recipe_files import to_plain
 from cifar_flax.training.recipes import LESSON, Recipe
+from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
 
 # Of the sampled schedule in the record: enough to draw it.
@@ -91,6 +93,11 @@ class Subject:
             logger.warning(
                 "%s has no batch norm: its settings have no effect", settings.model
             )
+        elif settings.bn_freeze and settings.init_from is None:
+            logger.warning(
+                "--bn_freeze: the running statistics of an untrained net are 0 and 1, "
+                "and stay so"
+            )
         if recipe is not None:
             _refuse_both(changed, OF_RECIPE, "recipe")
         if dataset is None:
@@ -150,6 +157,10 @@ class Subject:
             seeds or settings.seeds,
             lowering=settings.lowering,
         )
+
+    def first_state(self, trainer: Trainer) -> TrainState:
+        """The state before the first step; see ``origin.first_state``."""
+        return first_state(trainer, self.settings, self.model)
 
     def config(self, kind: str, trainer: Trainer, *flags: str) -> records.Config:
         """What ``config.json`` holds.

@@ -146,7 +146,7 @@ def by_group(
 
     def kind(path: tuple, leaf: jax.Array) -> str:
         where = path_in_words(path)
-        group = next((g for g in groups if re.search(g.pattern, where)), Group(""))
+        group = group_of(groups, where)
         if group.frozen:
             return "frozen"
         return _label(group.rate, group.decay and decays(where, leaf))
@@ -164,6 +164,11 @@ def by_group(
     rates = {1.0, *(group.rate for group in groups)}
     transforms = {_label(r, d): make(r, d) for r in rates for d in (True, False)}
     return optax.partition({**transforms, "frozen": optax.set_to_zero()}, labels)
+
+
+def group_of(groups: Sequence[Group], path: str) -> Group:
+    """The first group whose pattern is found in a path; a plain one without any."""
+    return next((g for g in groups if re.search(g.pattern, path)), Group(""))
 
 
 def path_in_words(path: tuple) -> str:

@@ -26,6 +26,7 @@ from cifar_flax.training.optimizers import (
     Options,
     by_group,
     check_options,
+    group_of,
     make_optimizer,
 )
 from cifar_flax.training.phases import (
@@ -57,6 +58,8 @@ class Recipe:
         axes or more, and not norms and biases.
       groups: of parameters that are trained in their own way; the first that matches
         a parameter has it.
+      freeze_norms: batch norms whose parameters are frozen normalise with their running
+        statistics, and do not update them.
       clip_norm: gradients whose norm over all parameters is larger are scaled to it.
       accumulate: steps whose mean gradient makes one step of the optimizer.
       ema: share that the moving average of the variables keeps a step; they are then
@@ -74,6 +77,7 @@ class Recipe:
     weight_decay: float = 0.0
     decay: Literal["all", "kernels"] = "all"
     groups: tuple[Group, ...] = ()
+    freeze_norms: bool = True
     clip_norm: float | None = None
     accumulate: int = 1
     ema: float = 0.0
@@ -99,6 +103,8 @@ class Recipe:
         if self.clip_norm is not None:
             require_float(self.clip_norm, "clip_norm", least=1e-30)
         require(self.decay in ("all", "kernels"), "decay", self.decay, "all or kernels")
+        good = isinstance(self.freeze_norms, bool)
+        require(good, "freeze_norms", self.freeze_norms, "true or false")
         for group in self.groups:
             require(isinstance(group, Group), "a group", group, "a Group")
         good = isinstance(self.augmentation, Augmentation)
@@ -201,6 +207,10 @@ class Recipe:
             return self.options
         momentum = self.momentum or None
         return {"momentum": momentum, "nesterov": self.nesterov, **self.options}
+
+    def is_frozen_norm(self, path: str) -> bool:
+        """Whether the batch norm at a place of the model keeps its statistics."""
+        return self.freeze_norms and group_of(self.groups, f"{path}/scale").frozen
 
     def _decays(self, path: str, leaf: jax.Array) -> bool:
         del path

@@ -1,6 +1,7 @@
 """The training step: one optimizer step of one replica, a pure function."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -106,6 +107,7 @@ class TrainStep:
       batch_size: images in a step.
       label_smoothing: see ``cross_entropy``.
       ema: see ``update_average``.
+      is_frozen_norm: see ``train_logits``.
       lowering: of the model's convolutions.
     """
 
@@ -116,6 +118,7 @@ class TrainStep:
     batch_size: int
     label_smoothing: float = 0.0
     ema: float = 0.0
+    is_frozen_norm: Callable[[str], bool] | None = None
     lowering: Lowering = "auto"
 
     def __call__(
@@ -134,7 +137,7 @@ class TrainStep:
         def loss_fn(params: Any):
             variables = {"params": params, **state.collections}
             logits, collections = train_logits(
-                self.model, variables, images, key, self.lowering
+                self.model, variables, images, key, self.lowering, self.is_frozen_norm
             )
             logits = logits.astype(jnp.float32)
             losses = cross_entropy(logits, labels, self.label_smoothing)

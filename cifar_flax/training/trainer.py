@@ -179,6 +179,7 @@ class Trainer:
             batch_size=recipe.batch_size,
             label_smoothing=recipe.label_smoothing,
             ema=recipe.ema,
+            is_frozen_norm=recipe.is_frozen_norm if recipe.groups else None,
             lowering=self.lowering,
         )
         self.predictor = Predictor(model, spec, lowering=self.lowering)
@@ -211,6 +212,26 @@ class Trainer:
     def init(self) -> TrainState:
         """The state of all replicas before the first step."""
         return self._init(jnp.asarray(self.seeds))
+
+    @known_settings()
+    def start_from(self, variables: dict[str, Any]) -> TrainState:
+        """The state before the first step, with other variables than ``init`` draws.
+
+        Args:
+          variables: of all replicas, every array with a leading axis.
+
+        Raises:
+          UserError: they are not those of this trainer's model.
+        """
+        _check_tree("variables", variables, self._template.trained)
+        params = variables["params"]
+        return dataclasses.replace(
+            self.init(),
+            params=params,
+            collections={n: value for n, value in variables.items() if n != "params"},
+            opt_state=jax.vmap(self.train_step.tx.init)(params),
+            average=variables if self.recipe.ema else None,
+        )
 
     @known_settings()
     def put(self, split: Split) -> DeviceData:

@@ -299,7 +299,7 @@ def cached(tmp_path):
         return cache.load_or_build(tmp_path, "tiny", "key", lambda: dataset)
 
     load()
-    (path,) = (tmp_path / "cifar_flax").iterdir()
+    (path,) = (tmp_path / "cifar_flax").glob("*.npz")
     return path, load
 
 

@@ -149,9 +149,17 @@ def test_too_little_space_is_said_at_once(tmp_path, monkeypatch):
 # Signals, which are the command's.
 
 
+@pytest.fixture
+def heard():
+    """A shell without job control has SIGINT ignored in what it runs beside itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_state_after_the_chunk_in_progress(
-    tmp_path, small_chunks, signum
+    tmp_path, small_chunks, heard, signum
 ):
     before = signal.getsignal(signum)
     stopper = StopOnSignal()
@@ -181,7 +189,7 @@ def test_a_signal_ends_a_command_that_does_not_ask_for_requests():
     assert told.events[-1] == ("ended", None)
 
 
-def test_a_second_signal_does_not_wait():
+def test_a_second_signal_does_not_wait(heard):
     before = signal.getsignal(signal.SIGTERM)
     request = cli.StopRequest()
     with cli.caught_signals(request):

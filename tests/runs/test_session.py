@@ -310,7 +310,7 @@ class Plateau:
 class Adam(Recipe):
     """A recipe with an optimizer of one's own."""
 
-    def optimizer(self, schedule):
+    def make_optimizer(self, schedule):
         return optax.adam(schedule)
 
 

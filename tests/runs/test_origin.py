@@ -1,0 +1,146 @@
+"""Runs that start from another run, and freeze parts of it."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from cifar_flax.data import make_dataset
+from cifar_flax.errors import UserError
+from cifar_flax.runs.session import run
+from cifar_flax.runs.settings import Settings
+from tests.conftest import make_split
+
+
+def dataset(classes, seed=0):
+    train, test = make_split(seed, 96, classes), make_split(seed + 1, 24, classes)
+    arrays = (train.images, train.labels, test.images, test.labels)
+    names = [f"class {k}" for k in range(classes)]
+    return make_dataset("tiny", *arrays, names, source="a test")
+
+
+DATA = dataset(4)
+SETTINGS = {"val_size": 24, "batch_size": 24, "lr": 0.05, "epochs": 1}
+
+
+def go(folder=None, data=DATA, net=None, **changes):
+    return run(Settings(**SETTINGS | changes), folder, dataset=data, model=net)
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("origin") / "run"
+    return folder, go(folder, seeds=(3, 5))
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def moved(one, other):
+    """Paths of the arrays that differ."""
+    pairs = zip(
+        jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(other), strict=True
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, a), (_, b) in pairs
+        if not np.array_equal(a, b)
+    }
+
+
+def test_a_run_starts_from_the_replica_of_its_seed_or_the_first(origin):
+    folder, result = origin
+    started = go(init_from=str(folder), seeds=(5, 9), lr=0.0)
+    theirs = result.state.params
+    assert_same(
+        started.state.params, jax.tree.map(lambda p: p[np.array([1, 0])], theirs)
+    )
+
+
+def test_other_classes_get_a_new_head(origin, caplog):
+    caplog.set_level("INFO")
+    folder, result = origin
+    started = go(data=dataset(7, seed=3), init_from=str(folder), seeds=(3,), lr=0.0)
+    ours, theirs = started.state.params, result.state.params
+    assert ours["head"]["kernel"].shape[-1] == 7
+    for name in set(ours) - {"head"}:
+        assert_same(ours[name], jax.tree.map(lambda p: p[:1], theirs[name]))
+    assert "new: params/head/bias, params/head/kernel" in caplog.text
+
+
+def test_what_is_frozen_keeps_its_bits_norms_included(origin):
+    folder, result = origin
+    first = jax.tree.map(lambda p: p[:1], result.state.trained)
+    settings = {"init_from": str(folder), "seeds": (3,), "freeze": "^(?!head)"}
+    ended = go(**settings).state
+    assert moved(ended.trained, first) == {"params/head/bias", "params/head/kernel"}
+    ended = go(**settings, bn_freeze=False).state
+    changed = moved(ended.trained, first)
+    assert {path.split("/")[0] for path in changed} == {"params", "batch_stats"}
+    assert {path for path in changed if path.startswith("params")} == {
+        "params/head/bias",
+        "params/head/kernel",
+    }
+    part = moved(go(**{**settings, "freeze": "stage0"}).state.trained, first)
+    assert not any("stage0" in path for path in part)
+    assert any("batch_stats/stage1" in path for path in part)
+
+
+class Stranger(nn.Module):
+    """A net with flax's own batch norm."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Conv(4, (3, 3), strides=4, name="conv")(x)
+        x = nn.BatchNorm(use_running_average=not train, name="inner")(x)
+        x = nn.relu(x).mean((1, 2))
+        x = nn.BatchNorm(name="outer")(x, use_running_average=not train)
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+def test_the_norms_of_a_stranger_freeze_too(tmp_path):
+    first = go(tmp_path / "run", net=Stranger(4)).state
+    settings = {"init_from": str(tmp_path / "run"), "data": dataset(6)}
+    ended = go(net=Stranger(6), freeze="conv|inner", **settings).state
+    for name in ("conv", "inner"):
+        assert_same(ended.params[name], first.params[name])
+    assert_same(ended.batch_stats["inner"], first.batch_stats["inner"])
+    assert moved(ended.batch_stats["outer"], first.batch_stats["outer"])
+
+
+def test_a_fine_tuned_run_resumes_without_its_origin(origin, tmp_path):
+    folder, _ = origin
+    settings = {"init_from": str(folder), "seeds": (3,), "ema": 0.5, "epochs": 2}
+    whole = go(tmp_path / "whole", **settings)
+    again = run(
+        Settings(**SETTINGS | settings),
+        tmp_path / "whole",
+        dataset=DATA,
+        resume=True,
+    )
+    assert_same(whole.state.trained, again.state.trained)
+    assert_same(whole.state.average, again.state.average)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"init_from": "nowhere"}, "nowhere holds no run"),
+        ({"init_from": "{}", "model": "resnet"}, "has trained convbn, and this one"),
+        ({"freeze": "["}, "is no regular expression"),
+        ({"freeze": "no such"}, "'no such' is found in no parameter's path"),
+    ],
+)
+def test_what_cannot_be_started_from_is_named(origin, changes, words):
+    changes = {name: text.format(origin[0]) for name, text in changes.items()}
+    with pytest.raises(UserError, match=words):
+        go(**changes)
+
+
+def test_frozen_statistics_of_an_untrained_net_are_warned_of(caplog):
+    go(bn_freeze=True)
+    assert "the running statistics of an untrained net are 0 and 1" in caplog.text
