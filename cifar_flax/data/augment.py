@@ -1,10 +1,12 @@
 """Pad, crop, flip and normalise: pure functions on batches, for use inside ``jit``."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from cifar_flax.errors import UserError
 
@@ -12,6 +14,9 @@ PADDING_MODES = ("symmetric", "constant", "reflect")
 
 # As wide as the images; a crop from further out would show nothing of them.
 MAX_PADDING = 32
+
+
+MAX_CUTOUT = 4096  # as wide as any image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +30,39 @@ class Augmentation:
         with its edge pixel (what the lesson's library did), ``reflect`` without it,
         ``constant`` is black.
       flip: mirror an image left to right with probability 1/2.
+      alternate: flip every image on every other epoch, from a coin of its own on
+        (Jordan 2024, https://arxiv.org/abs/2404.00498), and not by chance.
+      cutout: side of a square, in pixels, that shows the mean colour; its centre is
+        anywhere in the image (DeVries and Taylor 2017,
+        https://arxiv.org/abs/1708.04552). 0 for none.
+      brightness: each image is made brighter or darker by up to this share of white.
+      contrast: each image's distance from its mean colour is multiplied by 1 - c to
+        1 + c.
+      mixup: alpha of Beta(alpha, alpha), from which a batch's share of another image is
+        drawn (Zhang et al. 2018, https://arxiv.org/abs/1710.09412). 0 for none.
+      cutmix: the same for the area of a rectangle of another image (Yun et al. 2019,
+        https://arxiv.org/abs/1905.04899). With both, each takes every second batch.
     """
 
     padding: int = 4
     padding_mode: str = "symmetric"
     flip: bool = True
+    alternate: bool = False
+    cutout: int = 0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def varies(self) -> bool:
+        """Whether ``vary`` does anything."""
+        return bool(self.cutout or self.brightness or self.contrast)
 
     def __post_init__(self):
         whole = type(self.padding) is int
@@ -37,8 +70,24 @@ class Augmentation:
             raise UserError(
                 f"padding is {self.padding}; it must be from 0 to {MAX_PADDING} pixels"
             )
-        if not isinstance(self.flip, bool):
-            raise UserError(f"flip is {self.flip!r}; it must be True or False")
+        for name in ("flip", "alternate"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise UserError(f"{name} is {value!r}; it must be True or False")
+        if type(self.cutout) is not int or not 0 <= self.cutout <= MAX_CUTOUT:
+            raise UserError(
+                f"cutout is {self.cutout!r}; it must be from 0 to {MAX_CUTOUT} pixels"
+            )
+        for name, most in (
+            *(("brightness", 1.0), ("contrast", 1.0)),
+            *(("mixup", 100.0), ("cutmix", 100.0)),
+        ):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= most:
+                raise UserError(f"{name} is {value!r}; it must be from 0 to {most:g}")
+        if self.alternate and not self.flip:
+            raise UserError("alternate is true and flip is false; give one of them")
         if self.padding_mode not in PADDING_MODES:
             raise UserError(
                 f"padding_mode is {self.padding_mode!r}; it must be one of "
@@ -57,7 +106,11 @@ def pad_images(images: np.ndarray, augmentation: Augmentation) -> np.ndarray:
 
 
 def sample_images(
-    key: jax.Array, padded: jax.Array, indices: jax.Array, augmentation: Augmentation
+    key: jax.Array,
+    padded: jax.Array,
+    indices: jax.Array,
+    augmentation: Augmentation,
+    flips: jax.Array | None = None,
 ) -> jax.Array:
     """A batch of randomly cropped and flipped images.
 
@@ -70,6 +123,7 @@ def sample_images(
       padded: [N, H + 2p, W + 2p, C], as ``pad_images`` gives.
       indices: [B], which images to take.
       augmentation: as given to ``pad_images``.
+      flips: whether to mirror each, [B, 1]; None: by chance, where that is asked for.
 
     Returns:
       [B, H, W, C] of the type of ``padded``.
@@ -78,7 +132,8 @@ def sample_images(
     height, width = padded.shape[1] - 2 * p, padded.shape[2] - 2 * p
     # One draw for all three: the generator costs as much as the smallest model.
     bits = jax.random.bits(key, (batch, 1))
-    flips = (bits >> 31 == 1) & augmentation.flip
+    if flips is None:
+        flips = (bits >> 31 == 1) & augmentation.flip
     top, left = (
         ((bits >> shift & 0x7FFF) * (2 * p + 1) >> 15).astype(jnp.int32)
         for shift in (0, 15)
@@ -99,3 +154,81 @@ def denormalise(images, mean, std) -> np.ndarray:
     """The inverse of ``normalise``, rounded and clipped: float [..., C] -> uint8."""
     pixels = (np.asarray(images, np.float32) * np.float32(std) + np.float32(mean)) * 255
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def alternating_flips(
+    key: jax.Array, indices: jax.Array, epoch: jax.Array, count: int
+) -> jax.Array:
+    """Whether to mirror images in an epoch: each on every other one, [B, 1].
+
+    Args:
+      key: the same in all epochs, from which each image's coin is.
+      indices: of the images, [B].
+      epoch: counted from 0.
+      count: images in all.
+    """
+    coins = jax.random.bits(key, (count,), jnp.uint8) & 1
+    return ((coins[indices] + epoch) % 2 == 1)[:, None]
+
+
+def vary(
+    key: jax.Array, images: jax.Array, std: Any, augmentation: Augmentation
+) -> jax.Array:
+    """Contrast, brightness and cutout of normalised images [B, H, W, C]."""
+    batch, height, width, _ = images.shape
+    keys = jax.random.split(key, 3)
+    if augmentation.contrast:
+        shape, c = (batch, 1, 1, 1), augmentation.contrast
+        factor = jax.random.uniform(keys[0], shape, minval=1 - c, maxval=1 + c)
+        mean = images.mean((1, 2), keepdims=True)
+        images = mean + factor * (images - mean)
+    if augmentation.brightness:
+        shape, b = (batch, 1, 1, 1), augmentation.brightness
+        shift = jax.random.uniform(keys[1], shape, minval=-b, maxval=b)
+        images = images + shift / jnp.asarray(std, jnp.float32)
+    if augmentation.cutout:
+        centres = jax.random.uniform(keys[2], (2, batch, 1)) * jnp.array(
+            [height, width]
+        ).reshape(2, 1, 1)
+        inside = _rectangle(centres, augmentation.cutout, height, width)
+        images = jnp.where(inside[..., None], 0.0, images)
+    return images
+
+
+def mix(
+    key: jax.Array, images: jax.Array, augmentation: Augmentation
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image of a batch with the one before it, by mixup or cutmix.
+
+    Returns:
+      The images, and the share that each has kept, one number.
+    """
+    height, width = images.shape[1:3]
+    keys = jax.random.split(key, 3)
+    others = jnp.roll(images, 1, axis=0)
+
+    def by_mixup() -> tuple[jax.Array, jax.Array]:
+        share = jax.random.beta(keys[0], augmentation.mixup, augmentation.mixup)
+        return share * images + (1 - share) * others, share
+
+    def by_cutmix() -> tuple[jax.Array, jax.Array]:
+        share = jax.random.beta(keys[0], augmentation.cutmix, augmentation.cutmix)
+        sides = jnp.sqrt(1 - share) * jnp.array([height, width])
+        centre = jax.random.uniform(keys[1], (2,)) * jnp.array([height, width])
+        inside = _rectangle(centre[:, None, None], sides[:, None, None], height, width)
+        mixed = jnp.where(inside[..., None], others, images)
+        return mixed, 1 - inside.mean()
+
+    if augmentation.mixup and augmentation.cutmix:
+        return lax.cond(jax.random.bernoulli(keys[2]), by_mixup, by_cutmix)
+    return by_mixup() if augmentation.mixup else by_cutmix()
+
+
+def _rectangle(centre: jax.Array, sides: Any, height: int, width: int) -> jax.Array:
+    """Pixels whose middle is in a rectangle, [B, H, W], of [2, B, 1] or [2, 1, 1]."""
+    sides = jnp.broadcast_to(jnp.asarray(sides, jnp.float32), centre.shape)
+    rows, columns = (
+        jnp.abs(jnp.arange(length) + 0.5 - centre[axis]) < sides[axis] / 2
+        for axis, length in enumerate((height, width))
+    )
+    return rows[:, :, None] & columns[:, None, :]

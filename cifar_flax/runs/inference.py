@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ from cifar_flax.models.check import check_model
 from cifar_flax.models.own import is_own, make_own, source_of
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.settings import Settings
-from cifar_flax.training.evaluation import Predictor
+from cifar_flax.training.evaluation import Predictor, Tta
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Run:
       mean: per channel, of the training pixels / 255.
       std: per channel, of the training pixels / 255.
       step: of the checkpoint.
+      tta: test-time augmentation of the run; see ``evaluation.views``.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Run:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     step: int
+    tta: Tta = "none"
 
     @classmethod
     @known_settings()
@@ -102,6 +104,7 @@ class Run:
             mean=tuple(data.mean),
             std=tuple(data.std),
             step=step,
+            tta=_tta_of(config),
         )
 
     def __repr__(self) -> str:
@@ -135,7 +138,13 @@ class Run:
             std=self.std,
             train_size=0,  # nothing is trained
         )
-        return Predictor(self.model, spec)
+        return Predictor(self.model, spec, tta=self.tta)
+
+
+def _tta_of(config: records.Config) -> Tta:
+    """How the run was evaluated; older records do not say it."""
+    recorded = config.settings.get("tta")
+    return next((one for one in get_args(Tta) if one == recorded), "none")
 
 
 def _model_of(

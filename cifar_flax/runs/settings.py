@@ -52,7 +52,10 @@ _OF_OPTIMIZER = (
     *("batch_size", "momentum", "nesterov", "weight_decay", "decay", "clip_norm"),
     *("accumulate", "ema", "label_smoothing"),
 )
-_OF_AUGMENTATION = ("padding", "padding_mode", "flip")
+_OF_AUGMENTATION = (
+    *("padding", "padding_mode", "flip", "alternate", "cutout", "brightness"),
+    *("contrast", "mixup", "cutmix"),
+)
 OF_SCHEDULE = ("phases", "lr", "epochs", *_OF_CYCLES)
 OF_RECIPE = (
     *("recipe", *OF_SCHEDULE, "optimizer", "optimizer_args"),
@@ -121,6 +124,25 @@ class Settings:
     )
     flip: bool | None = _setting(
         None, "Mirror half of the training images (default: the recipe's, true)."
+    )
+
+    alternate: bool | None = _setting(
+        None, "Mirror each image on every other epoch, and not by chance."
+    )
+    cutout: int | None = _setting(
+        None, "Side of a square, in pixels, that shows the mean colour; 0: none."
+    )
+    brightness: float | None = _setting(
+        None, "Make images brighter or darker by up to this share of white."
+    )
+    contrast: float | None = _setting(
+        None, "Change the contrast of images by up to this share."
+    )
+    mixup: float | None = _setting(
+        None, "Alpha of mixup, the mean of two images and their targets; 0: none."
+    )
+    cutmix: float | None = _setting(
+        None, "Alpha of cutmix, a rectangle of another image; 0: none."
     )
 
     recipe: str = _setting(
@@ -208,6 +230,11 @@ class Settings:
         "what --freeze keeps as it is, and nowhere else).",
     )
     dtype: Literal["float32", "bfloat16"] = _setting("float32", "Of the computation.")
+    tta: Literal["none", "flip", "multicrop"] = _setting(
+        "none",
+        "Evaluate by the mean logits of several views of an image. flip: it and its "
+        "mirror image; multicrop: these, and moved by a pixel in two directions.",
+    )
     lowering: Literal["auto", "native", "product", "xla"] = _setting(
         "auto",
         "How convolutions are computed. native: by kernels for a CPU, which the "

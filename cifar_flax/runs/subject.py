@@ -156,6 +156,7 @@ class Subject:
             self.splits.spec,
             seeds or settings.seeds,
             lowering=settings.lowering,
+            tta=settings.tta,
         )
 
     def first_state(self, trainer: Trainer) -> TrainState:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -55,6 +55,33 @@ def _side_by_side(fn: Callable, replicas: Any) -> Any:
     return jax.vmap(fn)(replicas)
 
 
+# How an image is seen in evaluation; see ``views``.
+Tta = Literal["none", "flip", "multicrop"]
+
+
+def views(images: jax.Array, tta: Tta) -> list[tuple[float, jax.Array]]:
+    """What test-time augmentation looks at: weights, which add up to 1, and images.
+
+    ``flip``: each image and its mirror image, half each. ``multicrop``: half of that,
+    and a quarter each of the same moved by a pixel up and left, and down and right, the
+    border reflected (Jordan 2024, https://arxiv.org/abs/2404.00498). The logits of an
+    image are the weighted mean of its views'.
+
+    Args:
+      images: [N, H, W, C].
+      tta: which views.
+    """
+    seen = [(1.0, images)]
+    if tta == "multicrop":
+        height, width = images.shape[1:3]
+        padded = jnp.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
+        moved = [padded[:, d : d + height, d : d + width] for d in (2, 0)]
+        seen = [(0.5, images), *((0.25, one) for one in moved)]
+    if tta == "none":
+        return seen
+    return [(w / 2, x) for w, one in seen for x in (one, one[:, :, ::-1])]
+
+
 class Predictor:
     """The compiled logits of a model; holds neither variables nor data.
 
@@ -69,6 +96,7 @@ class Predictor:
         spec: DataSpec,
         batch_size: int | None = None,
         lowering: Lowering = "auto",
+        tta: Tta = "none",
     ):
         """Makes the program; nothing is compiled yet.
 
@@ -77,6 +105,7 @@ class Predictor:
           spec: of the data that it was made for.
           batch_size: images at a time; None for what suits the device.
           lowering: of the model's convolutions.
+          tta: see ``views``.
         """
         self._spec = spec
         on_cpu = jax.default_backend() == "cpu"
@@ -88,7 +117,14 @@ class Predictor:
             def logits_of_one(variables: Any) -> jax.Array:
                 def of_batch(images: jax.Array) -> jax.Array:
                     images = normalise(images, spec.mean, spec.std)
-                    return evaluate_logits(model, variables, images, lowering)
+                    if tta == "none":
+                        return evaluate_logits(model, variables, images, lowering)
+                    weights, seen = zip(*views(images, tta), strict=True)
+                    every = [
+                        evaluate_logits(model, variables, view, lowering)
+                        for view in seen
+                    ]
+                    return jnp.average(jnp.stack(every), 0, jnp.asarray(weights))
 
                 logits = lax.map(of_batch, batches).astype(jnp.float32)
                 return logits.reshape(-1, spec.num_classes)

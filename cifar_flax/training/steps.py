@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cifar_flax.data.augment import Augmentation, normalise, sample_images
+from cifar_flax.data.augment import (
+    Augmentation,
+    alternating_flips,
+    mix,
+    normalise,
+    sample_images,
+    vary,
+)
 from cifar_flax.data.splits import DataSpec
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import train_logits
@@ -133,6 +140,9 @@ class TrainStep:
           data: see ``DeviceData``.
         """
         images, labels, key = self.batch(state, order, data)
+        share, mixes = jnp.float32(1), self.augmentation.mixes
+        if mixes:
+            images, share = mix(jax.random.fold_in(key, 2), images, self.augmentation)
 
         def loss_fn(params: Any):
             variables = {"params": params, **state.collections}
@@ -141,6 +151,10 @@ class TrainStep:
             )
             logits = logits.astype(jnp.float32)
             losses = cross_entropy(logits, labels, self.label_smoothing)
+            if mixes:  # with the image before it, as ``mix`` does
+                before = jnp.roll(labels, 1)
+                others = cross_entropy(logits, before, self.label_smoothing)
+                losses = share * losses + (1 - share) * others
             return losses.mean(), (losses.sum(), logits, collections)
 
         grads, aux = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -179,6 +193,15 @@ class TrainStep:
         first = state.step % (order.shape[0] // self.batch_size) * self.batch_size
         indices = lax.dynamic_slice(order, (first,), (self.batch_size,))
         padded, labels = data
-        images = sample_images(augment_key, padded, indices, self.augmentation)
+        varied, flips = self.augmentation, None
+        if varied.alternate:
+            count = self.spec.train_size
+            epoch = state.step // (count // self.batch_size)
+            coins = jax.random.fold_in(state.key, 1)
+            flips = alternating_flips(coins, indices, epoch, count)
+        images = sample_images(augment_key, padded, indices, varied, flips)
         images = normalise(images, self.spec.mean, self.spec.std)
+        if varied.varies:
+            varied_key = jax.random.fold_in(augment_key, 1)
+            images = vary(varied_key, images, self.spec.std, varied)
         return images, labels[indices], model_key

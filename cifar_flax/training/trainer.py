@@ -23,6 +23,7 @@ from cifar_flax.models.check import check_model
 from cifar_flax.training.evaluation import (
     Evaluation,
     Predictor,
+    Tta,
     evaluate,
     replica_map,
 )
@@ -148,6 +149,7 @@ class Trainer:
         seeds: Sequence[int] = (0,),
         *,
         lowering: Lowering = "auto",
+        tta: Tta = "none",
     ):
         """Makes the program and checks that it fits; nothing is compiled yet.
 
@@ -157,6 +159,7 @@ class Trainer:
           spec: of the data, ``Splits.spec``.
           seeds: one a replica.
           lowering: of the model's convolutions; see ``layers.Conv``.
+          tta: test-time augmentation; see ``evaluation.views``.
 
         Raises:
           UserError: model, recipe, data or seeds do not fit together.
@@ -182,7 +185,7 @@ class Trainer:
             is_frozen_norm=recipe.is_frozen_norm if recipe.groups else None,
             lowering=self.lowering,
         )
-        self.predictor = Predictor(model, spec, lowering=self.lowering)
+        self.predictor = Predictor(model, spec, lowering=self.lowering, tta=tta)
         self._template = _shapes_of_state(variables, tx, recipe.ema, len(self.seeds))
 
         def init_of_one(seed: jax.Array) -> TrainState:

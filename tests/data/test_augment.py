@@ -1,5 +1,7 @@
 """Augmentation: what images it can give, and how often."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,13 @@ import pytest
 from cifar_flax.data.augment import (
     NO_AUGMENTATION,
     Augmentation,
+    alternating_flips,
     denormalise,
+    mix,
     normalise,
     pad_images,
     sample_images,
+    vary,
 )
 from cifar_flax.errors import UserError
 
@@ -110,5 +115,115 @@ def test_normalise_is_the_formula_and_denormalise_its_inverse():
     ],
 )
 def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        Augmentation(**settings)
+
+
+KEY = jax.random.key(5)
+BATCH = np.random.default_rng(3).normal(size=(64, 12, 10, 3)).astype(np.float32)
+
+
+def test_alternating_flips_show_both_sides_in_any_two_epochs():
+    indices = jnp.asarray([7, 3, 90, 41, 8, 8])
+    flips = [
+        np.asarray(alternating_flips(KEY, indices, jnp.int32(e), 100)) for e in range(4)
+    ]
+    assert flips[0].shape == (6, 1)
+    for before, after in itertools.pairwise(flips):
+        assert (before != after).all()
+    every = np.asarray(alternating_flips(KEY, jnp.arange(4000), jnp.int32(0), 4000))
+    assert 0.45 < every.mean() < 0.55
+    assert flips[0][4] == flips[0][5]
+
+
+def test_given_flips_are_what_is_mirrored():
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
+    flips = jnp.array([[True], [False], [True], [False]])
+    out = sample_images(KEY, images, jnp.arange(4), NO_AUGMENTATION, flips)
+    np.testing.assert_array_equal(out[::2], images[::2, :, ::-1])
+    np.testing.assert_array_equal(out[1::2], images[1::2])
+
+
+def test_cutout_shows_the_mean_colour_in_a_square_anywhere():
+    out = np.asarray(vary(KEY, BATCH, (0.2,) * 3, Augmentation(cutout=4)))
+    cut = (out != BATCH).any(-1)
+    assert (out[cut] == 0).all()
+    sizes = cut.sum((1, 2))
+    assert sizes.max() == 16
+    assert sizes.min() < 16  # some squares lie in part outside
+    for one in cut:
+        rows, columns = np.flatnonzero(one.any(1)), np.flatnonzero(one.any(0))
+        assert one.sum() == len(rows) * len(columns)  # a rectangle
+        assert np.ptp(rows) < 4
+        assert np.ptp(columns) < 4
+    assert cut.any(0).all()
+
+
+def test_contrast_keeps_the_mean_and_brightness_the_differences():
+    out = np.asarray(vary(KEY, BATCH, (0.2,) * 3, Augmentation(contrast=0.3)))
+    mean = BATCH.mean((1, 2), keepdims=True)
+    factors = (out - mean) / (BATCH - mean)
+    np.testing.assert_allclose(out.mean((1, 2)), mean.squeeze(), atol=1e-5)
+    each = np.median(factors, axis=(1, 2, 3))
+    expected = mean + each[:, None, None, None] * (BATCH - mean)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    assert 0.7 <= each.min() < 0.8
+    assert 1.2 < each.max() <= 1.3
+
+    std = (0.1, 0.2, 0.4)
+    shifts = np.asarray(vary(KEY, BATCH, std, Augmentation(brightness=0.2))) - BATCH
+    shifts = shifts * np.float32(std)
+    np.testing.assert_allclose(shifts, shifts[:, :1, :1, :1] + 0 * shifts, atol=1e-5)
+    assert -0.2 <= shifts.min() < -0.15
+    assert 0.15 < shifts.max() <= 0.2
+
+
+def test_mixup_is_a_mean_with_the_image_before():
+    shares = []
+    for number in range(200):
+        key = jax.random.fold_in(KEY, number)
+        mixed, share = mix(key, BATCH, Augmentation(mixup=0.4))
+        expected = share * BATCH + (1 - share) * np.roll(BATCH, 1, axis=0)
+        np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
+        shares.append(float(share))
+    # Of Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)).
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.08)
+    assert np.var(shares) == pytest.approx(1 / (4 * 1.8), abs=0.03)
+
+
+def test_cutmix_takes_a_rectangle_of_the_image_before():
+    for number in range(20):
+        key = jax.random.fold_in(KEY, number)
+        mixed, share = mix(key, BATCH, Augmentation(cutmix=1.0))
+        others = np.roll(BATCH, 1, axis=0)
+        own, other = ((np.asarray(mixed) == x).all((0, 3)) for x in (BATCH, others))
+        assert (own ^ other).all()
+        assert own.mean() == pytest.approx(float(share), abs=1e-6)
+
+
+def test_with_both_each_takes_its_turns():
+    kinds = set()
+    for number in range(20):
+        key = jax.random.fold_in(KEY, number)
+        mixed, _ = mix(key, BATCH, Augmentation(mixup=1.0, cutmix=1.0))
+        kinds.add(bool((np.asarray(mixed) == BATCH).any()))
+    # A mixed image has no pixel of its own; a cut one has some, but for a rare share.
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cutout": -1}, "cutout is -1"),
+        ({"cutout": 2.0}, "cutout is 2.0"),
+        ({"brightness": 2}, "brightness is 2; it must be from 0 to 1"),
+        ({"contrast": True}, "contrast is True"),
+        ({"mixup": float("nan")}, "mixup is nan"),
+        ({"cutmix": "1"}, "cutmix is '1'"),
+        ({"alternate": 1}, "alternate is 1"),
+        ({"alternate": True, "flip": False}, "alternate is true and flip is false"),
+    ],
+)
+def test_wrong_augmentations_are_named(settings, words):
     with pytest.raises(UserError, match=words):
         Augmentation(**settings)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_flax.data.augment import NO_AUGMENTATION, normalise
+from cifar_flax.data.augment import NO_AUGMENTATION, Augmentation, mix, normalise
 from cifar_flax.data.splits import Split, Splits
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
@@ -345,3 +345,74 @@ def test_augmentation_reaches_the_model(splits):
     assert np.abs(
         plain.params["stem"]["kernel"] - varied.params["stem"]["kernel"]
     ).max()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixup": 0.5},
+        {"cutmix": 1.0},
+        {"cutout": 8, "contrast": 0.2, "alternate": True},
+    ],
+)
+def test_the_loss_of_a_step_is_of_the_images_and_targets_as_mixed(splits, changes):
+    recipe = dataclasses.replace(
+        RECIPE, augmentation=Augmentation(**changes), label_smoothing=0.1
+    )
+    trainer = make_trainer(splits, recipe=recipe, model=SimpleNet(4))
+    step, data = trainer.train_step, trainer.put(splits.train)
+    state = jax.tree.map(lambda leaf: leaf[0], trainer.init())
+    order = jnp.arange(len(splits.train))
+    images, labels, key = step.batch(state, order, data)
+    share, before = 1.0, np.roll(labels, 1)
+    if "cutout" not in changes:
+        images, share = mix(jax.random.fold_in(key, 2), images, recipe.augmentation)
+    logits = SimpleNet(4).apply(state.variables, images, train=True)
+    own, other = (cross_entropy(logits, jnp.asarray(y), 0.1) for y in (labels, before))
+    expected = (share * own + (1 - share) * other).sum()
+    totals = step(state, order, data).totals
+    assert float(totals.loss) == pytest.approx(float(expected), rel=1e-5)
+    if share != 1.0:
+        assert float(totals.loss) != pytest.approx(float(own.sum()), rel=1e-3)
+
+
+def test_alternating_flips_mirror_an_image_in_every_other_epoch(splits):
+    """Seen in the images of a step, which show both sides over two epochs."""
+    augmentation = Augmentation(padding=0, alternate=True)
+    recipe = dataclasses.replace(RECIPE, augmentation=augmentation)
+    trainer = make_trainer(splits, recipe=recipe, model=SimpleNet(4))
+    data = trainer.put(splits.train)
+    state = jax.tree.map(lambda leaf: leaf[0], trainer.init())
+    order = jnp.arange(len(splits.train))
+    seen = []
+    for step in (0, trainer.steps_per_epoch, 2 * trainer.steps_per_epoch):
+        now = dataclasses.replace(state, step=jnp.int32(step))
+        seen.append(np.asarray(trainer.train_step.batch(now, order, data)[0]))
+    np.testing.assert_array_equal(seen[0], seen[2])
+    np.testing.assert_array_equal(seen[1], seen[0][:, :, ::-1])
+
+
+@pytest.mark.parametrize("tta", ["flip", "multicrop"])
+def test_test_time_augmentation_is_the_mean_of_its_views(splits, tta):
+    model = NormNet()
+    state = make_trainer(splits).init()
+    images = splits.test.images
+
+    def logits(images):
+        return Predictor(model, splits.spec)(state.variables, images)
+
+    views = [(1.0, images)]
+    if tta == "multicrop":
+        padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
+        views = [(0.5, images), (0.25, padded[:, 2:, 2:]), (0.25, padded[:, :-2, :-2])]
+    expected = sum(
+        weight / 2 * (logits(view) + logits(view[:, :, ::-1])) for weight, view in views
+    )
+    predictor = Predictor(model, splits.spec, tta=tta)
+    found = predictor(state.variables, images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    if tta == "flip":
+        mirrored = predictor(state.variables, images[:, :, ::-1])
+        np.testing.assert_allclose(mirrored, found, atol=1e-5)
+    evaluation = make_trainer(splits, tta=tta).evaluate(state, splits.test)
+    np.testing.assert_array_equal(evaluation.logits, found)
