@@ -19,6 +19,7 @@ from cifar_flax.data import default_data_dir, prepare_cifar10
 from cifar_flax.data.archive import open_archive
 from cifar_flax.runs.console import make_console, print_pairs
 from cifar_flax.runs.figures import FORMATS, draw_images, save_figure
+from cifar_flax.runs.settings import OF_AUGMENTATION
 from experiments import cli
 from experiments.setting_flags import define_settings, settings_from_flags
 
@@ -79,13 +80,8 @@ def take_in(path: str, sha256: str | None, console: Console) -> None:
 
 if __name__ == "__main__":
     define_settings(
-        "dataset",
-        "data_dir",
-        "data_archive",
-        "archive_sha256",
-        "padding",
-        "padding_mode",
-        "flip",
+        *("dataset", "data_dir", "data_archive", "archive_sha256", "image_size"),
+        *("recipe", *OF_AUGMENTATION),
     )
     cli.define_text("picture", "training_images.png", "File to draw the images to.")
     sys.exit(main())

@@ -11,9 +11,11 @@ from cifar_flax.data import Dataset
 from cifar_flax.data.augment import (
     Augmentation,
     denormalise,
+    mix,
     normalise,
     pad_images,
     sample_images,
+    vary,
 )
 from cifar_flax.errors import UserError
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
@@ -53,8 +55,8 @@ def new_figure(width: float, height: float) -> "Figure":
 def draw_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
     """Draws an image of each of the first ten classes, and variants of it.
 
-    The images take the way that training takes: padded, cropped, flipped, normalised;
-    and back to pixels.
+    The images take the way that training takes: padded, cropped, flipped, normalised,
+    varied, mixed; and back to pixels.
     """
     classes = range(min(dataset.num_classes, 10))
     first = [int(np.argmax(dataset.train_labels == label)) for label in classes]
@@ -64,6 +66,10 @@ def draw_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
     for key in jax.random.split(jax.random.key(0), VARIANTS):
         batch = sample_images(key, padded, jnp.arange(len(first)), augmentation)
         batch = normalise(batch, dataset.mean, dataset.std)
+        if augmentation.varies:
+            batch = vary(jax.random.fold_in(key, 1), batch, dataset.std, augmentation)
+        if augmentation.mixes:
+            batch, _ = mix(jax.random.fold_in(key, 2), batch, augmentation)
         rows.append(denormalise(batch, dataset.mean, dataset.std))
     figure = new_figure(1.15 * len(first), 1.25 * len(rows))
     axes = figure.subplots(len(rows), len(first), squeeze=False)

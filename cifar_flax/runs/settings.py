@@ -52,14 +52,14 @@ _OF_OPTIMIZER = (
     *("batch_size", "momentum", "nesterov", "weight_decay", "decay", "clip_norm"),
     *("accumulate", "ema", "label_smoothing"),
 )
-_OF_AUGMENTATION = (
+OF_AUGMENTATION = (
     *("padding", "padding_mode", "flip", "alternate", "cutout", "brightness"),
     *("contrast", "mixup", "cutmix"),
 )
 OF_SCHEDULE = ("phases", "lr", "epochs", *_OF_CYCLES)
 OF_RECIPE = (
     *("recipe", *OF_SCHEDULE, "optimizer", "optimizer_args"),
-    *(*_OF_OPTIMIZER, *_OF_AUGMENTATION, "freeze"),
+    *(*_OF_OPTIMIZER, *OF_AUGMENTATION, "freeze"),
 )
 
 
@@ -344,7 +344,7 @@ class Settings:
         recipe = dataclasses.replace(
             recipe,
             augmentation=dataclasses.replace(
-                recipe.augmentation, **self._given(_OF_AUGMENTATION)
+                recipe.augmentation, **self._given(OF_AUGMENTATION)
             ),
             phases=self._make_phases(recipe.phases[: self.phases], found_lr),
             **self._given(_OF_OPTIMIZER),

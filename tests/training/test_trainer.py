@@ -352,7 +352,7 @@ def test_augmentation_reaches_the_model(splits):
     [
         {"mixup": 0.5},
         {"cutmix": 1.0},
-        {"cutout": 8, "contrast": 0.2, "alternate": True},
+        {"cutout": 8, "contrast": 0.2},
     ],
 )
 def test_the_loss_of_a_step_is_of_the_images_and_targets_as_mixed(splits, changes):
