@@ -37,6 +37,7 @@ _HOME = {
     "UserError": "errors",
     "create_model": "models",
     "load_dataset": "data",
+    "load_results": "reports.tables",
     "make_dataset": "data",
     "open_checkpoints": "runs.checkpoint",
     "range_test": "runs.session",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from cifar_flax.errors import UserError
     from cifar_flax.models import create_model
     from cifar_flax.reports.page import report
+    from cifar_flax.reports.tables import load_results
     from cifar_flax.runs.checkpoint import open_checkpoints
     from cifar_flax.runs.console import ConsoleDisplay
     from cifar_flax.runs.inference import Run

@@ -1,8 +1,9 @@
-"""Compares the finished runs below a folder: report.md and report.html.
+"""Compares the finished runs below a folder: report.md, report.html and tables.
 
 python -m experiments.report --runs=runs
 
 Reads records only. The HTML file is complete in itself; open it in a browser.
+results.csv has a row for each seed, ranking.tex a table for a paper.
 """
 
 import sys
@@ -22,7 +23,8 @@ def main() -> int:
         for line in made.left_out:
             cli.logger.warning("left out: %s", line)
         print(made.markdown)
-        print(f"files  {made.folder / 'report.md'}, {made.folder / 'report.html'}")
+        names = ("report.md", "report.html", "results.csv", "ranking.tex")
+        print("files ", ", ".join(str(made.folder / name) for name in names))
     return 0
 
 

@@ -14,7 +14,6 @@ from cifar_flax.data.archive import (
     read_archive,
 )
 from cifar_flax.data.dataset import Dataset, make_dataset
-from cifar_flax.data.images import fit_array
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 
@@ -74,6 +73,8 @@ def _fit(dataset: Dataset, size: int | None) -> Dataset:
     """The same with images of another size."""
     if size is None or dataset.train_images.shape[1:3] == (size, size):
         return dataset
+    from cifar_flax.data.images import fit_array  # Pillow takes a while to load
+
     return make_dataset(
         dataset.name,
         fit_array(dataset.train_images, size),

@@ -21,7 +21,6 @@ from cifar_flax.data.dataset import (
     describe,
     make_dataset,
 )
-from cifar_flax.data.images import find_images, fit_array, read_image, shape_of
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import check_text, expand_user
 
@@ -105,6 +104,8 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
     count = int(max(train[1].max(), test[1].max())) + 1
     names = _class_names(arrays.get("class_names"), count, str(path))
     if size is not None:
+        from cifar_flax.data.images import fit_array  # Pillow takes a while to load
+
         train, test = ((fit_array(x, size), y) for x, y in (train, test))
     return make_dataset(title, *train, *test, names, source=source)
 
@@ -150,6 +151,8 @@ _Listing = tuple[dict[str, list[tuple[pathlib.Path, int]]], list[str]]
 
 def _list_folder(folder: pathlib.Path) -> _Listing:
     """The pictures of each split, and the classes."""
+    from cifar_flax.data.images import find_images
+
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give folder:PATH")
     inside = {path.name: path for path in _folders(folder)}
@@ -206,6 +209,8 @@ def _key(folder: pathlib.Path, listing: _Listing, size: int | None) -> str:
 def _read_folder(
     folder: pathlib.Path, title: str, listing: _Listing, size: int | None
 ) -> Dataset:
+    from cifar_flax.data.images import read_image
+
     files, names = listing
     every = [path for split in files.values() for path, _ in split]
     shape = _common_shape(every, size)
@@ -232,6 +237,8 @@ def _read_folder(
 
 def _common_shape(paths: list[pathlib.Path], size: int | None) -> tuple[int, int, int]:
     """Height, width and channels of all pictures: grey where all of them are."""
+    from cifar_flax.data.images import shape_of
+
     shapes = {path: shape_of(path) for path in paths}
     channels = 1 if all(shape[2] == 1 for shape in shapes.values()) else 3
     if size is not None:

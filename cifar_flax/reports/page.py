@@ -17,6 +17,7 @@ from cifar_flax.files import printable
 from cifar_flax.reports import charts
 from cifar_flax.reports.predictions import confusion, mean_probability
 from cifar_flax.reports.runs import Entry, Study, read_studies
+from cifar_flax.reports.tables import write_csv, write_tex
 
 COSTS: list[tuple[str, Callable[[Entry], float]]] = [
     ("parameters", lambda entry: entry.first.result.num_params),
@@ -35,7 +36,7 @@ class Report:
       studies: what is compared.
       left_out: a line for each run that is not, with the reason.
       markdown: the page as text.
-      folder: that holds ``report.md`` and ``report.html``.
+      folder: that holds the files.
     """
 
     studies: list[Study]
@@ -54,7 +55,10 @@ class Report:
 def report(
     runs: str | pathlib.Path, output: str | pathlib.Path | None = None
 ) -> Report:
-    """Compares the finished runs below a folder: ``report.md`` and ``report.html``.
+    """Compares the finished runs below a folder.
+
+    It writes ``report.md`` and ``report.html``, ``results.csv`` with a row for each
+    seed, and ``ranking.tex``.
 
     Args:
       runs: folder that holds them, at any depth.
@@ -72,6 +76,9 @@ def report(
         (output / "report.md").write_text(markdown, encoding="utf-8")
         page = write_html(studies, left_out)
         (output / "report.html").write_text(page, encoding="utf-8")
+        tables = {"results.csv": write_csv(studies), "ranking.tex": write_tex(studies)}
+        for name, text in tables.items():
+            (output / name).write_text(_writable(text), encoding="utf-8", newline="")
     except OSError as error:
         raise UserError(
             f"cannot write the report to {output}: {error.strerror}; give --output"

@@ -1,0 +1,113 @@
+"""Studies as tables for other programs: CSV, LaTeX, and plain rows."""
+
+import csv
+import io
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from cifar_flax.reports.runs import Study, read_studies
+
+
+def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The results of all finished runs below a folder: a row for each seed.
+
+    ``pandas.DataFrame`` takes them as they are. Accuracies are shares; those of
+    validation are of the last epoch, and None without a validation split.
+
+    Args:
+      folder: that holds the runs, at any depth.
+
+    Raises:
+      UserError: there is no finished run.
+    """
+    studies, _ = read_studies(pathlib.Path(folder))
+    return rows_of(studies)
+
+
+def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
+    """See ``load_results``."""
+    return [
+        {
+            "dataset": study.dataset.name,
+            "configuration": entry.name,
+            "model": run.config.model,
+            "seed": seed,
+            "test_accuracy": result.test_accuracy[index],
+            "test_loss": result.test_loss[index],
+            "val_accuracy": _last(run.metrics, index),
+            "diverged_at": result.diverged_at[index],
+            "epochs": result.epochs,
+            "parameters": result.num_params,
+            "flops_per_image": result.flops_per_image,
+            "train_seconds": result.train_seconds / len(result.seeds),
+            "device": result.device,
+            "folder": str(run.folder),
+        }
+        for study in studies
+        for entry in study.entries
+        for run in entry.runs
+        for result in [run.result]
+        for index, seed in enumerate(result.seeds)
+    ]
+
+
+def write_csv(studies: list[Study]) -> str:
+    """The rows with a header; what is not known is empty."""
+    rows, file = rows_of(studies), io.StringIO(newline="")
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def write_tex(studies: list[Study]) -> str:
+    """The ranking of each study as a LaTeX table; it needs the package booktabs."""
+    parts = []
+    for study in studies:
+        lines = [
+            " & ".join(
+                [
+                    _escape_tex(entry.name),
+                    str(len(entry.accuracies)),
+                    f"${100 * entry.mean:.2f} \\pm {100 * entry.half_width:.2f}$",
+                    f"{entry.first.result.num_params:,}",
+                    f"{entry.first.result.epochs:g}",
+                    f"{entry.seconds_per_seed:.1f}",
+                ]
+            )
+            + r" \\"
+            for entry in study.entries
+        ]
+        parts += [
+            f"% {' '.join(study.dataset.name.split())}: test accuracy in per cent, 95 "
+            "% intervals over seeds (of one seed over images)",
+            r"\begin{tabular}{lrrrrr}",
+            r"\toprule",
+            r"& seeds & test accuracy & parameters & epochs & seconds a seed \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _escape_tex(text: str) -> str:
+    named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    named["^"] = r"\textasciicircum{}"
+    return re.sub(
+        r"[\\~^&%$#_{}]", lambda found: named.get(found[0], "\\" + found[0]), text
+    )
+
+
+def _last(metrics: list[Any], index: int) -> float | None:
+    """A replica's accuracy on the validation split at the end of its training."""
+    values = [line.val_accuracy for line in metrics if line.val_accuracy is not None]
+    if not values:
+        return None
+    value = np.atleast_1d(np.array(values[-1], np.float64))[index]
+    return float(value) if np.isfinite(value) else None
