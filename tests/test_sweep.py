@@ -113,7 +113,9 @@ def test_a_cell_that_another_process_holds_is_waited_for(swept):
             holder = f"process {process.pid} on"
             assert f"{names[0]}: waits for {holder}" in waiting.stdout.readline()
             assert f"{names[1]}: was done" in waiting.stdout.readline()
-            result.write_text(content)
+            whole = result.with_suffix(".new")
+            whole.write_text(content)
+            whole.replace(result)  # as a run writes it
             process.stdin.close()
             rest = waiting.stdout.read()
     assert waiting.returncode == 0

@@ -163,6 +163,18 @@ def test_other_types_take_another_form(dtype):
 
 
 @needs_kernels
+def test_sums_over_channels_are_those_of_xla():
+    """Of the images that are there: lanes without one do not count."""
+    u, v = (draw(seed, 21, 3, 4, 5) for seed in (0, 1))
+    a, b = (draw(seed, 5) for seed in (2, 3))
+    tiles = [primitives.tile(x) for x in (u, v)]
+    expected = np.stack([(u - a).sum((0, 1, 2)), ((u - a) * (v - b)).sum((0, 1, 2))])
+    for compute in (primitives.channel_sums, primitives._channel_sums_xla):
+        sums = np.stack(compute(*tiles, a, b, count=21))
+        np.testing.assert_allclose(sums, expected, rtol=1e-4, atol=1e-3)
+
+
+@needs_kernels
 def test_a_program_for_another_platform_holds_xlas_convolutions():
     images, kernel = draw(0, 16, 5, 5, 2), draw(1, 3, 3, 2, 3)
 

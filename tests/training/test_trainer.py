@@ -1,6 +1,7 @@
 """Training: what decides the numbers, and what must not."""
 
 import dataclasses
+import functools
 import gc
 import weakref
 
@@ -15,7 +16,7 @@ from cifar_flax.data.augment import NO_AUGMENTATION, Augmentation, mix, normalis
 from cifar_flax.data.splits import Split, Splits
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
-from cifar_flax.models import SimpleNet
+from cifar_flax.models import SimpleNet, create_model
 from cifar_flax.training import trainer as trainer_module
 from cifar_flax.training.evaluation import Predictor
 from cifar_flax.training.phases import Constant, Sgdr
@@ -416,3 +417,21 @@ def test_test_time_augmentation_is_the_mean_of_its_views(splits, tta):
         np.testing.assert_allclose(mirrored, found, atol=1e-5)
     evaluation = make_trainer(splits, tta=tta).evaluate(state, splits.test)
     np.testing.assert_array_equal(evaluation.logits, found)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_training_program_can_be_made_for_any_platform(splits, platform):
+    """On a machine that has none of them but the CPU; kernels are for a CPU alone."""
+    model = create_model("convbn", 4, features=(2, 4, 4, 4, 4))
+    trainer = make_trainer(splits, model=model)
+    data, state = trainer.put(splits.train), trainer.init()
+    orders = jnp.arange(len(splits.train))[None]
+    steps = functools.partial(trainer_module._train_steps, trainer.train_step)
+    traced = jax.jit(steps).trace(state, orders, data, jnp.int32(1))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    kernels = "custom_call @cifar_flax" in program
+    assert kernels == (platform == "cpu" and trainer.lowering == "native")
+    # Three convolutions a layer, but for the gradient of the images.
+    expected = 0 if platform == "cpu" else 14
+    if trainer.lowering == "native":
+        assert program.count("stablehlo.convolution") == expected

@@ -65,7 +65,7 @@ def channel_sums(
 ) -> tuple[Array, Array]:
     """For each channel the sums of ``u - a`` and of ``(u - a) * (v - b)``.
 
-    It has no rules of differentiation; for the rules of others, on a CPU.
+    It has no rules of differentiation; it is for the rules of others.
 
     Args:
       u: float32 tiles [T, H, W, C, 16].
@@ -77,10 +77,7 @@ def channel_sums(
     Returns:
       Twice float32 [C].
     """
-    tiles, channels = u.shape[0], u.shape[3]
-    shapes = (2, channels), (tiles * 2 * channels * (1 + TILE),)
-    operands = (u, v, u_shift, v_shift)
-    first, second = _call("channel_sums", operands, shapes, count=count)
+    first, second = _channel_sums.bind(u, v, u_shift, v_shift, count=count)
     return first, second
 
 
@@ -189,6 +186,28 @@ _untile = _primitive(
         "untile", (tiles,), (_untiled_shape(tiles.shape, count),)
     ),
     _untile_xla,
+)
+
+
+def _channel_sums_on_cpu(u: Array, *others: Array, count: int) -> Array:
+    tiles, channels = u.shape[0], u.shape[3]
+    shapes = (2, channels), (tiles * 2 * channels * (1 + TILE),)
+    return _call("channel_sums", (u, *others), shapes, count=count)
+
+
+def _channel_sums_xla(
+    u: Array, v: Array, u_shift: Array, v_shift: Array, count: int
+) -> Array:
+    u = _untile_xla(u, count) - u_shift
+    v = _untile_xla(v, count) - v_shift
+    return jnp.stack([u.sum((0, 1, 2)), (u * v).sum((0, 1, 2))])
+
+
+_channel_sums = _primitive(
+    "channel_sums",
+    lambda u, *_, **__: (2, u[3]),
+    _channel_sums_on_cpu,
+    _channel_sums_xla,
 )
 
 
