@@ -108,8 +108,8 @@ def check_cells(cells: list[Cell], load: bool) -> None:
 
     Args:
       cells: of the sweep.
-      load: also the data of cells that are not begun: what cannot be had is said once,
-        and not by each cell.
+      load: whether to load the data of cells that are not begun, too, so that data
+        that are missing are one error, and not one for each cell.
 
     Raises:
       UserError: data cannot be had.

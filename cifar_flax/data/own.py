@@ -7,6 +7,7 @@
 """
 
 import hashlib
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ KINDS = ("folder", "npz")
 TEST_SHARE = 1 / 6
 
 MAX_CLASSES = 10_000
+
+logger = logging.getLogger(__name__)
 
 _TRAIN, _TESTS = "train", ("test", "val", "valid", "validation")
 
@@ -164,7 +167,13 @@ def _list_folder(folder: pathlib.Path) -> _Listing:
                 f"{folder} has {_TRAIN} and no {' or '.join(_TESTS)}; add one, or put "
                 "the folders of the classes into it as they are"
             )
-        splits = {_TRAIN: inside[_TRAIN], "test": tests[0]}
+        splits = {_TRAIN: inside[_TRAIN], tests[0].name: tests[0]}
+        for other in tests[1:]:
+            logger.warning(
+                "%s is not used: validation images are drawn from %s",
+                other,
+                splits[_TRAIN],
+            )
     names = [path.name for path in _folders(splits[_TRAIN])]
     if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(
@@ -231,7 +240,8 @@ def _read_folder(
     if len(pairs) == 1:
         train, test, source = _hold_out(*train, source)
     else:
-        test = pairs[1]
+        test, used = pairs[1], list(files)[1]
+        source += "" if used == "test" else f", {used} as the test set"
     return make_dataset(title, *train, *test, names, source=source)
 
 

@@ -76,7 +76,7 @@ def run(
       UserError: something that was given does not fit, or cannot be read or written.
     """
     subject = Subject.prepare(settings, model, recipe, dataset)
-    # Making a trainer checks the model; that of the range test serves for it, too.
+    # Making a trainer checks the model.
     trainer = subject.make_trainer(seeds=RANGE_SEEDS if subject.finds_rate else None)
     stop = stop or threading.Event()
     with contextlib.ExitStack() as stack:

@@ -356,7 +356,7 @@ class Settings:
         return recipe
 
     def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Of some settings those that are given."""
+        """The values of those settings among these that are given."""
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 

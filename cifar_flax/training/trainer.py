@@ -187,11 +187,15 @@ class Trainer:
         )
         self.predictor = Predictor(model, spec, lowering=self.lowering, tta=tta)
         self._template = _shapes_of_state(variables, tx, recipe.ema, len(self.seeds))
+        self._make_programs()
+
+    def _make_programs(self) -> None:
+        """Makes what is compiled when it is first called."""
+        model, spec, tx = self.model, self.spec, self.train_step.tx
+        ema = self.recipe.ema
 
         def init_of_one(seed: jax.Array) -> TrainState:
-            return init_state(
-                jax.random.key(seed), model, tx, spec.image_shape, recipe.ema
-            )
+            return init_state(jax.random.key(seed), model, tx, spec.image_shape, ema)
 
         def orders(keys: jax.Array, epoch: jax.Array) -> jax.Array:
             count = spec.train_size

@@ -56,6 +56,18 @@ def test_a_folder_of_pictures_is_read_as_it_is(pictures, tmp_path):
     np.testing.assert_allclose(data.mean, mean.mean((0, 1, 2)), rtol=1e-6)
 
 
+def test_what_becomes_of_a_folder_for_validation_is_said(pictures, tmp_path, caplog):
+    folder, _ = pictures
+    write_class(folder / "val" / "cat", pixels(1, 6, 8, 3))
+    data = load(f"folder:{folder}", tmp_path)
+    assert len(data.test_labels) == 4
+    assert "val is not used: validation images are drawn from" in caplog.text
+    (folder / "test").rename(tmp_path / "elsewhere")
+    data = load(f"folder:{folder}", tmp_path)
+    assert len(data.test_labels) == 1
+    assert data.source == "my pictures, val as the test set"
+
+
 def test_a_changed_folder_is_read_again(pictures, tmp_path):
     folder, _ = pictures
     before = load(f"folder:{folder}", tmp_path)

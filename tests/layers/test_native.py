@@ -164,7 +164,7 @@ def test_other_types_take_another_form(dtype):
 
 @needs_kernels
 def test_sums_over_channels_are_those_of_xla():
-    """Of the images that are there: lanes without one do not count."""
+    """Lanes without an image do not count."""
     u, v = (draw(seed, 21, 3, 4, 5) for seed in (0, 1))
     a, b = (draw(seed, 5) for seed in (2, 3))
     tiles = [primitives.tile(x) for x in (u, v)]
