@@ -19,7 +19,7 @@ from cifar_flax.models import MODELS
 from cifar_flax.models.check import check_model
 from cifar_flax.models.own import is_own, make_own, source_of
 from cifar_flax.runs.checkpoint import open_checkpoints
-from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.settings import OF_MODEL, Settings
 from cifar_flax.training.evaluation import Predictor, Tta
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,9 @@ def _model_of(
     if name in MODELS:
         if given is not None:
             raise UserError(f"{where}: its model is {name}; give no other")
-        return Settings.from_record(config, where).make_model(num_classes)
+        # The file of its recipe, which other settings may name, need not be there.
+        settings = Settings.from_record(config, where, OF_MODEL)
+        return settings.make_model(num_classes)
     if given is None:
         hint = f", such as {name}" if is_own(name) else ""
         raise UserError(

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -265,11 +266,8 @@ class Settings:
             raise UserError(
                 f"--image_size={self.image_size}: it must be from 1 to {MAX_SIDE}"
             )
-        for name in (
-            *PATHS,
-            "recipe",
-            "init_from",
-        ):  # whole, to go on from another folder
+        # Whole, so that a run can go on from another folder.
+        for name in (*PATHS, "recipe", "init_from"):
             path = getattr(self, name)
             if path is not None and (name, path) != ("recipe", LESSON_RECIPE):
                 object.__setattr__(self, name, str(expand_user(path).absolute()))
@@ -446,23 +444,27 @@ class Settings:
         return {**dataclasses.asdict(self), "seeds": list(self.seeds)}
 
     @classmethod
-    def from_record(cls, config: records.Config, where: str) -> "Settings":
+    def from_record(
+        cls, config: records.Config, where: str, names: Sequence[str] = ()
+    ) -> "Settings":
         """The settings that a record holds.
 
         Args:
           config: the record.
           where: its file, for the message.
+          names: of those to take, with the others at their defaults; none: all.
 
         Raises:
           UserError: one is missing, or a run cannot have it.
         """
-        missing = [name for name in TYPES if name not in config.settings]
+        names = names or tuple(TYPES)
+        missing = [name for name in names if name not in config.settings]
         if missing:
             raise UserError(
                 f"{where}: settings lacks {missing[0]!r}; no run of this version"
             )
         try:
-            return cls(**{name: config.settings[name] for name in TYPES})  # type: ignore[arg-type]
+            return cls(**{name: config.settings[name] for name in names})  # type: ignore[arg-type]
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 

@@ -106,3 +106,16 @@ def test_a_run_is_plain_data_and_says_in_a_line_what_it_is(trained):
     for value in (trained, trained.state, trained.trainer, trained.test):
         assert len(repr(value)) < 250
         assert "\n" not in repr(value)
+
+
+def test_a_run_predicts_when_the_file_of_its_recipe_is_gone(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'batch_size = 32\n[[phases]]\nkind = "constant"\nlearning_rate = 0.01\n'
+        "epochs = 1\n"
+    )
+    settings = Settings(model="simplenet", recipe=str(recipe), val_size=24)
+    result = run(settings, tmp_path / "run", dataset=make_tiny())
+    recipe.unlink()
+    found = Run.load(tmp_path / "run").predict(result.splits.test.images)
+    assert found.argmax(-1).tolist() == result.test.logits.argmax(-1).tolist()
