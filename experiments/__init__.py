@@ -10,7 +10,8 @@ if sys.argv[0] == "-m":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Standard channels that are closed: a file would be opened in their place, and what
     # a library prints would go into it.
-    while os.open(os.devnull, os.O_RDWR) <= 2:
+    while (channel := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
+    os.close(channel)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

@@ -58,12 +58,12 @@ def whole_name(name: str) -> str:
     return f"{kind}:{expand_user(path).absolute()}" if is_own(name) else name
 
 
-def load_own(name: str, data_dir: pathlib.Path | None, size: int | None) -> Dataset:
+def load_own(name: str, data_dir: pathlib.Path, size: int | None) -> Dataset:
     """Reads a data set of one's own.
 
     Args:
       name: see above.
-      data_dir: of the cache for decoded pictures; None: there is none.
+      data_dir: of the cache for decoded pictures.
       size: height and width that the images get; None: they keep theirs.
 
     Raises:
@@ -79,8 +79,6 @@ def load_own(name: str, data_dir: pathlib.Path | None, size: int | None) -> Data
     def build() -> Dataset:
         return _read_folder(path, title, listing, size)
 
-    if data_dir is None:
-        return build()
     return cache.load_or_build(data_dir, title, _key(path, listing, size), build)
 
 

@@ -7,7 +7,7 @@ any random streams while it trains.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -69,12 +69,16 @@ def train_logits(
     return logits, {**collections, **updated}
 
 
-@contextlib.contextmanager
-def _freezing(is_frozen: Callable[[str], bool] | None) -> Iterator[None]:
+def _freezing(
+    is_frozen: Callable[[str], bool] | None,
+) -> contextlib.AbstractContextManager[Any]:
+    if is_frozen is None:
+        return contextlib.nullcontext()
+
     def freeze(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         is_norm = isinstance(layer, nn.BatchNorm | BatchNorm)
-        if is_norm and is_frozen is not None and is_frozen("/".join(layer.path)):
+        if is_norm and is_frozen("/".join(layer.path)):
             # The layer is a copy that this one call of the model has made.
             if isinstance(layer, nn.BatchNorm):
                 object.__setattr__(layer, "use_running_average", True)
@@ -83,11 +87,7 @@ def _freezing(is_frozen: Callable[[str], bool] | None) -> Iterator[None]:
                 object.__setattr__(layer, "frozen", True)
         return call(*args, **kwargs)
 
-    if is_frozen is None:
-        yield
-        return
-    with nn.intercept_methods(freeze):
-        yield
+    return nn.intercept_methods(freeze)
 
 
 def train_argument(model: nn.Module, train: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pathlib
 import sys
 import types
@@ -39,7 +40,8 @@ def whole_name(name: str) -> str:
     place, _, what = name.rpartition(":")
     if not is_own(name) or not place.endswith(".py"):
         return name
-    return f"{pathlib.Path(place).expanduser().absolute()}:{what}"
+    # Where the home folder is not known, there is no such file, which is found later.
+    return f"{os.path.abspath(os.path.expanduser(place))}:{what}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,9 +58,7 @@ class Cell:
         return (self.folder / records.CONFIG).exists()
 
     def check(self, dataset: Dataset) -> None:
-        """UserError where its folder holds another run, as of other data."""
-        if not self.is_begun:
-            return
+        """UserError where it is begun as another run, such as of other data."""
         recorded = records.read_config(self.folder)
         recipe = self.settings.recipe_of(records.read_range_test(self.folder))
         now = self.settings.record()

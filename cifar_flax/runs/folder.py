@@ -208,7 +208,7 @@ def check_same_settings(
       recorded: the run's ``config.json``.
       folder: of the run.
       dataset: asked for.
-      recipe: that the settings stand for, as ``Recipe.record`` gives it; it may have
+      recipe: that the settings stand for, as ``to_plain`` gives it; it may have
         another meaning in another version. None where it is not known yet.
     """
     different, was = differences(now, recorded.settings), recorded.dataset

@@ -130,14 +130,14 @@ def make_optimizer(
 
 def by_group(
     groups: Sequence[Group],
-    decays: Callable[[str, jax.Array], bool],
+    decays: Callable[[jax.Array], bool],
     make: Callable[[float, bool], optax.GradientTransformation],
 ) -> optax.GradientTransformation:
     """A transformation for each group of parameters; the first that matches has it.
 
     Args:
       groups: may be none.
-      decays: whether a parameter's weights decay, by its path and shape.
+      decays: whether a parameter's weights decay.
       make: the transformation with a factor of the rate, with or without decay.
 
     Raises:
@@ -149,7 +149,7 @@ def by_group(
         group = group_of(groups, where)
         if group.frozen:
             return "frozen"
-        return _label(group.rate, group.decay and decays(where, leaf))
+        return _label(group.rate, group.decay and decays(leaf))
 
     def labels(params: Any) -> Any:
         paths = [path_in_words(path) for path, _ in jax.tree.leaves_with_path(params)]

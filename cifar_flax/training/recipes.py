@@ -212,8 +212,7 @@ class Recipe:
         """Whether the batch norm at a place of the model keeps its statistics."""
         return self.freeze_norms and group_of(self.groups, f"{path}/scale").frozen
 
-    def _decays(self, path: str, leaf: jax.Array) -> bool:
-        del path
+    def _decays(self, leaf: jax.Array) -> bool:
         return self.decay == "all" or leaf.ndim > 1
 
     @property

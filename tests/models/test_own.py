@@ -96,6 +96,7 @@ def test_a_file_and_a_module_make_models(nets, monkeypatch):
         ("{}:broken", None, "RuntimeError: mine in lines"),
         ("{}:Net", {"width": 3}, "unexpected keyword argument 'width'"),
         ("{}.py:Net", None, "there is no file"),
+        (whole_name("~no_such/nets.py:Net"), None, "there is no file .*~no_such"),
         ("no_such_module:Net", None, "ModuleNotFoundError: No module named"),
     ],
 )
