@@ -40,6 +40,8 @@ _HOME = {
     "load_results": "reports.tables",
     "make_dataset": "data",
     "open_checkpoints": "runs.checkpoint",
+    "plot_loss": "runs.figures",
+    "plot_lr": "runs.figures",
     "range_test": "runs.session",
     "read_recipe": "training.recipe_files",
     "report": "reports.page",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from cifar_flax.reports.tables import load_results
     from cifar_flax.runs.checkpoint import open_checkpoints
     from cifar_flax.runs.console import ConsoleDisplay
+    from cifar_flax.runs.figures import plot_loss, plot_lr
     from cifar_flax.runs.inference import Run
     from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
     from cifar_flax.runs.session import range_test, run

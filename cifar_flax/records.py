@@ -2,6 +2,7 @@
 
 ``config.json``      ``Config``: what was asked for and with what
 ``metrics.jsonl``    a ``LogPoint`` a line
+``steps.npz``        ``Steps``: the loss and the learning rate of each step
 ``result.json``      ``Result``; a folder without it holds an unfinished run
 ``lr_find.json``     ``RangeTest``
 ``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]; the images
@@ -14,6 +15,7 @@ that are NaN or infinite, which JSON does not have, are written as null. Nothing
 needs JAX.
 """
 
+import dataclasses
 import errno
 import io
 import os
@@ -40,6 +42,7 @@ from cifar_flax.json_files import (
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+STEPS = "steps.npz"
 RESULT = "result.json"
 RANGE_TEST = "lr_find.json"
 PREDICTIONS = "predictions.npz"
@@ -431,6 +434,49 @@ def cut_metrics(folder: pathlib.Path, step: int) -> list[LogPoint]:
     return lines
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steps:
+    """``steps.npz``: the S steps that a run has done.
+
+    Attributes:
+      losses: mean training loss of each batch, float32 [R, S]; NaN for the steps that a
+        replica that has diverged did not do, and for steps whose record is lost.
+      rates: the learning rate, float32 [S].
+    """
+
+    losses: np.ndarray
+    rates: np.ndarray
+
+    def __post_init__(self):
+        count, shape = np.shape(self.rates), np.shape(self.losses)
+        if len(count) != 1 or len(shape) != 2 or shape[1:] != count or not shape[0]:
+            raise ValueError(f"losses {shape} and rates {count} do not belong together")
+
+    def __repr__(self) -> str:
+        replicas, count = self.losses.shape
+        return f"Steps({count} steps of {replicas} replicas)"
+
+
+def write_steps(folder: pathlib.Path, steps: Steps) -> None:
+    """Writes ``steps.npz``."""
+    _write_arrays(folder / STEPS, losses=steps.losses, rates=steps.rates)
+
+
+def read_steps(folder: pathlib.Path) -> Steps:
+    """Reads ``steps.npz``; UserError where there is none or it is damaged."""
+    path = folder / STEPS
+    if not os.path.exists(path):
+        raise UserError(f"there is no {path}, the record of each step")
+    arrays = _read_arrays(path)
+    try:
+        kinds = {name: arrays[name].dtype for name in ("losses", "rates")}
+        if any(kind != np.float32 for kind in kinds.values()):
+            raise ValueError(f"its arrays are {kinds}, and not float32")
+        return Steps(arrays["losses"], arrays["rates"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+
+
 def write_predictions(
     folder: pathlib.Path,
     logits: np.ndarray,
@@ -449,21 +495,37 @@ def write_predictions(
       images: that the run is most sure and wrong about, uint8 [M, H, W, C].
       indices: of these in the test set, [M].
     """
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
+    _write_arrays(
+        folder / PREDICTIONS,
         logits=logits,
         labels=labels,
         seeds=np.asarray(seeds),
         images=images,
         indices=indices,
     )
-    replace(folder / PREDICTIONS, buffer.getvalue())
 
 
 def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads ``predictions.npz``; UserError where there is none or it is damaged."""
     path = folder / PREDICTIONS
+    arrays = _read_arrays(path)
+    try:
+        replicas, count, _ = arrays["logits"].shape
+        if arrays["seeds"].shape != (replicas,) or arrays["labels"].shape != (count,):
+            raise ValueError("its arrays do not belong together")
+    except (KeyError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+    return arrays
+
+
+def _write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    replace(path, buffer.getvalue())
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz; UserError where it is damaged, too large, or missing."""
     content = io.BytesIO(read_bytes(path, _MAX_ARRAYS))
     try:
         with zipfile.ZipFile(content) as archive:  # a small one may hold terabytes
@@ -471,13 +533,9 @@ def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
         if size > _MAX_ARRAYS:
             raise ValueError(f"it unpacks to {size} bytes")
         with np.load(content, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
-        replicas, count, _ = arrays["logits"].shape
-        if arrays["seeds"].shape != (replicas,) or arrays["labels"].shape != (count,):
-            raise ValueError("its arrays do not belong together")
+            return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # zipfile and NumPy raise anything for damaged files
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
-    return arrays
 
 
 def _to_lines(points: Sequence[LogPoint]) -> bytes:

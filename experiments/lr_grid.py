@@ -202,9 +202,10 @@ def train_replica(
     """Trains one replica over the grid's epochs."""
     size, count = train_step.batch_size, train_step.spec.train_size
     order = first_order(state.key, steps, size, count)
+    carry = (state, jnp.zeros(1))  # the losses are not looked at
     return jax.lax.fori_loop(
-        0, steps, lambda _, state: train_step(state, order, data), state
-    )
+        0, steps, lambda _, carry: train_step(carry, order, data), carry
+    )[0]
 
 
 def summary(

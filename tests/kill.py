@@ -177,6 +177,9 @@ class Undisturbed:
         ours, theirs = map(records.read_predictions, (folder, self.folder))
         for name, array in theirs.items():
             np.testing.assert_array_equal(ours[name], array)
+        ours, theirs = map(records.read_steps, (folder, self.folder))
+        np.testing.assert_array_equal(ours.losses, theirs.losses)
+        np.testing.assert_array_equal(ours.rates, theirs.rates)
         for one, other in zip(last_state(folder), last_state(self.folder), strict=True):
             np.testing.assert_array_equal(one, other)
 

@@ -1,12 +1,14 @@
 """Figures on files."""
 
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.data.augment import (
     Augmentation,
@@ -19,12 +21,14 @@ from cifar_flax.data.augment import (
 )
 from cifar_flax.errors import UserError
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
+from cifar_flax.training.lr_range import smooth
 
 if TYPE_CHECKING:  # matplotlib starts slowly, and most runs draw nothing
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".jpg", ".webp", ".svg", ".pdf")
 RANGE_FIGURE = "lr_find.png"
+LOSS_SMOOTHING = 0.95  # share of the moving average that a step keeps
 VARIANTS = 3  # of each training image
 
 
@@ -50,6 +54,63 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def plot_loss(run: RunResult | str | pathlib.Path) -> "Figure":
+    """Draws the training loss of a run over its steps: of each, and smoothed.
+
+    Args:
+      run: what ``run`` gave, or the folder of a run, finished or not.
+
+    Raises:
+      UserError: the folder has no record of its steps.
+    """
+    steps, name, seeds = _steps_of(run)
+    figure = new_figure(8, 4.5)
+    axis = figure.subplots()
+    at = np.arange(steps.losses.shape[1]) + 1
+    smoothed = smooth(np.asarray(steps.losses, np.float64), LOSS_SMOOTHING)
+    pairs = zip(seeds, steps.losses, smoothed, strict=True)
+    for number, (seed, each, line) in enumerate(pairs):
+        color = f"C{number % 10}"
+        axis.plot(at, each, color=color, alpha=0.25, linewidth=0.6)
+        axis.plot(at, line, color=color, linewidth=1.4, label=f"seed {seed}")
+    finite = steps.losses[np.isfinite(steps.losses)]
+    if finite.size:  # the few highest would leave no room for the others
+        low, high = np.quantile(finite, [0, 0.99])
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-6)
+    axis.set_xlabel("step")
+    axis.set_ylabel("training loss")
+    axis.set_title(name)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def plot_lr(run: RunResult | str | pathlib.Path) -> "Figure":
+    """Draws the learning rate of a run over its steps; arguments as ``plot_loss``."""
+    steps, name, _ = _steps_of(run)
+    figure = new_figure(8, 3.5)
+    axis = figure.subplots()
+    axis.plot(np.arange(len(steps.rates)) + 1, steps.rates, color="C0")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("step")
+    axis.set_ylabel("learning rate")
+    axis.set_title(name)
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def _steps_of(
+    run: RunResult | str | pathlib.Path,
+) -> tuple[records.Steps, str, Sequence[int]]:
+    """The steps of a run, the name of its model, and its seeds."""
+    if isinstance(run, RunResult):
+        name = run.record.model if run.record else type(run.trainer.model).__name__
+        return run.steps, name, run.trainer.seeds
+    config = records.read_config(pathlib.Path(run))
+    seeds: Any = config.settings["seeds"]
+    return records.read_steps(pathlib.Path(run)), config.model, seeds
 
 
 def draw_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":

@@ -1,6 +1,7 @@
 """The records and checkpoints of a run, as an observer of it."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
@@ -30,6 +31,28 @@ WORST_IMAGES = 24
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """Where a run begins, or goes on.
+
+    Attributes:
+      state: of all replicas.
+      seconds: spent on training up to it.
+      lines: of metrics up to it.
+      losses: of the steps up to it, float32 [R, S].
+    """
+
+    state: TrainState
+    seconds: float
+    lines: list[records.LogPoint]
+    losses: np.ndarray
+
+    @classmethod
+    def new(cls, state: TrainState) -> "Start":
+        """Before the first step."""
+        return cls(state, 0.0, [], np.empty((len(state.step), 0), np.float32))
+
+
 class Journal(Observer):
     """Writes what a run does to its folder; made by ``open_journal``.
 
@@ -48,16 +71,13 @@ class Journal(Observer):
 
     def restore(
         self, trainer: Trainer, first_state: Callable[[], TrainState], test_size: int
-    ) -> tuple[TrainState, float, list[records.LogPoint]]:
+    ) -> Start:
         """Where to begin: the newest valid checkpoint, or the initial state.
 
         Args:
           trainer: that trains.
           first_state: makes the state before the first step.
           test_size: images of which the predictions will be written.
-
-        Returns:
-          The state, the seconds spent on training up to it, and its lines of metrics.
 
         Raises:
           UserError: no valid checkpoint among those that are there, or too little room.
@@ -69,21 +89,52 @@ class Journal(Observer):
         check_space(self._folder, 5 * size_of(state) + logits + 2**20)
         if begun:
             state, seconds = self._checkpoints.restore(state)
-        lines = records.cut_metrics(self._folder, int(state.step.max()))
-        return state, seconds, lines
+        step = int(state.step.max())
+        lines = records.cut_metrics(self._folder, step)
+        losses = self._read_losses(step, len(trainer.seeds))
+        return Start(state, seconds, lines, losses)
 
-    def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
-        """Adds a line of metrics, and saves the state."""
+    def _read_losses(self, step: int, replicas: int) -> np.ndarray:
+        """Of the steps up to one, float32 [R, S]; NaN where they are lost."""
+        losses = np.full((replicas, step), np.nan, np.float32)
+        if not step:
+            return losses
+        try:
+            found = records.read_steps(self._folder).losses
+            if len(found) != replicas:
+                raise UserError(
+                    f"{self._folder / records.STEPS} has {len(found)} replicas, and "
+                    f"the run has {replicas}"
+                )
+        except UserError as error:
+            logger.warning("%s; the losses of the first %d steps are lost", error, step)
+            return losses
+        count = min(step, found.shape[1])
+        losses[:, :count] = found[:, :count]
+        return losses
+
+    def record_epoch(
+        self, line: records.LogPoint, steps: records.Steps, state: TrainState
+    ) -> None:
+        """Adds a line of metrics and the steps so far, and saves the state."""
         keep_folder(self._folder, self._lock)
-        self._append(line)
+        self._append(line, steps)
         val = mean_of_finite(line.val_accuracy)
         self._save(state, line.seconds, val if np.isfinite(val) else None)
 
-    def save_stopped(self, state: TrainState, seconds: float) -> None:
+    def save_stopped(
+        self, state: TrainState, steps: records.Steps, seconds: float
+    ) -> None:
         """Saves the state of a run that is asked to stop."""
         keep_folder(self._folder, self._lock)
-        if self._checkpoints.latest_step != int(state.step.max()):
-            self._save(state, seconds, None)
+        if self._checkpoints.latest_step == int(state.step.max()):
+            return
+        try:
+            records.write_steps(self._folder, steps)
+        except UserError as error:
+            logger.warning("%s; the state is not saved either", error)
+            return
+        self._save(state, seconds, None)
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
         """Writes what came out of a run that came to its end.
@@ -95,8 +146,10 @@ class Journal(Observer):
             return
         assert result.test is not None
         keep_folder(self._folder, self._lock)
-        records.append_metrics(self._folder, self.unwritten)
-        self.unwritten = []
+        if self.unwritten:
+            records.write_steps(self._folder, result.steps)
+            records.append_metrics(self._folder, self.unwritten)
+            self.unwritten = []
         if not result.state.all_diverged:
             self._save_last(result)
         split, logits = result.splits.test, result.test.logits
@@ -129,10 +182,11 @@ class Journal(Observer):
                 "--resume trains what is not saved again, to the same result"
             ) from error
 
-    def _append(self, line: records.LogPoint) -> None:
+    def _append(self, line: records.LogPoint, steps: records.Steps) -> None:
         """Writes a line, after those that could not be written before."""
         lines = [*self.unwritten, line]
         try:
+            records.write_steps(self._folder, steps)
             records.append_metrics(self._folder, lines)
         except UserError as error:
             if not self.unwritten:

@@ -51,6 +51,7 @@ class RunResult:
       record: as in ``result.json``; None for a run that was stopped.
       test: on the test split; None for a run that was stopped.
       metrics: the line of each epoch.
+      steps: loss and learning rate of each step.
       trainer: that trained; evaluates ``state``, and makes predictions with it.
       splits: of the data.
       folder: of the records; None where nothing was written.
@@ -61,6 +62,7 @@ class RunResult:
     record: records.Result | None
     test: Evaluation | None
     metrics: list[records.LogPoint]
+    steps: records.Steps
     trainer: Trainer
     splits: Splits
     folder: pathlib.Path | None

@@ -23,7 +23,7 @@ from cifar_flax.reports.range_curve import METHODS
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.folder import opened_folder
-from cifar_flax.runs.journal import Journal, open_journal, write_range_test
+from cifar_flax.runs.journal import Journal, Start, open_journal, write_range_test
 from cifar_flax.runs.observers import (
     Observer,
     Plan,
@@ -198,6 +198,7 @@ class _Session:
         self._folder, self._journal, self._watchers = folder, journal, watchers
         self._recorded = None if folder is None else records.read_result(folder)
         self._lines: list[records.LogPoint] = []
+        self._losses: list[np.ndarray] = []
         self._lost: tuple[int | None, ...] = ()
         self._seconds = 0.0
         self.state: TrainState
@@ -210,13 +211,13 @@ class _Session:
     def begin(self) -> None:
         """Takes the initial state, or the last one that was saved."""
         splits = self._subject.splits
+        first = functools.partial(self._subject.first_state, self._trainer)
         if self._journal is None:
-            self.state = self._subject.first_state(self._trainer)
+            start = Start.new(first())
         else:
-            first = functools.partial(self._subject.first_state, self._trainer)
-            self.state, self._seconds, self._lines = self._journal.restore(
-                self._trainer, first, len(splits.test)
-            )
+            start = self._journal.restore(self._trainer, first, len(splits.test))
+        self.state, self._seconds = start.state, start.seconds
+        self._lines, self._losses = start.lines, [start.losses]
         self._lost = self.state.diverged_at
         recorded = self._recorded
         finished = recorded is not None and recorded.status == "finished"
@@ -246,12 +247,14 @@ class _Session:
         seconds = self._seconds + progress.seconds
         self._lost = _warn_of_divergence(self._trainer, progress.state, self._lost)
         self._watchers.chunk_done(progress)
+        losses = [*self._losses, progress.losses]
         if progress.epoch_done:
             line = self._log_point(progress, seconds)
             if self._journal is not None:
-                self._journal.epoch_done(line, progress.state)
+                steps = self._steps(losses)
+                self._journal.record_epoch(line, steps, progress.state)
             self._lines.append(line)
-        self.state, self._seconds = progress.state, seconds
+        self.state, self._seconds, self._losses = progress.state, seconds, losses
         if progress.epoch_done:
             self._watchers.epoch_done(line, progress.state)
 
@@ -260,7 +263,8 @@ class _Session:
         record = test = None
         if stopped and not (self._has_ended or self.is_recorded):
             if self._journal is not None:
-                self._journal.save_stopped(self.state, self._seconds)
+                steps = self._steps(self._losses)
+                self._journal.save_stopped(self.state, steps, self._seconds)
         else:  # the only time that the test split is touched
             test = self._trainer.evaluate(self.state, self._subject.splits.test)
             record = self._recorded or self._outcome(test)
@@ -270,6 +274,7 @@ class _Session:
             record=record,
             test=test,
             metrics=self._lines,
+            steps=self._steps(self._losses),
             trainer=self._trainer,
             splits=self._subject.splits,
             folder=self._folder,
@@ -286,6 +291,11 @@ class _Session:
         """Whether no replica has a step to do."""
         done = self.state.step.max() >= self._trainer.total_steps
         return bool(done) or self.state.all_diverged
+
+    def _steps(self, losses: list[np.ndarray]) -> records.Steps:
+        """What ``steps.npz`` holds."""
+        every = np.concatenate(losses, axis=1)
+        return records.Steps(every, self._trainer.rates(every.shape[1]))
 
     def _log_point(self, progress: Progress, seconds: float) -> records.LogPoint:
         """A line of ``metrics.jsonl``, at the end of an epoch."""
@@ -458,7 +468,18 @@ def _stopped_early(
 ) -> RunResult:
     """A run that was stopped before its first step."""
     state = trainer.init()
-    return RunResult("stopped", state, None, None, [], trainer, subject.splits, folder)
+    steps = records.Steps(Start.new(state).losses, trainer.rates(0))
+    return RunResult(
+        status="stopped",
+        state=state,
+        record=None,
+        test=None,
+        metrics=[],
+        steps=steps,
+        trainer=trainer,
+        splits=subject.splits,
+        folder=folder,
+    )
 
 
 def _range_flags(settings: RangeSettings) -> list[str]:

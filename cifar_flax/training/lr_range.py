@@ -31,7 +31,7 @@ from cifar_flax.reports.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.training.checks import MAX_FLOAT
 from cifar_flax.training.evaluation import replica_map
 from cifar_flax.training.schedules import ramp
-from cifar_flax.training.state import Totals, TrainState
+from cifar_flax.training.state import TrainState
 from cifar_flax.training.steps import DeviceData, TrainStep, first_order
 from cifar_flax.training.trainer import Trainer, next_chunk
 
@@ -247,14 +247,13 @@ def _advance(
 
     def body(carry: _Carry) -> _Carry:
         step = carry.state.step
-        state = dataclasses.replace(carry.state, totals=Totals.zero())
-        state = train_step(state, carry.order, data)
-        loss = state.totals.loss / state.totals.count
+        state, losses = train_step((carry.state, carry.losses), carry.order, data)
+        loss = losses[step]
         average = beta * carry.average + (1 - beta) * loss
         smoothed = average / (1 - beta ** (step + 1))
         best = jnp.minimum(carry.best, smoothed)
         finite = jnp.isfinite(loss)
-        losses = carry.losses.at[step].set(jnp.where(finite, loss, jnp.nan))
+        losses = losses.at[step].set(jnp.where(finite, loss, jnp.nan))
         going = finite & (smoothed <= settings.stop_factor * best)
         return dataclasses.replace(
             carry, state=state, losses=losses, average=average, best=best, going=going

@@ -27,6 +27,9 @@ from cifar_flax.training.state import Totals, TrainState
 # An argument of every compiled program: as a constant it would take seconds to compile.
 DeviceData = tuple[jax.Array, jax.Array]
 
+# What a replica carries from step to step: its state, and losses of steps, float32 [S].
+Carry = tuple[TrainState, jax.Array]
+
 
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
@@ -128,17 +131,16 @@ class TrainStep:
     is_frozen_norm: Callable[[str], bool] | None = None
     lowering: Lowering = "auto"
 
-    def __call__(
-        self, state: TrainState, order: jax.Array, data: DeviceData
-    ) -> TrainState:
+    def __call__(self, carry: Carry, order: jax.Array, data: DeviceData) -> Carry:
         """One step on the mean loss of a batch, with the sums for its log added up.
 
         Args:
-          state: of one replica.
+          carry: of one replica; the loss of step s is written at s modulo S.
           order: images in the order in which they are taken, [M]; step s takes the
             batch s modulo M // batch_size.
           data: see ``DeviceData``.
         """
+        state, losses = carry
         images, labels, key = self.batch(state, order, data)
         share, mixes = jnp.float32(1), self.augmentation.mixes
         if mixes:
@@ -150,18 +152,19 @@ class TrainStep:
                 self.model, variables, images, key, self.lowering, self.is_frozen_norm
             )
             logits = logits.astype(jnp.float32)
-            losses = cross_entropy(logits, labels, self.label_smoothing)
+            each = cross_entropy(logits, labels, self.label_smoothing)
             if mixes:  # with the image before it, as ``mix`` does
                 before = jnp.roll(labels, 1)
                 others = cross_entropy(logits, before, self.label_smoothing)
-                losses = share * losses + (1 - share) * others
-            return losses.mean(), (losses.sum(), logits, collections)
+                each = share * each + (1 - share) * others
+            return each.mean(), (each.sum(), logits, collections)
 
         grads, aux = jax.grad(loss_fn, has_aux=True)(state.params)
         loss, logits, collections = aux
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return dataclasses.replace(
+        losses = losses.at[state.step % losses.size].set(loss / labels.size)
+        state = dataclasses.replace(
             state,
             step=state.step + 1,
             params=params,
@@ -176,6 +179,7 @@ class TrainStep:
                 state.average, {"params": params, **collections}, state.step, self.ema
             ),
         )
+        return state, losses
 
     def batch(
         self, state: TrainState, order: jax.Array, data: DeviceData

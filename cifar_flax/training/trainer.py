@@ -29,11 +29,13 @@ from cifar_flax.training.evaluation import (
 )
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.state import Totals, TrainState, init_state
-from cifar_flax.training.steps import DeviceData, TrainStep, epoch_order
+from cifar_flax.training.steps import Carry, DeviceData, TrainStep, epoch_order
 
 # A compiled call does about this many seconds of work: long enough that its start
 # costs nothing, short enough that a progress bar moves and an interrupt is heeded.
 CHUNK_SECONDS = 1.0
+
+RATES_AT_ONCE = 1024  # steps
 
 # What jax.random.key takes as int32.
 SEED_RANGE = range(-(2**31), 2**31)
@@ -54,6 +56,8 @@ class Progress:
         replica that has diverged.
       train_accuracy: share classified correctly as they were seen, float64 [R]; NaN
         for a replica that has diverged.
+      losses: of each step of the last chunk, float32 [R, S], the mean over its batch;
+        NaN for the steps that a replica that has diverged did not do.
       images: training images of the last chunk, over all replicas.
       seconds: that the last chunk took.
     """
@@ -64,6 +68,7 @@ class Progress:
     learning_rate: float
     train_loss: np.ndarray
     train_accuracy: np.ndarray
+    losses: np.ndarray
     images: int
     seconds: float
 
@@ -192,7 +197,7 @@ class Trainer:
     def _make_programs(self) -> None:
         """Makes what is compiled when it is first called."""
         model, spec, tx = self.model, self.spec, self.train_step.tx
-        ema = self.recipe.ema
+        ema, schedule = self.recipe.ema, self.schedule
 
         def init_of_one(seed: jax.Array) -> TrainState:
             return init_state(jax.random.key(seed), model, tx, spec.image_shape, ema)
@@ -207,8 +212,11 @@ class Trainer:
             compiler_options={"xla_backend_optimization_level": 0},
         )
         self._orders = jax.jit(orders)
+        self._rates = jax.jit(
+            lambda first: jax.vmap(schedule)(first + jnp.arange(RATES_AT_ONCE))
+        )
         self._train_steps: Any = jax.jit(
-            functools.partial(_train_steps, self.train_step)
+            functools.partial(_train_steps, self.train_step, self.steps_per_epoch)
         )
 
     def __repr__(self) -> str:
@@ -256,6 +264,16 @@ class Trainer:
         padded = pad_images(split.images, self.train_step.augmentation)
         return jnp.asarray(padded), jnp.asarray(split.labels)
 
+    @known_settings()
+    def rates(self, steps: int) -> np.ndarray:
+        """The learning rates of the first steps of the recipe, float32 [steps]."""
+        # In pieces of one length, which are compiled once.
+        pieces = [
+            np.asarray(self._rates(jnp.int32(first)))
+            for first in range(0, steps, RATES_AT_ONCE)
+        ]
+        return np.concatenate([*pieces, np.empty(0, np.float32)])[:steps]
+
     def run(self, state: TrainState, split: Split) -> Iterator[Progress]:
         """Trains from a state to the end of the recipe.
 
@@ -302,24 +320,26 @@ class Trainer:
                     epoch_end = min(epoch_end, self.total_steps)
                     orders = self._orders(state.key, jnp.int32(epoch))
                 stop = min(step + chunk, epoch_end)
-                state = self._train_steps(state, orders, data, jnp.int32(stop))
-                totals = jax.device_get(state.totals)  # waits for the chunk
+                state, losses = self._train_steps(state, orders, data, jnp.int32(stop))
+                totals, losses = jax.device_get((state.totals, losses))  # waits
                 seconds = time.perf_counter() - start
                 chunk = next_chunk(stop - step, seconds)
                 before, steps = steps, np.asarray(state.step)
-                epoch_done = steps.max() == epoch_end
+                done, first = int(steps.max()), step % self.steps_per_epoch
+                epoch_done = done == epoch_end
                 if epoch_done:
                     state = dataclasses.replace(state, totals=state.totals.cleared())
                 lost = np.array([at is not None for at in state.diverged_at])
                 progress = Progress(
                     state=state,
-                    step=int(steps.max()),
-                    epoch_done=bool(epoch_done),
-                    learning_rate=float(self.schedule(steps.max() - 1)),
+                    step=done,
+                    epoch_done=epoch_done,
+                    learning_rate=float(self.schedule(done - 1)),
                     train_loss=np.where(lost, np.nan, totals.loss / totals.count),
                     train_accuracy=np.where(
                         lost, np.nan, totals.correct / totals.count
                     ),
+                    losses=losses[:, first : first + done - step],
                     images=int((steps - before).sum()) * self.recipe.batch_size,
                     seconds=seconds,
                 )
@@ -334,19 +354,25 @@ class Trainer:
 
 def _train_steps(
     train_step: TrainStep,
+    steps_per_epoch: int,
     states: TrainState,
     orders: jax.Array,
     data: DeviceData,
     stop: jax.Array,
-) -> TrainState:
-    """Takes R replicas on to step ``stop``, within the epoch that ``orders`` are of."""
+) -> tuple[TrainState, jax.Array]:
+    """Takes R replicas on to step ``stop``, within the epoch that ``orders`` are of.
 
-    def of_one(replica: tuple[TrainState, jax.Array]) -> TrainState:
+    Returns:
+      The states, and the loss of each step by its place in the epoch, [R, S]; NaN for
+      the steps that were not done.
+    """
+
+    def of_one(replica: tuple[TrainState, jax.Array]) -> Carry:
         state, order = replica
         return lax.while_loop(
-            lambda state: (state.step < stop) & jnp.isfinite(state.totals.loss),
+            lambda carry: (carry[0].step < stop) & jnp.isfinite(carry[0].totals.loss),
             functools.partial(train_step, order=order, data=data),
-            state,
+            (state, jnp.full(steps_per_epoch, jnp.nan)),
         )
 
     return replica_map()(of_one, (states, orders))

@@ -298,7 +298,8 @@ def test_one_step_is_the_gradient_step_of_the_mean_loss(splits):
 
     grads = jax.grad(loss)(state.params)
     # The second batch of an order of three.
-    after = step(state.replace(step=jnp.int32(4)), jnp.arange(24), data)
+    carry = (state.replace(step=jnp.int32(4)), jnp.zeros(3))
+    after, losses = step(carry, jnp.arange(24), data)
     jax.tree.map(
         lambda new, old, grad: np.testing.assert_allclose(
             new, old - 0.5 * grad, rtol=1e-5, atol=1e-6
@@ -310,6 +311,7 @@ def test_one_step_is_the_gradient_step_of_the_mean_loss(splits):
     assert after.step == 5
     assert after.totals.count == 8
     np.testing.assert_allclose(after.totals.loss / 8, loss(state.params), rtol=1e-5)
+    np.testing.assert_allclose(losses, [0, loss(state.params), 0], rtol=1e-5)
 
 
 def test_cross_entropy_is_its_formula():
@@ -371,10 +373,11 @@ def test_the_loss_of_a_step_is_of_the_images_and_targets_as_mixed(splits, change
     logits = SimpleNet(4).apply(state.variables, images, train=True)
     own, other = (cross_entropy(logits, jnp.asarray(y), 0.1) for y in (labels, before))
     expected = (share * own + (1 - share) * other).sum()
-    totals = step(state, order, data).totals
-    assert float(totals.loss) == pytest.approx(float(expected), rel=1e-5)
+    after, losses = step((state, jnp.zeros(1)), order, data)
+    assert float(after.totals.loss) == pytest.approx(float(expected), rel=1e-5)
+    assert float(losses[0]) == pytest.approx(float(expected) / len(labels), rel=1e-5)
     if share != 1.0:
-        assert float(totals.loss) != pytest.approx(float(own.sum()), rel=1e-3)
+        assert float(losses[0]) != pytest.approx(float(own.mean()), rel=1e-3)
 
 
 def test_alternating_flips_mirror_an_image_in_every_other_epoch(splits):
@@ -426,7 +429,10 @@ def test_the_training_program_can_be_made_for_any_platform(splits, platform):
     trainer = make_trainer(splits, model=model)
     data, state = trainer.put(splits.train), trainer.init()
     orders = jnp.arange(len(splits.train))[None]
-    steps = functools.partial(trainer_module._train_steps, trainer.train_step)
+    per_epoch = trainer.steps_per_epoch
+    steps = functools.partial(
+        trainer_module._train_steps, trainer.train_step, per_epoch
+    )
     traced = jax.jit(steps).trace(state, orders, data, jnp.int32(1))
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     kernels = "custom_call @cifar_flax" in program
