@@ -42,7 +42,7 @@ def train_logits(
     images: jax.Array,
     key: jax.Array,
     lowering: Lowering = "auto",
-    is_frozen_norm: Callable[[str], bool] | None = None,
+    is_frozen: Callable[[str], bool] | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Logits [N, K] in training, and the collections as the model left them.
 
@@ -52,13 +52,14 @@ def train_logits(
       images: normalised, [N, H, W, C].
       key: for all that the model draws.
       lowering: of its convolutions.
-      is_frozen_norm: tells by their paths the batch norms that normalise with their
-        running statistics, and do not update them; None: there are none.
+      is_frozen: tells by its path whether a parameter is frozen; the batch norms whose
+        scales are normalise with their running statistics, and do not update them.
+        None: there are none.
     """
     collections = {n: value for n, value in variables.items() if n != "params"}
     # Linen takes the stream "params" for every stream that has no key of its own.
     streams = {"dropout": key, "params": jax.random.fold_in(key, 1)}
-    with convolving(lowering), _freezing(is_frozen_norm):
+    with convolving(lowering), _freezing(is_frozen):
         logits, updated = model.apply(
             variables,
             images,
@@ -78,7 +79,7 @@ def _freezing(
     def freeze(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         is_norm = isinstance(layer, nn.BatchNorm | BatchNorm)
-        if is_norm and is_frozen("/".join(layer.path)):
+        if is_norm and is_frozen("/".join((*layer.path, "scale"))):
             # The layer is a copy that this one call of the model has made.
             if isinstance(layer, nn.BatchNorm):
                 object.__setattr__(layer, "use_running_average", True)

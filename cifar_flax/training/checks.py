@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import re
 from typing import Any
 
 from cifar_flax.errors import UserError
@@ -44,6 +45,16 @@ def require_share(value: Any, name: str) -> None:
     """UserError for what is not in [0, 1)."""
     good = is_number(value) and 0 <= value <= MAX_SHARE
     require(good, name, value, "in [0, 1)")
+
+
+def require_pattern(value: Any, name: str) -> None:
+    """UserError for what is no regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise UserError(
+            f"{name} is {value!r}, which is no regular expression: {error}"
+        ) from error
 
 
 def is_number(value: Any) -> bool:

@@ -13,7 +13,8 @@ import optax
 import optax.contrib
 
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.training.checks import require, require_float
+from cifar_flax.training.checks import require, require_float, require_pattern
+from cifar_flax.training.stages import Spans
 
 # They take more than gradients and a schedule, or have to be evaluated elsewhere than
 # at their parameters.
@@ -21,6 +22,8 @@ _OTHERS = (
     *("dpsgd", "galore", "lbfgs", "momo", "momo_adam", "noisy_sgd", "optimistic_adam"),
     *("rprop", "schedule_free_adamw", "schedule_free_sgd", "sm3", "sophia"),
 )
+
+FROZEN = "frozen"  # label of the parameters that never move
 
 Options = Mapping[str, bool | int | float | str | None]
 
@@ -43,13 +46,7 @@ class Group:
     frozen: bool = False
 
     def __post_init__(self):
-        try:
-            re.compile(self.pattern)
-        except (re.error, TypeError) as error:
-            raise UserError(
-                f"the pattern {self.pattern!r} of a group is no regular expression: "
-                f"{error}"
-            ) from error
+        require_pattern(self.pattern, "the pattern of a group")
         require_float(self.rate, "the rate of a group")
         for name in ("decay", "frozen"):
             value = getattr(self, name)
@@ -128,42 +125,65 @@ def make_optimizer(
     )
 
 
-def by_group(
-    groups: Sequence[Group],
-    decays: Callable[[jax.Array], bool],
-    make: Callable[[float, bool], optax.GradientTransformation],
-) -> optax.GradientTransformation:
-    """A transformation for each group of parameters; the first that matches has it.
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How parameters are trained, of one group or of several.
 
-    Args:
-      groups: may be none.
-      decays: whether a parameter's weights decay.
-      make: the transformation with a factor of the rate, with or without decay.
-
-    Raises:
-      UserError: (when it sees the parameters) a pattern is found in no path.
+    Attributes:
+      rate: factor of the learning rate.
+      decay: whether their weights decay.
+      spans: steps of the optimizer in which they are trained; None for all of them.
     """
 
-    def kind(path: tuple, leaf: jax.Array) -> str:
-        where = path_in_words(path)
-        group = group_of(groups, where)
-        if group.frozen:
-            return "frozen"
-        return _label(group.rate, group.decay and decays(leaf))
+    rate: float
+    decay: bool
+    spans: Spans | None = None
 
-    def labels(params: Any) -> Any:
-        paths = [path_in_words(path) for path, _ in jax.tree.leaves_with_path(params)]
-        for group in groups:
-            if not any(re.search(group.pattern, path) for path in paths):
-                raise UserError(
-                    f"the pattern {group.pattern!r} is found in no parameter's path; "
-                    f"the paths are {', '.join(paths)}"
-                )
-        return jax.tree_util.tree_map_with_path(kind, params)
+    def __str__(self) -> str:
+        words = f"{self.rate:g} {'decay' if self.decay else 'no decay'}"
+        spans = self.spans or ()
+        return " ".join([words, *(f"{start}-{stop}" for start, stop in spans)])
 
-    rates = {1.0, *(group.rate for group in groups)}
-    transforms = {_label(r, d): make(r, d) for r in rates for d in (True, False)}
-    return optax.partition({**transforms, "frozen": optax.set_to_zero()}, labels)
+
+def by_kind(
+    kind_of: Callable[[str, jax.Array], Kind | None],
+    make: Callable[[Kind], optax.GradientTransformation],
+    check: Callable[[list[str]], None],
+) -> optax.GradientTransformation:
+    """A transformation for each kind of parameters.
+
+    Args:
+      kind_of: the kind of a parameter, by its path and its array; None: it is frozen.
+      make: the transformation of a kind.
+      check: is given the paths of all parameters, and may raise a UserError.
+    """
+
+    def of(params: Any) -> optax.GradientTransformation:
+        leaves = jax.tree.leaves_with_path(params)
+        paths = [path_in_words(path) for path, _ in leaves]
+        check(paths)
+        kinds = [
+            kind_of(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)
+        ]
+        transforms = {str(kind): make(kind) for kind in kinds if kind is not None}
+        labels = [FROZEN if kind is None else str(kind) for kind in kinds]
+        tree = jax.tree.unflatten(jax.tree.structure(params), labels)
+        return optax.partition({**transforms, FROZEN: optax.set_to_zero()}, tree)
+
+    return optax.GradientTransformation(
+        lambda params: of(params).init(params),
+        lambda grads, state, params=None: of(grads).update(grads, state, params),
+    )
+
+
+def check_patterns(paths: list[str], patterns: Sequence[str]) -> None:
+    """UserError where a pattern is found in no parameter's path."""
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise UserError(
+                f"the pattern {pattern!r} is found in no parameter's path; the paths "
+                f"are {', '.join(paths)}"
+            )
 
 
 def group_of(groups: Sequence[Group], path: str) -> Group:
@@ -174,10 +194,6 @@ def group_of(groups: Sequence[Group], path: str) -> Group:
 def path_in_words(path: tuple) -> str:
     """The place of a parameter, as ``stage0_block0/conv/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _label(rate: float, decay: bool) -> str:
-    return f"{rate:g} {'decay' if decay else 'no decay'}"
 
 
 def _parameters(factory: Callable[..., Any]) -> list[str]:

@@ -13,6 +13,7 @@ from cifar_flax.training.checks import (
     require,
     require_epochs,
     require_float,
+    require_pattern,
     require_share,
     require_whole,
 )
@@ -68,12 +69,17 @@ class _Timed:
     Attributes:
       learning_rate: the highest.
       epochs: its length, whole or not.
+      freeze: a regular expression; while the phase lasts, the parameters in whose path
+        it is found keep their values.
     """
 
     learning_rate: float
     epochs: float
+    freeze: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
+        if self.freeze is not None:
+            require_pattern(self.freeze, "freeze of a phase")
         require_float(self.learning_rate, "the rate")
         require_epochs(self.epochs)
         object.__setattr__(self, "epochs", plain(self.epochs))
@@ -129,8 +135,8 @@ class Cosine(_Timed):
 
     def stretched(self, factor: float) -> "Cosine":
         """The same shape over so many times as many epochs."""
-        longer = {"epochs": self.epochs * factor, "warmup": self.warmup * factor}
-        return dataclasses.replace(self, **longer)
+        epochs, warmup = self.epochs * factor, self.warmup * factor
+        return dataclasses.replace(self, epochs=epochs, warmup=warmup)
 
     def __str__(self) -> str:
         warmup = f", {in_words(self.warmup)} of it warm-up" if self.warmup else ""
@@ -207,14 +213,18 @@ class Sgdr:
       cycles: number of cycles.
       cycle_len: length of the first, in epochs, whole or not.
       cycle_mult: each is this many times as long as the one before.
+      freeze: as of the other phases.
     """
 
     learning_rate: float
     cycles: int
     cycle_len: float = 1
     cycle_mult: int = 1
+    freeze: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
+        if self.freeze is not None:
+            require_pattern(self.freeze, "freeze of a phase")
         require_float(self.learning_rate, "the rate")
         require_whole(self.cycles, "cycles", MAX_CYCLES)
         require_epochs(self.cycle_len, "cycle_len")

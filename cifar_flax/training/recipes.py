@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,9 +23,11 @@ from cifar_flax.training.checks import (
 )
 from cifar_flax.training.optimizers import (
     Group,
+    Kind,
     Options,
-    by_group,
+    by_kind,
     check_options,
+    check_patterns,
     group_of,
     make_optimizer,
 )
@@ -37,6 +39,7 @@ from cifar_flax.training.phases import (
     plain,
 )
 from cifar_flax.training.schedules import chain_schedules
+from cifar_flax.training.stages import Stage, make_stages, paused, spans_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +116,9 @@ class Recipe:
 
     def _check_optimizer(self) -> None:
         if type(self).make_optimizer is not Recipe.make_optimizer:
+            freeze = self._freezes[0] if any(self._freezes) else None
+            must = "left out, since the optimizer is your own"
+            require(freeze is None, "freeze of a phase", freeze, must)
             return
         require(
             isinstance(self.options, Mapping), "options", self.options, "a dictionary"
@@ -172,34 +178,72 @@ class Recipe:
         phases = tuple(phase.stretched(factor) for phase in phases)
         return dataclasses.replace(self, phases=phases)
 
-    def make_optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+    def stages(self, steps_per_epoch: int) -> list[Stage]:
+        """What the phases freeze, in steps; one stage where they freeze nothing."""
+        return make_stages(self._phase_steps(steps_per_epoch), self._freezes)
+
+    @property
+    def _freezes(self) -> list[str | None]:
+        """Of each phase the pattern of what it freezes."""
+        return [getattr(phase, "freeze", None) for phase in self.phases]
+
+    def make_optimizer(
+        self, schedule: optax.Schedule, stages: Sequence[Stage] = ()
+    ) -> optax.GradientTransformation:
         """The optimizer, for all parameters.
 
         Args:
           schedule: of the learning rate, by the step of training; the recipe's own is
             ``self.schedule(...)``.
+          stages: when phases freeze parameters; none: they do not.
         """
         every = self.accumulate
+        changes = any(stage.freeze is not None for stage in stages)
 
-        def of_group(factor: float, decays: bool) -> optax.GradientTransformation:
+        def of_kind(kind: Kind) -> optax.GradientTransformation:
             def rate(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-                return factor * schedule(jnp.asarray(count) * every)
+                return kind.rate * schedule(jnp.asarray(count) * every)
 
-            return make_optimizer(
-                self.optimizer,
-                self._options,
-                schedule if factor == every == 1 else rate,
-                self.weight_decay * decays,
-            )
+            def make(schedule: optax.Schedule) -> optax.GradientTransformation:
+                decay = self.weight_decay * kind.decay
+                return make_optimizer(self.optimizer, self._options, schedule, decay)
 
-        tx = of_group(1.0, True)
-        if self.groups or self.decay != "all":
-            tx = by_group(self.groups, self._decays, of_group)
+            scaled = schedule if kind.rate == every == 1 else rate
+            return paused(make, scaled, kind.spans) if kind.spans else make(scaled)
+
+        def kind_of(path: str, leaf: jax.Array) -> Kind | None:
+            group = group_of(self.groups, path)
+            spans = spans_of(path, stages, every) if changes else None
+            if group.frozen or spans == ():
+                return None
+            decay = group.decay and (self.decay == "all" or leaf.ndim > 1)
+            return Kind(group.rate, decay, spans)
+
+        def check(paths: list[str]) -> None:
+            patterns = [group.pattern for group in self.groups]
+            patterns += [stage.freeze for stage in stages if stage.freeze is not None]
+            check_patterns(paths, patterns)
+            for stage in stages or [Stage(0, 1, None)]:
+                if all(self.is_frozen(path, stage) for path in paths):
+                    pattern = stage.freeze or patterns[0]
+                    raise UserError(
+                        f"every parameter is frozen, by the pattern {pattern!r} among "
+                        f"others; leave some of {', '.join(paths)} to be trained"
+                    )
+
+        tx = of_kind(Kind(1.0, True))
+        if self.groups or self.decay != "all" or changes:
+            tx = by_kind(kind_of, of_kind, check)
         if self.clip_norm is not None:
             tx = optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
         if every > 1:
             tx = optax.MultiSteps(tx, every).gradient_transformation()
         return tx
+
+    def is_frozen(self, path: str, stage: Stage | None = None) -> bool:
+        """Whether the parameter at a path is frozen: by its group, or in a stage."""
+        by_stage = stage is not None and stage.freezes(path)
+        return by_stage or group_of(self.groups, path).frozen
 
     @property
     def _options(self) -> Options:
@@ -207,13 +251,6 @@ class Recipe:
             return self.options
         momentum = self.momentum or None
         return {"momentum": momentum, "nesterov": self.nesterov, **self.options}
-
-    def is_frozen_norm(self, path: str) -> bool:
-        """Whether the batch norm at a place of the model keeps its statistics."""
-        return self.freeze_norms and group_of(self.groups, f"{path}/scale").frozen
-
-    def _decays(self, leaf: jax.Array) -> bool:
-        return self.decay == "all" or leaf.ndim > 1
 
     @property
     def optimizer_in_words(self) -> str:
@@ -243,7 +280,11 @@ class Recipe:
         return ", ".join([name, *words])
 
     def __str__(self) -> str:
-        return ", then ".join(str(phase) for phase in self.phases)
+        pairs = zip(self.phases, self._freezes, strict=True)
+        return ", then ".join(
+            f"{phase}{f' with {pattern} frozen' if pattern else ''}"
+            for phase, pattern in pairs
+        )
 
 
 def _number(value: Any) -> str:

@@ -21,6 +21,7 @@ from cifar_flax.data.augment import (
 from cifar_flax.data.splits import DataSpec
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import train_logits
+from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.state import Totals, TrainState
 
 # Padded training images, uint8 [N, H + 2p, W + 2p, C], and labels [N], on the device.
@@ -117,7 +118,8 @@ class TrainStep:
       batch_size: images in a step.
       label_smoothing: see ``cross_entropy``.
       ema: see ``update_average``.
-      is_frozen_norm: see ``train_logits``.
+      is_frozen: tells by its path whether a parameter is frozen; None: none is.
+      freeze_norms: batch norms whose scales are frozen keep their statistics, too.
       lowering: of the model's convolutions.
     """
 
@@ -128,7 +130,8 @@ class TrainStep:
     batch_size: int
     label_smoothing: float = 0.0
     ema: float = 0.0
-    is_frozen_norm: Callable[[str], bool] | None = None
+    is_frozen: Callable[[str], bool] | None = None
+    freeze_norms: bool = True
     lowering: Lowering = "auto"
 
     def __call__(self, carry: Carry, order: jax.Array, data: DeviceData) -> Carry:
@@ -147,9 +150,10 @@ class TrainStep:
             images, share = mix(jax.random.fold_in(key, 2), images, self.augmentation)
 
         def loss_fn(params: Any):
-            variables = {"params": params, **state.collections}
+            variables = {"params": self._held(params), **state.collections}
+            frozen = self.is_frozen if self.freeze_norms else None
             logits, collections = train_logits(
-                self.model, variables, images, key, self.lowering, self.is_frozen_norm
+                self.model, variables, images, key, self.lowering, frozen
             )
             logits = logits.astype(jnp.float32)
             each = cross_entropy(logits, labels, self.label_smoothing)
@@ -180,6 +184,18 @@ class TrainStep:
             ),
         )
         return state, losses
+
+    def _held(self, params: Any) -> Any:
+        """The parameters; the gradient of those that are frozen is 0."""
+        is_frozen = self.is_frozen
+        if is_frozen is None:
+            return params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                lax.stop_gradient(leaf) if is_frozen(path_in_words(path)) else leaf
+            ),
+            params,
+        )
 
     def batch(
         self, state: TrainState, order: jax.Array, data: DeviceData

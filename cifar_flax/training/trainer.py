@@ -28,6 +28,7 @@ from cifar_flax.training.evaluation import (
     replica_map,
 )
 from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.stages import Stage
 from cifar_flax.training.state import Totals, TrainState, init_state
 from cifar_flax.training.steps import Carry, DeviceData, TrainStep, epoch_order
 
@@ -140,9 +141,10 @@ class Trainer:
         over differ from epoch to epoch.
       total_steps: steps of the whole recipe.
       schedule: the learning rate, a function of the step.
-      train_step: what a replica does in a step.
+      stages: what phases freeze, in steps.
+      train_step: what a replica does in a step in which no phase freezes anything.
       predictor: what a replica does in evaluation.
-      compile_seconds: what the compilation of the training program took, else 0.
+      compile_seconds: what compiling the training programs took so far.
     """
 
     @known_settings()
@@ -178,7 +180,12 @@ class Trainer:
         self.total_steps = recipe.count_steps(self.steps_per_epoch)
         self.schedule = recipe.schedule(self.steps_per_epoch)
         self.compile_seconds = 0.0
-        tx = recipe.make_optimizer(self.schedule)
+        self.stages = recipe.stages(self.steps_per_epoch)
+        several = any(stage.freeze is not None for stage in self.stages)
+        given = (
+            (self.stages,) if several else ()
+        )  # an optimizer of one's own takes none
+        tx = recipe.make_optimizer(self.schedule, *given)
         self.train_step = TrainStep(
             model=model,
             tx=tx,
@@ -187,7 +194,8 @@ class Trainer:
             batch_size=recipe.batch_size,
             label_smoothing=recipe.label_smoothing,
             ema=recipe.ema,
-            is_frozen_norm=recipe.is_frozen_norm if recipe.groups else None,
+            is_frozen=recipe.is_frozen if recipe.groups else None,
+            freeze_norms=recipe.freeze_norms,
             lowering=self.lowering,
         )
         self.predictor = Predictor(model, spec, lowering=self.lowering, tta=tta)
@@ -215,8 +223,19 @@ class Trainer:
         self._rates = jax.jit(
             lambda first: jax.vmap(schedule)(first + jnp.arange(RATES_AT_ONCE))
         )
-        self._train_steps: Any = jax.jit(
-            functools.partial(_train_steps, self.train_step, self.steps_per_epoch)
+        self._train_steps = {
+            stage.freeze: self._program(stage) for stage in self.stages
+        }
+
+    def _program(self, stage: Stage) -> Any:
+        """The training program of a stage."""
+        train_step, is_frozen = self.train_step, self.recipe.is_frozen
+        if stage.freeze is not None:
+            train_step = dataclasses.replace(
+                train_step, is_frozen=functools.partial(is_frozen, stage=stage)
+            )
+        return jax.jit(
+            functools.partial(_train_steps, train_step, self.steps_per_epoch)
         )
 
     def __repr__(self) -> str:
@@ -308,19 +327,16 @@ class Trainer:
         steps, chunk, epoch_end = np.asarray(state.step), 1, 0
         while (step := int(steps.max())) < self.total_steps and not state.all_diverged:
             with known_settings():
-                if not self.compile_seconds:
-                    start, zero = time.perf_counter(), jnp.int32(0)
-                    args = (state, self._orders(state.key, zero), data, zero)
-                    self._train_steps = self._train_steps.lower(*args).compile()
-                    self.compile_seconds = time.perf_counter() - start
+                stage = next(stage for stage in self.stages if step < stage.stop)
+                program = self._compiled(stage, state, data)
                 start = time.perf_counter()
                 if step >= epoch_end:
                     epoch = step // self.steps_per_epoch
                     epoch_end = (epoch + 1) * self.steps_per_epoch
                     epoch_end = min(epoch_end, self.total_steps)
                     orders = self._orders(state.key, jnp.int32(epoch))
-                stop = min(step + chunk, epoch_end)
-                state, losses = self._train_steps(state, orders, data, jnp.int32(stop))
+                stop = min(step + chunk, epoch_end, stage.stop)
+                state, losses = program(state, orders, data, jnp.int32(stop))
                 totals, losses = jax.device_get((state.totals, losses))  # waits
                 seconds = time.perf_counter() - start
                 chunk = next_chunk(stop - step, seconds)
@@ -344,6 +360,17 @@ class Trainer:
                     seconds=seconds,
                 )
             yield progress
+
+    def _compiled(self, stage: Stage, state: TrainState, data: DeviceData) -> Any:
+        """The compiled program of a stage."""
+        program = self._train_steps[stage.freeze]
+        if not hasattr(program, "lower"):  # it is compiled
+            return program
+        start, zero = time.perf_counter(), jnp.int32(0)
+        args = (state, self._orders(state.key, zero), data, zero)
+        program = self._train_steps[stage.freeze] = program.lower(*args).compile()
+        self.compile_seconds += time.perf_counter() - start
+        return program
 
     def _check_split(self, what: str, split: Split) -> None:
         if not isinstance(split, Split):

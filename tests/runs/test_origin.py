@@ -1,5 +1,7 @@
 """Runs that start from another run, and freeze parts of it."""
 
+import threading
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
+from cifar_flax.runs.observers import Observer
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
 from tests.conftest import make_split
+from tests.runs.test_session import Told
 
 
 def dataset(classes, seed=0):
@@ -24,7 +28,10 @@ SETTINGS = {"val_size": 24, "batch_size": 24, "lr": 0.05, "epochs": 1}
 
 
 def go(folder=None, data=DATA, net=None, **changes):
-    return run(Settings(**SETTINGS | changes), folder, dataset=data, model=net)
+    names = ("observers", "stop", "resume")
+    ways = {name: changes.pop(name) for name in names if name in changes}
+    settings = Settings(**SETTINGS | changes)
+    return run(settings, folder, dataset=data, model=net, **ways)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +93,51 @@ def test_what_is_frozen_keeps_its_bits_norms_included(origin):
     part = moved(go(**{**settings, "freeze": "stage0"}).state.trained, first)
     assert not any("stage0" in path for path in part)
     assert any("batch_stats/stage1" in path for path in part)
+
+
+HEAD_FIRST = """
+batch_size = 24
+
+[[phases]]
+kind = "constant"
+learning_rate = 0.05
+epochs = 1.5
+freeze = "^(?!head)"
+
+[[phases]]
+kind = "sgdr"
+learning_rate = 0.005
+cycles = 1
+"""
+
+
+def test_first_the_head_then_all_at_a_tenth(origin, tmp_path, small_chunks):
+    folder, result = origin
+    first = jax.tree.map(lambda p: p[:1], result.state.trained)
+    (tmp_path / "mine.toml").write_text(HEAD_FIRST)
+    settings = {
+        **{"recipe": str(tmp_path / "mine.toml"), "init_from": str(folder)},
+        **{"seeds": (3,), "lr": None, "epochs": None, "batch_size": None},
+    }
+    seen = {}
+
+    class Watch(Observer):
+        def chunk_done(self, progress):
+            seen[progress.step] = moved(progress.state.trained, first)
+
+    go(**settings, observers=[Watch()])
+    head = {"params/head/bias", "params/head/kernel"}
+    assert [step for step in seen if seen[step] == head] == [1, 2, 3, 4]
+    whole = {path.split("/")[1] for path in seen[8]}
+    assert whole == {*first["params"], *first["batch_stats"]}
+
+    stop = threading.Event()
+    told = Told(5, stop.set)
+    go(tmp_path / "run", **settings, observers=[told], stop=stop)
+    resumed = go(tmp_path / "run", **settings, resume=True)
+    expected = go(**settings)
+    assert_same(resumed.state.trained, expected.state.trained)
+    assert_same(resumed.state.opt_state, expected.state.opt_state)
 
 
 class Stranger(nn.Module):

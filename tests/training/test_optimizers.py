@@ -10,8 +10,9 @@ import pytest
 
 from cifar_flax.errors import UserError
 from cifar_flax.training.optimizers import Group, names, options_of
-from cifar_flax.training.phases import Constant
+from cifar_flax.training.phases import Constant, Sgdr
 from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.stages import make_stages, spans_of
 from cifar_flax.training.steps import update_average
 
 ONE = (Constant(0.1, 1),)
@@ -185,3 +186,83 @@ def test_the_average_is_its_formula_and_takes_counts_as_they_are():
         expected = keep * expected + (1 - keep) * value
     np.testing.assert_allclose(average["params"], expected, rtol=1e-5)
     assert average["count"] == 18
+
+
+FREEZING = (
+    Constant(0.1, 2, freeze="stem"),
+    Sgdr(0.05, 1, 3),
+    Constant(0.02, 1, freeze="bias"),
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"weight_decay": 0.1}, {"optimizer": "adam"}, {"optimizer": "lion"}],
+    ids=["sgd", "adam", "lion"],
+)
+def test_what_a_phase_freezes_stands_still_with_its_optimizer(settings):
+    """As if the steps in which it is frozen were left out for it, but for its rate."""
+    recipe = Recipe(FREEZING, **settings)
+    stages, schedule = recipe.stages(2), recipe.schedule(2)
+    assert [(s.start, s.stop, s.freeze) for s in stages] == [
+        (0, 4, "stem"),
+        (4, 10, None),
+        (10, 12, "bias"),
+    ]
+    rng = np.random.default_rng(5)
+    steps = [
+        jax.tree.map(lambda p: rng.normal(size=p.shape).astype("f"), PARAMS)
+        for _ in range(12)
+    ]
+    tx = recipe.make_optimizer(schedule, stages)
+    first = params = jax.tree.map(jnp.float32, PARAMS)
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for grads in steps:
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+
+    for layer, trained in [("stem", range(4, 12)), ("head", range(12))]:
+        for name in ("kernel", "bias"):
+            kept = [s for s in trained if name == "kernel" or s < 10]
+            rates = np.float32([schedule(s) for s in kept])
+            alone = dataclasses.replace(recipe, phases=(Constant(1.0, 1),))
+            one = alone.make_optimizer(
+                lambda count, rates=rates: jnp.take(rates, count)
+            )
+            expected = first[layer][name]
+            own = one.init(expected)
+            for s in kept:
+                updates, own = one.update(steps[s][layer][name], own, expected)
+                expected = optax.apply_updates(expected, updates)
+            np.testing.assert_allclose(params[layer][name], expected, rtol=2e-5)
+
+
+def test_a_mean_gradient_counts_where_the_parameter_is_trained_in_all_its_steps():
+    stages = make_stages([3, 6, 2], ["stem", None, "stem"])
+    assert spans_of("stem/kernel", stages, 1) == ((3, 9),)
+    assert spans_of("stem/kernel", stages, 2) == ((2, 4),)
+    assert spans_of("stem/kernel", stages, 8) == ()
+    assert spans_of("head", stages, 2) == ((0, 5),)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"phases": (Constant(0.1, 1, freeze="."),)}, "every parameter is frozen"),
+        ({"groups": [Group(".", frozen=True)]}, "every parameter is frozen"),
+        ({"phases": (Constant(0.1, 1, freeze="steem"),)}, "'steem' is found in no"),
+    ],
+)
+def test_a_recipe_that_trains_nothing_is_refused(settings, words):
+    recipe = Recipe(**{"phases": ONE, **settings})
+    tx = recipe.make_optimizer(recipe.schedule(2), recipe.stages(2))
+    with pytest.raises(UserError, match=words):
+        tx.init(PARAMS)
+
+
+def test_patterns_of_phases_are_checked_where_they_are_made():
+    with pytest.raises(UserError, match=r"freeze of a phase is '\['"):
+        Constant(0.1, 1, freeze="[")
+    with pytest.raises(UserError, match="freeze of a phase is 3"):
+        Sgdr(0.1, 1, freeze=3)

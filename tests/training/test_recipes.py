@@ -226,7 +226,7 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
         (lambda: Recipe(ONE, accumulate=0), "accumulate is 0"),
         (lambda: Recipe(ONE, decay="none"), "decay is 'none'; it must be all or"),
         (lambda: Recipe(ONE, groups=("stem",)), "a group is 'stem'"),
-        (lambda: Group("["), "of a group is no regular expression"),
+        (lambda: Group("["), r"of a group is '\[', which is no regular"),
         (lambda: Group("a", rate=-1), "rate of a group is -1"),
     ],
 )

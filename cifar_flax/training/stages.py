@@ -1,0 +1,102 @@
+"""The stages of a recipe: which parameters are frozen, and when.
+
+A phase may freeze parameters, and a later one train them again. While a parameter is
+frozen its optimizer stands still: the momentum and the counts stay as they are.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# Steps of the optimizer in which a parameter is trained: first, and one after the last.
+Spans = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Steps one after the other in which the same parameters are frozen.
+
+    Attributes:
+      start: the first step.
+      stop: the step after the last.
+      freeze: a regular expression that is found in the paths of the frozen parameters;
+        None where there are none.
+    """
+
+    start: int
+    stop: int
+    freeze: str | None
+
+    def freezes(self, path: str) -> bool:
+        """Whether the parameter at a path is frozen."""
+        return self.freeze is not None and re.search(self.freeze, path) is not None
+
+
+def make_stages(steps: Sequence[int], patterns: Sequence[str | None]) -> list[Stage]:
+    """The stages of phases; phases that freeze the same share one.
+
+    Args:
+      steps: of each phase.
+      patterns: of what each phase freezes.
+    """
+    bounds = itertools.pairwise(itertools.accumulate(steps, initial=0))
+    stages: list[Stage] = []
+    for (start, stop), pattern in zip(bounds, patterns, strict=True):
+        if stages and stages[-1].freeze == pattern:
+            start = stages.pop().start
+        stages.append(Stage(start, stop, pattern))
+    return stages
+
+
+def spans_of(path: str, stages: Sequence[Stage], every: int) -> Spans:
+    """When the parameter at a path is trained.
+
+    Args:
+      path: of the parameter.
+      stages: of the recipe.
+      every: steps of training whose mean gradient makes one step of the optimizer; it
+        counts where the parameter is trained in all of them.
+    """
+    spans: list[tuple[int, int]] = []
+    for stage in stages:
+        if stage.freezes(path):
+            continue
+        start, stop = stage.start, stage.stop
+        if spans and spans[-1][1] == start:
+            start = spans.pop()[0]
+        spans.append((start, stop))
+    whole = [(-(-start // every), stop // every) for start, stop in spans]
+    return tuple((start, stop) for start, stop in whole if start < stop)
+
+
+def paused(
+    make: Callable[[optax.Schedule], optax.GradientTransformation],
+    schedule: optax.Schedule,
+    spans: Spans,
+) -> optax.GradientTransformation:
+    """An optimizer that takes a step only within spans, and stands still between them.
+
+    Args:
+      make: the optimizer with a schedule.
+      schedule: the rate at each step, within the spans or not.
+      spans: at least one.
+    """
+    starts, stops = np.array(spans, np.int32).T
+    done = np.cumsum(stops - starts)  # of its own steps at the end of each span
+    skipped = stops - done
+
+    def rate(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        # The optimizer counts the steps that it takes.
+        span = jnp.searchsorted(done[:-1], count, side="right")
+        return schedule(count + jnp.asarray(skipped)[span])
+
+    def is_trained(step: jax.Array) -> jax.Array:
+        return ((step >= starts) & (step < stops)).any()
+
+    return optax.conditionally_mask(make(rate), is_trained)
