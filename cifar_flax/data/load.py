@@ -35,6 +35,7 @@ def load_dataset(
     archive: str | pathlib.Path | None = None,
     archive_sha256: str | None = None,
     image_size: int | None = None,
+    fetch: bool = True,
 ) -> Dataset:
     """Loads a data set.
 
@@ -50,6 +51,7 @@ def load_dataset(
       archive_sha256: the checksum, in hex, of an ``archive`` that is not the official
         one but laid out like it, for example a small part of it.
       image_size: height and width that the images get; None: they keep theirs.
+      fetch: whether CIFAR-10 may be downloaded.
 
     Returns:
       The data set. CIFAR-10 takes about half a second once it is in the cache.
@@ -63,7 +65,7 @@ def load_dataset(
     try:
         if own.is_own(name) and not (archive or archive_sha256):
             return own.load_own(name, folder, image_size)
-        dataset = _load(name, folder, archive or None, archive_sha256 or None)
+        dataset = _load(name, folder, archive or None, archive_sha256 or None, fetch)
         return _fit(dataset, image_size)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or folder}: {error}") from error
@@ -91,6 +93,7 @@ def _load(
     folder: pathlib.Path,
     archive: str | pathlib.Path | None,
     archive_sha256: str | None,
+    fetch: bool,
 ) -> Dataset:
     if archive is not None:
         if name not in ("auto", "cifar10"):
@@ -104,7 +107,7 @@ def _load(
             "archive_sha256 was given without an archive; give --data_archive, too"
         )
     if name in ("auto", "cifar10"):
-        return _load_cifar10(folder, fall_back=name == "auto")
+        return _load_cifar10(folder, fall_back=name == "auto", fetch=fetch)
     check_name(name)
     dataset = _load_prepared(folder, name)
     if dataset is None:
@@ -123,7 +126,7 @@ def check_name(name: str) -> None:
         )
 
 
-def _load_cifar10(data_dir: pathlib.Path, fall_back: bool) -> Dataset:
+def _load_cifar10(data_dir: pathlib.Path, fall_back: bool, fetch: bool) -> Dataset:
     dataset = _load_prepared(data_dir, "cifar10")
     if dataset is not None:
         return dataset
@@ -131,6 +134,8 @@ def _load_cifar10(data_dir: pathlib.Path, fall_back: bool) -> Dataset:
         for name in OFFICIAL_SHA256:
             if (folder / name).exists():
                 return _load_archive(folder / name, data_dir)
+    if not fetch:
+        raise UserError(f"CIFAR-10 is not in {data_dir}")
     try:
         path = download.fetch_cifar10(
             data_dir,

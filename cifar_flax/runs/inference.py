@@ -40,6 +40,7 @@ class Run:
       std: per channel, of the training pixels / 255.
       step: of the checkpoint.
       tta: test-time augmentation of the run; see ``evaluation.views``.
+      model_name: as the record has it, without the place of its code.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Run:
     std: tuple[float, ...]
     step: int
     tta: Tta = "none"
+    model_name: str = ""
 
     @classmethod
     @known_settings()
@@ -105,6 +107,7 @@ class Run:
             std=tuple(data.std),
             step=step,
             tta=_tta_of(config),
+            model_name=config.model,
         )
 
     def __repr__(self) -> str:
@@ -127,18 +130,23 @@ class Run:
         Raises:
           UserError: images of another type, size or number of channels, or none.
         """
-        return softmax(self._predictor(self.variables, images), axis=-1)
+        return softmax(self.predictor(self.variables, images), axis=-1)
 
-    @functools.cached_property
-    def _predictor(self) -> Predictor:
-        spec = DataSpec(
+    @property
+    def spec(self) -> DataSpec:
+        """Of the data that it was made for."""
+        return DataSpec(
             image_shape=self.image_shape,
             num_classes=len(self.class_names),
             mean=self.mean,
             std=self.std,
             train_size=0,  # nothing is trained
         )
-        return Predictor(self.model, spec, tta=self.tta)
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The logits of its model, for the variables of any number of replicas."""
+        return Predictor(self.model, self.spec, tta=self.tta)
 
 
 def _tta_of(config: records.Config) -> Tta:

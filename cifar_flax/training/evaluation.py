@@ -82,6 +82,35 @@ def views(images: jax.Array, tta: Tta) -> list[tuple[float, jax.Array]]:
     return [(w / 2, x) for w, one in seen for x in (one, one[:, :, ::-1])]
 
 
+def logits_of_pixels(
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    spec: DataSpec,
+    lowering: Lowering = "auto",
+    tta: Tta = "none",
+) -> jax.Array:
+    """Logits of one replica, from pixels to the weighted mean over the views.
+
+    Args:
+      model: see ``models.calling``.
+      variables: of the replica.
+      images: uint8 [N, H, W, C].
+      spec: of the data that it was made for.
+      lowering: of the model's convolutions.
+      tta: see ``views``.
+
+    Returns:
+      [N, K], of the type that the model computes them in.
+    """
+    images = normalise(images, spec.mean, spec.std)
+    if tta == "none":
+        return evaluate_logits(model, variables, images, lowering)
+    weights, seen = zip(*views(images, tta), strict=True)
+    every = [evaluate_logits(model, variables, view, lowering) for view in seen]
+    return jnp.average(jnp.stack(every), 0, jnp.asarray(weights))
+
+
 class Predictor:
     """The compiled logits of a model; holds neither variables nor data.
 
@@ -116,15 +145,9 @@ class Predictor:
 
             def logits_of_one(variables: Any) -> jax.Array:
                 def of_batch(images: jax.Array) -> jax.Array:
-                    images = normalise(images, spec.mean, spec.std)
-                    if tta == "none":
-                        return evaluate_logits(model, variables, images, lowering)
-                    weights, seen = zip(*views(images, tta), strict=True)
-                    every = [
-                        evaluate_logits(model, variables, view, lowering)
-                        for view in seen
-                    ]
-                    return jnp.average(jnp.stack(every), 0, jnp.asarray(weights))
+                    return logits_of_pixels(
+                        model, variables, images, spec, lowering, tta
+                    )
 
                 logits = lax.map(of_batch, batches).astype(jnp.float32)
                 return logits.reshape(-1, spec.num_classes)
