@@ -36,6 +36,8 @@ _HOME = {
     "Trapezoid": "training.phases",
     "UserError": "errors",
     "create_model": "models",
+    "export_safetensors": "runs.export",
+    "export_stablehlo": "runs.export",
     "load_dataset": "data",
     "load_results": "reports.tables",
     "make_dataset": "data",
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from cifar_flax.reports.tables import load_results
     from cifar_flax.runs.checkpoint import open_checkpoints
     from cifar_flax.runs.console import ConsoleDisplay
+    from cifar_flax.runs.export import export_safetensors, export_stablehlo
     from cifar_flax.runs.figures import plot_loss, plot_lr
     from cifar_flax.runs.inference import Run
     from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult

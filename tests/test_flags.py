@@ -33,6 +33,7 @@ BACKSTOP = {
     "sweep": ["--nodry_run", f"--data_archive={MISSING}"],
     "report": [f"--runs={MISSING}"],
     "predict": [f"--run={MISSING}", MISSING],
+    "export": [f"--run={MISSING}", "--format=stablehlo"],
     "lr_grid": [f"--data_archive={MISSING}"],
     "summary": [],  # has nothing to miss, and takes no time
     "prepare_data": [f"--data_archive={MISSING}"],
@@ -333,6 +334,11 @@ MANY = ",".join(map(str, range(1, 101)))
         ("prepare_data --picture=x.xyz", 2, ["--picture=x.xyz", ".png"]),
         ("prepare_data --picture=x", 2, ["--picture=x", ".png"]),
         ("predict --top=0", 2, ["--top=0"]),
+        ("export --format=stablehlo", 2, ["--run"]),
+        ("export --run=/dev/null", 2, ["--format"]),
+        ("export --run=/dev/null --format=onnx", 2, ["onnx", "safetensors"]),
+        ("export --run=/dev/null --format=stablehlo", 1, ["/dev/null/config.json"]),
+        ("export --images=0", 2, ["--images=0"]),
         ("summary --num_classes=0", 2, ["--num_classes=0"]),
     ],
 )

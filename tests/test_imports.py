@@ -91,6 +91,7 @@ def test_the_library_has_no_flags():
         ("cifar_flax.reports.page", ["jax"]),
         ("cifar_flax.training.trainer", ["orbax", "tensorflow_datasets"]),
         ("cifar_flax.runs.session", ["matplotlib", "tensorboardX"]),
+        ("cifar_flax.runs.export", ["safetensors"]),
     ],
 )
 def test_nothing_heavy_at_import(module, absent):

@@ -320,6 +320,7 @@ COMMANDS = {
     "grid": ["lr_grid", "--models=simplenet", "--train_size=20", "--workdir={}"],
     "report": ["report", "--runs={}"],
     "predict": ["predict", "--run={}", "{}"],
+    "export": ["export", "--run={}", "--format=stablehlo"],
     "archive": ["run", "--data_archive={}", "--archive_sha256=" + "0" * 64],
 }
 
