@@ -181,11 +181,9 @@ class Trainer:
         self.schedule = recipe.schedule(self.steps_per_epoch)
         self.compile_seconds = 0.0
         self.stages = recipe.stages(self.steps_per_epoch)
-        several = any(stage.freeze is not None for stage in self.stages)
-        given = (
-            (self.stages,) if several else ()
-        )  # an optimizer of one's own takes none
-        tx = recipe.make_optimizer(self.schedule, *given)
+        tx = recipe.make_optimizer(self.schedule)
+        if any(stage.freeze is not None for stage in self.stages):
+            tx = recipe.make_optimizer(self.schedule, self.stages)
         self.train_step = TrainStep(
             model=model,
             tx=tx,
@@ -223,9 +221,7 @@ class Trainer:
         self._rates = jax.jit(
             lambda first: jax.vmap(schedule)(first + jnp.arange(RATES_AT_ONCE))
         )
-        self._train_steps = {
-            stage.freeze: self._program(stage) for stage in self.stages
-        }
+        self._programs = {stage.freeze: self._program(stage) for stage in self.stages}
 
     def _program(self, stage: Stage) -> Any:
         """The training program of a stage."""
@@ -324,53 +320,59 @@ class Trainer:
         return evaluate(self.predictor, variables, split)
 
     def _run(self, state: TrainState, data: DeviceData) -> Iterator[Progress]:
-        steps, chunk, epoch_end = np.asarray(state.step), 1, 0
-        while (step := int(steps.max())) < self.total_steps and not state.all_diverged:
+        step, chunk, epoch_end = int(state.step.max()), 1, 0
+        while step < self.total_steps and not state.all_diverged:
             with known_settings():
                 stage = next(stage for stage in self.stages if step < stage.stop)
-                program = self._compiled(stage, state, data)
-                start = time.perf_counter()
+                program, start = self._programs[stage.freeze], time.perf_counter()
+                if not isinstance(program, jax.stages.Compiled):
+                    zero = jnp.int32(0)
+                    args = (state, self._orders(state.key, zero), data, zero)
+                    program = program.lower(*args).compile()
+                    self._programs[stage.freeze] = program
+                    self.compile_seconds += time.perf_counter() - start
+                    start = time.perf_counter()
+                first = step - step % self.steps_per_epoch
                 if step >= epoch_end:
-                    epoch = step // self.steps_per_epoch
-                    epoch_end = (epoch + 1) * self.steps_per_epoch
-                    epoch_end = min(epoch_end, self.total_steps)
-                    orders = self._orders(state.key, jnp.int32(epoch))
+                    epoch_end = min(first + self.steps_per_epoch, self.total_steps)
+                    epoch = jnp.int32(step // self.steps_per_epoch)
+                    orders = self._orders(state.key, epoch)
                 stop = min(step + chunk, epoch_end, stage.stop)
+                before = state
                 state, losses = program(state, orders, data, jnp.int32(stop))
-                totals, losses = jax.device_get((state.totals, losses))  # waits
+                losses = np.asarray(losses)  # waits for the chunk
                 seconds = time.perf_counter() - start
                 chunk = next_chunk(stop - step, seconds)
-                before, steps = steps, np.asarray(state.step)
-                done, first = int(steps.max()), step % self.steps_per_epoch
-                epoch_done = done == epoch_end
-                if epoch_done:
-                    state = dataclasses.replace(state, totals=state.totals.cleared())
-                lost = np.array([at is not None for at in state.diverged_at])
-                progress = Progress(
-                    state=state,
-                    step=done,
-                    epoch_done=epoch_done,
-                    learning_rate=float(self.schedule(done - 1)),
-                    train_loss=np.where(lost, np.nan, totals.loss / totals.count),
-                    train_accuracy=np.where(
-                        lost, np.nan, totals.correct / totals.count
-                    ),
-                    losses=losses[:, first : first + done - step],
-                    images=int((steps - before).sum()) * self.recipe.batch_size,
-                    seconds=seconds,
+                done = int(state.step.max())
+                progress = self._progress(
+                    before, state, losses[:, step - first : done - first], seconds
                 )
+                if done == epoch_end:
+                    totals = state.totals.cleared()
+                    state = dataclasses.replace(state, totals=totals)
+                    progress = dataclasses.replace(
+                        progress, state=state, epoch_done=True
+                    )
+                step = done
             yield progress
 
-    def _compiled(self, stage: Stage, state: TrainState, data: DeviceData) -> Any:
-        """The compiled program of a stage."""
-        program = self._train_steps[stage.freeze]
-        if not hasattr(program, "lower"):  # it is compiled
-            return program
-        start, zero = time.perf_counter(), jnp.int32(0)
-        args = (state, self._orders(state.key, zero), data, zero)
-        program = self._train_steps[stage.freeze] = program.lower(*args).compile()
-        self.compile_seconds += time.perf_counter() - start
-        return program
+    def _progress(
+        self, before: TrainState, state: TrainState, losses: np.ndarray, seconds: float
+    ) -> Progress:
+        """Where training stands after a chunk, within an epoch."""
+        totals, step = jax.device_get(state.totals), int(state.step.max())
+        lost = np.array([at is not None for at in state.diverged_at])
+        return Progress(
+            state=state,
+            step=step,
+            epoch_done=False,
+            learning_rate=float(self.schedule(step - 1)),
+            train_loss=np.where(lost, np.nan, totals.loss / totals.count),
+            train_accuracy=np.where(lost, np.nan, totals.correct / totals.count),
+            losses=losses,
+            images=int((state.step - before.step).sum()) * self.recipe.batch_size,
+            seconds=seconds,
+        )
 
     def _check_split(self, what: str, split: Split) -> None:
         if not isinstance(split, Split):
