@@ -19,7 +19,7 @@ from cifar_flax.data import default_data_dir, prepare_cifar10
 from cifar_flax.data.archive import open_archive
 from cifar_flax.runs.console import make_console, print_pairs
 from cifar_flax.runs.figures import FORMATS, draw_images, save_figure
-from cifar_flax.runs.settings import OF_AUGMENTATION
+from cifar_flax.runs.recipe_choice import OF_AUGMENTATION
 from experiments import cli
 from experiments.setting_flags import define_settings, settings_from_flags
 

@@ -11,6 +11,7 @@ from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.models.own import is_own
+from cifar_flax.runs.recipe_choice import OF_RECIPE
 from cifar_flax.runs.settings import (
     DEFAULTS,
     HELP,
@@ -104,19 +105,32 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
       flags.ValidationError: flags that contradict each other or are out of range.
     """
     values = {name: FLAGS[name].value for name in TYPES if name in FLAGS}
+    given = {name: value for name, value in values.items() if FLAGS[name].present}
     if resumed is not None:
-        config = records.read_config(resumed)
-        recorded = Settings.from_record(config, str(resumed / records.CONFIG))
-        if is_own(recorded.model) and not FLAGS["model"].present:
-            raise UserError(
-                f"the run in {resumed} trains {recorded.model}, whose code runs only "
-                f"where you name it: add --model={recorded.model}"
-            )
-        for name in values:
-            if not FLAGS[name].present:
-                values[name] = getattr(recorded, name)
+        return _resumed(resumed, given)
     with cli.usage_errors():
+        origin = given.pop("continue_from", None)
+        if origin is not None:
+            return Settings.continuing(origin, **given)
         return Settings(**values)
+
+
+def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
+    """The settings of a run to go on with, and flags that are given beside them."""
+    config = records.read_config(folder)
+    recorded = Settings.from_record(config, str(folder / records.CONFIG))
+    if is_own(recorded.model) and "model" not in given:
+        raise UserError(
+            f"the run in {folder} trains {recorded.model}, whose code runs only "
+            f"where you name it: add --model={recorded.model}"
+        )
+    values = {name: getattr(recorded, name) for name in TYPES} | given
+    # The recipe may have come from a file, or a run, that is gone.
+    recipe = recorded.trained_recipe
+    if given.keys() & {*OF_RECIPE, "continue_from"}:
+        recipe = None
+    with cli.usage_errors():
+        return Settings(**values, recorded_recipe=recipe)
 
 
 def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:

@@ -30,7 +30,8 @@ from cifar_flax.records import PLACES
 from cifar_flax.runs.cells import Cell, make_cells, plan_of, state_of
 from cifar_flax.runs.console import make_console
 from cifar_flax.runs.folder import lock_holder
-from cifar_flax.runs.settings import AUTO, SINGLE, TYPES
+from cifar_flax.runs.recipe_choice import AUTO
+from cifar_flax.runs.settings import SINGLE, TYPES
 from cifar_flax.training.checks import MAX_STEPS
 from experiments import cli
 from experiments.setting_flags import define_settings, parse

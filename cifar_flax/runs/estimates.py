@@ -5,8 +5,9 @@ import time
 import jax
 
 from cifar_flax.models.summary import layer_rows
+from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.session import RANGE_SEEDS
-from cifar_flax.runs.settings import AUTO, Settings
+from cifar_flax.runs.settings import Settings
 
 # Of the speed of a large matrix product; a rough guess for a model never run here.
 USUAL_SHARE = 0.35

@@ -1,7 +1,6 @@
 """The records and checkpoints of a run, as an observer of it."""
 
 import contextlib
-import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from cifar_flax.runs.checkpoint import (
 )
 from cifar_flax.runs.folder import keep_folder
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
+from cifar_flax.runs.origin import Start, read_losses
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
 
@@ -29,28 +29,6 @@ from cifar_flax.training.trainer import Trainer
 WORST_IMAGES = 24
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Start:
-    """Where a run begins, or goes on.
-
-    Attributes:
-      state: of all replicas.
-      seconds: spent on training up to it.
-      lines: of metrics up to it.
-      losses: of the steps up to it, float32 [R, S].
-    """
-
-    state: TrainState
-    seconds: float
-    lines: list[records.LogPoint]
-    losses: np.ndarray
-
-    @classmethod
-    def new(cls, state: TrainState) -> "Start":
-        """Before the first step."""
-        return cls(state, 0.0, [], np.empty((len(state.step), 0), np.float32))
 
 
 class Journal(Observer):
@@ -70,48 +48,33 @@ class Journal(Observer):
         self._folder, self._lock, self._checkpoints = folder, lock, checkpoints
 
     def restore(
-        self, trainer: Trainer, first_state: Callable[[], TrainState], test_size: int
+        self, trainer: Trainer, first_start: Callable[[], Start], test_size: int
     ) -> Start:
-        """Where to begin: the newest valid checkpoint, or the initial state.
+        """Where to begin: the newest valid checkpoint, or the first state.
 
         Args:
           trainer: that trains.
-          first_state: makes the state before the first step.
+          first_start: makes what is before the first step.
           test_size: images of which the predictions will be written.
 
         Raises:
           UserError: no valid checkpoint among those that are there, or too little room.
         """
         begun = self._checkpoints.latest_step is not None
-        state, seconds = trainer.init() if begun else first_state(), 0.0
+        start = Start.new(trainer.init()) if begun else first_start()
+        state, seconds = start.state, start.seconds
         logits = 4 * len(trainer.seeds) * test_size * trainer.spec.num_classes
         # Checkpoints, one of them being made, and the records.
         check_space(self._folder, 5 * size_of(state) + logits + 2**20)
-        if begun:
-            state, seconds = self._checkpoints.restore(state)
+        if not begun:
+            records.cut_metrics(self._folder, 0)
+            records.append_metrics(self._folder, start.lines)
+            return start
+        state, seconds = self._checkpoints.restore(state)
         step = int(state.step.max())
         lines = records.cut_metrics(self._folder, step)
-        losses = self._read_losses(step, len(trainer.seeds))
+        losses = read_losses(self._folder, step, len(trainer.seeds))
         return Start(state, seconds, lines, losses)
-
-    def _read_losses(self, step: int, replicas: int) -> np.ndarray:
-        """Of the steps up to one, float32 [R, S]; NaN where they are lost."""
-        losses = np.full((replicas, step), np.nan, np.float32)
-        if not step:
-            return losses
-        try:
-            found = records.read_steps(self._folder).losses
-            if len(found) != replicas:
-                raise UserError(
-                    f"{self._folder / records.STEPS} has {len(found)} replicas, and "
-                    f"the run has {replicas}"
-                )
-        except UserError as error:
-            logger.warning("%s; the losses of the first %d steps are lost", error, step)
-            return losses
-        count = min(step, found.shape[1])
-        losses[:, :count] = found[:, :count]
-        return losses
 
     def record_epoch(
         self, line: records.LogPoint, steps: records.Steps, state: TrainState

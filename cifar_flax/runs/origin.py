@@ -1,5 +1,6 @@
-"""Where a run starts from: fresh variables, or those of another run."""
+"""Where a run starts from: fresh variables, or another run."""
 
+import dataclasses
 import logging
 import pathlib
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.models.own import is_own
+from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.inference import Run
-from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.recipe_choice import OF_SCHEDULE
+from cifar_flax.runs.settings import Settings, differences
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
@@ -20,23 +24,124 @@ from cifar_flax.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def first_state(
-    trainer: Trainer, settings: Settings, model: nn.Module | None
-) -> TrainState:
-    """The state before the first step; of ``--init_from``, what fits of that run.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """Where a run begins, or goes on.
 
-    A replica starts from the other run's replica of the same seed, or else its first.
+    Attributes:
+      state: of all replicas.
+      seconds: spent on training up to it.
+      lines: of metrics up to it.
+      losses: of the steps up to it, float32 [R, S].
+    """
+
+    state: TrainState
+    seconds: float
+    lines: list[records.LogPoint]
+    losses: np.ndarray
+
+    @classmethod
+    def new(cls, state: TrainState) -> "Start":
+        """Before the first step."""
+        return cls(state, 0.0, [], np.empty((len(state.step), 0), np.float32))
+
+
+def first_start(
+    trainer: Trainer,
+    settings: Settings,
+    model: nn.Module | None,
+    config: records.Config | None = None,
+) -> Start:
+    """Where a run begins: anew, or where another one has ended.
 
     Args:
       trainer: of the run.
       settings: of the run.
       model: that a program gave, if any.
+      config: of the run.
 
     Raises:
       UserError: there is no such run, or nothing of it fits.
     """
-    if settings.init_from is None:
-        return trainer.init()
+    if settings.continue_from is not None:
+        assert config is not None
+        return _continued(trainer, pathlib.Path(settings.continue_from), config)
+    if settings.init_from is not None:
+        return Start.new(_from_variables(trainer, settings, model))
+    return Start.new(trainer.init())
+
+
+# What a run that goes on need not have in common with the one before.
+_MAY_DIFFER = (
+    *("recipe", "init_from", "continue_from", "tta", "lowering"),
+    *OF_SCHEDULE,
+)
+
+
+def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -> Start:
+    """The end of another run, whose records are the beginning of this one's."""
+    where, before = f"--continue_from={folder}", records.read_config(folder)
+    result = records.read_result(folder)
+    if result is None:
+        raise UserError(
+            f"{where}: that run is not finished; go on with it by --workdir={folder} "
+            "--resume"
+        )
+    was = {n: v for n, v in before.settings.items() if n not in _MAY_DIFFER}
+    now = {n: v for n, v in config.settings.items() if n not in _MAY_DIFFER}
+    different = differences(now, was)
+    if before.dataset.fingerprint != config.dataset.fingerprint:
+        different.append(f"the data set was {before.dataset.source}")
+    if different:
+        raise UserError(
+            f"{where}: {'; '.join(different)}; --init_from takes over the variables "
+            "alone"
+        )
+    with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as checkpoints:
+        if not checkpoints.is_sound(result.steps):
+            raise UserError(
+                f"{where}: it has no valid checkpoint of step {result.steps}, its "
+                f"last; --workdir={folder} --resume trains what is lost"
+            )
+        state, seconds = checkpoints.restore(trainer.init(), result.steps)
+    logger.info("going on from step %d of %s", result.steps, folder)
+    losses = read_losses(folder, result.steps, len(trainer.seeds))
+    return Start(state, seconds, records.read_metrics(folder), losses)
+
+
+def read_losses(folder: pathlib.Path, steps: int, replicas: int) -> np.ndarray:
+    """The losses of the first steps of a run, float32 [R, S]; NaN where they are lost.
+
+    Args:
+      folder: of the run.
+      steps: S.
+      replicas: R.
+    """
+    losses = np.full((replicas, steps), np.nan, np.float32)
+    if not steps:
+        return losses
+    try:
+        found = records.read_steps(folder).losses
+        if len(found) != replicas:
+            raise UserError(
+                f"{folder / records.STEPS} has {len(found)} replicas, and the run has "
+                f"{replicas}"
+            )
+    except UserError as error:
+        logger.warning("%s; the losses of the first %d steps are lost", error, steps)
+        return losses
+    count = min(steps, found.shape[1])
+    losses[:, :count] = found[:, :count]
+    return losses
+
+
+def _from_variables(
+    trainer: Trainer, settings: Settings, model: nn.Module | None
+) -> TrainState:
+    """The initial state with what fits of another run's variables.
+
+    A replica starts from the other run's replica of the same seed, or else its first.
+    """
     source = _load(settings, model)
     picked = jnp.asarray(
         [source.seeds.index(s) if s in source.seeds else 0 for s in trainer.seeds]

@@ -23,7 +23,7 @@ from cifar_flax.reports.range_curve import METHODS
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.folder import opened_folder
-from cifar_flax.runs.journal import Journal, Start, open_journal, write_range_test
+from cifar_flax.runs.journal import Journal, open_journal, write_range_test
 from cifar_flax.runs.observers import (
     Observer,
     Plan,
@@ -31,6 +31,7 @@ from cifar_flax.runs.observers import (
     RangeTestResult,
     RunResult,
 )
+from cifar_flax.runs.origin import Start
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject, with_recipe
 from cifar_flax.training.evaluation import Evaluation
@@ -211,9 +212,11 @@ class _Session:
     def begin(self) -> None:
         """Takes the initial state, or the last one that was saved."""
         splits = self._subject.splits
-        first = functools.partial(self._subject.first_state, self._trainer)
+        first = functools.partial(
+            self._subject.first_start, self._trainer, self._config
+        )
         if self._journal is None:
-            start = Start.new(first())
+            start = first()
         else:
             start = self._journal.restore(self._trainer, first, len(splits.test))
         self.state, self._seconds = start.state, start.seconds
@@ -447,7 +450,7 @@ def _test_range(
             trainer,
             subject.splits.train,
             settings,
-            subject.first_state(trainer),
+            subject.first_start(trainer, config).state,
             on_progress,
         )
     except (KeyboardInterrupt, _StopRequested):

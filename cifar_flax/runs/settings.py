@@ -1,11 +1,12 @@
 """The settings of a run: one dataclass; what each may be is told by its type."""
 
 import dataclasses
+import pathlib
 import re
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import msgspec
@@ -20,12 +21,17 @@ from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text, expand_user
 from cifar_flax.models import MODELS, make_model
 from cifar_flax.models.own import is_own, label_of, make_own, whole_name
+from cifar_flax.runs.flag_text import as_text
+from cifar_flax.runs.recipe_choice import (
+    AUTO,
+    LESSON_RECIPE,
+    OF_CYCLES,
+    choose_recipe,
+)
 from cifar_flax.training import optimizers
 from cifar_flax.training.checks import MAX_FLOAT, MAX_SHARE, MIN_FLOAT
-from cifar_flax.training.optimizers import Group
-from cifar_flax.training.phases import Constant, Phase, Sgdr
-from cifar_flax.training.recipe_files import read_recipe, to_plain
-from cifar_flax.training.recipes import LESSON, Recipe
+from cifar_flax.training.recipe_files import from_plain, to_plain
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import check_seeds
 
 # Settings that are paths.
@@ -36,32 +42,9 @@ SINGLE = (*PATHS, "model_args", "optimizer_args", "freeze")
 
 MAX_SIDE = 4096  # of an image
 
-# Of a model without a recipe of its own, until the settings give it one.
-_ANY = Recipe((Constant(0.0, 1),))
-
-# In place of a file.
-LESSON_RECIPE = "lesson"
-
-# In place of a rate: the one that the range test suggests.
-AUTO = "auto"
-
 # Settings by what they are of; a program may give the thing itself instead.
 _OF_OUR_MODELS = ("dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
 OF_MODEL = ("model", "model_args", *_OF_OUR_MODELS)
-_OF_CYCLES = ("cycles", "cycle_len", "cycle_mult")
-_OF_OPTIMIZER = (
-    *("batch_size", "momentum", "nesterov", "weight_decay", "decay", "clip_norm"),
-    *("accumulate", "ema", "label_smoothing"),
-)
-OF_AUGMENTATION = (
-    *("padding", "padding_mode", "flip", "alternate", "cutout", "brightness"),
-    *("contrast", "mixup", "cutmix"),
-)
-OF_SCHEDULE = ("phases", "lr", "epochs", *_OF_CYCLES)
-OF_RECIPE = (
-    *("recipe", *OF_SCHEDULE, "optimizer", "optimizer_args"),
-    *(*_OF_OPTIMIZER, *OF_AUGMENTATION, "freeze"),
-)
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -215,6 +198,12 @@ class Settings:
         "Start from the variables of the finished run in this folder; where there are "
         "other classes, with a new last layer.",
     )
+    continue_from: str | None = _setting(
+        None,
+        "Go on from the last state of the finished run in this folder, as one longer "
+        "training: flags that are not given are that run's, and the phases come after "
+        "its own.",
+    )
     freeze: str | None = _setting(
         None,
         "Keep the parameters whose path has this pattern, a regular expression, such "
@@ -243,7 +232,12 @@ class Settings:
         "native on a CPU with a compiler, product on one without, xla elsewhere.",
     )
 
-    def __post_init__(self):
+    # Of a record, whose recipe may have come from a file or a run that is gone.
+    recorded_recipe: dataclasses.InitVar[Recipe | None] = None
+    trained_recipe: ClassVar[Recipe | None] = None
+
+    def __post_init__(self, recorded_recipe: Recipe | None):
+        object.__setattr__(self, "trained_recipe", recorded_recipe)
         for name in TYPES:
             value = check_setting(name, getattr(self, name))
             object.__setattr__(self, name, value)
@@ -267,7 +261,12 @@ class Settings:
                 f"--image_size={self.image_size}: it must be from 1 to {MAX_SIDE}"
             )
         # Whole, so that a run can go on from another folder.
-        for name in (*PATHS, "recipe", "init_from"):
+        if self.init_from is not None and self.continue_from is not None:
+            raise UserError(
+                f"--init_from={self.init_from} and --continue_from="
+                f"{self.continue_from}: give one of them"
+            )
+        for name in (*PATHS, "recipe", "init_from", "continue_from"):
             path = getattr(self, name)
             if path is not None and (name, path) != ("recipe", LESSON_RECIPE):
                 object.__setattr__(self, name, str(expand_user(path).absolute()))
@@ -322,65 +321,10 @@ class Settings:
     def make_recipe(
         self, found_lr: float | None = None, of_lesson: bool = True
     ) -> Recipe:
-        """The recipe that is named, with what the settings replace of it.
-
-        Args:
-          found_lr: the rate that stands for ``--lr=auto``. While it is not known the
-            recipe has its own rates; batch size, momentum and regularisation, which
-            the range test goes by, are right.
-          of_lesson: False where a program gives another model, for which the lesson
-            has no recipe.
-        """
-        recipe = LESSON.get(self.model, _ANY) if of_lesson else _ANY
-        if self.recipe != LESSON_RECIPE:
-            recipe = read_recipe(self.recipe)
-        if self.phases is not None and not 1 <= self.phases <= len(recipe.phases):
-            raise UserError(
-                f"--phases={self.phases}: the recipe of {self.model} has "
-                f"{len(recipe.phases)}"
-            )
-        recipe = dataclasses.replace(
-            recipe,
-            augmentation=dataclasses.replace(
-                recipe.augmentation, **self._given(OF_AUGMENTATION)
-            ),
-            phases=self._make_phases(recipe.phases[: self.phases], found_lr),
-            **self._given(_OF_OPTIMIZER),
-            **self._given_optimizer(recipe),
-            **self._given_freeze(recipe),
-        )
-        if self.epochs is not None and self.lr is None:
-            recipe = recipe.stretched(self.epochs)
-        return recipe
-
-    def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """The values of those settings among these that are given."""
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
-
-    def _given_freeze(self, recipe: Recipe) -> dict[str, Any]:
-        """What is frozen, before the groups of the recipe."""
-        given: dict[str, Any] = {}
-        if self.freeze is not None:
-            given["groups"] = (Group(self.freeze, frozen=True), *recipe.groups)
-        if self.bn_freeze is False:
-            given["freeze_norms"] = False
-        return given
-
-    def _given_optimizer(self, recipe: Recipe) -> dict[str, Any]:
-        """The optimizer that is given, and its options; else the recipe's own."""
-        name = self.optimizer or recipe.optimizer
-        of_sgd = self._given(("momentum", "nesterov"))
-        if name != "sgd" and of_sgd:
-            given = next(iter(of_sgd))
-            raise UserError(
-                f"--{given}={as_text(of_sgd[given])} is of sgd and the optimizer is "
-                f"{name}; give its own options by --optimizer_args"
-            )
-        if name == recipe.optimizer:
-            return {"options": {**recipe.options, **(self.optimizer_args or {})}}
-        plain = {"momentum": 0.9, "nesterov": False} if name != "sgd" else {}
-        return {"optimizer": name, "options": self.optimizer_args or {}, **plain}
+        """The recipe that they describe; see ``recipe_choice.choose_recipe``."""
+        if self.trained_recipe is not None:
+            return self.trained_recipe
+        return choose_recipe(self, found_lr, of_lesson)
 
     def recipe_of(self, test: records.RangeTest | None) -> dict[str, Any] | None:
         """The record of the recipe that a run with these settings has.
@@ -395,39 +339,6 @@ class Settings:
         if self.lr == AUTO and found is None:
             return None
         return to_plain(self.make_recipe(found))
-
-    def _make_phases(
-        self, phases: tuple[Any, ...], found_lr: float | None
-    ) -> tuple[Phase, ...]:
-        cycles = list(self._given(_OF_CYCLES))
-        if cycles and self.epochs is not None:
-            raise UserError(
-                f"--epochs is for the recipe or a constant rate and --{cycles[0]} for "
-                "SGDR cycles; give one of them"
-            )
-        if cycles and self.lr is None:
-            raise UserError(f"--{cycles[0]} needs --lr, the rate to train with")
-        if cycles and self.cycles is None:
-            raise UserError(f"--{cycles[0]} needs --cycles, the number of SGDR cycles")
-        if self.lr is None:
-            return phases
-        highest = max(phase.learning_rate for phase in phases)
-        lr = found_lr or highest if isinstance(self.lr, str) else self.lr
-        if lr != 0 and not MIN_FLOAT <= lr <= MAX_FLOAT:
-            raise UserError(
-                f"--lr={lr}: it must be {AUTO}, 0, or from {MIN_FLOAT:g} to "
-                f"{MAX_FLOAT:g}"
-            )
-        if self.epochs is not None:
-            return (Constant(lr, self.epochs),)
-        if self.cycles is not None:
-            given = self._given(("cycle_len", "cycle_mult"))
-            return (Sgdr(lr, self.cycles, **given),)
-        scale = lr / highest
-        return tuple(
-            dataclasses.replace(phase, learning_rate=phase.learning_rate * scale)
-            for phase in phases
-        )
 
     def changed(self) -> dict[str, Any]:
         """The settings that are not at their defaults."""
@@ -457,6 +368,9 @@ class Settings:
         Raises:
           UserError: one is missing, or a run cannot have it.
         """
+        recipe = None
+        if not names and config.recipe is not None and _is_elsewhere(config.settings):
+            recipe = from_plain(config.recipe, where)
         names = names or tuple(TYPES)
         missing = [name for name in names if name not in config.settings]
         if missing:
@@ -464,9 +378,45 @@ class Settings:
                 f"{where}: settings lacks {missing[0]!r}; no run of this version"
             )
         try:
-            return cls(**{name: config.settings[name] for name in names})  # type: ignore[arg-type]
+            values: dict[str, Any] = {name: config.settings[name] for name in names}
+            return cls(**values, recorded_recipe=recipe)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+
+    @classmethod
+    def continuing(cls, folder: str | pathlib.Path, **changes: Any) -> "Settings":
+        """The settings of a run, for another one that goes on from its last state.
+
+        Args:
+          folder: of the run.
+          **changes: settings that are to be others, such as ``epochs=10``; ``epochs``
+            and ``cycles`` replace each other.
+
+        Raises:
+          UserError: there is no such run, or they do not fit together.
+        """
+        folder = expand_user(folder)
+        config = records.read_config(folder)
+        before = cls.from_record(config, str(folder / records.CONFIG))
+        if is_own(before.model) and "model" not in changes:
+            raise UserError(
+                f"the run in {folder} trains {before.model}, whose code runs only "
+                f"where you name it: add --model={before.model} (in Python model=)"
+            )
+        values = {name: getattr(before, name) for name in TYPES}
+        if changes.get("epochs") is not None:
+            values |= dict.fromkeys(OF_CYCLES)
+        elif changes.get("cycles") is not None:
+            values |= {"epochs": None}
+        origin = {"init_from": None, "continue_from": str(folder)}
+        return cls(**{**values, **origin, **changes})
+
+
+def _is_elsewhere(settings: dict[str, records.Setting]) -> bool:
+    """Whether recorded settings name a file or a run for their recipe."""
+    recipe, origin = settings.get("recipe"), settings.get("continue_from")
+    is_file = isinstance(recipe, str) and pathlib.Path(recipe).is_absolute()
+    return is_file or origin is not None
 
 
 def differences(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
@@ -485,7 +435,11 @@ def differences(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
 
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Settings)}
 HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Settings)}
-TYPES: dict[str, Any] = typing.get_type_hints(Settings)
+TYPES: dict[str, Any] = {
+    name: kind
+    for name, kind in typing.get_type_hints(Settings).items()
+    if name in DEFAULTS
+}
 
 # By the type of a setting: what to give.
 _WORDS = {
@@ -558,15 +512,6 @@ def _check_choice(name: str, value: Any) -> Any:
     if name == "model" and value not in MODELS and not is_own(value):
         raise ValueError(value)
     return check_text(value) if isinstance(value, str) else value
-
-
-def as_text(value: Any) -> str:
-    """A value as a flag takes it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if isinstance(value, dict):
-        return msgspec.json.encode(value).decode()
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def what_to_give(name: str) -> str:

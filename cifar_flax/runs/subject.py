@@ -16,18 +16,12 @@ from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
 from cifar_flax.models.own import Source, is_own, source_of
 from cifar_flax.runs.environment import describe_environment
-from cifar_flax.runs.origin import first_state
-from cifar_flax.runs.settings import (
-    AUTO,
-    LESSON_RECIPE,
-    OF_MODEL,
-    OF_RECIPE,
-    Settings,
-    as_text,
-)
+from cifar_flax.runs.flag_text import as_text
+from cifar_flax.runs.origin import Start, first_start
+from cifar_flax.runs.recipe_choice import AUTO, LESSON_RECIPE, OF_RECIPE
+from cifar_flax.runs.settings import OF_MODEL, Settings
 from cifar_flax.training.recipe_files import to_plain
 from cifar_flax.training.recipes import LESSON, Recipe
-from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
 
 # Of the sampled schedule in the record: enough to draw it.
@@ -99,7 +93,7 @@ class Subject:
                 "and stay so"
             )
         if recipe is not None:
-            _refuse_both(changed, OF_RECIPE, "recipe")
+            _refuse_both(changed, (*OF_RECIPE, "continue_from"), "recipe")
         if dataset is None:
             dataset = settings.load_data()
         elif not _gives(settings.dataset, dataset.name):
@@ -159,9 +153,9 @@ class Subject:
             tta=settings.tta,
         )
 
-    def first_state(self, trainer: Trainer) -> TrainState:
-        """The state before the first step; see ``origin.first_state``."""
-        return first_state(trainer, self.settings, self.model)
+    def first_start(self, trainer: Trainer, config: records.Config) -> Start:
+        """Where the run begins; see ``origin.first_start``."""
+        return first_start(trainer, self.settings, self.model, config)
 
     def config(self, kind: str, trainer: Trainer, *flags: str) -> records.Config:
         """What ``config.json`` holds.

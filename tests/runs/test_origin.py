@@ -1,5 +1,6 @@
 """Runs that start from another run, and freeze parts of it."""
 
+import shutil
 import threading
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from cifar_flax import records
 from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.runs.observers import Observer
@@ -196,3 +198,90 @@ def test_what_cannot_be_started_from_is_named(origin, changes, words):
 def test_frozen_statistics_of_an_untrained_net_are_warned_of(caplog):
     go(bn_freeze=True)
     assert "the running statistics of an untrained net are 0 and 1" in caplog.text
+
+
+# What a run that goes on has in common with the one before.
+LONG = {**SETTINGS, "seeds": (3, 5), "momentum": 0.9, "ema": 0.5}
+
+
+def continue_run(folder, to=None, net=None, **changes):
+    settings = Settings.continuing(folder, **changes)
+    return run(settings, to, dataset=DATA, model=net)
+
+
+def test_two_runs_one_after_the_other_are_one_of_both_lengths(tmp_path):
+    """State, log and steps are those of a run that was as long from the start."""
+    go(tmp_path / "first", **{**LONG, "epochs": 1.5})
+    second = continue_run(tmp_path / "first", tmp_path / "second", epochs=0.75)
+    whole = go(None, **{**LONG, "epochs": 2.25})
+    assert_same(second.state.trained, whole.state.trained)
+    assert_same(second.state.opt_state, whole.state.opt_state)
+    assert_same(second.state.average, whole.state.average)
+    np.testing.assert_array_equal(second.steps.losses, whole.steps.losses)
+    np.testing.assert_array_equal(second.steps.rates, whole.steps.rates)
+    assert [line.train_loss for line in second.metrics][-1] == (
+        [line.train_loss for line in whole.metrics][-1]
+    )
+    record = records.read_config(tmp_path / "second")
+    assert record.settings["continue_from"] == str(tmp_path / "first")
+    assert [phase["epochs"] for phase in record.recipe["phases"]] == [1.5, 0.75]
+    first = records.read_result(tmp_path / "first")
+    assert second.record.epochs == 2.25
+    assert second.record.train_seconds > first.train_seconds
+    lines = records.read_metrics(tmp_path / "second")
+    assert lines == second.metrics
+    assert [line.step for line in lines] == [3, 4, 6, 7]
+
+
+def test_it_resumes_where_the_run_before_is_gone(tmp_path, small_chunks):
+    first = tmp_path / "first"
+    go(first, **LONG, model="simplenet")
+    whole = continue_run(first, lr=0.01, epochs=2)
+    settings = Settings.continuing(first, lr=0.01, epochs=2)
+    stop = threading.Event()
+    told = Told(5, stop.set)
+    ways = {"dataset": DATA, "observers": [told], "stop": stop}
+    stopped = run(settings, tmp_path / "second", **ways)
+    assert stopped.status == "stopped"
+    shutil.rmtree(first)
+    config = records.read_config(tmp_path / "second")
+    again = Settings.from_record(config, "the record")
+    resumed = run(again, tmp_path / "second", dataset=DATA, resume=True)
+    assert_same(resumed.state.trained, whole.state.trained)
+    assert [line.step for line in resumed.metrics] == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"epochs": 1, "momentum": 0.5},
+            r"momentum was 0.9 and is 0.5; only the",
+        ),
+        (
+            {"epochs": 1, "seeds": (3,)},
+            r"--seeds was \[3, 5\] and is \[3\]; --init",
+        ),
+        ({"epochs": 1, "lr": "auto"}, "--lr=auto finds the rate of a net as it starts"),
+        ({"epochs": 1, "init_from": "x"}, "give one of them"),
+        ({"epochs": 1, "train_size": 48}, "--train_size was None and is 48"),
+        ({"cycles": 1, "epochs": 1}, "--cycles for SGDR cycles; give one of them"),
+        ({"epochs": 1, "bn_epsilon": 0.1}, "--bn_epsilon was 1e-05 and is 0.1"),
+    ],
+)
+def test_a_run_goes_on_with_nothing_changed_but_its_phases(origin, changes, words):
+    with pytest.raises(UserError, match=words):
+        continue_run(origin[0], **changes)
+
+
+def test_other_data_or_an_unfinished_run_are_refused(origin, tmp_path, small_chunks):
+    settings = Settings.continuing(origin[0], epochs=1)
+    with pytest.raises(UserError, match="the data set was a test; --init_from"):
+        run(settings, dataset=dataset(4, seed=9))
+    stop = threading.Event()
+    told = Told(1, stop.set)
+    go(tmp_path / "run", model="simplenet", observers=[told], stop=stop)
+    with pytest.raises(UserError, match=r"is not finished; go on .* --resume"):
+        continue_run(tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="nowhere holds no run"):
+        continue_run("nowhere", epochs=1)
