@@ -1,6 +1,7 @@
-"""Fetches CIFAR-10 or takes in an archive of it, and shows what the images look like.
+"""Fetches CIFAR-10 or CIFAR-100, or takes in an archive, and shows the images.
 
     python -m experiments.prepare_data
+    python -m experiments.prepare_data --dataset=cifar100
     python -m experiments.prepare_data --data_archive=cifar-10-binary.tar.gz
 
 Draws a picture of training images with their class names: as they are, and below each
@@ -15,7 +16,7 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from cifar_flax.data import default_data_dir, prepare_cifar10
+from cifar_flax.data import Dataset, default_data_dir, prepare_cifar
 from cifar_flax.data.archive import open_archive
 from cifar_flax.runs.console import make_console, print_pairs
 from cifar_flax.runs.figures import FORMATS, draw_images, save_figure
@@ -24,6 +25,9 @@ from experiments import cli
 from experiments.setting_flags import define_settings, settings_from_flags
 
 FLAGS = flags.FLAGS
+
+# Of more, not each is listed.
+MAX_CLASSES = 20
 
 
 def main() -> int:
@@ -40,7 +44,7 @@ def main() -> int:
         save_figure(figure, picture, f"--picture={picture}")
         if FLAGS.data_archive:
             take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)
-        counts = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
+        shape = " x ".join(map(str, dataset.train_images.shape[1:]))
         print_pairs(
             console,
             [
@@ -51,15 +55,9 @@ def main() -> int:
                 (
                     "images",
                     f"{len(dataset.train_labels):,} for training, "
-                    f"{len(dataset.test_labels):,} for the test, 32 x 32 x 3",
+                    f"{len(dataset.test_labels):,} for the test, {shape}",
                 ),
-                (
-                    "classes",
-                    ", ".join(
-                        f"{name} {count:,}"
-                        for name, count in zip(dataset.class_names, counts, strict=True)
-                    ),
-                ),
+                ("classes", classes_in_words(dataset)),
                 ("mean", "  ".join(f"{value:.4f}" for value in dataset.mean)),
                 ("std", "  ".join(f"{value:.4f}" for value in dataset.std)),
                 ("sha256", dataset.fingerprint),
@@ -69,13 +67,27 @@ def main() -> int:
     return 0
 
 
+def classes_in_words(dataset: Dataset) -> str:
+    """The classes with their training images; of many, their number and a few names."""
+    names = dataset.class_names
+    counts = np.bincount(dataset.train_labels, minlength=len(names))
+    if len(names) <= MAX_CLASSES:
+        pairs = zip(names, counts, strict=True)
+        return ", ".join(f"{name} {count:,}" for name, count in pairs)
+    low, high = f"{counts.min():,}", f"{counts.max():,}"
+    images = f"{low} images each" if low == high else f"{low} to {high} images"
+    return f"{len(names)}, {images}: {', '.join(names[:3])}, ..., {names[-1]}"
+
+
 def take_in(path: str, sha256: str | None, console: Console) -> None:
     """Prepares an official archive, so that later runs find it by themselves."""
-    if open_archive(path, sha256).trust == "official":
-        prepare_cifar10(path, FLAGS.data_dir or default_data_dir())
-        console.print("later runs find it without --data_archive")
+    archive = open_archive(path, sha256)
+    if archive.trust == "official":
+        name = archive.cifar.name
+        prepare_cifar(name, path, FLAGS.data_dir or default_data_dir())
+        console.print(f"later runs find it by --dataset={name}, without --data_archive")
     else:
-        console.print("not the official archive: later runs need the same flags")
+        console.print("not an official archive: later runs need the same flags")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tiny archives in the official CIFAR-10 layouts, and what must be read from them.
+"""Tiny archives in the official layouts, and what must be read from them.
 
 The bytes are put together here from the formats' descriptions, not by the code under
 test.
@@ -13,8 +13,9 @@ import tarfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pytest
 
-from cifar_flax.data import archive
+from cifar_flax.data import cifar
 
 CLASS_NAMES = [
     "airplane",
@@ -31,80 +32,192 @@ CLASS_NAMES = [
 BINARY_FOLDER = "cifar-10-batches-bin"
 PYTHON_FOLDER = "cifar-10-batches-py"
 
+# Of CIFAR-100, from the data set's page: the classes by their superclass.
+SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+COARSE_NAMES = list(SUPERCLASSES)
+FINE_NAMES = sorted(" ".join(SUPERCLASSES.values()).split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One of the two data sets: the names of its files and classes."""
+
+    name: str
+    title: str
+    class_names: list[str]
+    binary_folder: str
+    binary_names: list[str]
+    python_folder: str
+    python_names: list[str]
+
+    @property
+    def meta(self):
+        """The file of the Python version with the class names."""
+        return "batches.meta" if self.name == "cifar10" else "meta"
+
+
+CIFAR10 = Kind(
+    "cifar10",
+    "CIFAR-10",
+    CLASS_NAMES,
+    BINARY_FOLDER,
+    [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"],
+    PYTHON_FOLDER,
+    [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"],
+)
+CIFAR100 = Kind(
+    "cifar100",
+    "CIFAR-100",
+    FINE_NAMES,
+    "cifar-100-binary",
+    ["train.bin", "test.bin"],
+    "cifar-100-python",
+    ["train", "test"],
+)
+KINDS = {kind.name: kind for kind in (CIFAR10, CIFAR100)}
+KIND_OF = {
+    folder: kind
+    for kind in KINDS.values()
+    for folder in (kind.binary_folder, kind.python_folder)
+}
+
+both_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """The pixels and labels of a tiny CIFAR-10: five training batches and a test one.
+    """The pixels and labels of a tiny data set: training batches and a test batch.
 
     Each batch has ``n`` images, uint8 [n, 32, 32, 3], as many of each class.
     """
 
     batches: list[tuple[np.ndarray, np.ndarray]]
+    kind: Kind = CIFAR10
 
     @property
     def train_images(self):
-        return np.concatenate([images for images, _ in self.batches[:5]])
+        return np.concatenate([images for images, _ in self.batches[:-1]])
 
     @property
     def train_labels(self):
-        return np.concatenate([labels for _, labels in self.batches[:5]])
+        return np.concatenate([labels for _, labels in self.batches[:-1]])
 
     @property
     def test_images(self):
-        return self.batches[5][0]
+        return self.batches[-1][0]
 
     @property
     def test_labels(self):
-        return self.batches[5][1]
+        return self.batches[-1][1]
 
 
-def make_arrays(n: int = 10, seed: int = 0) -> Arrays:
-    rng = np.random.default_rng(seed)
+def coarse(labels: np.ndarray) -> np.ndarray:
+    """The superclasses of CIFAR-100's labels."""
+    lists = [names.split() for names in SUPERCLASSES.values()]
+    of = [next(i for i, some in enumerate(lists) if n in some) for n in FINE_NAMES]
+    return np.array(of)[labels]
+
+
+def make_arrays(n: int | None = None, seed: int = 0, kind: Kind = CIFAR10) -> Arrays:
+    """``n`` images a batch; None: one of each class."""
+    rng, classes = np.random.default_rng(seed), len(kind.class_names)
+    n = classes if n is None else n
     return Arrays(
         [
             (
                 rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8),
-                rng.permutation(np.arange(n) % 10),
+                rng.permutation(np.arange(n) % classes),
             )
-            for _ in range(6)
-        ]
+            for _ in kind.binary_names
+        ],
+        kind,
     )
 
 
 def binary_files(arrays: Arrays) -> dict[str, bytes]:
-    """The files of the binary version: records of a label and three colour planes."""
-    names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
-    files = {"batches.meta.txt": "".join(f"{c}\n" for c in CLASS_NAMES).encode()}
-    for name, (images, labels) in zip(names, arrays.batches, strict=True):
+    """The files of the binary version: records of labels and three colour planes."""
+    kind, files = arrays.kind, {}
+    for name, (images, labels) in zip(kind.binary_names, arrays.batches, strict=True):
+        columns = [labels] if kind is CIFAR10 else [coarse(labels), labels]
         files[name] = b"".join(
-            bytes([label]) + b"".join(image[:, :, c].tobytes() for c in range(3))
-            for image, label in zip(images, labels, strict=True)
+            bytes(first) + b"".join(image[:, :, c].tobytes() for c in range(3))
+            for image, *first in zip(images, *columns, strict=True)
         )
+    if kind is CIFAR10:
+        files["batches.meta.txt"] = lines(CLASS_NAMES)
+    else:
+        files["coarse_label_names.txt"] = lines(COARSE_NAMES)
+        files["fine_label_names.txt"] = lines(FINE_NAMES)
     return files
+
+
+def lines(names: Sequence[str]) -> bytes:
+    return "".join(f"{name}\n" for name in names).encode()
 
 
 def python_files(arrays: Arrays) -> dict[str, bytes]:
     """The files of the Python version, pickled as by Python 2, as the official are."""
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    files = {
-        "batches.meta": python2_pickle(
-            {
-                b"num_cases_per_batch": 10_000,
-                b"label_names": [name.encode() for name in CLASS_NAMES],
-                b"num_vis": 3072,
-            }
-        )
-    }
-    for name, (images, labels) in zip(names, arrays.batches, strict=True):
+    kind = arrays.kind
+    files = {kind.meta: python2_pickle(class_name_lists(kind))}
+    for name, (images, labels) in zip(kind.python_names, arrays.batches, strict=True):
         files[name] = python2_pickle(
             {
                 b"batch_label": f"batch {name}".encode(),
-                b"labels": labels.tolist(),
+                **label_lists(kind, labels),
                 b"data": planes(images),
                 b"filenames": [f"{i}.png".encode() for i in range(len(images))],
             }
         )
     return files
+
+
+def class_name_lists(kind: Kind) -> dict[bytes, object]:
+    """What the Python version's file of class names holds."""
+    if kind is CIFAR10:
+        return {
+            b"num_cases_per_batch": 10_000,
+            b"label_names": [name.encode() for name in CLASS_NAMES],
+            b"num_vis": 3072,
+        }
+    return {
+        b"fine_label_names": [name.encode() for name in FINE_NAMES],
+        b"coarse_label_names": [name.encode() for name in COARSE_NAMES],
+    }
+
+
+def label_lists(kind: Kind, labels: np.ndarray) -> dict[bytes, list[int]]:
+    """The labels of a batch as the Python version has them."""
+    if kind is CIFAR10:
+        return {b"labels": labels.tolist()}
+    fine, superclasses = labels.tolist(), coarse(labels).tolist()
+    return {b"fine_labels": fine, b"coarse_labels": superclasses}
+
+
+def files_of(folder: str, arrays: Arrays) -> dict[str, bytes]:
+    """The files of the version with that folder."""
+    is_binary = folder == arrays.kind.binary_folder
+    return (binary_files if is_binary else python_files)(arrays)
 
 
 def planes(images: np.ndarray) -> np.ndarray:
@@ -174,11 +287,11 @@ def write_tar(
 
 
 def write_binary_archive(path: pathlib.Path, arrays: Arrays) -> pathlib.Path:
-    return write_tar(path, BINARY_FOLDER, binary_files(arrays))
+    return write_tar(path, arrays.kind.binary_folder, binary_files(arrays))
 
 
 def write_python_archive(path: pathlib.Path, arrays: Arrays) -> pathlib.Path:
-    return write_tar(path, PYTHON_FOLDER, python_files(arrays))
+    return write_tar(path, arrays.kind.python_folder, python_files(arrays))
 
 
 def tiny_data(folder: pathlib.Path) -> list[str]:
@@ -198,16 +311,32 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def batches_sha256(files: Mapping[str, bytes]) -> str:
-    """Of the six batches one after the other, which is the checksum of a folder."""
-    names = sorted(name for name in files if "data_batch" in name or "test" in name)
-    return hashlib.sha256(b"".join(files[name] for name in names)).hexdigest()
+    """Of the batches one after the other, which is the checksum of a folder."""
+    for kind in KINDS.values():
+        for names in (kind.binary_names, kind.python_names):
+            if names[0] in files:
+                content = b"".join(files[name] for name in names)
+    return hashlib.sha256(content).hexdigest()
+
+
+def change(monkeypatch, name: str, **changes) -> None:
+    """Gives the code another idea of an official data set."""
+    changed = dataclasses.replace(cifar.CIFARS[name], **changes)
+    monkeypatch.setitem(cifar.CIFARS, name, changed)
+
+
+def change_layout(monkeypatch, name: str, version: str, **changes) -> None:
+    """The same of its 'binary' or 'python' version."""
+    layout = dataclasses.replace(getattr(cifar.CIFARS[name], version), **changes)
+    change(monkeypatch, name, **{version: layout})
 
 
 def make_official(monkeypatch, path: pathlib.Path, arrays: Arrays) -> None:
-    """Lets a tiny archive pass for the official one."""
-    monkeypatch.setitem(archive.OFFICIAL_SHA256, "cifar-10-binary.tar.gz", sha256(path))
+    """Lets a tiny archive pass for the official one of its version."""
+    version = "python" if "python" in path.name else "binary"
+    change_layout(monkeypatch, arrays.kind.name, version, sha256=sha256(path))
     sizes = (len(arrays.train_labels), len(arrays.test_labels))
-    monkeypatch.setattr(archive, "OFFICIAL_SIZES", sizes)
+    change(monkeypatch, arrays.kind.name, sizes=sizes)
 
 
 def assert_holds(dataset, arrays: Arrays) -> None:
@@ -216,4 +345,4 @@ def assert_holds(dataset, arrays: Arrays) -> None:
         np.testing.assert_array_equal(getattr(dataset, key), getattr(arrays, key))
     assert dataset.train_images.dtype == dataset.test_images.dtype == np.uint8
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
-    assert dataset.class_names == tuple(CLASS_NAMES)
+    assert dataset.class_names == tuple(arrays.kind.class_names)

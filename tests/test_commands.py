@@ -314,6 +314,28 @@ def test_prepare_data_draws_a_picture(data, tmp_path):
     assert_one_line_error(done, 1, "--picture=")
 
 
+def test_prepare_data_tells_of_a_hundred_classes_in_a_line(tmp_path):
+    arrays = archives.make_arrays(200, kind=archives.CIFAR100)
+    path = archives.write_binary_archive(tmp_path / "c.tar.gz", arrays)
+    done = command(
+        "prepare_data",
+        "--dataset=cifar100",
+        f"--data_archive={path}",
+        f"--archive_sha256={archives.sha256(path)}",
+        f"--data_dir={tmp_path}",
+        "--image_size=24",
+        f"--picture={tmp_path / 'images.png'}",
+    )
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "cifar100 (archive c.tar.gz, verified",
+        "200 for training, 200 for the test, 24 x 24 x 3",
+        "100, 2 images each: apple, aquarium_fish, baby, ..., worm\n",
+        "not an official archive",
+    ):
+        assert words in done.stdout
+
+
 def test_help_lists_the_flags_of_the_command():
     done = command("run", "--help")
     assert done.returncode == 0

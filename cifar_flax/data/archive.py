@@ -1,4 +1,4 @@
-"""The official CIFAR-10 archive: binary or Python version, packed or unpacked.
+"""The official archives of CIFAR-10 and CIFAR-100, packed or unpacked.
 
 Nothing is extracted to disk. An archive is read only once its checksum is known: the
 official one, or one that the user vouches for. Even then it is taken for hostile: sizes
@@ -12,61 +12,24 @@ import hashlib
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Generator, Iterable, Iterator
+from typing import IO, Any, Literal
 
 import numpy as np
 
-from cifar_flax.data.batches import (
-    BINARY,
-    PYTHON,
-    RECORD,
-    Layout,
-    read_batch,
-    read_class_names,
-)
+from cifar_flax.data.batches import read_batch, read_class_names
+from cifar_flax.data.cifar import CIFARS, Cifar, Layout
 from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 
-CLASS_NAMES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-MEAN = (0.4914, 0.48216, 0.44653)
-STD = (0.24703, 0.24349, 0.26159)
-OFFICIAL_SIZES = (50_000, 10_000)  # training and test images
-
-OFFICIAL_SHA256 = {
-    "cifar-10-binary.tar.gz": (
-        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-    ),
-    "cifar-10-python.tar.gz": (
-        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-    ),
-}
-# Of the unpacked Python version; none are published for the binary one.
-OFFICIAL_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-
 # Bounds on what is read of an archive: it may be made to unpack to terabytes.
-_MAX_OTHER = 2**20  # bytes of a member that is not one of CIFAR-10's files
-_MAX_TOTAL = 512 * 2**20  # bytes altogether; the official archives have 184 MB
+_MAX_OTHER = 2**20  # bytes of a member that is not one of the files to read
+_MAX_TOTAL = 512 * 2**20  # bytes altogether; the official archives have 187 MB
 _MAX_MEMBERS = 1000
+
+
+Trust = Literal["official", "given", "unverified"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,60 +38,85 @@ class Archive:
 
     Attributes:
       path: the .tar.gz, or the folder that holds the files themselves.
-      layout: of the folder; of a .tar.gz its members tell.
-      checksum: sha256, in hex, of the .tar.gz, or of the six batches one after the
-        other (training 1 to 5, test).
+      cifar: the data set that it holds.
+      layout: the version of it.
+      checksum: sha256, in hex, of the .tar.gz, or of the batches one after the other
+        (training in their order, then test).
       cache_key: identifies all that is read: of a folder the class names, too.
       trust: 'official', by a published checksum; 'given', by the user's; or
         'unverified', an unpacked binary version, which has no published checksum.
     """
 
     path: pathlib.Path
-    layout: Layout | None
+    cifar: Cifar
+    layout: Layout
     checksum: str
     cache_key: str
-    trust: Literal["official", "given", "unverified"]
+    trust: Trust
 
     @property
     def source(self) -> str:
         """Where the data come from, for a person to read."""
-        kind = "folder" if self.layout else "archive"
+        kind = "folder" if self.path.is_dir() else "archive"
         if self.trust == "given":
             return f"{kind} {self.path.name}, verified by the checksum given"
         return f"{self.trust} {kind} {self.path.name}"
 
 
-def open_archive(path: str | pathlib.Path, sha256: str | None = None) -> Archive:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contents:
+    """What an archive holds, in the order of its files.
+
+    Attributes:
+      images: of 'train' and of 'test', uint8 [N, 32, 32, 3].
+      labels: of both, and by their feature (see ``cifar.Labels``), uint8 [N].
+      class_names: of each kind of label, by its feature.
+    """
+
+    images: dict[str, np.ndarray]
+    labels: dict[str, dict[str, np.ndarray]]
+    class_names: dict[str, tuple[str, ...]]
+
+
+def open_archive(
+    path: str | pathlib.Path, sha256: str | None = None, name: str | None = None
+) -> Archive:
     """Finds an archive and verifies its checksum.
 
     Args:
       path: the .tar.gz, the unpacked folder, or the folder that holds that one.
-      sha256: what the checksum must be, in hex; where it is not given, the official
+      sha256: what the checksum must be, in hex; where it is not given, an official
         one.
+      name: of the data set that it must be of; None: of either.
 
     Returns:
       The archive, for ``read_archive``.
 
     Raises:
-      UserError: it is missing, unreadable, or has another checksum.
+      UserError: it is missing, unreadable, has another checksum, or is of another data
+        set.
     """
     path = expand_user(path)
     if sha256 is not None:
         sha256 = check_sha256(sha256)
     with _reading(path):
         if path.is_dir():
-            return _open_folder(path, sha256)
-        if not path.is_file():
+            archive = _open_folder(path, sha256, name)
+        elif path.is_file():
+            archive = _open_packed(path, sha256)
+        else:
             raise UserError(
-                f"there is no archive {path}; give the path of "
-                f"cifar-10-binary.tar.gz, cifar-10-python.tar.gz or the unpacked folder"
+                f"there is no archive {path}; give the path of an official one, such "
+                f"as {CIFARS[name or 'cifar10'].binary.archive}, or of its unpacked "
+                f"folder"
             )
-        with path.open("rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 is None and checksum in OFFICIAL_SHA256.values():
-        return Archive(path, None, checksum, checksum, "official")
-    _require_given(path, checksum, sha256)
-    return Archive(path, None, checksum, checksum, "given")
+    if name is not None and name != archive.cifar.name:
+        raise UserError(
+            f"{path} is an archive of {archive.cifar.title}, and --dataset={name} is "
+            f"another data set; use --dataset={archive.cifar.name}, or give an archive "
+            f"of {CIFARS[name].title}"
+        )
+    return archive
 
 
 def check_sha256(sha256: str) -> str:
@@ -141,6 +129,35 @@ def check_sha256(sha256: str) -> str:
     return digits
 
 
+def read_contents(archive: Archive) -> Contents:
+    """Decodes an archive, with every kind of label; see ``read_archive``."""
+    path, cifar, layout = archive.path, archive.cifar, archive.layout
+    with _reading(path):
+        if path.is_dir():
+            limits = cifar.limits(layout)
+            files = {name: _read_file(path / name, limits[name]) for name in limits}
+        else:
+            files = _read_tar(path, cifar, layout)
+    batches = []
+    for name in layout.batches:
+        content = files.pop(name)  # popped: its memory is needed for the images
+        batches.append(read_batch(cifar, layout, f"{path}: {name}", content))
+        del content
+    splits = {"train": batches[:-1], "test": batches[-1:]}
+    features = [kind.feature for kind in cifar.labels]
+    return Contents(
+        {split: _join([x for x, _ in parts]) for split, parts in splits.items()},
+        {
+            split: {name: _join([y[name] for _, y in parts]) for name in features}
+            for split, parts in splits.items()
+        },
+        {
+            kind.feature: read_class_names(kind, layout, f"{path}: {name}", files[name])
+            for kind, name in zip(cifar.labels, layout.names, strict=True)
+        },
+    )
+
+
 def read_archive(archive: Archive) -> Dataset:
     """Decodes an archive.
 
@@ -148,36 +165,31 @@ def read_archive(archive: Archive) -> Dataset:
       archive: from ``open_archive``.
 
     Returns:
-      The data set 'cifar10', in the order of the files.
+      The data set 'cifar10' or 'cifar100', in the order of the files.
 
     Raises:
       UserError: it is damaged, refused as hostile, or not laid out as the official one.
     """
-    path, layout = archive.path, archive.layout
-    with _reading(path):
-        if layout:
-            files = {name: _read_file(path / name, layout) for name in layout.limits}
-        else:
-            layout, files = _read_tar(path)
-    batches = []
-    for name in layout.batches:
-        content = files.pop(name)  # popped: its memory is needed for the images
-        batches.append(read_batch(layout, f"{path}: {name}", content))
-    *train, test = batches
+    return as_dataset(archive, read_contents(archive))
+
+
+def as_dataset(archive: Archive, contents: Contents) -> Dataset:
+    """The data set that an archive's contents are, with the labels to train on."""
     return make_dataset(
-        "cifar10",
-        np.concatenate([images for images, _ in train]),
-        np.concatenate([labels for _, labels in train]),
-        *test,
-        read_class_names(layout, f"{path}: {layout.meta}", files[layout.meta]),
+        archive.cifar.name,
+        contents.images["train"],
+        contents.labels["train"]["label"],
+        contents.images["test"],
+        contents.labels["test"]["label"],
+        contents.class_names["label"],
         source=archive.source,
-        mean=MEAN,
-        std=STD,
+        mean=archive.cifar.mean,
+        std=archive.cifar.std,
     )
 
 
 def check_contents(archive: Archive, dataset: Dataset) -> None:
-    """Checks that the data are CIFAR-10's as far as no checksum of the user's says so.
+    """Checks that the data are the official ones as far as no user vouches for them.
 
     Args:
       archive: what was read.
@@ -189,23 +201,35 @@ def check_contents(archive: Archive, dataset: Dataset) -> None:
     """
     if archive.trust == "given":
         return
+    cifar = archive.cifar
     hint = f"for another set pass --archive_sha256={archive.checksum}"
-    if dataset.class_names != CLASS_NAMES:
+    if dataset.class_names != cifar.class_names:
         raise UserError(
-            f"{archive.path} has the classes {', '.join(dataset.class_names)}, which "
-            f"are not CIFAR-10's; {hint}"
+            f"{archive.path} has the classes {_some(dataset.class_names)}, which are "
+            f"not {cifar.title}'s; {hint}"
         )
     for split, expected, labels in (
-        ("training", OFFICIAL_SIZES[0], dataset.train_labels),
-        ("test", OFFICIAL_SIZES[1], dataset.test_labels),
+        ("training", cifar.sizes[0], dataset.train_labels),
+        ("test", cifar.sizes[1], dataset.test_labels),
     ):
-        counts = np.bincount(labels)
+        counts = np.bincount(labels, minlength=dataset.num_classes)
         even = len(set(counts)) == 1 or archive.trust == "official"
         if len(labels) != expected or not even:
             raise UserError(
                 f"{archive.path} has {len(labels)} {split} images, of the classes "
-                f"{counts.tolist()}; CIFAR-10 has {expected}, as many of each; {hint}"
+                f"{_some(counts)}; {cifar.title} has {expected}, as many of each; "
+                f"{hint}"
             )
+
+
+def _some(values: Iterable[Any]) -> str:
+    """Up to ten of them, to fit in a line."""
+    words = [str(value) for value in values]
+    return ", ".join(words if len(words) <= 10 else [*words[:9], "..."])
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @contextlib.contextmanager
@@ -228,8 +252,8 @@ def _require_given(path: pathlib.Path, checksum: str, sha256: str | None) -> Non
     """Raises a UserError unless the user has vouched for this very checksum."""
     if sha256 is None:
         raise UserError(
-            f"{path} has the sha256 {checksum}, which is not CIFAR-10's official one: "
-            f"an incomplete download gives that, too; if you trust the file, pass "
+            f"{path} has the sha256 {checksum}, which is not an official one: an "
+            f"incomplete download gives that, too; if you trust the file, pass "
             f"--data_archive={path} --archive_sha256={checksum}"
         )
     if sha256 != checksum:
@@ -246,48 +270,76 @@ def _check_size(where: str, size: int, limit: int) -> None:
         )
 
 
-def _find_folder(path: pathlib.Path) -> tuple[pathlib.Path, Layout]:
-    # Python first: of an unpacked folder, that version alone can be verified.
-    for layout in (PYTHON, BINARY):
+def _versions() -> list[tuple[Cifar, Layout]]:
+    """Every archive that can be read."""
+    return [(cifar, layout) for cifar in CIFARS.values() for layout in cifar.layouts]
+
+
+def _open_packed(path: pathlib.Path, sha256: str | None) -> Archive:
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    for cifar, layout in _versions():
+        if sha256 is None and checksum == layout.sha256:
+            return Archive(path, cifar, layout, checksum, checksum, "official")
+    _require_given(path, checksum, sha256)
+    # The first file tells which one it is.
+    with contextlib.closing(_members(path)) as members:
+        for cifar, layout, _, _ in members:
+            return Archive(path, cifar, layout, checksum, checksum, "given")
+    raise _not_one_folder(path, [])
+
+
+def _find_folder(
+    path: pathlib.Path, name: str | None
+) -> tuple[pathlib.Path, Cifar, Layout]:
+    """The folder with the files, at best of the data set that is asked for."""
+    for cifar, layout in sorted(_versions(), key=lambda pair: pair[0].name != name):
         for folder in (path, path / layout.folder):
-            if any((folder / name).is_file() for name in layout.batches):
-                return folder, layout
+            if any((folder / batch).is_file() for batch in layout.batches):
+                return folder, cifar, layout
+    cifar = CIFARS[name or "cifar10"]
     raise UserError(
-        f"{path} does not hold CIFAR-10; give the path of the folder "
-        f"{BINARY.folder} or {PYTHON.folder}, or of the .tar.gz"
+        f"{path} holds no files of an official archive; give the path of a folder such "
+        f"as {cifar.binary.folder} or {cifar.python.folder}, or of the .tar.gz"
     )
 
 
-def _open_folder(path: pathlib.Path, sha256: str | None) -> Archive:
-    path, layout = _find_folder(path)
+def _open_folder(path: pathlib.Path, sha256: str | None, name: str | None) -> Archive:
+    path, cifar, layout = _find_folder(path, name)
+    limits = cifar.limits(layout)
     sha, md5, sizes = hashlib.sha256(), {}, []
-    for name in layout.batches:
-        content = _read_file(path / name, layout)
+    checksum = ""
+    for file, limit in limits.items():
+        content = _read_file(path / file, limit)
+        if file in layout.batches:
+            sizes.append(len(content))
+        elif not checksum:  # the class names come after the batches
+            checksum = sha.hexdigest()
         sha.update(content)
-        sizes.append(len(content))
-        if layout is PYTHON and sha256 is None:
-            md5[name] = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    checksum = sha.hexdigest()
-    sha.update(_read_file(path / layout.meta, layout))
-    trust: Literal["official", "given", "unverified"] = "given"
-    if md5 == OFFICIAL_MD5:
+        if file in layout.md5 and sha256 is None:
+            md5[file] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    trust: Trust = "given"
+    if md5 and md5 == layout.md5:
         trust = "official"
-    elif sha256 is None and sizes == _official_binary_sizes():
+    elif sha256 is None and sizes == _official_sizes(cifar, layout):
         trust = "unverified"
     else:
         _require_given(path, checksum, sha256)
-    return Archive(path, layout, checksum, sha.hexdigest(), trust)
+    return Archive(path, cifar, layout, checksum, sha.hexdigest(), trust)
 
 
-def _official_binary_sizes() -> list[int]:
-    train, test = OFFICIAL_SIZES
-    return [*([train // 5 * RECORD] * 5), test * RECORD]
+def _official_sizes(cifar: Cifar, layout: Layout) -> list[int]:
+    """Of the binary version's batches; nothing is told by those of a pickle."""
+    if layout.pickled:
+        return []
+    (train, test), parts = cifar.sizes, len(layout.batches) - 1
+    return [*[train // parts * cifar.record] * parts, test * cifar.record]
 
 
-def _read_file(path: pathlib.Path, layout: Layout) -> bytes:
+def _read_file(path: pathlib.Path, limit: int) -> bytes:
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}; unpack the archive again")
-    _check_size(str(path), path.stat().st_size, layout.limits[path.name])
+    _check_size(str(path), path.stat().st_size, limit)
     return path.read_bytes()
 
 
@@ -307,10 +359,11 @@ class _Bounded:
         return data
 
 
-def _read_tar(path: pathlib.Path) -> tuple[Layout, dict[str, bytes]]:
-    """The files of a .tar.gz by name, and the layout they are of."""
-    layouts = {layout.folder: layout for layout in (BINARY, PYTHON)}
-    found: dict[str, dict[str, bytes]] = {}
+def _members(
+    path: pathlib.Path,
+) -> Generator[tuple[Cifar, Layout, str, IO[bytes]], None, None]:
+    """The files to read of a .tar.gz, in its order; what is hostile is refused."""
+    known = {of.folder: (cifar, of) for cifar, of in _versions()}
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(gzip.open(path))
         bounded: Any = _Bounded(path, stream)  # reading is all that tarfile asks of it
@@ -321,27 +374,43 @@ def _read_tar(path: pathlib.Path) -> tuple[Layout, dict[str, bytes]]:
         for count, member in enumerate(tar):
             where = f"{path}: {member.name[:200]!r}"
             folder, name = _safe_path(where, member)
-            layout = layouts.get(folder)
-            limit = layout.limits.get(name) if layout else None
-            _check_size(where, member.size, _MAX_OTHER if limit is None else limit)
+            limits = {}
+            if folder in known:
+                cifar, layout = known[folder]
+                limits = cifar.limits(layout)
+            _check_size(where, member.size, limits.get(name, _MAX_OTHER))
             if count >= _MAX_MEMBERS:
                 raise UserError(f"{path} has over {_MAX_MEMBERS} members; refused")
             content = tar.extractfile(member)
-            if limit is None or content is None:  # a folder, readme.html
-                continue
-            if name in found.setdefault(folder, {}):
-                raise UserError(f"{where} is there twice; refused")
-            found[folder][name] = content.read()
-    if len(found) != 1:
-        raise UserError(
-            f"{path} must hold one of the folders {' and '.join(layouts)}, as the "
-            f"official archives do, but holds {' and '.join(found) or 'neither'}"
-        )
-    ((folder, files),) = found.items()
-    for name in layouts[folder].limits:
+            if name in limits and content is not None:  # else a folder, readme.html
+                yield cifar, layout, name, content
+
+
+def _read_tar(path: pathlib.Path, cifar: Cifar, layout: Layout) -> dict[str, bytes]:
+    """The files of a .tar.gz by name."""
+    files: dict[str, bytes] = {}
+    with contextlib.closing(_members(path)) as members:
+        for _, of, name, content in members:
+            if of.folder != layout.folder:
+                raise _not_one_folder(path, [layout.folder, of.folder])
+            if name in files:
+                where = f"{layout.folder}/{name}"
+                raise UserError(f"{path}: {where!r} is there twice; refused")
+            files[name] = content.read()
+    for name in cifar.limits(layout):
         if name not in files:
-            raise UserError(f"{path} has no {folder}/{name}; get the archive again")
-    return layouts[folder], files
+            raise UserError(
+                f"{path} has no {layout.folder}/{name}; get the archive again"
+            )
+    return files
+
+
+def _not_one_folder(path: pathlib.Path, found: list[str]) -> UserError:
+    folders = [layout.folder for _, layout in _versions()]
+    return UserError(
+        f"{path} must hold one of the folders {', '.join(folders)}, as the official "
+        f"archives do, but holds {' and '.join(found) or 'none of them'}"
+    )
 
 
 def _safe_path(where: str, member: tarfile.TarInfo) -> tuple[str, str]:

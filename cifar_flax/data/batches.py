@@ -1,11 +1,10 @@
-"""Decoding of the official CIFAR-10 files, binary and Python version.
+"""Decoding of the official CIFAR files, binary and Python version.
 
 The Python version is pickled, and a pickle can call anything it names. Here it can name
 only what the official files name, and gets stand-ins for it: no NumPy code runs until
 the bytes of an array have been checked.
 """
 
-import dataclasses
 import io
 import pickle
 import reprlib
@@ -13,89 +12,56 @@ from typing import Any
 
 import numpy as np
 
+from cifar_flax.data.cifar import PIXELS, Cifar, Labels, Layout
 from cifar_flax.errors import UserError
 
-NUM_CLASSES = 10
-_PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, then the blue plane
-RECORD = 1 + _PIXELS  # the binary version's record: a label and an image
-
-# Bounds on the bytes that are read of a file. The official batches have 31 MB each.
-_MAX_BATCH = 64 * 2**20
-_MAX_META = 2**16
-
-Batch = tuple[np.ndarray, np.ndarray]  # uint8 [N, 32, 32, 3] and uint8 [N]
+# Images uint8 [N, 32, 32, 3], and by their feature the labels uint8 [N].
+Batch = tuple[np.ndarray, dict[str, np.ndarray]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What the files of a version are called.
-
-    Attributes:
-      folder: in which the archive holds them.
-      batches: the training files in their order, and the test file.
-      meta: holds the class names.
-    """
-
-    folder: str
-    batches: tuple[str, ...]
-    meta: str
-
-    @property
-    def limits(self) -> dict[str, int]:
-        """The largest size that is read of each file, in bytes."""
-        return dict.fromkeys(self.batches, _MAX_BATCH) | {self.meta: _MAX_META}
-
-
-BINARY = Layout(
-    "cifar-10-batches-bin",
-    (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
-    "batches.meta.txt",
-)
-PYTHON = Layout(
-    "cifar-10-batches-py",
-    (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
-    "batches.meta",
-)
-
-
-def read_batch(layout: Layout, where: str, content: bytes) -> Batch:
+def read_batch(cifar: Cifar, layout: Layout, where: str, content: bytes) -> Batch:
     """Decodes a batch file.
 
     Args:
-      layout: the version it is of.
+      cifar: the data set.
+      layout: the version of it.
       where: names the file in errors.
       content: the file's bytes.
 
     Returns:
-      Images and labels in the file's order.
+      Images and labels of each kind, in the file's order.
 
     Raises:
       UserError: the content is not what the official files hold.
     """
-    if layout is PYTHON:
-        return _read_pickled(where, content)
-    count, rest = divmod(len(content), RECORD)
+    if layout.pickled:
+        return _read_pickled(cifar, where, content)
+    count, rest = divmod(len(content), cifar.record)
     if rest or not count:
         raise UserError(
             f"{where} has {len(content)} bytes, which is not a whole number of records "
-            f"of {RECORD}; it is damaged, get the archive again"
+            f"of {cifar.record}; it is damaged, get the archive again"
         )
-    records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
-    labels = records[:, 0].copy()
-    if labels.max() >= NUM_CLASSES:
-        raise _bad_label(where, int(labels.max()))
-    return _images(records[:, 1:]), labels
+    records = np.frombuffer(content, np.uint8).reshape(count, cifar.record)
+    labels = {}
+    for column, kind in enumerate(cifar.labels):
+        values = labels[kind.feature] = records[:, column].copy()
+        if values.max() >= kind.num_classes:
+            raise _bad_label(where, kind, int(values.max()))
+    return _images(records[:, len(cifar.labels) :]), labels
 
 
-def read_class_names(layout: Layout, where: str, content: bytes) -> tuple[str, ...]:
-    """Decodes the class names; arguments and errors are those of ``read_batch``."""
+def read_class_names(
+    kind: Labels, layout: Layout, where: str, content: bytes
+) -> tuple[str, ...]:
+    """Decodes the class names of one kind of label; see ``read_batch``."""
     names: Any
-    if layout is PYTHON:
-        names = _unpickle(where, content).get("label_names")
+    if layout.pickled:
+        names = _unpickle(where, content).get(kind.names_key)
     else:
         names = [line for line in content.split(b"\n") if line.strip()]
-    if not isinstance(names, list) or len(names) != NUM_CLASSES:
-        raise UserError(f"{where} does not hold {NUM_CLASSES} class names")
+    if not isinstance(names, list) or len(names) != kind.num_classes:
+        raise UserError(f"{where} does not hold {kind.num_classes} class names")
     try:
         # Half a character, which a pickle may hold, is no text either.
         contents = [n.encode() if isinstance(n, str) else n for n in names]
@@ -109,24 +75,29 @@ def _images(planes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def _bad_label(where: str, label: object) -> UserError:
+def _bad_label(where: str, kind: Labels, label: object) -> UserError:
     shown = label if type(label) is int and abs(label) < 10**9 else type(label).__name__
     return UserError(
-        f"{where} has the label {shown}; labels are whole numbers from 0 to "
-        f"{NUM_CLASSES - 1}"
+        f"{where} has the label {shown}; {kind.key} are whole numbers from 0 to "
+        f"{kind.num_classes - 1}"
     )
 
 
-def _read_pickled(where: str, content: bytes) -> Batch:
+def _read_pickled(cifar: Cifar, where: str, content: bytes) -> Batch:
     batch = _unpickle(where, content)
     planes = _planes(where, batch.get("data"))
-    labels = batch.get("labels")
-    if not isinstance(labels, list) or len(labels) != len(planes):
-        raise UserError(f"{where} has no list of {len(planes)} labels, one an image")
-    for label in labels:
-        if type(label) is not int or not 0 <= label < NUM_CLASSES:
-            raise _bad_label(where, label)
-    return _images(planes), np.array(labels, np.uint8)
+    labels = {}
+    for kind in cifar.labels:
+        values = batch.get(kind.key)
+        if not isinstance(values, list) or len(values) != len(planes):
+            raise UserError(
+                f"{where} has no list of {len(planes)} {kind.key}, one an image"
+            )
+        for label in values:
+            if type(label) is not int or not 0 <= label < kind.num_classes:
+                raise _bad_label(where, kind, label)
+        labels[kind.feature] = np.array(values, np.uint8)
+    return _images(planes), labels
 
 
 def _planes(where: str, array: object) -> np.ndarray:
@@ -138,14 +109,14 @@ def _planes(where: str, array: object) -> np.ndarray:
             dtype.code in ("u1", b"u1")
             and type(count) is int
             and count > 0
-            and width == _PIXELS
+            and width == PIXELS
             and isinstance(content, bytes)
             and len(content) == count * width
         )
     except (AttributeError, TypeError, ValueError):  # not an array, or another state
         valid = False
     if not valid:
-        raise UserError(f"{where}: data is not an array of bytes [N, {_PIXELS}]")
+        raise UserError(f"{where}: data is not an array of bytes [N, {PIXELS}]")
     planes = np.frombuffer(content, np.uint8)
     return planes.reshape(count, width, order="F" if fortran else "C")
 
@@ -204,7 +175,7 @@ class _Unpickler(_Python):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
             raise UserError(
-                f"names {f'{module}.{name}'[:100]}, which no CIFAR-10 file needs; "
+                f"names {f'{module}.{name}'[:100]}, which no CIFAR file needs; "
                 f"refused, since it could run a program"
             )
         return _STAND_INS[module, name]
@@ -255,7 +226,7 @@ def _unpickle(where: str, content: bytes) -> dict[str, Any]:
             f"archive again"
         ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{where} does not hold a dictionary, as CIFAR-10's files do")
+        raise UserError(f"{where} does not hold a dictionary, as CIFAR's files do")
     return {
         key.decode("latin1") if isinstance(key, bytes) else key: item
         for key, item in value.items()

@@ -17,7 +17,7 @@ class Dataset:
     """Images with labels, in the order of their source.
 
     Attributes:
-      name: 'cifar10', 'shapes', or a name of tensorflow-datasets.
+      name: 'cifar10', 'cifar100', 'shapes', or a name of tensorflow-datasets.
       train_images: uint8 [N, H, W, C]; colours are RGB.
       train_labels: int32 [N], 0 to ``num_classes`` - 1.
       test_images: as ``train_images``, of the same H, W and C.

@@ -1,4 +1,4 @@
-"""Fetching the official archive: a quick check, then a download that can resume.
+"""Fetching an official archive: a quick check, then a download that can resume.
 
 requests is used for both, so that the proxies and certificates of the environment hold.
 """
@@ -16,11 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cifar_flax.data import archive
+from cifar_flax.data.cifar import CIFARS
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, locked
-
-ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-ARCHIVE_BYTES = 170_052_171
 
 _SAMPLE_BYTES = 400_000
 _CHUNK = 2**14  # read at once, and lost where a connection breaks off
@@ -28,18 +26,20 @@ _CHUNK = 2**14  # read at once, and lost where a connection breaks off
 logger = logging.getLogger(__name__)
 
 
-def fetch_cifar10(
+def fetch_cifar(
+    name: str,
     data_dir: str | pathlib.Path,
     *,
-    url: str = ARCHIVE_URL,
+    url: str | None = None,
     max_seconds: float | None = None,
 ) -> pathlib.Path:
-    """Downloads the official binary archive, unless it is there already.
+    """Downloads an official binary archive, unless it is there already.
 
     Args:
+      name: of the data set, 'cifar10' or 'cifar100'.
       data_dir: the archive goes to its folder ``downloads/manual``, where tfds looks,
         too. A download that was interrupted is taken up again.
-      url: where from.
+      url: where from; None: the official address.
       max_seconds: the longest that the download may be expected to take.
 
     Returns:
@@ -49,25 +49,27 @@ def fetch_cifar10(
       UserError: the server does not answer within seconds, is too slow, or breaks off;
         or the file cannot be written.
     """
-    name = "cifar-10-binary.tar.gz"
-    path = expand_user(data_dir) / "downloads" / "manual" / name
+    cifar = CIFARS[name]
+    url = url or cifar.url
+    path = expand_user(data_dir) / "downloads" / "manual" / cifar.binary.archive
     if path.exists():
-        archive.open_archive(path)
+        archive.open_archive(path, name=name)
         return path
-    seconds = ARCHIVE_BYTES / measure_rate(url)
+    seconds = cifar.num_bytes / measure_rate(url)
     duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
     if max_seconds is not None and seconds > max_seconds:
         raise UserError(
             f"{urlsplit(url).hostname} is slow, the download would take about "
             f"{duration}"
         )
-    logger.info("downloading CIFAR-10 to %s, which takes about %s", path, duration)
-    sha256 = archive.OFFICIAL_SHA256[name]
-    return download(url, path, size=ARCHIVE_BYTES, sha256=sha256)
+    logger.info(
+        "downloading %s to %s, which takes about %s", cifar.title, path, duration
+    )
+    return download(url, path, size=cifar.num_bytes, sha256=cifar.binary.sha256)
 
 
 def measure_rate(
-    url: str = ARCHIVE_URL, *, seconds: float = 5.0, sample_seconds: float = 2.0
+    url: str, *, seconds: float = 5.0, sample_seconds: float = 2.0
 ) -> float:
     """How fast a server sends, from the first few hundred kilobytes of a file.
 
@@ -264,7 +266,10 @@ def _fetch_rest(
         total = done + int(length) if length.isdigit() else None
         if total is not None:
             pace.check_total(total)
-        with part.open("ab" if resumed else "wb") as file, _progress(total) as show:
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            _progress(part.stem, total) as show,
+        ):
             # The raw stream: requests would unpack a .gz that is declared as encoded.
             while chunk := response.raw.read1(_CHUNK, decode_content=False):
                 done += len(chunk)
@@ -305,7 +310,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Shows how far a download is: a bar on a terminal, else a log line every 10 %."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -319,7 +324,7 @@ def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
         )
 
         with Progress(
-            TextColumn("CIFAR-10"),
+            TextColumn(name),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),

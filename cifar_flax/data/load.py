@@ -7,12 +7,8 @@ import pathlib
 import re
 
 from cifar_flax.data import cache, download, own, tfds_source
-from cifar_flax.data.archive import (
-    OFFICIAL_SHA256,
-    check_contents,
-    open_archive,
-    read_archive,
-)
+from cifar_flax.data.archive import check_contents, open_archive, read_archive
+from cifar_flax.data.cifar import CIFARS, Cifar
 from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
@@ -40,14 +36,15 @@ def load_dataset(
     """Loads a data set.
 
     Args:
-      name: 'cifar10'; 'shapes', which is built in; 'auto', CIFAR-10 where it is on disk
-        or quickly fetched, else 'shapes' with a warning; the name of a prepared data
-        set of tensorflow-datasets, of images of one size with class labels;
-        'folder:PATH' or 'npz:PATH', see ``data.own``.
+      name: 'cifar10' or 'cifar100' (with its 100 fine labels); 'shapes', which is
+        built in; 'auto', the data set of the ``archive`` where one is given, else
+        CIFAR-10 where it is on disk or quickly fetched, else 'shapes' with a warning;
+        the name of a prepared data set of tensorflow-datasets, of images of one size
+        with class labels; 'folder:PATH' or 'npz:PATH', see ``data.own``.
       data_dir: where prepared data sets, archives and this project's cache are;
         ``default_data_dir()`` where it is not given.
-      archive: the official CIFAR-10 archive (binary or Python version, a .tar.gz or
-        unpacked), to be read instead of what is in ``data_dir``.
+      archive: an official archive of CIFAR-10 or CIFAR-100 (binary or Python version,
+        a .tar.gz or unpacked), to be read instead of what is in ``data_dir``.
       archive_sha256: the checksum, in hex, of an ``archive`` that is not the official
         one but laid out like it, for example a small part of it.
       image_size: height and width that the images get; None: they keep theirs.
@@ -96,18 +93,20 @@ def _load(
     fetch: bool,
 ) -> Dataset:
     if archive is not None:
-        if name not in ("auto", "cifar10"):
+        if name not in ("auto", *CIFARS):
             raise UserError(
-                f"an archive of CIFAR-10 was given ({archive}) with dataset={name}; "
-                f"use dataset=cifar10, or leave the archive out"
+                f"an archive was given ({archive}) with dataset={name}; use "
+                f"dataset={' or '.join(CIFARS)}, or leave the archive out"
             )
-        return _load_archive(pathlib.Path(archive), folder, archive_sha256)
+        wanted = None if name == "auto" else name
+        return _load_archive(pathlib.Path(archive), folder, archive_sha256, wanted)
     if archive_sha256 is not None:
         raise UserError(
             "archive_sha256 was given without an archive; give --data_archive, too"
         )
-    if name in ("auto", "cifar10"):
-        return _load_cifar10(folder, fall_back=name == "auto", fetch=fetch)
+    if name in ("auto", *CIFARS):
+        cifar = CIFARS["cifar10" if name == "auto" else name]
+        return _load_cifar(cifar, folder, fall_back=name == "auto", fetch=fetch)
     check_name(name)
     dataset = _load_prepared(folder, name)
     if dataset is None:
@@ -126,27 +125,30 @@ def check_name(name: str) -> None:
         )
 
 
-def _load_cifar10(data_dir: pathlib.Path, fall_back: bool, fetch: bool) -> Dataset:
-    dataset = _load_prepared(data_dir, "cifar10")
+def _load_cifar(
+    cifar: Cifar, data_dir: pathlib.Path, fall_back: bool, fetch: bool
+) -> Dataset:
+    dataset = _load_prepared(data_dir, cifar.name)
     if dataset is not None:
         return dataset
+    names = [layout.archive for layout in (cifar.binary, cifar.python)]
+    names += [layout.folder for layout in cifar.layouts]
     for folder in (data_dir, data_dir / "downloads" / "manual"):
-        for name in OFFICIAL_SHA256:
+        for name in names:
             if (folder / name).exists():
-                return _load_archive(folder / name, data_dir)
+                return _load_archive(folder / name, data_dir, name=cifar.name)
     if not fetch:
-        raise UserError(f"CIFAR-10 is not in {data_dir}")
+        raise UserError(f"{cifar.title} is not in {data_dir}")
     try:
-        path = download.fetch_cifar10(
-            data_dir,
-            url=download.ARCHIVE_URL,
-            max_seconds=MAX_AUTO_SECONDS if fall_back else None,
+        path = download.fetch_cifar(
+            cifar.name, data_dir, max_seconds=MAX_AUTO_SECONDS if fall_back else None
         )
     except UserError as error:
-        message = f"CIFAR-10 is not in {data_dir} and could not be fetched ({error})"
+        message = (
+            f"{cifar.title} is not in {data_dir} and could not be fetched ({error})"
+        )
         remedy = (
-            f"to get it, save {download.ARCHIVE_URL} in {data_dir} or pass "
-            f"--data_archive=PATH"
+            f"to get it, save {cifar.url} in {data_dir} or pass --data_archive=PATH"
         )
         if not fall_back:
             raise UserError(f"{message}; {remedy}") from error
@@ -155,18 +157,22 @@ def _load_cifar10(data_dir: pathlib.Path, fall_back: bool, fetch: bool) -> Datas
         )
         return _make_shapes()
     try:
-        tfds_source.prepare_cifar10(path, data_dir)
+        tfds_source.prepare_cifar(cifar.name, path, data_dir)
     except UserError as error:
         logger.warning("%s; reading the archive itself", error)
-    return _load_prepared(data_dir, "cifar10") or _load_archive(path, data_dir)
+    dataset = _load_prepared(data_dir, cifar.name)
+    return dataset or _load_archive(path, data_dir, name=cifar.name)
 
 
 def _load_archive(
-    path: pathlib.Path, data_dir: pathlib.Path, sha256: str | None = None
+    path: pathlib.Path,
+    data_dir: pathlib.Path,
+    sha256: str | None = None,
+    name: str | None = None,
 ) -> Dataset:
-    archive = open_archive(path, sha256)
+    archive = open_archive(path, sha256, name)
     dataset = cache.load_or_build(
-        data_dir, "cifar10", archive.cache_key, lambda: read_archive(archive)
+        data_dir, archive.cifar.name, archive.cache_key, lambda: read_archive(archive)
     )
     check_contents(archive, dataset)
     return dataclasses.replace(dataset, source=archive.source)
@@ -192,8 +198,8 @@ def _not_prepared(data_dir: pathlib.Path, name: str) -> UserError:
             f"its --data_dir"
         )
     return UserError(
-        f"there is no data set {name}; use auto, cifar10, shapes, or one that "
-        f"tensorflow-datasets has prepared in {data_dir}"
+        f"there is no data set {name}; use auto, {', '.join(CIFARS)}, shapes, or one "
+        f"that tensorflow-datasets has prepared in {data_dir}"
     )
 
 

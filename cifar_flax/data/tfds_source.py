@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from cifar_flax.data import archive
+from cifar_flax.data.cifar import CIFARS
 from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, locked
 
-CIFAR10_VERSION = "3.0.2"
+CIFAR_VERSION = "3.0.2"  # of the stock builders of CIFAR-10 and CIFAR-100
 
 _MAX_RECORD = 2**20  # bytes; a 32x32 PNG has about 2,500
 _INFO = "dataset_info.json"
@@ -34,8 +35,8 @@ def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
 
     Args:
       data_dir: tfds's folder.
-      name: the data set's; of CIFAR-10 the stock version is meant, of others the newest
-        that is there.
+      name: the data set's; of CIFAR-10 and CIFAR-100 the stock version is meant, of
+        others the newest that is there.
 
     Returns:
       A folder ``data_dir/name/version``.
@@ -45,8 +46,8 @@ def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
         # What was interrupted is in incomplete.<random>_<version>, and does not match.
         if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / _INFO).is_file():
             versions[tuple(map(int, folder.name.split(".")))] = folder
-    if name == "cifar10":
-        return versions.get(tuple(map(int, CIFAR10_VERSION.split("."))))
+    if name in CIFARS:
+        return versions.get(tuple(map(int, CIFAR_VERSION.split("."))))
     return versions[max(versions)] if versions else None
 
 
@@ -74,7 +75,7 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
 
     Returns:
       The data set. Where the examples have an ``id`` they are in its order, which for
-      CIFAR-10 is that of the official files; else in tfds's, which is shuffled.
+      CIFAR is that of the official files; else in tfds's, which is shuffled.
 
     Raises:
       UserError: it is damaged, or another kind of data set.
@@ -90,27 +91,28 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
         test = _read_split(builder, "test", image_key, label_key)
         names = builder.info.features[label_key].names
         file_format = builder.info.file_format.value
-        official = name == "cifar10"
+        cifar = CIFARS.get(name)
         return make_dataset(
             name,
             *train,
             *test,
             names,
             source=f"tensorflow-datasets {name}/{folder.name} ({file_format})",
-            mean=archive.MEAN if official else None,
-            std=archive.STD if official else None,
+            mean=cifar.mean if cifar else None,
+            std=cifar.std if cifar else None,
         )
 
 
-def prepare_cifar10(
-    archive_path: str | pathlib.Path, data_dir: str | pathlib.Path
+def prepare_cifar(
+    name: str, archive_path: str | pathlib.Path, data_dir: str | pathlib.Path
 ) -> pathlib.Path:
-    """Prepares the official archive for tfds, as ``tfds.builder('cifar10')`` does.
+    """Prepares an official archive for tfds, as ``tfds.builder(name)`` does.
 
-    Other programs then find it by ``tfds.data_source('cifar10', data_dir=data_dir)``.
+    Other programs then find it by ``tfds.data_source(name, data_dir=data_dir)``.
     Takes about half a minute and 150 MB; where it is prepared already, nothing is done.
 
     Args:
+      name: of the data set, 'cifar10' or 'cifar100'.
       archive_path: the official archive or folder, see ``archive.open_archive``.
       data_dir: tfds's folder.
 
@@ -120,67 +122,60 @@ def prepare_cifar10(
     Raises:
       UserError: the archive is not the official one, or the folder cannot be written.
     """
-    data_dir = expand_user(data_dir)
-    folder = data_dir / "cifar10" / CIFAR10_VERSION
+    cifar, data_dir = CIFARS[name], expand_user(data_dir)
+    folder = data_dir / name / CIFAR_VERSION
     try:
-        with locked(data_dir / "cifar_flax" / "cifar10.lock", wait=True):
-            if prepared_folder(data_dir, "cifar10"):
+        with locked(data_dir / "cifar_flax" / f"{name}.lock", wait=True):
+            if prepared_folder(data_dir, name):
                 return folder
-            source = archive.open_archive(archive_path)
+            source = archive.open_archive(archive_path, name=name)
             if source.trust != "official":
                 raise UserError(
-                    f"{source.path} cannot be verified, and only the official archive "
-                    f"is prepared; give cifar-10-binary.tar.gz"
+                    f"{source.path} cannot be verified, and only an official archive "
+                    f"is prepared; give {cifar.binary.archive}"
                 )
-            dataset = archive.read_archive(source)
-            archive.check_contents(source, dataset)
+            contents = archive.read_contents(source)
+            archive.check_contents(source, archive.as_dataset(source, contents))
             with _quiet_tfds():
-                _prepare(dataset, data_dir)
+                _prepare(name, contents, data_dir)
     except UserError:
         raise
     except Exception as error:  # tfds raises anything, and disks are full
         raise UserError(
-            f"cannot prepare CIFAR-10 in {folder} ({_in_a_line(error)}); give another "
-            f"--data_dir, or make space"
+            f"cannot prepare {cifar.title} in {folder} ({_in_a_line(error)}); give "
+            f"another --data_dir, or make space"
         ) from error
     return folder
 
 
-def _prepare(dataset: Dataset, data_dir: pathlib.Path) -> None:
+def _prepare(dataset: str, contents: archive.Contents, data_dir: pathlib.Path) -> None:
     import tensorflow_datasets as tfds
     from PIL import Image
     from tensorflow_datasets.core import registered
-    from tensorflow_datasets.image_classification import cifar
 
-    splits = {
-        "train": (dataset.train_images, dataset.train_labels),
-        "test": (dataset.test_images, dataset.test_labels),
-    }
+    stock: Any = tfds.builder_cls(dataset)
 
     # Name, version, features and order are the stock builder's. The stock builder's
     # own two methods unpack the archive and encode the images with TensorFlow.
     with registered.skip_registration():
 
-        class Cifar10(cifar.Cifar10):
-            name = "cifar10"
+        class Builder(stock):
+            name = dataset
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-                self.info.features["label"].names = list(dataset.class_names)
+                for feature, names in contents.class_names.items():
+                    self.info.features[feature].names = list(names)
+                splits = contents.images
                 return {split: self._generate_examples(split) for split in splits}
 
             def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
-                pairs = zip(*splits[split], strict=True)
-                for index, (image, label) in enumerate(pairs):
-                    yield (
-                        index,
-                        {
-                            "id": f"{split}_{index:05d}",
-                            "image": Image.fromarray(image),
-                            "label": int(label),
-                        },
-                    )
+                labels = contents.labels[split]
+                for index, image in enumerate(contents.images[split]):
+                    example: dict[str, Any] = {"id": f"{split}_{index:05d}"}
+                    example |= {name: int(labels[name][index]) for name in labels}
+                    yield index, {**example, "image": Image.fromarray(image)}
 
-    builder = Cifar10(data_dir=data_dir, file_format="array_record")
+    builder = Builder(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )
@@ -243,12 +238,13 @@ def _check_splits(folder: pathlib.Path, name: str, splits: Any) -> None:
                 f"both train and test are needed"
             )
     sizes = (splits["train"].num_examples, splits["test"].num_examples)
-    if name == "cifar10" and sizes != archive.OFFICIAL_SIZES:
+    cifar = CIFARS.get(name)
+    if cifar is not None and sizes != cifar.sizes:
         # tfds takes a preparation that was cut short on purpose for a whole one.
         raise UserError(
             f"{folder} has {sizes[0]} training and {sizes[1]} test images, not "
-            f"CIFAR-10's {archive.OFFICIAL_SIZES[0]} and {archive.OFFICIAL_SIZES[1]}; "
-            f"delete that folder and prepare it again"
+            f"{cifar.title}'s {cifar.sizes[0]} and {cifar.sizes[1]}; delete that "
+            f"folder and prepare it again"
         )
 
 

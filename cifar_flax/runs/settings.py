@@ -74,9 +74,10 @@ class Settings:
 
     dataset: str = _setting(
         "auto",
-        "auto: CIFAR-10 where it is on disk or can be fetched, else the built-in "
-        "shapes; cifar10: never anything else; shapes; the name of another set of "
-        "images that tensorflow-datasets has prepared; folder:PATH, of pictures in "
+        "auto: what --data_archive holds, else CIFAR-10 where it is on disk or can be "
+        "fetched, else the built-in shapes; cifar10 or cifar100: never anything else; "
+        "shapes; the name of another set of images that tensorflow-datasets has "
+        "prepared; folder:PATH, of pictures in "
         "train/CLASS and test/CLASS or in CLASS; npz:PATH, of images and labels.",
     )
     data_dir: str | None = _setting(
@@ -84,10 +85,12 @@ class Settings:
         "Where data sets lie (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).",
     )
     data_archive: str | None = _setting(
-        None, "The official CIFAR-10 archive, binary or python version, or its folder."
+        None,
+        "An official archive of CIFAR-10 or CIFAR-100, binary or python version, or "
+        "its folder.",
     )
     archive_sha256: str | None = _setting(
-        None, "Checksum to expect of --data_archive where it is not the official one."
+        None, "Checksum to expect of --data_archive where it is not an official one."
     )
     image_size: int | None = _setting(
         None, "Resize the images to this height and width, once."

@@ -11,6 +11,7 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.data import Dataset, Splits, split_dataset
+from cifar_flax.data.cifar import CIFARS
 from cifar_flax.data.own import is_own as is_own_data
 from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
@@ -204,7 +205,7 @@ class Subject:
         """Whether the settings alone give these data, as far as a name can tell."""
         given, found = self.settings.dataset, self.dataset.name
         if given == "auto":
-            return found in ("cifar10", "shapes")
+            return found in (*CIFARS, "shapes")
         return _gives(given, found)
 
     def _settings_record(self) -> dict[str, records.Setting]:

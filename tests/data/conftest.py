@@ -2,32 +2,41 @@
 
 import pytest
 
-from cifar_flax.data import download
 from tests import archives
+
+# Port 1 of the loopback refuses connections at once.
+NOWHERE = "http://127.0.0.1:1/cifar.tar.gz"
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Nothing answers at the archive's address, and proxies are not asked."""
+    """Nothing answers at the archives' address, and proxies are not asked."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # Port 1 of the loopback refuses connections at once.
-    monkeypatch.setattr(download, "ARCHIVE_URL", "http://127.0.0.1:1/cifar.tar.gz")
+    for name in archives.KINDS:
+        archives.change(monkeypatch, name, url=NOWHERE)
 
 
 @pytest.fixture
-def arrays():
-    return archives.make_arrays()
+def kind():
+    """Another one where a test or a class parametrises it."""
+    return archives.CIFAR10
 
 
 @pytest.fixture
-def binary_archive(tmp_path, arrays):
-    """A binary archive of 50 and 10 images, not official."""
+def arrays(kind):
+    return archives.make_arrays(kind=kind)
+
+
+@pytest.fixture
+def binary_archive(tmp_path, arrays, kind):
+    """A binary archive with an image of each class in each batch, not official."""
     folder = tmp_path / "given"
     folder.mkdir()
-    return archives.write_binary_archive(folder / "cifar-10-binary.tar.gz", arrays)
+    name = f"{kind.title.lower()}-binary.tar.gz"
+    return archives.write_binary_archive(folder / name, arrays)
 
 
 @pytest.fixture

@@ -10,15 +10,23 @@ import numpy as np
 import pytest
 
 from cifar_flax.data import archive as archive_module
-from cifar_flax.data.archive import check_contents, open_archive, read_archive
+from cifar_flax.data.archive import (
+    check_contents,
+    open_archive,
+    read_archive,
+    read_contents,
+)
+from cifar_flax.data.cifar import CIFARS
 from cifar_flax.errors import UserError
 from tests import archives
-from tests.archives import BINARY_FOLDER, PYTHON_FOLDER
-
-FILES = {
-    BINARY_FOLDER: archives.binary_files,
-    PYTHON_FOLDER: archives.python_files,
-}
+from tests.archives import (
+    BINARY_FOLDER,
+    CIFAR10,
+    CIFAR100,
+    KIND_OF,
+    PYTHON_FOLDER,
+    both_kinds,
+)
 
 
 def read(path, sha256=None):
@@ -35,10 +43,12 @@ def member(name, content=b"", kind=tarfile.REGTYPE, target=""):
     return info, content
 
 
-@pytest.mark.parametrize("folder", FILES)
+@pytest.mark.parametrize("folder", KIND_OF)
 @pytest.mark.parametrize("form", ["archive", "folder", "parent"])
-def test_every_form_holds_the_same_images(tmp_path, arrays, folder, form):
-    files = FILES[folder](arrays)
+def test_every_form_holds_the_same_images(tmp_path, folder, form):
+    kind = KIND_OF[folder]
+    arrays = archives.make_arrays(kind=kind)
+    files = archives.files_of(folder, arrays)
     if form == "archive":
         path = archives.write_tar(tmp_path / "c.tar.gz", folder, files)
         checksum = archives.sha256(path)
@@ -48,11 +58,70 @@ def test_every_form_holds_the_same_images(tmp_path, arrays, folder, form):
         checksum = archives.batches_sha256(files)
     dataset = read(path, checksum.upper())
     archives.assert_holds(dataset, arrays)
-    assert dataset.name == "cifar10"
-    assert dataset.mean == (0.4914, 0.48216, 0.44653)
-    assert dataset.std == (0.24703, 0.24349, 0.26159)
+    assert dataset.name == kind.name
+    if kind is CIFAR10:
+        assert dataset.mean == (0.4914, 0.48216, 0.44653)
+        assert dataset.std == (0.24703, 0.24349, 0.26159)
+    else:
+        pixels = arrays.train_images / 255
+        np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)))
+        np.testing.assert_allclose(dataset.std, pixels.std((0, 1, 2)))
     assert "checksum given" in dataset.source
     assert str(tmp_path) not in dataset.source
+
+
+@pytest.mark.parametrize("folder", [CIFAR100.binary_folder, CIFAR100.python_folder])
+def test_the_coarse_labels_are_kept_apart(tmp_path, folder):
+    arrays = archives.make_arrays(kind=CIFAR100)
+    files = archives.files_of(folder, arrays)
+    path = archives.write_tar(tmp_path / "c.tar.gz", folder, files)
+    contents = read_contents(open_archive(path, archives.sha256(path)))
+    for split, labels in (("train", arrays.train_labels), ("test", arrays.test_labels)):
+        found = contents.labels[split]
+        np.testing.assert_array_equal(found["label"], labels)
+        np.testing.assert_array_equal(found["coarse_label"], archives.coarse(labels))
+    assert contents.class_names["coarse_label"] == tuple(archives.COARSE_NAMES)
+
+
+class TestWhichOne:
+    """CIFAR-10 or CIFAR-100: what is asked for, or what the archive is."""
+
+    @both_kinds
+    @pytest.mark.parametrize("form", ["archive", "folder"])
+    def test_another_one_is_refused_in_a_line(self, tmp_path, arrays, kind, form):
+        other = CIFAR10 if kind is CIFAR100 else CIFAR100
+        files = archives.binary_files(arrays)
+        if form == "archive":
+            path = archives.write_binary_archive(tmp_path / "c.tar.gz", arrays)
+            checksum = archives.sha256(path)
+        else:
+            path = archives.write_folder(tmp_path / "f", files)
+            checksum = archives.batches_sha256(files)
+        assert open_archive(path, checksum, kind.name).cifar.name == kind.name
+        with pytest.raises(UserError) as error:
+            open_archive(path, checksum, other.name)
+        message = str(error.value)
+        for words in (f"of {kind.title}, and", f"--dataset={kind.name}", str(path)):
+            assert words in message
+        assert "\n" not in message
+
+    def test_of_a_folder_with_both_the_one_that_is_asked_for_is_read(self, tmp_path):
+        checksums = {}
+        for kind in archives.KINDS.values():
+            files = archives.python_files(archives.make_arrays(1, kind=kind))
+            archives.write_folder(tmp_path / kind.python_folder, files)
+            checksums[kind.name] = archives.batches_sha256(files)
+        for name, checksum in checksums.items():
+            assert open_archive(tmp_path, checksum, name).cifar.name == name
+        assert open_archive(tmp_path, checksums["cifar10"]).cifar.name == "cifar10"
+
+    def test_an_archive_of_both_is_refused(self, tmp_path, arrays):
+        files = archives.binary_files(arrays)
+        extra = member(f"{CIFAR100.binary_folder}/test.bin", bytes(3074))
+        path = tmp_path / "c.tar.gz"
+        archives.write_tar(path, BINARY_FOLDER, files, extra=[extra])
+        with pytest.raises(UserError, match="must hold one of the folders"):
+            read(path)
 
 
 def test_a_renamed_folder_is_read(tmp_path, arrays):
@@ -71,24 +140,27 @@ def test_batches_may_differ_in_size(tmp_path):
     archives.assert_holds(read(path), arrays)
 
 
+@both_kinds
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 @pytest.mark.parametrize("text", [str, str.encode])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_pickles_of_python_3_are_read(tmp_path, arrays, protocol, text, order):
-    files = {
-        "batches.meta": pickle.dumps(
-            {text("label_names"): [text(c) for c in archives.CLASS_NAMES]}, protocol
-        )
-    }
-    for name, (images, labels) in zip(
-        sorted(set(archives.python_files(arrays)) - {"batches.meta"}),
-        arrays.batches,
-        strict=True,
-    ):
+def test_pickles_of_python_3_are_read(tmp_path, kind, protocol, text, order):
+    def converted(values):
+        return {
+            text(key.decode()): [text(v.decode()) for v in value]
+            if isinstance(value, list) and isinstance(value[0], bytes)
+            else value
+            for key, value in values.items()
+        }
+
+    arrays = archives.make_arrays(10, kind=kind)
+    names = converted(archives.class_name_lists(kind))
+    files = {kind.meta: pickle.dumps(names, protocol)}
+    for name, (images, labels) in zip(kind.python_names, arrays.batches, strict=True):
         data = np.asarray(archives.planes(images), order=order)
-        batch = {text("data"): data, text("labels"): labels.tolist()}
+        batch = {text("data"): data, **converted(archives.label_lists(kind, labels))}
         files[name] = pickle.dumps(batch, protocol)
-    path = archives.write_tar(tmp_path / "c.tar.gz", PYTHON_FOLDER, files)
+    path = archives.write_tar(tmp_path / "c.tar.gz", kind.python_folder, files)
     archives.assert_holds(read(path), arrays)
 
 
@@ -106,13 +178,16 @@ def test_an_archive_is_not_unpacked(tmp_path, binary_archive):
 
 
 class TestChecksum:
-    def test_the_official_one_is_enough(self, official_archive, arrays):
+    @both_kinds
+    def test_the_official_one_is_enough(self, official_archive, arrays, kind):
         opened = open_archive(official_archive)
         assert opened.trust == "official"
         dataset = read_archive(opened)
         check_contents(opened, dataset)
         archives.assert_holds(dataset, arrays)
-        assert dataset.source == "official archive cifar-10-binary.tar.gz"
+        name = f"{kind.title.lower()}-binary.tar.gz"
+        assert dataset.source == f"official archive {name}"
+        assert opened.cifar.name == kind.name
 
     def test_another_is_refused_with_a_remedy(self, binary_archive):
         with pytest.raises(UserError) as error:
@@ -130,74 +205,109 @@ class TestChecksum:
         content = bytearray(official_archive.read_bytes())
         content[len(content) // 2] ^= 1
         official_archive.write_bytes(content)
-        with pytest.raises(UserError, match="not CIFAR-10's official one"):
+        with pytest.raises(UserError, match="not an official one"):
             open_archive(official_archive)
 
+    @both_kinds
     def test_an_official_python_folder_is_known_by_its_md5(
-        self, monkeypatch, tmp_path, arrays
+        self, monkeypatch, tmp_path, arrays, kind
     ):
         files = archives.python_files(arrays)
-        folder = archives.write_folder(tmp_path / PYTHON_FOLDER, files)
+        folder = archives.write_folder(tmp_path / kind.python_folder, files)
         with pytest.raises(UserError, match="--archive_sha256"):
             open_archive(folder)
-        md5 = {
-            name: hashlib.md5(content).hexdigest()
-            for name, content in files.items()
-            if name != "batches.meta"
-        }
-        monkeypatch.setattr(archive_module, "OFFICIAL_MD5", md5)
-        monkeypatch.setattr(archive_module, "OFFICIAL_SIZES", (50, 10))
+        published = CIFARS[kind.name].python.md5
+        md5 = {name: hashlib.md5(files[name]).hexdigest() for name in published}
+        archives.change_layout(monkeypatch, kind.name, "python", md5=md5)
+        sizes = (len(arrays.train_labels), len(arrays.test_labels))
+        archives.change(monkeypatch, kind.name, sizes=sizes)
         opened = open_archive(tmp_path)
         dataset = read_archive(opened)
         check_contents(opened, dataset)
         archives.assert_holds(dataset, arrays)
-        assert dataset.source == f"official folder {PYTHON_FOLDER}"
+        assert dataset.source == f"official folder {kind.python_folder}"
+        last = folder / list(published)[-1]
+        last.write_bytes(last.read_bytes() + b"x")
+        with pytest.raises(UserError, match="--archive_sha256"):
+            open_archive(folder)
 
     def test_the_published_checksums_are_used(self):
         # From the project's facts, and found again in other projects' sources.
-        assert set(archive_module.OFFICIAL_SHA256.values()) == {
-            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        found = {of.archive: of.sha256 for c in CIFARS.values() for of in c.layouts}
+        assert found == {
+            "cifar-10-binary.tar.gz": (
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+            ),
+            "cifar-10-python.tar.gz": (
+                "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+            ),
+            "cifar-100-binary.tar.gz": (
+                "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
+            ),
+            "cifar-100-python.tar.gz": (
+                "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
+            ),
+        }
+        assert CIFARS["cifar100"].python.md5 == {
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
         }
 
 
+@both_kinds
 class TestUnverifiedFolder:
     @pytest.fixture
-    def folder(self, monkeypatch, tmp_path, arrays):
-        monkeypatch.setattr(archive_module, "OFFICIAL_SIZES", (50, 10))
+    def folder(self, monkeypatch, tmp_path, arrays, kind):
+        sizes = (len(arrays.train_labels), len(arrays.test_labels))
+        archives.change(monkeypatch, kind.name, sizes=sizes)
         files = archives.binary_files(arrays)
-        return archives.write_folder(tmp_path / BINARY_FOLDER, files)
+        return archives.write_folder(tmp_path / kind.binary_folder, files)
 
-    def test_is_read_where_it_has_the_official_sizes(self, folder, arrays):
+    @pytest.fixture
+    def names(self, folder):
+        """The file with the names of the classes."""
+        (path,) = (*folder.glob("batches.meta.txt"), *folder.glob("fine_label*"))
+        return path
+
+    @pytest.fixture
+    def first(self, folder, kind):
+        return folder / kind.binary_names[0]
+
+    def test_is_read_where_it_has_the_official_sizes(self, folder, arrays, kind):
         opened = open_archive(folder)
         dataset = read_archive(opened)
         check_contents(opened, dataset)
         archives.assert_holds(dataset, arrays)
-        assert dataset.source == f"unverified folder {BINARY_FOLDER}"
+        assert dataset.source == f"unverified folder {kind.binary_folder}"
 
-    def test_is_refused_with_uneven_classes(self, folder):
-        content = bytearray((folder / "data_batch_3.bin").read_bytes())
-        content[0] = (content[0] + 1) % 10
-        (folder / "data_batch_3.bin").write_bytes(content)
+    def test_is_refused_with_uneven_classes(self, folder, first, kind):
+        content = bytearray(first.read_bytes())
+        place = 0 if kind is CIFAR10 else 1
+        content[place] = (content[place] + 1) % 10
+        first.write_bytes(content)
         opened = open_archive(folder)
-        with pytest.raises(UserError, match="as many of each"):
+        with pytest.raises(UserError, match="as many of each") as error:
             check_contents(opened, read_archive(opened))
+        assert len(str(error.value)) < len(str(folder)) + 300
 
-    def test_is_refused_with_other_classes(self, folder):
-        (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+    def test_is_refused_with_other_classes(self, folder, names, kind):
+        others = [f"class {i}" for i in range(len(kind.class_names))]
+        names.write_bytes(archives.lines(others))
         opened = open_archive(folder)
-        with pytest.raises(UserError, match="a, b, c"):
+        with pytest.raises(UserError, match="class 0, class 1, class 2") as error:
             check_contents(opened, read_archive(opened))
+        assert len(str(error.value)) < len(str(folder)) + 300
 
-    def test_is_refused_with_images_missing(self, folder):
-        content = (folder / "data_batch_3.bin").read_bytes()
-        (folder / "data_batch_3.bin").write_bytes(content[:-3073])
+    def test_is_refused_with_images_missing(self, folder, first, kind):
+        record = 3073 if kind is CIFAR10 else 3074
+        first.write_bytes(first.read_bytes()[:-record])
         with pytest.raises(UserError, match="--archive_sha256="):
             open_archive(folder)
 
-    def test_the_class_names_are_part_of_the_key(self, folder):
+    def test_the_class_names_are_part_of_the_key(self, folder, names):
         before = open_archive(folder)
-        (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+        names.write_bytes(names.read_bytes()[:-2])
         after = open_archive(folder)
         assert before.checksum == after.checksum
         assert before.cache_key != after.cache_key
@@ -209,7 +319,7 @@ class TestDamage:
             open_archive(tmp_path / "none.tar.gz")
 
     def test_folder_without_cifar10(self, tmp_path):
-        with pytest.raises(UserError, match="does not hold CIFAR-10"):
+        with pytest.raises(UserError, match="holds no files of an official archive"):
             open_archive(tmp_path)
 
     def test_not_a_gzip_file(self, tmp_path):
@@ -256,9 +366,10 @@ class TestDamage:
         with pytest.raises(UserError, match="get it again"):
             read(binary_archive)
 
-    @pytest.mark.parametrize("folder", FILES)
-    def test_missing_member(self, tmp_path, arrays, folder):
-        for name in (files := FILES[folder](arrays)):
+    @pytest.mark.parametrize("folder", KIND_OF)
+    def test_missing_member(self, tmp_path, folder):
+        arrays = archives.make_arrays(1, kind=KIND_OF[folder])
+        for name in (files := archives.files_of(folder, arrays)):
             rest = {key: value for key, value in files.items() if key != name}
             path = archives.write_tar(tmp_path / "c.tar.gz", folder, rest)
             with pytest.raises(UserError, match=f"has no {folder}/{name};"):
@@ -290,6 +401,25 @@ class TestDamage:
             read(path)
         assert name in str(error.value)
 
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("train.bin", bytes(3073), "not a whole number of records of 3074"),
+            ("test.bin", bytes([20, 0]) + bytes(3072), "has the label 20; coarse_"),
+            ("test.bin", bytes([0, 100]) + bytes(3072), "has the label 100; fine_"),
+            ("fine_label_names.txt", b"cat\ndog\n", "100 class names"),
+            ("coarse_label_names.txt", b"pet\n", "20 class names"),
+        ],
+    )
+    def test_bad_binary_member_of_cifar100(self, tmp_path, name, content, message):
+        arrays = archives.make_arrays(1, kind=CIFAR100)
+        files = archives.binary_files(arrays) | {name: content}
+        folder = CIFAR100.binary_folder
+        path = archives.write_tar(tmp_path / "c.tar.gz", folder, files)
+        with pytest.raises(UserError, match=message) as error:
+            read(path)
+        assert name in str(error.value)
+
     def test_both_versions(self, tmp_path, arrays):
         files = archives.binary_files(arrays)
         extra = member(f"{PYTHON_FOLDER}/batches.meta", b"x")
@@ -299,12 +429,13 @@ class TestDamage:
         with pytest.raises(UserError, match="must hold one of the folders"):
             read(path)
 
-    def test_any_damage_is_a_user_error_or_harmless(self, tmp_path, arrays):
+    def test_any_damage_is_a_user_error_or_harmless(self, tmp_path):
         rng = np.random.default_rng(0)
-        small = archives.Arrays([(x[:1], y[:1]) for x, y in arrays.batches])
-        for write in (archives.write_binary_archive, archives.write_python_archive):
-            whole = gzip.decompress(write(tmp_path / "c.tar.gz", small).read_bytes())
-            for _ in range(150):
+        for folder, kind in KIND_OF.items():
+            files = archives.files_of(folder, archives.make_arrays(1, kind=kind))
+            path = archives.write_tar(tmp_path / "c.tar.gz", folder, files)
+            whole = gzip.decompress(path.read_bytes())
+            for _ in range(100):
                 content = bytearray(whole)
                 # Mostly in the headers and in the pickles' opcodes.
                 for _ in range(rng.integers(1, 4)):
@@ -316,32 +447,29 @@ class TestDamage:
                     read(path)
 
 
+@both_kinds
 class TestHostileArchive:
     @pytest.fixture
-    def hostile(self, tmp_path, arrays):
+    def hostile(self, tmp_path, kind):
         def write(*extra):
-            files = archives.binary_files(arrays)
+            files = archives.binary_files(archives.make_arrays(1, kind=kind))
             path = tmp_path / "c.tar.gz"
-            return archives.write_tar(path, BINARY_FOLDER, files, extra)
+            return archives.write_tar(path, kind.binary_folder, files, extra)
 
         return write
 
     @pytest.mark.parametrize(
         "name",
-        [
-            "/etc/passwd",
-            "../escaped",
-            f"{BINARY_FOLDER}/../../escaped",
-            f"/{BINARY_FOLDER}/data_batch_1.bin",
-        ],
+        ["/etc/passwd", "../escaped", "{folder}/../../escaped", "/{folder}/{batch}"],
     )
-    def test_escaping_member_is_refused_by_name(self, hostile, name):
+    def test_escaping_member_is_refused_by_name(self, hostile, kind, name):
+        name = filled(name, kind)
         with pytest.raises(UserError, match="points outside") as error:
             read(hostile(member(name, b"x")))
         assert name in str(error.value)
 
     @pytest.mark.parametrize(
-        "kind",
+        "tar_type",
         [
             tarfile.SYMTYPE,
             tarfile.LNKTYPE,
@@ -351,30 +479,35 @@ class TestHostileArchive:
             tarfile.GNUTYPE_SPARSE,
         ],
     )
-    @pytest.mark.parametrize("name", ["readme", f"{BINARY_FOLDER}/data_batch_1.bin"])
-    def test_link_or_device_is_refused_by_name(self, hostile, kind, name):
+    @pytest.mark.parametrize("name", ["readme", "{folder}/{batch}"])
+    def test_link_or_device_is_refused_by_name(self, hostile, kind, tar_type, name):
+        name = filled(name, kind)
         with pytest.raises(UserError, match="link or device") as error:
-            read(hostile(member(name, kind=kind, target="/etc/passwd")))
+            read(hostile(member(name, kind=tar_type, target="/etc/passwd")))
         assert name in str(error.value)
 
-    def test_member_that_comes_twice_is_refused(self, hostile):
-        name = f"{BINARY_FOLDER}/data_batch_1.bin"
-        with pytest.raises(UserError, match="twice"):
+    def test_member_that_comes_twice_is_refused(self, hostile, kind):
+        name = filled("{folder}/{batch}", kind)
+        with pytest.raises(UserError, match="twice") as error:
             read(hostile(member(name, bytes(3073))))
+        assert name in str(error.value)
 
     @pytest.mark.parametrize(
-        ("name", "size"),
+        ("name", "sizes"),
         [
-            ("readme.html", 2**20 + 1),
-            (f"{BINARY_FOLDER}/batches.meta.txt", 2**16 + 1),
-            (f"{BINARY_FOLDER}/data_batch_1.bin", 64 * 2**20 + 1),
+            ("readme.html", (2**20, 2**20)),
+            ("{folder}/{names}", (2**16, 2**16)),
+            ("{folder}/{batch}", (64 * 2**20, 320 * 2**20)),
         ],
     )
-    def test_oversized_member_is_refused_unread(self, monkeypatch, hostile, name, size):
-        # Little may be unpacked before it is refused.
-        monkeypatch.setattr(archive_module, "_MAX_TOTAL", 3 * 2**20)
+    def test_oversized_member_is_refused_unread(self, tmp_path, kind, name, sizes):
+        name, size = filled(name, kind), sizes[kind is CIFAR100] + 1
+        info, _ = member(name)
+        info.size = size  # nothing comes after the header
+        path = tmp_path / "c.tar.gz"
+        path.write_bytes(gzip.compress(info.tobuf()))
         with pytest.raises(UserError, match=f"has {size} bytes") as error:
-            read(hostile(member(name, bytes(size))))
+            read(path)
         assert name in str(error.value)
 
     def test_bomb_in_a_header_is_refused(self, monkeypatch, hostile):
@@ -387,13 +520,20 @@ class TestHostileArchive:
         with pytest.raises(UserError, match="members"):
             read(hostile(*(member(f"{i}") for i in range(1001))))
 
-    def test_oversized_file_of_a_folder_is_refused(self, tmp_path, arrays):
+    def test_oversized_file_of_a_folder_is_refused(self, tmp_path, arrays, kind):
         files = archives.binary_files(arrays)
         folder = archives.write_folder(tmp_path / "f", files)
-        with (folder / "test_batch.bin").open("wb") as file:
+        with (folder / kind.binary_names[-1]).open("wb") as file:
             file.truncate(2**30)
         with pytest.raises(UserError, match="1073741824 bytes"):
             open_archive(folder)
+
+
+def filled(name, kind):
+    """A name of a member, with those of the kind's binary version."""
+    names = "batches.meta.txt" if kind is CIFAR10 else "fine_label_names.txt"
+    batch = kind.binary_names[0]
+    return name.format(folder=kind.binary_folder, batch=batch, names=names)
 
 
 class RunsAProgram:
@@ -404,13 +544,20 @@ class RunsAProgram:
         return self.reduced
 
 
+@both_kinds
 class TestHostilePickle:
     @pytest.fixture
-    def read_batch(self, tmp_path, arrays):
+    def batch(self, kind):
+        """Name of a file with images."""
+        return kind.python_names[-2]
+
+    @pytest.fixture
+    def read_batch(self, tmp_path, kind, batch):
         def read_batch(content):
-            files = archives.python_files(arrays) | {"data_batch_2": content}
-            path = archives.write_tar(tmp_path / "c.tar.gz", PYTHON_FOLDER, files)
-            return read(path)
+            arrays = archives.make_arrays(1, kind=kind)
+            files = archives.python_files(arrays) | {batch: content}
+            path = tmp_path / "c.tar.gz"
+            return read(archives.write_tar(path, kind.python_folder, files))
 
         return read_batch
 
@@ -424,10 +571,10 @@ class TestHostilePickle:
             read_batch(pickle.dumps({b"data": hostile}, protocol))
         assert not ran.exists()
 
-    def test_class_names_cannot_run_one_either(self, tmp_path, arrays):
+    def test_class_names_cannot_run_one_either(self, tmp_path, arrays, kind):
         hostile = pickle.dumps(RunsAProgram(exec, "import sys; sys.hacked = True"))
-        files = archives.python_files(arrays) | {"batches.meta": hostile}
-        path = archives.write_tar(tmp_path / "c.tar.gz", PYTHON_FOLDER, files)
+        files = archives.python_files(arrays) | {kind.meta: hostile}
+        path = archives.write_tar(tmp_path / "c.tar.gz", kind.python_folder, files)
         with pytest.raises(UserError, match=r"names builtins\.exec"):
             read(path)
         assert not hasattr(sys, "hacked")
@@ -447,10 +594,10 @@ class TestHostilePickle:
         with pytest.raises(UserError, match=r"names .*refused"):
             read_batch(b"\x80\x04" + named + b".")
 
-    def test_stand_ins_cannot_be_misused(self, read_batch):
+    def test_stand_ins_cannot_be_misused(self, read_batch, batch):
         # ndarray((2**40,)) would ask NumPy for a terabyte.
         huge = b"\x80\x02}U\x04datacnumpy\nndarray\n(\x8a\x06" + bytes(5) + b"\x01tRs."
-        with pytest.raises(UserError, match="data_batch_2"):
+        with pytest.raises(UserError, match=f": {batch}"):
             read_batch(huge)
         encode = b"\x80\x02c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00bz2tR."
         with pytest.raises(UserError, match="bz2"):
@@ -472,10 +619,9 @@ class TestHostilePickle:
         ],
         ids=lambda data: f"{type(data).__name__}{getattr(data, 'dtype', '')}",
     )
-    def test_other_arrays_are_refused(self, read_batch, data):
-        batch = {b"data": data, b"labels": [0] * 10}
-        with pytest.raises(UserError, match=r"data_batch_2.*\[N, 3072\]"):
-            read_batch(pickle.dumps(batch, 2))
+    def test_other_arrays_are_refused(self, read_batch, batch, data):
+        with pytest.raises(UserError, match=rf": {batch}.*\[N, 3072\]"):
+            read_batch(pickle.dumps({b"data": data, b"labels": [0] * 10}, 2))
 
     @pytest.mark.parametrize(
         ("shape", "size"),
@@ -499,7 +645,7 @@ class TestHostilePickle:
         [
             [0] * 9,
             [0] * 11,
-            [0] * 9 + [10],
+            [0] * 9 + [100],
             [0] * 9 + [-1],
             [0] * 9 + [2**80],
             [0] * 9 + [1.0],
@@ -509,14 +655,17 @@ class TestHostilePickle:
             None,
         ],
     )
-    def test_bad_labels_are_refused(self, read_batch, labels):
+    def test_bad_labels_are_refused(self, read_batch, kind, batch, labels):
         data = np.zeros((10, 3072), np.uint8)
-        with pytest.raises(UserError, match=r"data_batch_2.*label"):
-            read_batch(pickle.dumps({b"data": data, b"labels": labels}, 2))
+        good = archives.label_lists(kind, np.zeros(10, int))
+        for key in good:
+            values = {b"data": data, **good, key: labels}
+            with pytest.raises(UserError, match=f": {batch}.*{key.decode()}"):
+                read_batch(pickle.dumps(values, 2))
 
     @pytest.mark.parametrize(
         "content", [b"", b".", b"\x80", b"garbage", pickle.dumps([1, 2]), b"\x80\x02N."]
     )
-    def test_other_contents_are_refused(self, read_batch, content):
-        with pytest.raises(UserError, match="data_batch_2"):
+    def test_other_contents_are_refused(self, read_batch, batch, content):
+        with pytest.raises(UserError, match=f": {batch}"):
             read_batch(content)

@@ -17,7 +17,8 @@ from PIL import Image
 
 from cifar_flax.data import cache, make_dataset, tfds_source
 from cifar_flax.data.archive import open_archive, read_archive
-from cifar_flax.data.batches import PYTHON, read_batch, read_class_names
+from cifar_flax.data.batches import read_batch, read_class_names
+from cifar_flax.data.cifar import CIFARS
 from cifar_flax.data.images import read_image
 from cifar_flax.data.tfds_source import read_prepared
 from cifar_flax.errors import UserError
@@ -108,14 +109,14 @@ def test_damage_that_does_not_matter_is_not_warned_of(tmp_path):
     assert not seen
 
 
-@pytest.mark.parametrize("folder", [archives.BINARY_FOLDER, archives.PYTHON_FOLDER])
+@pytest.mark.parametrize("folder", archives.KIND_OF)
 @pytest.mark.parametrize("layer", ["gzip", "tar", "file"])
 def test_a_damaged_archive_is_read_or_named(tmp_path, folder, layer):
-    arrays, path = archives.make_arrays(1), tmp_path / "archive.tar.gz"
-    python = folder == archives.PYTHON_FOLDER
-    files = (archives.python_files if python else archives.binary_files)(arrays)
+    path = tmp_path / "archive.tar.gz"
+    arrays = archives.make_arrays(1, kind=archives.KIND_OF[folder])
+    files = archives.files_of(folder, arrays)
     whole = archives.write_tar(path, folder, files).read_bytes()
-    (name,) = (name for name in files if "meta" in name)
+    name = next(name for name in files if "meta" in name or "fine" in name)
     part = {"gzip": whole, "tar": gzip.decompress(whole)}.get(layer, files[name])
 
     @bounded(25)
@@ -126,12 +127,16 @@ def test_a_damaged_archive_is_read_or_named(tmp_path, folder, layer):
         else:
             path.write_bytes(gzip.compress(content, 1) if layer == "tar" else content)
         before = sorted(tmp_path.rglob("*"))
-        opened = open_archive(path, archives.sha256(path))
-        found = value_or_line(lambda: read_archive(opened), path)
+        found = value_or_line(lambda: read_given(path), path)
         assert found is None or len(found.test_images) == len(found.test_labels)
         assert sorted(tmp_path.rglob("*")) == before
 
     check()
+
+
+def read_given(path):
+    """What an archive holds whose checksum the user has given."""
+    return read_archive(open_archive(path, archives.sha256(path)))
 
 
 def header(kind, content):
@@ -154,8 +159,7 @@ TARS = {
 def test_headers_that_make_no_sense_are_a_line(tmp_path, case):
     path = tmp_path / "archive.tar.gz"
     path.write_bytes(gzip.compress(TARS[case] + header(tarfile.REGTYPE, b""), 1))
-    opened = open_archive(path, archives.sha256(path))
-    assert value_or_line(lambda: read_archive(opened), path) is None
+    assert value_or_line(lambda: read_given(path), path) is None
 
 
 # A tuple of twice the one before, thirty times over: to print it takes gigabytes.
@@ -181,11 +185,16 @@ PICKLES = {
 }
 
 
+@archives.both_kinds
 @pytest.mark.parametrize("case", PICKLES)
-def test_a_hostile_pickle_costs_neither_time_nor_memory(tmp_path, case):
+def test_a_hostile_pickle_costs_neither_time_nor_memory(kind, case):
+    cifar = CIFARS[kind.name]
+    content = b"\x80\x02" + PICKLES[case]
+    if kind is archives.CIFAR100:
+        content = content.replace(b"U\6labels", b"U\rcoarse_labels")
     tracemalloc.start()
     with pytest.raises(UserError) as error:
-        read_batch(PYTHON, "data_batch_1", b"\x80\x02" + PICKLES[case])
+        read_batch(cifar, cifar.python, "data_batch_1", content)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10 * 2**20
@@ -196,8 +205,9 @@ def test_a_hostile_pickle_costs_neither_time_nor_memory(tmp_path, case):
 def test_class_names_that_fill_the_memory_or_no_file_can_hold_are_refused():
     for name in (NESTED, b"X\x03\0\0\0\xed\xa0\x80"):
         content = b"\x80\x02}(U\x0blabel_names](" + b"U\1a" * 9 + name + b"eu."
+        cifar = CIFARS["cifar10"]
         with pytest.raises(UserError, match="not text"):
-            read_class_names(PYTHON, "batches.meta", content)
+            read_class_names(cifar.labels[0], cifar.python, "batches.meta", content)
 
 
 @pytest.fixture(scope="module")

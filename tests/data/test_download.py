@@ -14,6 +14,8 @@ import pytest
 from cifar_flax.data import archive, download
 from cifar_flax.errors import UserError
 from tests import archives
+from tests.archives import both_kinds
+from tests.data.conftest import NOWHERE
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -195,9 +197,7 @@ class TestDownload:
 
     def test_a_refused_connection_is_an_error(self, path):
         with pytest.raises(UserError, match="refused"):
-            download.download(
-                download.ARCHIVE_URL, path, size=1, sha256=SHA256, attempts=2, pause=0
-            )
+            download.download(NOWHERE, path, size=1, sha256=SHA256, attempts=2, pause=0)
         assert not path.exists()
 
     def test_a_server_that_always_breaks_off_is_given_up(self, server, path):
@@ -281,7 +281,7 @@ class TestDownload:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         fetch(server, path)
         captured = capsys.readouterr()
-        assert "CIFAR-10" in captured.err
+        assert path.name in captured.err
         assert captured.out == ""
 
 
@@ -307,7 +307,7 @@ class TestMeasureRate:
     def test_a_refused_connection_is_known_at_once(self):
         start = time.monotonic()
         with pytest.raises(UserError, match=r"127\.0\.0\.1 cannot be reached.*refused"):
-            download.measure_rate(download.ARCHIVE_URL)
+            download.measure_rate(NOWHERE)
         assert time.monotonic() - start < 3
 
     def test_a_missing_file(self, server):
@@ -343,46 +343,52 @@ class TestMeasureRate:
         assert server.requests
 
 
-class TestFetchCifar10:
+@both_kinds
+class TestFetchCifar:
     @pytest.fixture
-    def served(self, server, official_archive, monkeypatch):
+    def served(self, server, official_archive, monkeypatch, kind):
         server.content = official_archive.read_bytes()
-        monkeypatch.setattr(download, "ARCHIVE_BYTES", len(server.content))
+        archives.change(monkeypatch, kind.name, num_bytes=len(server.content))
         return server
 
-    def test_the_archive_comes_to_where_tfds_looks(self, served, tmp_path, arrays):
-        path = download.fetch_cifar10(tmp_path / "data", url=served.url)
+    def test_the_archive_comes_to_where_tfds_looks(
+        self, served, tmp_path, arrays, kind
+    ):
+        path = download.fetch_cifar(kind.name, tmp_path / "data", url=served.url)
         assert path == pathlib.Path(
-            tmp_path, "data", "downloads", "manual", "cifar-10-binary.tar.gz"
+            *(tmp_path, "data", "downloads", "manual"),
+            f"{kind.title.lower()}-binary.tar.gz",
         )
         archives.assert_holds(archive.read_archive(archive.open_archive(path)), arrays)
 
-    def test_it_is_fetched_once(self, served, tmp_path):
-        first = download.fetch_cifar10(tmp_path, url=served.url)
+    def test_it_is_fetched_once(self, served, tmp_path, kind):
+        first = download.fetch_cifar(kind.name, tmp_path, url=served.url)
         count = len(served.requests)
-        assert download.fetch_cifar10(tmp_path, url=served.url) == first
+        assert download.fetch_cifar(kind.name, tmp_path, url=served.url) == first
         assert len(served.requests) == count
 
-    def test_a_broken_archive_there_is_an_error(self, served, tmp_path):
-        path = download.fetch_cifar10(tmp_path, url=served.url)
+    def test_a_broken_archive_there_is_an_error(self, served, tmp_path, kind):
+        path = download.fetch_cifar(kind.name, tmp_path, url=served.url)
         path.write_bytes(path.read_bytes()[:-1])
         with pytest.raises(UserError, match="sha256"):
-            download.fetch_cifar10(tmp_path, url=served.url)
+            download.fetch_cifar(kind.name, tmp_path, url=served.url)
 
-    def test_a_slow_server_is_left_alone(self, monkeypatch, tmp_path):
+    def test_a_slow_server_is_left_alone(self, monkeypatch, tmp_path, kind):
         monkeypatch.setattr(download, "measure_rate", lambda url: 60_000.0)
         with pytest.raises(UserError, match="about 47 minutes"):
-            download.fetch_cifar10(tmp_path, max_seconds=900)
+            download.fetch_cifar(kind.name, tmp_path, max_seconds=900)
         assert not list(tmp_path.iterdir())
 
-    def test_a_slow_server_will_do_without_a_limit(self, monkeypatch, served, tmp_path):
+    def test_a_slow_server_will_do_without_a_limit(
+        self, monkeypatch, served, tmp_path, kind
+    ):
         monkeypatch.setattr(download, "measure_rate", lambda url: 0.5)
-        assert download.fetch_cifar10(tmp_path, url=served.url).exists()
+        assert download.fetch_cifar(kind.name, tmp_path, url=served.url).exists()
 
-    def test_no_network(self, tmp_path):
+    def test_no_network(self, tmp_path, kind):
         start = time.monotonic()
         with pytest.raises(UserError, match="cannot be reached"):
-            download.fetch_cifar10(tmp_path, url=download.ARCHIVE_URL)
+            download.fetch_cifar(kind.name, tmp_path)
         assert time.monotonic() - start < 3
 
 

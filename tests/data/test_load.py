@@ -7,17 +7,18 @@ import pytest
 
 from cifar_flax.data import (
     Dataset,
-    archive,
     default_data_dir,
     download,
     load,
     load_dataset,
     make_dataset,
-    prepare_cifar10,
+    prepare_cifar,
     tfds_source,
 )
 from cifar_flax.errors import UserError
 from tests import archives
+from tests.archives import both_kinds
+from tests.data.conftest import NOWHERE
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def shapes(monkeypatch, arrays):
         arrays.train_labels[::-1],
         arrays.test_images,
         arrays.test_labels,
-        archives.CLASS_NAMES,
+        arrays.kind.class_names,
         source="built in",
     )
     monkeypatch.setattr(load, "_make_shapes", lambda: dataset)
@@ -43,16 +44,16 @@ def shapes(monkeypatch, arrays):
 
 @pytest.fixture
 def fetched(monkeypatch, data_dir, official_archive):
-    """Lets the archive be fetched; returns the calls of fetch_cifar10."""
+    """Lets the archive be fetched; returns the calls of fetch_cifar."""
     calls = []
 
-    def fetch(folder, *, url, max_seconds):
-        calls.append((folder, max_seconds))
+    def fetch(name, folder, *, max_seconds):
+        calls.append((name, folder, max_seconds))
         path = pathlib.Path(folder, "downloads", "manual", official_archive.name)
         path.parent.mkdir(parents=True)
         return shutil.copy(official_archive, path)
 
-    monkeypatch.setattr(download, "fetch_cifar10", fetch)
+    monkeypatch.setattr(download, "fetch_cifar", fetch)
     return calls
 
 
@@ -71,19 +72,44 @@ def no_decoding(monkeypatch):
 
 
 class TestArchive:
-    @pytest.mark.parametrize("name", ["auto", "cifar10"])
-    def test_is_used(self, data_dir, official_archive, arrays, name):
+    @both_kinds
+    @pytest.mark.parametrize("name", ["auto", None])
+    def test_is_used(self, data_dir, official_archive, arrays, kind, name):
+        name = name or kind.name
         dataset = load_dataset(name, data_dir=data_dir, archive=official_archive)
         archives.assert_holds(dataset, arrays)
-        assert dataset.name == "cifar10"
+        assert dataset.name == kind.name
 
-    def test_is_decoded_once(self, data_dir, official_archive, arrays, no_decoding):
+    @both_kinds
+    def test_is_decoded_once(
+        self, data_dir, official_archive, arrays, kind, no_decoding
+    ):
         first = load_dataset(data_dir=data_dir, archive=official_archive)
         no_decoding()
-        second = load_dataset(data_dir=str(data_dir), archive=str(official_archive))
+        second = load_dataset(
+            kind.name, data_dir=str(data_dir), archive=str(official_archive)
+        )
         archives.assert_holds(second, arrays)
+        assert second.name == kind.name
         assert second.fingerprint == first.fingerprint
         assert second.source == first.source
+
+    @both_kinds
+    @pytest.mark.parametrize("vouched", [False, True])
+    def test_of_the_other_set_is_refused_in_a_line(
+        self, data_dir, official_archive, kind, vouched
+    ):
+        checksum = archives.sha256(official_archive) if vouched else None
+        (other,) = {*archives.KINDS} - {kind.name}
+        with pytest.raises(UserError, match=f"--dataset={kind.name}") as error:
+            load_dataset(
+                other,
+                data_dir=data_dir,
+                archive=official_archive,
+                archive_sha256=checksum,
+            )
+        assert f"--dataset={other} is another" in str(error.value)
+        assert "\n" not in str(error.value)
 
     def test_checksum_is_verified_on_every_load(self, data_dir, official_archive):
         load_dataset(data_dir=data_dir, archive=official_archive)
@@ -114,7 +140,7 @@ class TestArchive:
             load_dataset(data_dir=data_dir, archive=folder)
 
     def test_source_is_that_of_this_load(self, monkeypatch, data_dir, tmp_path, arrays):
-        monkeypatch.setattr(archive, "OFFICIAL_SIZES", (50, 10))
+        archives.change(monkeypatch, "cifar10", sizes=(50, 10))
         files = archives.binary_files(arrays)
         folder = archives.write_folder(tmp_path / "f", files)
         checksum = archives.batches_sha256(files)
@@ -126,7 +152,7 @@ class TestArchive:
         with pytest.raises(UserError, match="there is no archive"):
             load_dataset("auto", data_dir=data_dir, archive=tmp_path / "none.tar.gz")
 
-    @pytest.mark.parametrize("name", ["shapes", "cifar100"])
+    @pytest.mark.parametrize("name", ["shapes", "svhn_cropped"])
     def test_of_another_data_set_is_a_contradiction(
         self, data_dir, official_archive, name
     ):
@@ -144,10 +170,18 @@ class TestArchive:
         archives.assert_holds(dataset, arrays)
 
 
-@pytest.mark.parametrize("name", ["auto", "cifar10"])
-class TestOnDisk:
+class ByName:
+    """Tests of names without an archive: what a name gives."""
+
+    @pytest.fixture
+    def kind(self, name):
+        return archives.KINDS["cifar10" if name == "auto" else name]
+
+
+@pytest.mark.parametrize("name", ["auto", "cifar10", "cifar100"])
+class TestOnDisk(ByName):
     def test_prepared(self, data_dir, official_archive, arrays, name, no_decoding):
-        prepare_cifar10(official_archive, data_dir)
+        prepare_cifar(arrays.kind.name, official_archive, data_dir)
         for _ in range(2):
             dataset = load_dataset(name, data_dir=data_dir)
             archives.assert_holds(dataset, arrays)
@@ -155,14 +189,14 @@ class TestOnDisk:
             no_decoding()
 
     def test_prepared_anew(self, data_dir, official_archive, arrays, name):
-        folder = prepare_cifar10(official_archive, data_dir)
+        folder = prepare_cifar(arrays.kind.name, official_archive, data_dir)
         load_dataset(name, data_dir=data_dir)
         (path,) = folder.glob("*test.array_record*")
         path.write_bytes(b"")
         with pytest.raises(UserError, match="delete that folder"):
             load_dataset(name, data_dir=data_dir)
         shutil.rmtree(folder)
-        prepare_cifar10(official_archive, data_dir)
+        prepare_cifar(arrays.kind.name, official_archive, data_dir)
         archives.assert_holds(load_dataset(name, data_dir=data_dir), arrays)
 
     @pytest.mark.parametrize("place", [".", "downloads/manual"])
@@ -171,13 +205,22 @@ class TestOnDisk:
         shutil.copy(official_archive, data_dir / place)
         dataset = load_dataset(name, data_dir=data_dir)
         archives.assert_holds(dataset, arrays)
-        assert dataset.source == "official archive cifar-10-binary.tar.gz"
+        assert dataset.source == f"official archive {official_archive.name}"
 
-    def test_python_archive(self, monkeypatch, data_dir, arrays, name):
+    @pytest.mark.parametrize("place", [".", "downloads/manual"])
+    def test_unpacked_archive(
+        self, data_dir, official_archive, arrays, kind, name, place
+    ):
+        folder = data_dir / place / kind.binary_folder
+        archives.write_folder(folder, archives.binary_files(arrays))
+        dataset = load_dataset(name, data_dir=data_dir)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source == f"unverified folder {kind.binary_folder}"
+
+    def test_python_archive(self, monkeypatch, data_dir, arrays, kind, name):
         data_dir.mkdir()
-        path = archives.write_python_archive(
-            data_dir / "cifar-10-python.tar.gz", arrays
-        )
+        path = data_dir / f"{kind.title.lower()}-python.tar.gz"
+        archives.write_python_archive(path, arrays)
         archives.make_official(monkeypatch, path, arrays)
         archives.assert_holds(load_dataset(name, data_dir=data_dir), arrays)
 
@@ -192,12 +235,12 @@ class TestOnDisk:
         assert not fetched
 
     def test_official_sizes_are_required(
-        self, monkeypatch, data_dir, official_archive, name
+        self, monkeypatch, data_dir, official_archive, kind, name
     ):
-        monkeypatch.setattr(archive, "OFFICIAL_SIZES", (50_000, 10_000))
+        archives.change(monkeypatch, kind.name, sizes=(50_000, 10_000))
         data_dir.mkdir()
         shutil.copy(official_archive, data_dir)
-        with pytest.raises(UserError, match="CIFAR-10 has 50000"):
+        with pytest.raises(UserError, match=f"{kind.title} has 50000"):
             load_dataset(name, data_dir=data_dir)
 
     def test_data_dir_may_come_from_the_environment(
@@ -209,9 +252,10 @@ class TestOnDisk:
         archives.assert_holds(load_dataset(name), arrays)
 
 
-class TestFetched:
+class TestFetched(ByName):
     @pytest.mark.parametrize(
-        ("name", "max_seconds"), [("auto", 15 * 60), ("cifar10", None)]
+        ("name", "max_seconds"),
+        [("auto", 15 * 60), ("cifar10", None), ("cifar100", None)],
     )
     def test_is_prepared_and_read(
         self, data_dir, arrays, fetched, caplog, name, max_seconds
@@ -219,13 +263,14 @@ class TestFetched:
         dataset = load_dataset(name, data_dir=data_dir)
         archives.assert_holds(dataset, arrays)
         assert dataset.source.startswith("tensorflow-datasets")
-        assert fetched == [(data_dir, max_seconds)]
+        assert fetched == [(arrays.kind.name, data_dir, max_seconds)]
         assert not caplog.records
         load_dataset(name, data_dir=data_dir)
         assert len(fetched) == 1
 
+    @pytest.mark.parametrize("name", ["auto"])
     def test_is_read_where_it_cannot_be_prepared(
-        self, monkeypatch, data_dir, arrays, fetched, caplog
+        self, monkeypatch, data_dir, arrays, fetched, caplog, name
     ):
         def fail(*_):
             raise OSError(28, "No space left on device")
@@ -246,7 +291,7 @@ class TestNotFetched:
         def fail(*_, **__):
             raise UserError(request.param)
 
-        monkeypatch.setattr(download, "fetch_cifar10", fail)
+        monkeypatch.setattr(download, "fetch_cifar", fail)
         return request.param
 
     def test_auto_takes_shapes_with_a_warning(self, data_dir, shapes, reason, caplog):
@@ -259,11 +304,13 @@ class TestNotFetched:
             assert part in message
         assert "\n" not in message
 
-    def test_cifar10_is_an_error(self, data_dir, shapes, reason):
+    @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+    def test_the_others_are_an_error(self, data_dir, shapes, reason, name):
         with pytest.raises(UserError) as error:
-            load_dataset("cifar10", data_dir=data_dir)
-        for part in (reason, "--data_archive", download.ARCHIVE_URL, str(data_dir)):
+            load_dataset(name, data_dir=data_dir)
+        for part in (reason, "--data_archive", NOWHERE, str(data_dir)):
             assert part in str(error.value)
+        assert str(error.value).startswith(archives.KINDS[name].title)
         assert "shapes" not in str(error.value)
 
     @pytest.mark.parametrize("rate", [60_000.0, 180_000.0, 200_000.0, 1e7])
@@ -297,8 +344,8 @@ class TestNames:
 
     def test_a_known_set_that_is_not_prepared(self, data_dir):
         with pytest.raises(UserError, match="is not prepared") as error:
-            load_dataset("cifar100", data_dir=data_dir)
-        assert str(data_dir / "cifar100") in str(error.value)
+            load_dataset("svhn_cropped", data_dir=data_dir)
+        assert str(data_dir / "svhn_cropped") in str(error.value)
         assert "TensorFlow" in str(error.value)
 
     def test_an_unknown_set(self, data_dir):

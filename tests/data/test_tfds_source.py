@@ -12,18 +12,19 @@ from array_record.python import array_record_module
 from PIL import Image
 from tensorflow_datasets.core import registered
 
-from cifar_flax.data import archive, load_dataset, prepare_cifar10, tfds_source
+from cifar_flax.data import load_dataset, prepare_cifar, tfds_source
 from cifar_flax.errors import UserError
 from tests import archives
+from tests.archives import both_kinds
 
 RNG = np.random.default_rng(0)
 IMAGE = tfds.features.Image(shape=(32, 32, 3))
 
 
 @pytest.fixture
-def prepared(tmp_path, official_archive):
-    """CIFAR-10, tiny, prepared in ``tmp_path/data``; its folder."""
-    return prepare_cifar10(official_archive, tmp_path / "data")
+def prepared(tmp_path, official_archive, kind):
+    """A tiny CIFAR-10 or CIFAR-100, prepared in ``tmp_path/data``; its folder."""
+    return prepare_cifar(kind.name, official_archive, tmp_path / "data")
 
 
 def read(folder, name="cifar10"):
@@ -106,108 +107,126 @@ def by_content(images, labels):
     return images[order], labels[order]
 
 
-class TestCifar10:
-    def test_round_trip(self, prepared, arrays):
-        dataset = read(prepared)
+@both_kinds
+class TestCifar:
+    def test_round_trip(self, prepared, arrays, kind):
+        dataset = read(prepared, kind.name)
         archives.assert_holds(dataset, arrays)
-        assert dataset.name == "cifar10"
-        assert dataset.mean == (0.4914, 0.48216, 0.44653)
-        assert dataset.source == "tensorflow-datasets cifar10/3.0.2 (array_record)"
+        assert dataset.name == kind.name
+        if kind is archives.CIFAR10:
+            assert dataset.mean == (0.4914, 0.48216, 0.44653)
+        else:
+            pixels = arrays.train_images / 255
+            np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)))
+        assert dataset.source == f"tensorflow-datasets {kind.name}/3.0.2 (array_record)"
 
     def test_fingerprint_is_that_of_the_archive(
-        self, prepared, official_archive, tmp_path
+        self, prepared, official_archive, tmp_path, kind
     ):
         from_archive = load_dataset(archive=official_archive, data_dir=tmp_path)
-        assert read(prepared).fingerprint == from_archive.fingerprint
+        assert read(prepared, kind.name).fingerprint == from_archive.fingerprint
 
     @pytest.mark.parametrize("shards", [1, 3])
-    def test_tfrecord_is_read_as_well(self, prepared, arrays, shards):
-        dataset = read(as_tfrecord(prepared, shards))
+    def test_tfrecord_is_read_as_well(self, prepared, arrays, shards, kind):
+        dataset = read(as_tfrecord(prepared, shards), kind.name)
         archives.assert_holds(dataset, arrays)
-        assert dataset.source == "tensorflow-datasets cifar10/3.0.2 (tfrecord)"
+        assert dataset.source == f"tensorflow-datasets {kind.name}/3.0.2 (tfrecord)"
 
     def test_other_programs_find_it_by_the_stock_builder(
-        self, tmp_path, prepared, arrays
+        self, tmp_path, prepared, arrays, kind
     ):
-        builder = tfds.builder("cifar10", data_dir=tmp_path / "data")
+        builder = tfds.builder(kind.name, data_dir=tmp_path / "data")
         assert type(builder).__module__.startswith("tensorflow_datasets.")
         assert builder.is_prepared()
         assert pathlib.Path(builder.data_path) == prepared
         source = builder.as_data_source("train")
-        assert len(source) == 50
+        assert len(source) == len(arrays.train_labels)
+        superclasses = archives.coarse(arrays.train_labels % 100)
         for example in source:
             index = int(example["id"].decode().removeprefix("train_"))
             np.testing.assert_array_equal(example["image"], arrays.train_images[index])
             assert example["label"] == arrays.train_labels[index]
-        assert builder.info.features["label"].names == archives.CLASS_NAMES
+            if kind is archives.CIFAR100:
+                assert example["coarse_label"] == superclasses[index]
+        features = builder.info.features
+        assert features["label"].names == kind.class_names
+        if kind is archives.CIFAR100:
+            assert set(features) == {"id", "image", "label", "coarse_label"}
+            assert features["coarse_label"].names == archives.COARSE_NAMES
 
-    def test_the_order_on_disk_is_another(self, tmp_path, prepared, arrays):
+    def test_the_order_on_disk_is_another(self, tmp_path, prepared, arrays, kind):
         """So that the test of the order above means something."""
-        source = tfds.data_source("cifar10", split="train", data_dir=tmp_path / "data")
+        source = tfds.data_source(kind.name, split="train", data_dir=tmp_path / "data")
         labels = [example["label"] for example in source]
         assert labels != arrays.train_labels.tolist()
 
-    def test_preparing_again_does_nothing(self, prepared, tmp_path):
+    def test_preparing_again_does_nothing(self, prepared, tmp_path, kind):
         before = {path: path.stat().st_mtime_ns for path in prepared.iterdir()}
-        again = prepare_cifar10(tmp_path / "not read", prepared.parent.parent)
+        again = prepare_cifar(kind.name, tmp_path / "not read", prepared.parent.parent)
         assert again == prepared
         assert {path: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
 
-    def test_only_the_official_archive_is_prepared(self, tmp_path, binary_archive):
+    def test_only_the_official_archive_is_prepared(
+        self, tmp_path, binary_archive, kind
+    ):
         with pytest.raises(UserError, match="sha256"):
-            prepare_cifar10(binary_archive, tmp_path / "data")
-        assert tfds_source.prepared_folder(tmp_path / "data", "cifar10") is None
+            prepare_cifar(kind.name, binary_archive, tmp_path / "data")
+        assert tfds_source.prepared_folder(tmp_path / "data", kind.name) is None
 
     def test_an_unverified_folder_is_not_prepared(
-        self, tmp_path, official_archive, arrays
+        self, tmp_path, official_archive, arrays, kind
     ):
         folder = archives.write_folder(tmp_path / "f", archives.binary_files(arrays))
         with pytest.raises(UserError, match="cannot be verified"):
-            prepare_cifar10(folder, tmp_path / "data")
+            prepare_cifar(kind.name, folder, tmp_path / "data")
 
     @pytest.mark.parametrize("lost", ["train", "test"])
-    def test_a_cut_preparation_is_refused(self, prepared, lost):
+    def test_a_cut_preparation_is_refused(self, prepared, lost, kind):
         info = json.loads((prepared / "dataset_info.json").read_text())
         for split in info["splits"]:
             if split["name"] == lost:
                 split["shardLengths"] = ["7"]
         (prepared / "dataset_info.json").write_text(json.dumps(info))
         with pytest.raises(UserError, match="delete that folder") as error:
-            read(prepared)
+            read(prepared, kind.name)
         assert str(prepared) in str(error.value)
 
     def test_an_archive_of_other_sizes_is_not_prepared(
-        self, monkeypatch, tmp_path, official_archive
+        self, monkeypatch, tmp_path, official_archive, kind
     ):
-        monkeypatch.setattr(archive, "OFFICIAL_SIZES", (50_000, 10_000))
-        with pytest.raises(UserError, match="CIFAR-10 has 50000"):
-            prepare_cifar10(official_archive, tmp_path / "data")
+        archives.change(monkeypatch, kind.name, sizes=(50_000, 10_000))
+        with pytest.raises(UserError, match=f"{kind.title} has 50000"):
+            prepare_cifar(kind.name, official_archive, tmp_path / "data")
 
-    def test_a_full_disk_is_a_user_error(self, monkeypatch, tmp_path, official_archive):
+    def test_a_full_disk_is_a_user_error(
+        self, monkeypatch, tmp_path, official_archive, kind
+    ):
         def full(*_):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(array_record_module.ArrayRecordWriter, "write", full)
         with pytest.raises(UserError, match="No space left") as error:
-            prepare_cifar10(official_archive, tmp_path / "data")
+            prepare_cifar(kind.name, official_archive, tmp_path / "data")
         assert "\n" not in str(error.value)
-        assert tfds_source.prepared_folder(tmp_path / "data", "cifar10") is None
+        assert tfds_source.prepared_folder(tmp_path / "data", kind.name) is None
 
-    def test_a_folder_that_cannot_be_written(self, tmp_path, official_archive):
+    def test_a_folder_that_cannot_be_written(self, tmp_path, official_archive, kind):
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="--data_dir"):
-            prepare_cifar10(official_archive, tmp_path / "file")
+            prepare_cifar(kind.name, official_archive, tmp_path / "file")
 
-    def test_no_network_is_asked_for(self, monkeypatch, tmp_path, official_archive):
+    def test_no_network_is_asked_for(
+        self, monkeypatch, tmp_path, official_archive, kind
+    ):
         def refuse(*_, **__):
             raise AssertionError("network")
 
         monkeypatch.setattr(socket, "getaddrinfo", refuse)
         monkeypatch.setattr(socket.socket, "connect", refuse)
-        read(prepare_cifar10(official_archive, tmp_path / "data"))
+        read(prepare_cifar(kind.name, official_archive, tmp_path / "data"), kind.name)
 
-    def test_nothing_is_printed(self, capfd, caplog, prepared):
-        read(prepared)
+    def test_nothing_is_printed(self, capfd, caplog, prepared, kind):
+        read(prepared, kind.name)
         captured = capfd.readouterr()
         assert (captured.out, captured.err) == ("", "")
         assert not caplog.records
