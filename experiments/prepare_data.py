@@ -44,6 +44,9 @@ def main() -> int:
         save_figure(figure, picture, f"--picture={picture}")
         if FLAGS.data_archive:
             take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)
+        val = ""
+        if dataset.val_labels is not None:
+            val = f"{len(dataset.val_labels):,} for validation, "
         shape = " x ".join(map(str, dataset.train_images.shape[1:]))
         print_pairs(
             console,
@@ -54,7 +57,7 @@ def main() -> int:
                 ),
                 (
                     "images",
-                    f"{len(dataset.train_labels):,} for training, "
+                    f"{len(dataset.train_labels):,} for training, {val}"
                     f"{len(dataset.test_labels):,} for the test, {shape}",
                 ),
                 ("classes", classes_in_words(dataset)),

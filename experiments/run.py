@@ -105,7 +105,8 @@ def show_finished(settings: Settings, folder: pathlib.Path, dataset: Dataset) ->
                 return False  # the run will say so, and repair it
     recorded = records.read_config(folder)
     recipe = settings.recipe_of(records.read_range_test(folder))
-    check_same_settings(settings.record(), recorded, folder, dataset, recipe)
+    now = settings.record(dataset.has_validation)
+    check_same_settings(now, recorded, folder, dataset, recipe)
     screen = make_console()
     screen.print(f"{folder} holds a finished run; nothing is left to do")
     print_result(screen, result, folder)

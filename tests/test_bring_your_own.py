@@ -1,5 +1,6 @@
 """The examples of docs/bring-your-own.md run as they stand, on small data."""
 
+import itertools
 import pathlib
 import re
 import shlex
@@ -16,6 +17,7 @@ from tests.conftest import make_split
 from tests.forked import command
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "bring-your-own.md"
+SPLITS = ("train", "val", "test")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
@@ -26,9 +28,14 @@ def shelf(tmp_path_factory):
     for _, text in BLOCKS:
         if name := re.match(r"# (\w+\.\w+)\n", text):
             (folder / name[1]).write_text(text)
-    images = np.random.default_rng(0).integers(0, 256, (200, 9, 9), dtype=np.uint8)
-    np.savez(folder / "arrays.npz", images=images, labels=np.arange(200) % 3)
+    images = np.random.default_rng(0).integers(0, 256, (240, 9, 9), dtype=np.uint8)
+    np.savez(folder / "arrays.npz", images=images, labels=np.arange(240) % 3)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "picture.png")
+    for number, (split, label) in enumerate(itertools.product(SPLITS, "ab")):
+        place = folder / "pictures" / split / label
+        place.mkdir(parents=True)
+        for name, image in enumerate(images[40 * number :][:40]):
+            Image.fromarray(image).save(place / f"{name}.png")
     arrays = archives.make_arrays(200, kind=archives.CIFAR100)
     archives.write_binary_archive(folder / "cifar-100-binary.tar.gz", arrays)
     return folder
@@ -39,11 +46,11 @@ def test_every_command_of_the_page_runs(shelf):
     data = archives.tiny_data(shelf)
     text = "\n".join(text for kind, text in BLOCKS if kind == "sh")
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line]
-    assert len(lines) == 17
+    assert len(lines) == 18
     for number, line in enumerate(lines):
-        python, option, module, *words = shlex.split(line)
+        python, option, module, *words = shlex.split(line, comments=True)
         assert (python, option) == ("python", "-m")
-        paths = r"(?<![\w/])(runs/\w+|[\w-]+\.(?:py|toml|png|npz|tar\.gz))"
+        paths = r"(?<![\w/])(runs/\w+|pictures\b|[\w-]+\.(?:py|toml|png|npz|tar\.gz))"
         words = [re.sub(paths, rf"{shelf}/\1", word) for word in words]
         if module in ("experiments.run", "experiments.sweep"):
             own = any("--dataset" in word for word in words)

@@ -1,7 +1,7 @@
 """Decoded data sets kept on disk, so that the next run need not decode them again.
 
-A file of this cache is an uncompressed .npz: the four arrays, and a line of JSON. The
-zip format keeps a CRC of each, which finds damage while it reads.
+A file of this cache is an uncompressed .npz: the arrays, and a line of JSON. The zip
+format keeps a CRC of each, which finds damage while it reads.
 """
 
 import logging
@@ -18,6 +18,7 @@ from cifar_flax.files import InUseError, locked, remove_partial, replacing
 VERSION = 1
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_OPTIONAL = ("val_images", "val_labels")
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def _load(path: pathlib.Path) -> Dataset | None:
             if any(member.compress_type for member in stored.zip.infolist()):
                 raise ValueError("compressed, which this cache never is")
             text = stored["details"].item()
-            arrays = {key: stored[key] for key in _ARRAYS}
+            optional = [key for key in _OPTIONAL if key in stored.files]
+            arrays = {key: stored[key] for key in (*_ARRAYS, *optional)}
         details = msgspec.json.decode(text, type=_Details)
         return make_dataset(**arrays, **msgspec.structs.asdict(details))
     except FileNotFoundError:
@@ -83,7 +85,8 @@ def _load(path: pathlib.Path) -> Dataset | None:
 
 
 def _store(path: pathlib.Path, dataset: Dataset) -> None:
-    arrays = {key: getattr(dataset, key) for key in _ARRAYS}
+    optional = _OPTIONAL if dataset.has_validation else ()
+    arrays = {key: getattr(dataset, key) for key in (*_ARRAYS, *optional)}
     names = _Details.__struct_fields__
     details = _Details(**{name: getattr(dataset, name) for name in names})
     try:

@@ -74,6 +74,7 @@ def _fit(dataset: Dataset, size: int | None) -> Dataset:
         return dataset
     from cifar_flax.data.images import fit_array  # Pillow takes a while to load
 
+    val_images = dataset.val_images
     return make_dataset(
         dataset.name,
         fit_array(dataset.train_images, size),
@@ -82,6 +83,8 @@ def _fit(dataset: Dataset, size: int | None) -> Dataset:
         dataset.test_labels,
         dataset.class_names,
         source=f"{dataset.source}, resized to {size} x {size}",
+        val_images=None if val_images is None else fit_array(val_images, size),
+        val_labels=dataset.val_labels,
     )
 
 

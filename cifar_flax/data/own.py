@@ -1,9 +1,13 @@
 """Data sets of one's own: folders of pictures, and .npz files.
 
-``folder:PATH``  ``PATH/train/CLASS/*.png`` and ``PATH/test/CLASS/*.png``; or
+``folder:PATH``  ``PATH/train/CLASS/*.png``, ``PATH/test/CLASS/*.png`` and, if it is to
+                 have validation images of its own, ``PATH/val/CLASS/*.png``; or
                  ``PATH/CLASS/*.png``, of which a part is held out as the test set
 ``npz:PATH``     arrays ``images`` and ``labels``, or ``train_images`` and so on, or by
                  Keras's names, ``x_train`` and so on
+
+``val`` may also be called ``valid`` or ``validation``. Where there is no test set, the
+validation images are the test set.
 """
 
 import hashlib
@@ -34,7 +38,7 @@ MAX_CLASSES = 10_000
 
 logger = logging.getLogger(__name__)
 
-_TRAIN, _TESTS = "train", ("test", "val", "valid", "validation")
+_VALS = ("val", "valid", "validation")
 
 # Names of arrays in a file: images and labels of a split.
 _NAMES = {
@@ -43,7 +47,16 @@ _NAMES = {
         ("images", "labels"),
     ),
     "test": (("test_images", "test_labels"), ("x_test", "y_test")),
+    "val": tuple(
+        names
+        for val in _VALS
+        for names in ((f"{val}_images", f"{val}_labels"), (f"x_{val}", f"y_{val}"))
+    ),
 }
+
+
+# Images and labels.
+_Pair = tuple[np.ndarray, np.ndarray]
 
 
 def is_own(name: str) -> bool:
@@ -92,27 +105,51 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
         raise
     except Exception as error:  # of a damaged file, NumPy raises anything
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-    splits = {split: _split_of(arrays, split, str(path)) for split in _NAMES}
-    train, test = splits["train"], splits["test"]
-    if train is None:
+    found = {split: _split_of(arrays, split, str(path)) for split in _NAMES}
+    pairs = {split: pair for split, pair in found.items() if pair is not None}
+    if "train" not in pairs:
         raise UserError(
             f"{path} has the arrays {', '.join(arrays)}; it needs images and labels, "
             "or train_images and train_labels, and test_images and test_labels if any"
         )
-    source = path.name
-    if test is None:
-        train, test, source = _hold_out(*train, source)
-    count = int(max(train[1].max(), test[1].max())) + 1
+    pairs, source = _with_test(pairs, path.name)
+    count = max(int(labels.max()) for _, labels in pairs.values()) + 1
     names = _class_names(arrays.get("class_names"), count, str(path))
     if size is not None:
         from cifar_flax.data.images import fit_array  # Pillow takes a while to load
 
-        train, test = ((fit_array(x, size), y) for x, y in (train, test))
-    return make_dataset(title, *train, *test, names, source=source)
+        pairs = {split: (fit_array(x, size), y) for split, (x, y) in pairs.items()}
+    return _make(title, pairs, source, names)
 
 
-# Images and labels.
-_Pair = tuple[np.ndarray, np.ndarray]
+def _with_test(pairs: dict[str, _Pair], source: str) -> tuple[dict[str, _Pair], str]:
+    """The splits with a test set among them, and a source that says where it is from.
+
+    Where there is none, it is the validation images, or else a part of the training
+    images.
+    """
+    if "test" in pairs:
+        return pairs, source
+    if "val" in pairs:
+        rest = {"train": pairs["train"], "test": pairs["val"]}
+        return rest, f"{source}, its validation images as the test set"
+    train, test, source = _hold_out(*pairs["train"], source)
+    return {"train": train, "test": test}, source
+
+
+def _make(
+    title: str, pairs: dict[str, _Pair], source: str, names: Sequence[str]
+) -> Dataset:
+    val_images, val_labels = pairs.get("val", (None, None))
+    return make_dataset(
+        title,
+        *pairs["train"],
+        *pairs["test"],
+        names,
+        source=source,
+        val_images=val_images,
+        val_labels=val_labels,
+    )
 
 
 def _split_of(arrays: dict[str, np.ndarray], split: str, where: str) -> _Pair | None:
@@ -150,38 +187,50 @@ def _checked_name(name: str, where: str) -> str:
 _Listing = tuple[dict[str, list[tuple[pathlib.Path, int]]], list[str]]
 
 
+def _find_splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of the splits by their own names: train, and others that are there.
+
+    Without one called train the folder itself has the training images.
+    """
+    inside = {path.name: path for path in _folders(folder)}
+    if "train" not in inside:
+        return {"train": folder}
+    vals = [name for name in _VALS if name in inside]
+    used = ["train", "test"] if "test" in inside else ["train"]
+    used += vals[:1]
+    if len(used) == 1:
+        raise UserError(
+            f"{folder} has train and no test or {' or '.join(_VALS)}; add one, or put "
+            "the folders of the classes into it as they are"
+        )
+    for other in vals[1:]:
+        logger.warning(
+            "%s is not used: %s is the %s set",
+            inside[other],
+            inside[vals[0]],
+            "validation" if "test" in inside else "test",
+        )
+    return {name: inside[name] for name in used}
+
+
 def _list_folder(folder: pathlib.Path) -> _Listing:
     """The pictures of each split, and the classes."""
     from cifar_flax.data.images import find_images
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give folder:PATH")
-    inside = {path.name: path for path in _folders(folder)}
-    splits = {_TRAIN: folder}
-    if _TRAIN in inside:
-        tests = [inside[name] for name in _TESTS if name in inside]
-        if not tests:
-            raise UserError(
-                f"{folder} has {_TRAIN} and no {' or '.join(_TESTS)}; add one, or put "
-                "the folders of the classes into it as they are"
-            )
-        splits = {_TRAIN: inside[_TRAIN], tests[0].name: tests[0]}
-        for other in tests[1:]:
-            logger.warning(
-                "%s is not used: validation images are drawn from %s",
-                other,
-                splits[_TRAIN],
-            )
-    names = [path.name for path in _folders(splits[_TRAIN])]
+    splits = _find_splits(folder)
+    train = splits["train"]
+    names = [path.name for path in _folders(train)]
     if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(
-            f"{splits[_TRAIN]} has {len(names)} folders; there must be one for each "
+            f"{train} has {len(names)} folders; there must be one for each "
             f"class, 2 to {MAX_CLASSES}"
         )
     found: dict[str, list[tuple[pathlib.Path, int]]] = {}
     for split, place in splits.items():
         if unknown := [p.name for p in _folders(place) if p.name not in names]:
-            raise UserError(f"{place / unknown[0]} is no class of {splits[_TRAIN]}")
+            raise UserError(f"{place / unknown[0]} is no class of {train}")
         found[split] = [
             (path, label)
             for label, name in enumerate(names)
@@ -228,19 +277,14 @@ def _read_folder(
             f"{needed / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB; give "
             "a smaller --image_size, or fewer pictures"
         )
-    pairs: list[_Pair] = []
-    for split in files.values():
-        images = np.empty((len(split), *shape), np.uint8)
-        for index, (path, _) in enumerate(split):
+    pairs: dict[str, _Pair] = {}
+    for split, pictures in files.items():
+        images = np.empty((len(pictures), *shape), np.uint8)
+        for index, (path, _) in enumerate(pictures):
             images[index] = read_image(path, *shape)
-        pairs.append((images, np.array([label for _, label in split], np.int32)))
-    train, source = pairs[0], folder.name
-    if len(pairs) == 1:
-        train, test, source = _hold_out(*train, source)
-    else:
-        test, used = pairs[1], list(files)[1]
-        source += "" if used == "test" else f", {used} as the test set"
-    return make_dataset(title, *train, *test, names, source=source)
+        labels = np.array([label for _, label in pictures], np.int32)
+        pairs["val" if split in _VALS else split] = images, labels
+    return _make(title, *_with_test(pairs, folder.name), names)
 
 
 def _common_shape(paths: list[pathlib.Path], size: int | None) -> tuple[int, int, int]:

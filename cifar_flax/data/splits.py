@@ -14,6 +14,9 @@ from cifar_flax.data.dataset import (
 )
 from cifar_flax.errors import UserError
 
+# Training images held out where a data set has no validation images of its own.
+VAL_SIZE = 5_000
+
 # The split must not depend on the seed of a run, so that runs can be compared.
 _SPLIT_SEED = 20_260_101
 
@@ -67,8 +70,8 @@ class Splits:
 
     Attributes:
       train: what the parameters are fitted to.
-      val: held out of the training set, for every choice made along the way; None
-        where the training set was not divided.
+      val: for every choice made along the way: the data set's own validation images,
+        or some held out of the training set; None where there are none.
       test: evaluated once, at the end.
       num_classes: number of classes.
       mean: per channel, of pixels / 255.
@@ -113,17 +116,20 @@ class Splits:
 
 
 def split_dataset(
-    dataset: Dataset, val_size: int = 5_000, train_size: int | None = None
+    dataset: Dataset, val_size: int | None = None, train_size: int | None = None
 ) -> Splits:
-    """Divides the training set into a training and a validation split.
+    """The training, validation and test split of a data set.
 
-    Both are stratified: each class has the same share in them as in the training set,
-    to within one image. The division is the same for every seed, and the validation
-    split does not depend on ``train_size``.
+    Where the data set has no validation images of its own, the training set is divided.
+    Both parts are stratified: each class has the same share in them as in the training
+    set, to within one image. The division is the same for every seed, and the
+    validation split does not depend on ``train_size``.
 
     Args:
       dataset: what to divide.
-      val_size: images in the validation split; 0 for none.
+      val_size: images to hold out of the training set for validation; 0 for no
+        validation; None for the data set's own validation images where it has some,
+        else ``VAL_SIZE``.
       train_size: images to train on, at most what the validation split leaves; None
         for all of them.
 
@@ -131,34 +137,56 @@ def split_dataset(
       The splits. Images keep the order of the data set.
 
     Raises:
-      UserError: a size that the training set cannot give.
+      UserError: a size that the training set cannot give, or a ``val_size`` where the
+        data set has validation images of its own.
     """
     total = len(dataset.train_labels)
-    for name, size in (("val_size", val_size), ("train_size", train_size or 1)):
+    held = _held_out(dataset, val_size)
+    for name, size in (("val_size", held), ("train_size", train_size or 1)):
         if not isinstance(size, int | np.integer):
             raise UserError(f"{name} is {size!r}; it must be a whole number of images")
-    if not 0 <= val_size < total:
+    if not 0 <= held < total:
+        default = " by default" if val_size is None else ""
         raise UserError(
-            f"val_size is {val_size}; {dataset.name} has {total} training images, so "
-            f"it must be from 0 to {total - 1}"
+            f"val_size is {held}{default}; {dataset.name} has {total} training images: "
+            f"pass --val_size=N (in Python val_size=N) with N from 0 to {total - 1}"
         )
-    left = total - val_size
+    left = total - held
     if train_size is not None and not 0 < train_size <= left:
         raise UserError(
             f"train_size is {train_size}; {dataset.name} has {total} training images "
-            f"and {val_size} are for validation, so it must be from 1 to {left}"
+            f"and {held} are for validation, so it must be from 1 to {left}"
         )
     order = _stratified_order(dataset.train_labels)
-    stop = total if train_size is None else val_size + train_size
-    val, train = np.sort(order[:val_size]), np.sort(order[val_size:stop])
+    stop = total if train_size is None else held + train_size
+    val_part, train = np.sort(order[:held]), np.sort(order[held:stop])
     images, labels = dataset.train_images, dataset.train_labels
+    own_images, own_labels = dataset.val_images, dataset.val_labels
+    val = None
+    if held:
+        val = Split(images[val_part], labels[val_part])
+    elif val_size is None and own_images is not None and own_labels is not None:
+        val = Split(own_images, own_labels)
     return Splits(
         train=Split(images[train], labels[train]),
-        val=Split(images[val], labels[val]) if val_size else None,
+        val=val,
         test=Split(dataset.test_images, dataset.test_labels),
         num_classes=dataset.num_classes,
         mean=dataset.mean,
         std=dataset.std,
+    )
+
+
+def _held_out(dataset: Dataset, val_size: int | None) -> int:
+    """Images to hold out of the training set."""
+    if dataset.val_labels is None:
+        return VAL_SIZE if val_size is None else val_size
+    if val_size is None or val_size == 0:
+        return 0
+    raise UserError(
+        f"val_size is {val_size}; {dataset.name} has {len(dataset.val_labels)} "
+        f"validation images of its own, so no training images are held out; leave "
+        f"--val_size out to use them, or pass --val_size=0 for no validation"
     )
 
 

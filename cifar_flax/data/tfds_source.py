@@ -25,6 +25,8 @@ from cifar_flax.files import expand_user, locked
 
 CIFAR_VERSION = "3.0.2"  # of the stock builders of CIFAR-10 and CIFAR-100
 
+VALIDATION = "validation"  # what tfds calls the split
+
 _MAX_RECORD = 2**20  # bytes; a 32x32 PNG has about 2,500
 _INFO = "dataset_info.json"
 _FEATURES = "tensorflow_datasets.core.features."
@@ -53,7 +55,11 @@ def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
 
 def prepared_key(folder: pathlib.Path) -> str:
     """Sha256, in hex, of what tfds says of a prepared set and of its files' sizes."""
-    digest = hashlib.sha256((folder / _INFO).read_bytes())
+    info = (folder / _INFO).read_bytes()
+    digest = hashlib.sha256(info)
+    # The cache of an earlier version lacks the validation images.
+    if f'"{VALIDATION}"'.encode() in info:
+        digest.update(VALIDATION.encode())
     for path in sorted(folder.iterdir()):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
@@ -67,7 +73,9 @@ def is_known(name: str) -> bool:
 
 
 def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
-    """Reads an image classification set of 32x32 RGB images that tfds has prepared.
+    """Reads an image classification set that tfds has prepared.
+
+    Its validation split, where it has one, becomes that of the data set.
 
     Args:
       folder: from ``prepared_folder``; array_record or tfrecord files.
@@ -89,6 +97,9 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
         _check_splits(folder, name, builder.info.splits)
         train = _read_split(builder, "train", image_key, label_key)
         test = _read_split(builder, "test", image_key, label_key)
+        val: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None)
+        if VALIDATION in builder.info.splits:
+            val = _read_split(builder, VALIDATION, image_key, label_key)
         names = builder.info.features[label_key].names
         file_format = builder.info.file_format.value
         cifar = CIFARS.get(name)
@@ -100,6 +111,8 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
             source=f"tensorflow-datasets {name}/{folder.name} ({file_format})",
             mean=cifar.mean if cifar else None,
             std=cifar.std if cifar else None,
+            val_images=val[0],
+            val_labels=val[1],
         )
 
 

@@ -63,7 +63,7 @@ class Cell:
         """UserError where it is begun as another run, such as of other data."""
         recorded = records.read_config(self.folder)
         recipe = self.settings.recipe_of(records.read_range_test(self.folder))
-        now = self.settings.record()
+        now = self.settings.record(dataset.has_validation)
         check_same_settings(now, recorded, self.folder, dataset, recipe)
 
     @property

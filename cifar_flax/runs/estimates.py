@@ -4,6 +4,7 @@ import time
 
 import jax
 
+from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.session import RANGE_SEEDS
@@ -38,7 +39,8 @@ def estimate_seconds(settings: Settings, speeds: dict[str, float]) -> float:
     if settings.model not in speeds:
         flops = sum(row.flops for row in layer_rows(settings.make_model(10)))
         speeds[settings.model] = USUAL_SHARE * peak_gflops() * 1e9 / (3 * flops)
-    images = settings.train_size or 50_000 - settings.val_size
+    val_size = VAL_SIZE if settings.val_size is None else settings.val_size
+    images = settings.train_size or 50_000 - val_size
     epochs = settings.make_recipe().epochs * len(settings.seeds)
     if settings.lr == AUTO:
         epochs += len(RANGE_SEEDS)

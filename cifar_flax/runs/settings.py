@@ -17,6 +17,7 @@ from cifar_flax.data import Dataset, load_dataset
 from cifar_flax.data.archive import check_sha256
 from cifar_flax.data.load import check_name
 from cifar_flax.data.own import whole_name as whole_dataset
+from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text, expand_user
 from cifar_flax.models import MODELS, make_model
@@ -95,8 +96,10 @@ class Settings:
     image_size: int | None = _setting(
         None, "Resize the images to this height and width, once."
     )
-    val_size: int = _setting(
-        5_000, "Training images held out for validation; 0: train on all of them."
+    val_size: int | None = _setting(
+        None,
+        "Training images held out for validation; 0: no validation (default: the data "
+        f"set's own validation images where it has some, else {VAL_SIZE:,}).",
     )
     train_size: int | None = _setting(
         None, "Train on this many images only (default: all that are left)."
@@ -246,7 +249,7 @@ class Settings:
             object.__setattr__(self, name, value)
         check_seeds(self.seeds)
         self._check_model()
-        if self.val_size < 0:
+        if self.val_size is not None and self.val_size < 0:
             raise UserError(f"--val_size={self.val_size}: it must be 0 or more")
         if self.train_size is not None and self.train_size < 1:
             raise UserError(f"--train_size={self.train_size}: it must be 1 or more")
@@ -353,9 +356,18 @@ class Settings:
         given = {"model": self.model, "seeds": self.seeds, **self.changed()}
         return [f"--{name}={as_text(value)}" for name, value in given.items()]
 
-    def record(self) -> dict[str, records.Setting]:
-        """The settings as ``config.json`` has them."""
-        return {**dataclasses.asdict(self), "seeds": list(self.seeds)}
+    def record(self, has_validation: bool = False) -> dict[str, records.Setting]:
+        """The settings as ``config.json`` has them.
+
+        Args:
+          has_validation: whether the data set has validation images of its own. Where
+            it has none, a ``val_size`` that is not given is recorded as the number
+            that it stands for; the two are one run.
+        """
+        record = {**dataclasses.asdict(self), "seeds": list(self.seeds)}
+        if self.val_size is None and not has_validation:
+            record["val_size"] = VAL_SIZE
+        return record
 
     @classmethod
     def from_record(

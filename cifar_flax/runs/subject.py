@@ -210,7 +210,7 @@ class Subject:
 
     def _settings_record(self) -> dict[str, records.Setting]:
         """The settings; of what a program gave, what is known of it."""
-        record = self.settings.record()
+        record = self.settings.record(self.dataset.has_validation)
         if self.model is not None:
             record |= dict.fromkeys(OF_MODEL)
             record |= {"model": self.name, "model_fields": _fields_of(self.model)}

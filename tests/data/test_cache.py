@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import logging
 import os
@@ -50,6 +51,20 @@ def test_the_second_load_reads_the_file(tmp_path, dataset, arrays, build):
             assert getattr(loaded, field) == getattr(dataset, field), field
     assert loaded is not dataset
     assert build.count == 1
+
+
+def test_validation_images_are_kept_where_there_are_some(tmp_path, dataset, build):
+    fields = {"val_images": dataset.test_images, "val_labels": dataset.test_labels}
+    given = dataclasses.replace(dataset, **fields)
+    for _ in range(2):
+        loaded = cache.load_or_build(tmp_path, "tiny", "val", lambda: given)
+        for field, expected in fields.items():
+            np.testing.assert_array_equal(getattr(loaded, field), expected)
+    cache.load_or_build(tmp_path, "tiny", "key", build)
+    assert not cache.load_or_build(tmp_path, "tiny", "key", build).has_validation
+    path = tmp_path / "cifar_flax" / "tiny-v1-key.npz"
+    with np.load(path) as stored:
+        assert not [name for name in stored.files if name.startswith("val")]
 
 
 def test_the_file_is_named_by_set_and_key(tmp_path, build):

@@ -77,6 +77,29 @@ def test_fingerprint_is_the_documented_hash(arrays):
     assert build(arrays).fingerprint == hashlib.sha256(content).hexdigest()
 
 
+def test_validation_images_come_after_the_rest_in_the_fingerprint(arrays):
+    images, labels = arrays.test_images[::-1], arrays.test_labels[::-1] % 3
+    dataset = build(arrays, val_images=images, val_labels=labels)
+    np.testing.assert_array_equal(dataset.val_images, images)
+    np.testing.assert_array_equal(dataset.val_labels, labels)
+    assert dataset.val_labels.dtype == np.int32
+    assert dataset.has_validation
+    digest = hashlib.sha256(
+        arrays.train_images.tobytes()
+        + (arrays.train_labels % 3).astype("<i4").tobytes()
+        + arrays.test_images.tobytes()
+        + (arrays.test_labels % 3).astype("<i4").tobytes()
+        + b"a\nb\nc"
+        + images.tobytes()
+        + labels.astype("<i4").tobytes()
+    )
+    assert dataset.fingerprint == digest.hexdigest()
+    without = build(arrays)
+    assert (without.val_images, without.val_labels) == (None, None)
+    assert not without.has_validation
+    assert (dataset.mean, dataset.std) == (without.mean, without.std)
+
+
 @pytest.mark.parametrize(
     "key",
     ["train_images", "train_labels", "test_images", "test_labels", "class_names"],
@@ -115,6 +138,25 @@ def test_other_arrays_are_refused(arrays, key, change, message):
     good = getattr(build(arrays), key)
     with pytest.raises(UserError, match=message):
         build(arrays, **{key: change(good)})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"val_images": 1}, "val_images alone is given"),
+        ({"val_labels": 1}, "val_labels alone is given"),
+        ({"val_images": slice(4), "val_labels": 1}, "val split: labels"),
+        ({"val_images": (..., 0), "val_labels": 1}, r"val split: images .*\[10, 32"),
+    ],
+)
+def test_other_validation_arrays_are_refused(arrays, given, message):
+    arrays_of = {"val_images": arrays.test_images, "val_labels": arrays.test_labels % 3}
+    given = {
+        key: arrays_of[key] if part == 1 else arrays_of[key][part]
+        for key, part in given.items()
+    }
+    with pytest.raises(UserError, match=message):
+        build(arrays, **given)
 
 
 def test_nothing_heavy_is_imported():

@@ -1,5 +1,7 @@
 """Data sets of one's own: folders of pictures and .npz files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from cifar_flax.data import load_dataset
 from cifar_flax.data.own import is_own, whole_name
 from cifar_flax.errors import UserError
+from cifar_flax.records import read_config, read_metrics
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
@@ -56,16 +59,38 @@ def test_a_folder_of_pictures_is_read_as_it_is(pictures, tmp_path):
     np.testing.assert_allclose(data.mean, mean.mean((0, 1, 2)), rtol=1e-6)
 
 
-def test_what_becomes_of_a_folder_for_validation_is_said(pictures, tmp_path, caplog):
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_folder_for_validation_is_used(pictures, tmp_path, caplog, name):
+    folder, _ = pictures
+    before = load(f"folder:{folder}", tmp_path)
+    images = write_class(folder / name / "cat", pixels(3, 6, 8, 3))
+    for _ in range(2):  # read, and from the cache
+        data = load(f"folder:{folder}", tmp_path)
+        np.testing.assert_array_equal(data.val_images, images)
+        assert data.val_labels.tolist() == [1, 1, 1]
+        assert (len(data.train_labels), len(data.test_labels)) == (10, 4)
+        assert (data.mean, data.std) == (before.mean, before.std)
+        assert data.fingerprint != before.fingerprint
+    small = load(f"folder:{folder}", tmp_path, image_size=4)
+    assert small.val_images.shape == (3, 4, 4, 3)
+    assert not caplog.records
+
+
+def test_what_else_becomes_of_a_folder_for_validation_is_said(
+    pictures, tmp_path, caplog
+):
     folder, _ = pictures
     write_class(folder / "val" / "cat", pixels(1, 6, 8, 3))
+    write_class(folder / "valid" / "cat", pixels(2, 6, 8, 3))
     data = load(f"folder:{folder}", tmp_path)
-    assert len(data.test_labels) == 4
-    assert "val is not used: validation images are drawn from" in caplog.text
+    assert (len(data.val_labels), len(data.test_labels)) == (1, 4)
+    assert f"valid is not used: {folder}/val is the validation set" in caplog.text
     (folder / "test").rename(tmp_path / "elsewhere")
     data = load(f"folder:{folder}", tmp_path)
     assert len(data.test_labels) == 1
-    assert data.source == "my pictures, val as the test set"
+    assert data.val_images is None
+    assert data.source == "my pictures, its validation images as the test set"
+    assert f"valid is not used: {folder}/val is the test set" in caplog.text
 
 
 def test_a_changed_folder_is_read_again(pictures, tmp_path):
@@ -117,6 +142,56 @@ def test_a_file_of_arrays_is_read(tmp_path, names):
     np.testing.assert_array_equal(data.test_labels, test[1])
     assert data.class_names == ("x", "y", "z")
     assert data.source == "digits.npz"
+
+
+@pytest.mark.parametrize(
+    ("images_key", "labels_key"),
+    [
+        ("val_images", "val_labels"),
+        ("validation_images", "validation_labels"),
+        ("x_val", "y_val"),
+        ("x_valid", "y_valid"),
+    ],
+)
+def test_a_file_of_arrays_may_have_validation_images(tmp_path, images_key, labels_key):
+    train, test, val = (pixels(n, 5, 5, 3) for n in (7, 3, 4))
+    arrays = {
+        **{"x_train": train, "y_train": np.arange(7) % 3},
+        **{images_key: val, labels_key: [0, 1, 2, 3]},
+    }
+    np.savez(tmp_path / "a.npz", **arrays, x_test=test, y_test=[0, 1, 2])
+    data = load(f"npz:{tmp_path / 'a.npz'}", tmp_path)
+    np.testing.assert_array_equal(data.val_images, val)
+    assert data.val_labels.tolist() == [0, 1, 2, 3]
+    assert data.num_classes == 4  # one of them in the validation images alone
+    assert len(data.train_labels) == 7
+    small = load(f"npz:{tmp_path / 'a.npz'}", tmp_path, image_size=3)
+    assert small.val_images.shape == (4, 3, 3, 3)
+    np.savez(tmp_path / "b.npz", **arrays)
+    data = load(f"npz:{tmp_path / 'b.npz'}", tmp_path)
+    np.testing.assert_array_equal(data.test_images, val)
+    assert data.val_images is None
+    assert data.source == "b.npz, its validation images as the test set"
+
+
+def test_a_run_validates_on_the_images_for_it(tmp_path):
+    train, test, val = (pixels(n, 5, 5, 3) for n in (12, 3, 4))
+    arrays = {"images": train, "labels": np.arange(12) % 3}
+    arrays |= {"test_images": test, "test_labels": [0, 1, 2]}
+    arrays |= {"val_images": val, "val_labels": [0, 1, 2, 0]}
+    np.savez(tmp_path / "a.npz", **arrays)
+    settings = Settings(
+        model="simplenet", dataset=f"npz:{tmp_path / 'a.npz'}", batch_size=4,
+        lr=0.01, epochs=1,
+    )  # fmt: skip
+    result = run(settings, tmp_path / "run")
+    sizes = read_config(tmp_path / "run").dataset
+    assert (sizes.train_size, sizes.val_size, sizes.test_size) == (12, 4, 3)
+    assert read_metrics(tmp_path / "run")[-1].val_accuracy is not None
+    again = run(settings, tmp_path / "run", resume=True)
+    assert again.record.test_loss == result.record.test_loss
+    with pytest.raises(UserError, match="4 validation images of its own"):
+        run(dataclasses.replace(settings, val_size=5_000), tmp_path / "other")
 
 
 def test_a_run_on_pictures_predicts_with_their_class_names(pictures, tmp_path):

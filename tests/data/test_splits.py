@@ -8,7 +8,7 @@ from cifar_flax.data.splits import split_dataset
 from cifar_flax.errors import UserError
 
 
-def make_numbered(count=200, classes=4):
+def make_numbered(count=200, classes=4, own=None):
     """Images that tell their place: the first two pixels hold it."""
     rng = np.random.default_rng(0)
     images = np.zeros((count, 32, 32, 3), np.uint8)
@@ -23,6 +23,8 @@ def make_numbered(count=200, classes=4):
         test_labels=labels[:20],
         class_names=tuple("abcd"[:classes]),
         source="a test",
+        val_images=images[:own] if own else None,
+        val_labels=labels[:own] if own else None,
     )
 
 
@@ -84,3 +86,38 @@ def test_no_validation_split():
 def test_impossible_sizes_are_named(val_size, train_size, words):
     with pytest.raises(UserError, match=words):
         split_dataset(make_numbered(), val_size, train_size)
+
+
+def test_validation_images_of_the_data_set_are_used_and_all_others_trained_on():
+    dataset = make_numbered(own=30)
+    splits = split_dataset(dataset)
+    np.testing.assert_array_equal(splits.val.images, dataset.val_images)
+    np.testing.assert_array_equal(splits.val.labels, dataset.val_labels)
+    np.testing.assert_array_equal(splits.train.images, dataset.train_images)
+    np.testing.assert_array_equal(splits.test.images, dataset.test_images)
+    part = split_dataset(dataset, train_size=200 - 40)
+    assert len(part.train) == 160
+    np.testing.assert_array_equal(part.val.images, dataset.val_images)
+
+
+def test_with_validation_images_of_its_own_zero_is_the_only_size():
+    dataset = make_numbered(own=30)
+    splits = split_dataset(dataset, 0)
+    assert splits.val is None
+    assert len(splits.train) == 200
+    with pytest.raises(UserError) as error:
+        split_dataset(dataset, 40)
+    for words in ("val_size is 40", "30 validation images of its own", "leave"):
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_by_default_5000_are_held_out_or_the_error_says_what_to_pass():
+    splits = split_dataset(make_numbered(5_100))
+    by_size = split_dataset(make_numbered(5_100), 5_000)
+    assert (len(splits.train), len(splits.val)) == (100, 5_000)
+    np.testing.assert_array_equal(places(splits.val), places(by_size.val))
+    np.testing.assert_array_equal(places(splits.train), places(by_size.train))
+    words = r"5000 by default; .* 200 .*pass --val_size=N .*from 0 to 199"
+    with pytest.raises(UserError, match=words):
+        split_dataset(make_numbered())

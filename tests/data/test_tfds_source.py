@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import pathlib
@@ -253,6 +254,13 @@ class TestFolder:
     def test_nothing_there(self, tmp_path):
         assert tfds_source.prepared_folder(tmp_path, "cifar10") is None
 
+    def test_the_key_is_that_of_earlier_versions(self, prepared):
+        """So that what they have in the cache is found."""
+        key = hashlib.sha256((prepared / "dataset_info.json").read_bytes())
+        for path in sorted(prepared.iterdir()):
+            key.update(f"{path.name} {path.stat().st_size}\n".encode())
+        assert tfds_source.prepared_key(prepared) == key.hexdigest()
+
     def test_the_key_changes_with_the_preparation(self, prepared):
         keys = {tfds_source.prepared_key(prepared)}
         assert {tfds_source.prepared_key(prepared)} == keys
@@ -389,6 +397,32 @@ class TestOtherSets:
         prepare(tmp_path, "other", splits, features)
         with pytest.raises(UserError, match="no test split, only train, validation"):
             load_dataset("other", data_dir=tmp_path)
+
+    @pytest.mark.parametrize("image_size", [None, 16])
+    def test_a_validation_split(self, tmp_path, arrays, splits, image_size):
+        features = {"image": IMAGE, "label": tfds.features.ClassLabel(num_classes=10)}
+        images, labels = arrays.train_images[:7], arrays.train_labels[:7]
+        splits["validation"] = rows(images, labels)
+        prepare(tmp_path, "other", splits, features)
+        for _ in range(2):  # read, and from the cache
+            data = load_dataset("other", data_dir=tmp_path, image_size=image_size)
+            if image_size is None:
+                got = by_content(data.val_images, data.val_labels)
+                for x, y in zip(got, by_content(images, labels), strict=True):
+                    np.testing.assert_array_equal(x, y)
+            else:
+                assert data.val_images.shape == (7, 16, 16, 3)
+            assert len(data.train_labels) == 50
+
+    def test_a_cache_without_its_validation_split_is_not_taken(self, tmp_path, splits):
+        features = {"image": IMAGE, "label": tfds.features.ClassLabel(num_classes=10)}
+        splits["validation"] = splits["test"]
+        folder = prepare(tmp_path, "other", splits, features)
+        # The key of the version that did not read that split.
+        key = hashlib.sha256((folder / "dataset_info.json").read_bytes())
+        for path in sorted(folder.iterdir()):
+            key.update(f"{path.name} {path.stat().st_size}\n".encode())
+        assert tfds_source.prepared_key(folder) != key.hexdigest()
 
     def prepared(self, folder, shape):
         image = RNG.integers(0, 256, [side or 32 for side in shape], np.uint8)

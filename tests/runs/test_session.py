@@ -375,6 +375,24 @@ def test_parameters_and_operations_are_counted_for_the_images_of_the_data(tmp_pa
     assert config.dataset.image_shape == (16, 12, 1)
 
 
+def test_a_run_recorded_with_the_default_val_size_goes_on_without_it(tmp_path):
+    """Runs were recorded with 5,000 before the default was None."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5_040, 4, 4, 1), dtype=np.uint8)
+    labels = np.arange(5_040) % 2
+    dataset = make_dataset(
+        "grey", images, labels, images[:9], labels[:9], ("a", "b"), source="a test"
+    )
+    default = Settings(model="simplenet", lr=0.001, epochs=1, batch_size=20)
+    given = dataclasses.replace(default, val_size=5_000)
+    for name, first, then in (("a", given, default), ("b", default, given)):
+        result = run(first, tmp_path / name, dataset=dataset)
+        config = records.read_config(tmp_path / name)
+        assert config.settings["val_size"] == config.dataset.val_size == 5_000
+        again = run(then, tmp_path / name, dataset=dataset, resume=True)
+        assert again.record == result.record
+
+
 def test_the_recorded_command_gives_the_same_settings(tmp_path):
     settings = Settings(
         model="simplenet", lr=0.001, epochs=1, batch_size=32, val_size=24, flip=False

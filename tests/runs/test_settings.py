@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
+from cifar_flax.runs.cells import make_cells
 from cifar_flax.runs.settings import Settings, differences, parse_setting
 from cifar_flax.training.phases import Constant, Sgdr
 from cifar_flax.training.recipes import LESSON
@@ -72,6 +74,21 @@ def test_only_what_decides_the_numbers_must_be_the_same_on_a_resume():
         "--seeds was [0, 1] and is [0, 2]",
         "--lr was None and is 0.1",
     ]
+
+
+CELLS = ({"model": ["convbn"]}, {"model": ["convbn"], "val_size": [5_000]})
+
+
+def test_a_val_size_that_is_not_given_is_the_number_it_stands_for():
+    given, default = Settings(val_size=5_000), Settings()
+    assert differences(default.record(), given.record()) == []
+    assert differences(given.record(), default.record()) == []
+    own = default.record(has_validation=True)
+    assert differences(own, given.record()) == ["--val_size was 5000 and is None"]
+    assert Settings(val_size=0).record(has_validation=True)["val_size"] == 0
+    # A sweep finds the cells that it had made before.
+    cells = [make_cells(lists, (0,), pathlib.Path()) for lists in CELLS]
+    assert cells[0][0].name == cells[1][0].name
 
 
 @pytest.mark.parametrize(
