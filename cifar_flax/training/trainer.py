@@ -124,6 +124,22 @@ def _check_recipe(recipe: Recipe, spec: DataSpec) -> None:
         )
 
 
+def _check_memory(spec: DataSpec, padding: int) -> None:
+    """UserError where the training images are more than the device can hold."""
+    device = jax.local_devices()[0]
+    # None for a CPU, whose memory is the one that the images are in already.
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    height, width, channels = spec.image_shape
+    size = (height + 2 * padding) * (width + 2 * padding) * channels + 4  # the label
+    needed = spec.train_size * size
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"{spec.train_size:,} training images of {height} x {width} x {channels} "
+            f"take {needed / 1e9:.2f} GB, and {device.device_kind} has "
+            f"{limit / 1e9:.2f} GB for them; lower --train_size or --image_size"
+        )
+
+
 class Trainer:
     """Trains R replicas of a model, one a seed, with one recipe: a compiled program.
 
@@ -172,6 +188,7 @@ class Trainer:
           UserError: model, recipe, data or seeds do not fit together.
         """
         _check_recipe(recipe, spec)
+        _check_memory(spec, recipe.augmentation.padding)
         self.model, self.recipe, self.spec = model, recipe, spec
         self.seeds = check_seeds(seeds)
         self.layers, variables = check_model(model, spec.image_shape, spec.num_classes)

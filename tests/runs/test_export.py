@@ -276,7 +276,7 @@ def test_the_test_images_are_those_of_the_run(tmp_path, monkeypatch):
     def fetch(*args, **settings):
         raise AssertionError("nothing is to be downloaded")
 
-    monkeypatch.setattr(download, "fetch_cifar10", fetch)
+    monkeypatch.setattr(download, "fetch_cifar", fetch)
     path = tmp_path / "run" / records.CONFIG
     text = path.read_text()
     config = json.loads(text)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gc
+import types
 import weakref
 
 import flax.linen as nn
@@ -441,3 +442,17 @@ def test_the_training_program_can_be_made_for_any_platform(splits, platform):
     expected = 0 if platform == "cpu" else 14
     if trainer.lowering == "native":
         assert program.count("stablehlo.convolution") == expected
+
+
+def test_images_that_the_device_cannot_hold_are_refused(splits, monkeypatch):
+    """With a border of 4, and a label of 4 bytes each."""
+    recipe = dataclasses.replace(RECIPE, augmentation=Augmentation(padding=4))
+    needed = splits.spec.train_size * (40 * 40 * 3 + 4)
+    stats = {"bytes_limit": needed}
+    device = types.SimpleNamespace(memory_stats=lambda: stats, device_kind="A 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda *_: [device])
+        make_trainer(splits, recipe=recipe)
+        stats["bytes_limit"] = needed - 1
+        with pytest.raises(UserError, match=r"32 x 32 x 3 take 0\.00 GB, and A 1 has"):
+            make_trainer(splits, recipe=recipe)
