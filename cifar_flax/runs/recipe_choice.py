@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.models import MODELS
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.training.checks import MAX_FLOAT, MIN_FLOAT
 from cifar_flax.training.optimizers import Group
@@ -81,11 +82,11 @@ def choose_recipe(
     if settings.epochs is not None and settings.lr is None:
         recipe = recipe.stretched(settings.epochs)
     if settings.continue_from is not None:
-        recipe = _continued(recipe, settings.continue_from)
+        recipe = _continued(recipe, settings.continue_from, settings.model_label)
     return recipe
 
 
-def _continued(recipe: Recipe, folder: str) -> Recipe:
+def _continued(recipe: Recipe, folder: str, model: str) -> Recipe:
     """The recipe of a finished run, and then the phases of another.
 
     Raises:
@@ -93,6 +94,11 @@ def _continued(recipe: Recipe, folder: str) -> Recipe:
     """
     config = records.read_config(pathlib.Path(folder))
     where = f"--continue_from={folder}"
+    # A program may have given another model than that of its settings.
+    if config.model in MODELS and config.model != model:
+        raise UserError(
+            f"{where}: that run has trained {config.model}, and this one trains {model}"
+        )
     if config.recipe is None:
         raise UserError(f"{where}: it has no recipe to go on from")
     first = from_plain(config.recipe, where)

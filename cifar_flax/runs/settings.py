@@ -386,15 +386,17 @@ class Settings:
         recipe = None
         if not names and config.recipe is not None and _is_elsewhere(config.settings):
             recipe = from_plain(config.recipe, where)
-        names = names or tuple(TYPES)
-        missing = [name for name in names if name not in config.settings]
+        found = {n: config.settings.get(n, DEFAULTS[n]) for n in names or TYPES}
+        # An older record lacks settings that came later; it is a run without them.
+        missing = [
+            n for n in found if n not in config.settings and found[n] is not None
+        ]
         if missing:
             raise UserError(
                 f"{where}: settings lacks {missing[0]!r}; no run of this version"
             )
         try:
-            values: dict[str, Any] = {name: config.settings[name] for name in names}
-            return cls(**values, recorded_recipe=recipe)
+            return cls(**found, recorded_recipe=recipe)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 

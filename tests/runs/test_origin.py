@@ -15,7 +15,7 @@ from cifar_flax.runs.observers import Observer
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
 from tests.conftest import make_split
-from tests.runs.test_session import Told
+from tests.runs.test_session import TinyNet, Told
 
 
 def dataset(classes, seed=0):
@@ -231,6 +231,14 @@ def test_two_runs_one_after_the_other_are_one_of_both_lengths(tmp_path):
     lines = records.read_metrics(tmp_path / "second")
     assert lines == second.metrics
     assert [line.step for line in lines] == [3, 4, 6, 7]
+
+
+def test_a_net_of_a_program_goes_on_too(tmp_path):
+    settings = {**SETTINGS, "epochs": 2}
+    go(tmp_path / "first", net=TinyNet(), **settings)
+    second = go(net=TinyNet(), **settings, continue_from=str(tmp_path / "first"))
+    whole = go(net=TinyNet(), **{**settings, "epochs": 4})
+    assert_same(second.state.params, whole.state.params)
 
 
 def test_it_resumes_where_the_run_before_is_gone(tmp_path, small_chunks):
