@@ -202,7 +202,12 @@ class _Session:
         self._losses: list[np.ndarray] = []
         self._lost: tuple[int | None, ...] = ()
         self._seconds = 0.0
-        self.state: TrainState
+        self._at: Start | Progress
+
+    @property
+    def state(self) -> TrainState:
+        """The last one of all replicas."""
+        return self._at.state
 
     @property
     def is_recorded(self) -> bool:
@@ -219,7 +224,7 @@ class _Session:
             start = first()
         else:
             start = self._journal.restore(self._trainer, first, len(splits.test))
-        self.state, self._seconds = start.state, start.seconds
+        self._at, self._seconds = start, start.seconds
         self._lines, self._losses = start.lines, [start.losses]
         self._lost = self.state.diverged_at
         recorded = self._recorded
@@ -248,7 +253,9 @@ class _Session:
     def chunk_done(self, progress: Progress) -> None:
         """Takes note of a chunk; an interrupt before its end leaves the one before."""
         seconds = self._seconds + progress.seconds
-        self._lost = _warn_of_divergence(self._trainer, progress.state, self._lost)
+        self._lost = _warn_of_divergence(
+            self._trainer, progress.diverged_at, self._lost
+        )
         self._watchers.chunk_done(progress)
         losses = [*self._losses, progress.losses]
         if progress.epoch_done:
@@ -257,7 +264,7 @@ class _Session:
                 steps = self._steps(losses)
                 self._journal.record_epoch(line, steps, progress.state)
             self._lines.append(line)
-        self.state, self._seconds, self._losses = progress.state, seconds, losses
+        self._at, self._seconds, self._losses = progress, seconds, losses
         if progress.epoch_done:
             self._watchers.epoch_done(line, progress.state)
 
@@ -370,14 +377,15 @@ class _Session:
 
 
 def _warn_of_divergence(
-    trainer: Trainer, state: TrainState, known: tuple[int | None, ...]
+    trainer: Trainer,
+    diverged_at: tuple[int | None, ...],
+    known: tuple[int | None, ...],
 ) -> tuple[int | None, ...]:
     """Names the replicas that have ended, but for those that are known to have.
 
     Returns:
-      All that have ended: ``state.diverged_at``.
+      All that have ended.
     """
-    diverged_at = state.diverged_at
     for seed, step, before in zip(trainer.seeds, diverged_at, known, strict=True):
         if step is not None and before is None:
             logger.warning(

@@ -17,6 +17,7 @@ from cifar_flax.data.splits import DataSpec, Split
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import evaluate_logits
+from cifar_flax.training.placement import Placement, split_batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,6 +127,7 @@ class Predictor:
         batch_size: int | None = None,
         lowering: Lowering = "auto",
         tta: Tta = "none",
+        placement: Placement | None = None,
     ):
         """Makes the program; nothing is compiled yet.
 
@@ -135,8 +137,9 @@ class Predictor:
           batch_size: images at a time; None for what suits the device.
           lowering: of the model's convolutions.
           tta: see ``views``.
+          placement: of the replicas; None for one device.
         """
-        self._spec = spec
+        self._spec, self._placement = spec, placement or Placement(1)
         on_cpu = jax.default_backend() == "cpu"
         self.batch_size = batch_size or (256 if on_cpu else 1_000)
 
@@ -145,6 +148,7 @@ class Predictor:
 
             def logits_of_one(variables: Any) -> jax.Array:
                 def of_batch(images: jax.Array) -> jax.Array:
+                    images = split_batch(images)
                     return logits_of_pixels(
                         model, variables, images, spec, lowering, tta
                     )
@@ -154,7 +158,7 @@ class Predictor:
 
             return replica_map()(logits_of_one, variables)
 
-        self._program = jax.jit(logits_of_all)
+        self._program = self._placement.map(logits_of_all, spread=1, shared=1)
 
     @known_settings()
     def __call__(self, variables: Any, images: np.ndarray) -> np.ndarray:
@@ -171,10 +175,13 @@ class Predictor:
           UserError: images of another type, size or number of channels, or none.
         """
         images = check_images("images to classify", images, self._spec.image_shape)
-        count, size = len(images), min(self.batch_size, len(images))
+        place, count = self._placement, len(images)
+        size = min(self.batch_size, count)
+        size += -size % place.columns
         fill = [(0, -count % size)] + [(0, 0)] * 3
         batches = np.pad(images, fill).reshape(-1, size, *images.shape[1:])
-        return np.asarray(self._program(variables, batches))[:, :count]
+        logits = self._program(place.spread(variables), place.share(batches))
+        return np.asarray(place.collect(logits))[:, :count]
 
 
 def evaluate(predictor: Predictor, variables: Any, split: Split) -> Evaluation:

@@ -82,10 +82,7 @@ class TrainState:
 
         A replica ends with that step. None for one that goes on.
         """
-        finite, steps = np.isfinite(self.totals.loss), np.asarray(self.step)
-        return tuple(
-            None if ok else int(at) for ok, at in zip(finite, steps, strict=True)
-        )
+        return ended_at(self.totals, self.step)
 
     @property
     def all_diverged(self) -> bool:
@@ -103,6 +100,12 @@ class TrainState:
         if isinstance(self.step, jax.core.Tracer | jax.ShapeDtypeStruct):
             return f"TrainState({words})"
         return f"TrainState(step={int(self.step.max())}, {words})"
+
+
+def ended_at(totals: Totals, steps: jax.typing.ArrayLike) -> tuple[int | None, ...]:
+    """For each of R replicas the step at which it has diverged, or None."""
+    finite, steps = np.isfinite(totals.loss), np.asarray(steps)
+    return tuple(None if ok else int(at) for ok, at in zip(finite, steps, strict=True))
 
 
 def init_state(

@@ -22,6 +22,7 @@ from cifar_flax.data.splits import DataSpec
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import train_logits
 from cifar_flax.training.optimizers import path_in_words
+from cifar_flax.training.placement import split_batch
 from cifar_flax.training.state import Totals, TrainState
 
 # Padded training images, uint8 [N, H + 2p, W + 2p, C], and labels [N], on the device.
@@ -212,6 +213,7 @@ class TrainStep:
         )
         first = state.step % (order.shape[0] // self.batch_size) * self.batch_size
         indices = lax.dynamic_slice(order, (first,), (self.batch_size,))
+        indices = split_batch(indices)
         padded, labels = data
         varied, flips = self.augmentation, None
         if varied.alternate:

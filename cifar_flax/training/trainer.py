@@ -27,9 +27,10 @@ from cifar_flax.training.evaluation import (
     evaluate,
     replica_map,
 )
+from cifar_flax.training.placement import Placement
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.stages import Stage
-from cifar_flax.training.state import Totals, TrainState, init_state
+from cifar_flax.training.state import Totals, TrainState, ended_at, init_state
 from cifar_flax.training.steps import Carry, DeviceData, TrainStep, epoch_order
 
 # A compiled call does about this many seconds of work: long enough that its start
@@ -47,9 +48,8 @@ class Progress:
     """Where training stands after a compiled chunk of steps.
 
     Attributes:
-      state: of all replicas; it stays as it is when training goes on.
-        ``state.diverged_at`` tells which of them have ended.
       step: steps done.
+      diverged_at: see ``TrainState``.
       epoch_done: whether an epoch has just ended; the figures are then of that epoch,
         and before of its steps so far.
       learning_rate: of the last step.
@@ -61,10 +61,12 @@ class Progress:
         NaN for the steps that a replica that has diverged did not do.
       images: training images of the last chunk, over all replicas.
       seconds: that the last chunk took.
+      spread: the state as it is spread over the devices.
+      placement: of the replicas.
     """
 
-    state: TrainState
     step: int
+    diverged_at: tuple[int | None, ...]
     epoch_done: bool
     learning_rate: float
     train_loss: np.ndarray
@@ -72,6 +74,13 @@ class Progress:
     losses: np.ndarray
     images: int
     seconds: float
+    spread: TrainState
+    placement: Placement
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """Of all replicas; it stays as it is when training goes on."""
+        return self.placement.collect(self.spread)
 
     def __repr__(self) -> str:
         loss = np.round(self.train_loss, 4).tolist()
@@ -173,6 +182,7 @@ class Trainer:
         *,
         lowering: Lowering = "auto",
         tta: Tta = "none",
+        mesh: jax.sharding.Mesh | None = None,
     ):
         """Makes the program and checks that it fits; nothing is compiled yet.
 
@@ -183,6 +193,7 @@ class Trainer:
           seeds: one a replica.
           lowering: of the model's convolutions; see ``layers.Conv``.
           tta: test-time augmentation; see ``evaluation.views``.
+          mesh: devices to work on, see ``placement.make_mesh``; None for one.
 
         Raises:
           UserError: model, recipe, data or seeds do not fit together.
@@ -192,7 +203,10 @@ class Trainer:
         self.model, self.recipe, self.spec = model, recipe, spec
         self.seeds = check_seeds(seeds)
         self.layers, variables = check_model(model, spec.image_shape, spec.num_classes)
+        self.placement = Placement(len(self.seeds), mesh)
         self.lowering = resolve(lowering)
+        if self.placement.columns > 1 and self.lowering == "native":
+            self.lowering = "product"  # the compiler cannot divide a kernel's batch
         self.steps_per_epoch = spec.train_size // recipe.batch_size
         self.total_steps = recipe.count_steps(self.steps_per_epoch)
         self.schedule = recipe.schedule(self.steps_per_epoch)
@@ -213,7 +227,9 @@ class Trainer:
             freeze_norms=recipe.freeze_norms,
             lowering=self.lowering,
         )
-        self.predictor = Predictor(model, spec, lowering=self.lowering, tta=tta)
+        self.predictor = Predictor(
+            model, spec, lowering=self.lowering, tta=tta, placement=self.placement
+        )
         self._template = _shapes_of_state(variables, tx, recipe.ema, len(self.seeds))
         self._make_programs()
 
@@ -247,9 +263,8 @@ class Trainer:
             train_step = dataclasses.replace(
                 train_step, is_frozen=functools.partial(is_frozen, stage=stage)
             )
-        return jax.jit(
-            functools.partial(_train_steps, train_step, self.steps_per_epoch)
-        )
+        steps = functools.partial(_train_steps, train_step, self.steps_per_epoch)
+        return self.placement.map(steps, spread=2, shared=2)
 
     def __repr__(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
@@ -294,7 +309,8 @@ class Trainer:
                 f"for {self.spec.train_size}"
             )
         padded = pad_images(split.images, self.train_step.augmentation)
-        return jnp.asarray(padded), jnp.asarray(split.labels)
+        data = jnp.asarray(padded), jnp.asarray(split.labels)
+        return self.placement.share(data)
 
     @known_settings()
     def rates(self, steps: int) -> np.ndarray:
@@ -337,14 +353,15 @@ class Trainer:
         return evaluate(self.predictor, variables, split)
 
     def _run(self, state: TrainState, data: DeviceData) -> Iterator[Progress]:
-        step, chunk, epoch_end = int(state.step.max()), 1, 0
-        while step < self.total_steps and not state.all_diverged:
+        place, step, chunk, epoch_end = self.placement, int(state.step.max()), 1, 0
+        done, keys, spread = np.asarray(state.step), state.key, place.spread(state)
+        going = not state.all_diverged
+        while step < self.total_steps and going:
             with known_settings():
                 stage = next(stage for stage in self.stages if step < stage.stop)
                 program, start = self._programs[stage.freeze], time.perf_counter()
                 if not isinstance(program, jax.stages.Compiled):
-                    zero = jnp.int32(0)
-                    args = (state, self._orders(state.key, zero), data, zero)
+                    args = (spread, self._spread_order(keys, 0), data, np.int32(0))
                     program = program.lower(*args).compile()
                     self._programs[stage.freeze] = program
                     self.compile_seconds += time.perf_counter() - start
@@ -352,44 +369,41 @@ class Trainer:
                 first = step - step % self.steps_per_epoch
                 if step >= epoch_end:
                     epoch_end = min(first + self.steps_per_epoch, self.total_steps)
-                    epoch = jnp.int32(step // self.steps_per_epoch)
-                    orders = self._orders(state.key, epoch)
+                    orders = self._spread_order(keys, step // self.steps_per_epoch)
                 stop = min(step + chunk, epoch_end, stage.stop)
-                before = state
-                state, losses = program(state, orders, data, jnp.int32(stop))
-                losses = np.asarray(losses)  # waits for the chunk
+                spread, losses = program(spread, orders, data, np.int32(stop))
+                told = (spread.totals, spread.step, losses)
+                totals, done_now, losses = jax.device_get(place.collect(told))  # waits
                 seconds = time.perf_counter() - start
                 chunk = next_chunk(stop - step, seconds)
-                done = int(state.step.max())
-                progress = self._progress(
-                    before, state, losses[:, step - first : done - first], seconds
+                images = int((done_now - done).sum()) * self.recipe.batch_size
+                done, before, step = done_now, step, int(done_now.max())
+                if epoch_done := step == epoch_end:
+                    cleared = spread.totals.cleared()
+                    spread = dataclasses.replace(spread, totals=cleared)
+                diverged_at = ended_at(totals, done)
+                lost = np.array([at is not None for at in diverged_at])
+                going = not lost.all()
+                progress = Progress(
+                    step=step,
+                    diverged_at=diverged_at,
+                    epoch_done=epoch_done,
+                    learning_rate=float(self.schedule(step - 1)),
+                    train_loss=np.where(lost, np.nan, totals.loss / totals.count),
+                    train_accuracy=np.where(
+                        lost, np.nan, totals.correct / totals.count
+                    ),
+                    losses=losses[:, before - first : step - first],
+                    images=images,
+                    seconds=seconds,
+                    spread=spread,
+                    placement=place,
                 )
-                if done == epoch_end:
-                    totals = state.totals.cleared()
-                    state = dataclasses.replace(state, totals=totals)
-                    progress = dataclasses.replace(
-                        progress, state=state, epoch_done=True
-                    )
-                step = done
             yield progress
 
-    def _progress(
-        self, before: TrainState, state: TrainState, losses: np.ndarray, seconds: float
-    ) -> Progress:
-        """Where training stands after a chunk, within an epoch."""
-        totals, step = jax.device_get(state.totals), int(state.step.max())
-        lost = np.array([at is not None for at in state.diverged_at])
-        return Progress(
-            state=state,
-            step=step,
-            epoch_done=False,
-            learning_rate=float(self.schedule(step - 1)),
-            train_loss=np.where(lost, np.nan, totals.loss / totals.count),
-            train_accuracy=np.where(lost, np.nan, totals.correct / totals.count),
-            losses=losses,
-            images=int((state.step - before.step).sum()) * self.recipe.batch_size,
-            seconds=seconds,
-        )
+    def _spread_order(self, keys: jax.Array, epoch: int) -> jax.Array:
+        """The orders of an epoch, [R, N], where the replicas are."""
+        return self.placement.spread(self._orders(keys, np.int32(epoch)))
 
     def _check_split(self, what: str, split: Split) -> None:
         if not isinstance(split, Split):

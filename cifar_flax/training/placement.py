@@ -1,0 +1,194 @@
+"""Where replicas and their batches are computed: on a mesh of devices.
+
+The mesh has the axes ``seed`` and ``data``. Each row of devices has its own replicas,
+which need no communication and get the same bits as alone. The devices of a row share
+the batches of its replicas: the compiler adds up their gradients, and the sums of batch
+norm, over the whole batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cifar_flax.errors import UserError
+
+SEED, DATA = AXES = ("seed", "data")
+
+
+def default_devices() -> list[jax.Device]:
+    """All accelerators of all processes; of a CPU one, whose cores all work for it."""
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        return jax.local_devices()[:1]
+    return jax.devices()
+
+
+def make_mesh(
+    replicas: int,
+    batch_size: int,
+    count: int | None = None,
+    shape: Mapping[str, int] | None = None,
+) -> Mesh:
+    """Spreads the replicas over the devices first, and then their batches.
+
+    Args:
+      replicas: how many.
+      batch_size: images in a step of each.
+      count: of the devices to use; None for ``default_devices()``.
+      shape: devices along ``seed`` and ``data``, where that is to be chosen otherwise.
+
+    Raises:
+      UserError: there are fewer devices, or the batch cannot be divided.
+    """
+    devices = jax.devices()
+    if count is not None:
+        if not 1 <= count <= len(devices):
+            raise UserError(
+                f"--devices={count}: there are {len(devices)} of kind "
+                f"{devices[0].device_kind}"
+            )
+        devices = devices[:count]
+    elif shape is None:
+        devices = default_devices()
+    rows, columns = _shape_for(len(devices), replicas, batch_size)
+    if shape is not None:
+        rows, columns = (shape.get(axis, 1) for axis in AXES)
+        _check_shape(rows, columns, len(devices), replicas, batch_size)
+    grid = np.array(devices[: rows * columns]).reshape(rows, columns)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _shape_for(devices: int, replicas: int, batch_size: int) -> tuple[int, int]:
+    """Rows and columns; as many rows as replicas, where the devices can be divided."""
+    rows = max(n for n in range(1, min(devices, replicas) + 1) if devices % n == 0)
+    # Devices by which a batch cannot be divided have no work.
+    columns = range(1, devices // rows + 1)
+    return rows, max(n for n in columns if batch_size % n == 0)
+
+
+def _check_shape(
+    rows: int, columns: int, devices: int, replicas: int, batch_size: int
+) -> None:
+    given = f"--mesh={SEED}:{rows},{DATA}:{columns}"
+    if rows * columns > devices:
+        raise UserError(
+            f"{given} needs {rows * columns} devices, and there are {devices}"
+        )
+    if rows > replicas:
+        raise UserError(f"{given}: there are only {replicas} seeds; give more --seeds")
+    if batch_size % columns:
+        raise UserError(
+            f"{given}: a batch of {batch_size} images cannot be divided by {columns}; "
+            "give another --batch_size or mesh"
+        )
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Devices along each axis, from a text such as ``seed:2,data:4``.
+
+    Raises:
+      UserError: it is none.
+    """
+    words = [word.split(":") for word in text.split(",")]
+    good = all(len(w) == 2 and w[0] in AXES and w[1].isdecimal() for w in words)
+    shape = {word[0]: int(word[-1]) for word in words if good}
+    if not good or len(shape) < len(words) or 0 in shape.values():
+        raise UserError(f"--mesh={text}: give devices along the axes, as seed:2,data:4")
+    return shape
+
+
+def split_batch(batch: jax.Array) -> jax.Array:
+    """The same batch, divided between the devices of a row; see ``Placement.map``."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape[DATA] == 1:
+        return batch
+    return lax.with_sharding_constraint(batch, PartitionSpec(DATA))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placement:
+    """R replicas on a mesh, or on one device.
+
+    The rows of the mesh have equally many replicas; where R cannot be divided, copies
+    of the last one fill up, and what they give is dropped.
+
+    Attributes:
+      replicas: R.
+      mesh: see ``make_mesh``; None for JAX's default device.
+    """
+
+    replicas: int
+    mesh: Mesh | None = None
+
+    @property
+    def columns(self) -> int:
+        """Devices that share a batch."""
+        return 1 if self.mesh is None else self.mesh.shape[DATA]
+
+    def map(self, fn: Callable, spread: int, shared: int) -> Any:
+        """A function of replicas as a program for the mesh.
+
+        Args:
+          fn: takes and gives arrays with a leading axis of replicas, as many as there
+            are; what it does with a batch is divided where ``split_batch`` says so.
+          spread: its first arguments, which have that axis.
+          shared: its other arguments, which all replicas see.
+
+        Returns:
+          What ``jax.jit`` gives, for arguments as of ``spread`` and ``share``.
+        """
+        if self.mesh is None:
+            return jax.jit(fn)
+        by_seed, whole = PartitionSpec(SEED), PartitionSpec()
+        mapped = jax.shard_map(
+            fn,
+            mesh=self.mesh,
+            in_specs=(by_seed,) * spread + (whole,) * shared,
+            out_specs=by_seed,
+            axis_names={SEED},  # ``data`` is left to the compiler
+            check_vma=False,
+        )
+        return jax.jit(mapped)
+
+    def spread(self, tree: Any) -> Any:
+        """Arrays [R, ...] on the devices that compute the replicas."""
+        if self.mesh is None:
+            return tree
+        rows = self.mesh.shape[SEED]
+        index = np.minimum(
+            np.arange(-(-self.replicas // rows) * rows), self.replicas - 1
+        )
+        filled = jax.tree.map(lambda leaf: leaf[index], tree)
+        return jax.device_put(filled, NamedSharding(self.mesh, PartitionSpec(SEED)))
+
+    def share(self, tree: Any) -> Any:
+        """Arrays on all devices."""
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def collect(self, tree: Any) -> Any:
+        """Arrays [R, ...] from those that ``spread`` or a program gave, everywhere."""
+        return tree if self.mesh is None else self._collect(tree)
+
+    @functools.cached_property
+    def _collect(self) -> Any:
+        assert self.mesh is not None
+        replicas = self.replicas  # not this object, which would then never be freed
+        return jax.jit(
+            lambda tree: jax.tree.map(lambda leaf: leaf[:replicas], tree),
+            out_shardings=NamedSharding(self.mesh, PartitionSpec()),
+        )
+
+    def __str__(self) -> str:
+        if self.mesh is None or self.mesh.size == 1:
+            return "one device"
+        rows, columns = (self.mesh.shape[axis] for axis in AXES)
+        words = [f"the seeds over {rows}"] if rows > 1 else []
+        words += [f"each batch over {columns}"] if columns > 1 else []
+        return f"{self.mesh.size} devices: {', '.join(words)}"
