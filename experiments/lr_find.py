@@ -21,7 +21,12 @@ from cifar_flax.runs.recipe_choice import OF_SCHEDULE
 from cifar_flax.runs.session import RANGE_SEEDS, range_test
 from cifar_flax.training.lr_range import RangeSettings
 from experiments import cli
-from experiments.setting_flags import define_settings, settings_from_flags
+from experiments.setting_flags import (
+    define_devices,
+    define_settings,
+    devices_from_flags,
+    settings_from_flags,
+)
 
 FLAGS = flags.FLAGS
 
@@ -45,6 +50,7 @@ def main() -> int:
                 range_settings=range_settings,
                 dataset=dataset,
                 observers=[RangeFigure(), ConsoleDisplay(make_console())],
+                **devices_from_flags(),
             )
         if result.consensus is not None and result.consensus.rate is None:
             problem = result.consensus.problem
@@ -56,6 +62,7 @@ if __name__ == "__main__":
     # Of the settings, those of the training that would follow are not asked for.
     define_settings(without=OF_SCHEDULE)
     FLAGS.set_default("seeds", RANGE_SEEDS)
+    define_devices()
     cli.define_text(
         "workdir", None, "Folder of the test (default: a new one under runs/)."
     )

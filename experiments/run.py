@@ -28,7 +28,12 @@ from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.tensorboard import TensorBoard
 from cifar_flax.training.recipe_files import to_toml
 from experiments import cli
-from experiments.setting_flags import define_settings, settings_from_flags
+from experiments.setting_flags import (
+    define_devices,
+    define_settings,
+    devices_from_flags,
+    settings_from_flags,
+)
 
 FLAGS = flags.FLAGS
 
@@ -81,6 +86,7 @@ def main() -> int:
                 observers=observers,
                 stop=signals.request.event,
                 resume=FLAGS.resume,
+                **devices_from_flags(),
             )
         if result.record is not None:
             check_outcome(result.record)
@@ -125,6 +131,7 @@ def check_outcome(result: records.Result) -> None:
 
 if __name__ == "__main__":
     define_settings()
+    define_devices()
     cli.define_text(
         "workdir", None, "The run's folder (default: a new one under runs/)."
     )

@@ -23,6 +23,7 @@ from cifar_flax.runs.settings import (
     type_of,
     what_to_give,
 )
+from cifar_flax.training.placement import parse_mesh
 from experiments import cli
 
 FLAGS = flags.FLAGS
@@ -131,6 +132,27 @@ def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
         recipe = None
     with cli.usage_errors():
         return Settings(**values, recorded_recipe=recipe)
+
+
+def define_devices() -> None:
+    """Defines the flags that say on what to compute."""
+    flags.DEFINE_integer(
+        "devices",
+        None,
+        "Work on so many devices (default: all accelerators, or one CPU). The seeds "
+        "are spread over them first, and then the batches of each.",
+        lower_bound=1,
+    )
+    cli.define_text(
+        "mesh", None, "Devices along each axis instead, such as seed:2,data:4."
+    )
+
+
+def devices_from_flags() -> dict[str, Any]:
+    """What ``run`` and ``range_test`` take to say on what to compute."""
+    with cli.usage_errors():
+        mesh = None if FLAGS.mesh is None else parse_mesh(FLAGS.mesh)
+    return {"devices": FLAGS.devices, "mesh": mesh}
 
 
 def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:

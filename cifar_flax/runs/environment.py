@@ -18,30 +18,39 @@ import jax
 
 from cifar_flax.files import cache_folder
 from cifar_flax.layers.conv import Lowering, describe
+from cifar_flax.training.placement import Placement
 
 PACKAGES = ("cifar-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def describe_environment(lowering: Lowering, *, any_cores: bool) -> dict[str, Any]:
+def describe_environment(
+    lowering: Lowering, placement: Placement, *, any_cores: bool
+) -> dict[str, Any]:
     """Versions, device and revision, as ``config.json`` holds them.
 
     Args:
       lowering: of the convolutions, which decides the last bits of a number as the
         versions do.
+      placement: of the replicas. How the seeds are spread changes no number; how a
+        batch is divided changes the order of its sums.
       any_cores: whether the number of a CPU's cores changes no number.
     """
-    device = device_name()
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        kind = "cpu" if any_cores else _cpu()
+    if placement.columns > 1:
+        kind += f", each batch over {placement.columns}"
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     versions = {name: metadata.version(name) for name in PACKAGES} | {
         "convolutions": describe(lowering),
-        "computing device": device.partition(",")[0] if any_cores else device,
+        "computing device": kind,
         "JAX_DEFAULT_MATMUL_PRECISION": precision or "",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
     return {
         "versions": versions,
         "python": platform.python_version(),
-        "device": device,
+        "device": device_name(placement),
         "git_revision": git_revision(),
     }
 
@@ -94,12 +103,23 @@ def _show_warning(
             path.unlink(missing_ok=True)
 
 
-def device_name() -> str:
-    """What computes: the accelerators, or the CPU with the cores it may use."""
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
-        return f"cpu, {_usable_cores()} cores"
-    return f"{len(devices)} x {devices[0].device_kind}"
+def device_name(placement: Placement | None = None) -> str:
+    """What computes: the accelerators, or the CPU with the cores it may use.
+
+    Args:
+      placement: of the replicas; None for one device.
+    """
+    placement = placement or Placement(1)
+    on_cpu = jax.default_backend() == "cpu"
+    count, words = placement.devices, str(placement)
+    name = _cpu() if on_cpu else f"{count} x {jax.devices()[0].device_kind}"
+    if on_cpu and count > 1:
+        name += f" as {count} devices"
+    return f"{name}: {words}" if words else name
+
+
+def _cpu() -> str:
+    return f"cpu, {_usable_cores()} cores"
 
 
 def _usable_cores() -> int:

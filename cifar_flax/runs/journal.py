@@ -68,7 +68,8 @@ class Journal(Observer):
         check_space(self._folder, 5 * size_of(state) + logits + 2**20)
         if not begun:
             records.cut_metrics(self._folder, 0)
-            records.append_metrics(self._folder, start.lines)
+            if start.lines:
+                records.append_metrics(self._folder, start.lines)
             return start
         state, seconds = self._checkpoints.restore(state)
         step = int(state.step.max())

@@ -10,7 +10,7 @@ import functools
 import logging
 import pathlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import flax.linen as nn
 import numpy as np
@@ -57,6 +57,8 @@ def run(
     observers: Iterable[Observer] = (),
     stop: threading.Event | None = None,
     resume: bool = False,
+    devices: int | None = None,
+    mesh: Mapping[str, int] | None = None,
 ) -> RunResult:
     """Trains, evaluates and records.
 
@@ -72,11 +74,16 @@ def run(
         a second, and returns. Ctrl-C, a KeyboardInterrupt, does the same.
       resume: go on with the run in ``folder``, to the same bits as if it had never
         stopped; a finished one is only evaluated again.
+      devices: how many to work on; None for all accelerators, or one CPU. The seeds are
+        spread over them first, and then the batches of each.
+      mesh: devices along ``seed`` and along ``data``, to spread otherwise.
 
     Raises:
       UserError: something that was given does not fit, or cannot be read or written.
     """
-    subject = Subject.prepare(settings, model, recipe, dataset)
+    subject = Subject.prepare(
+        settings, model, recipe, dataset, devices=devices, mesh=mesh
+    )
     # Making a trainer checks the model.
     trainer = subject.make_trainer(seeds=RANGE_SEEDS if subject.finds_rate else None)
     stop = stop or threading.Event()
@@ -122,6 +129,8 @@ def range_test(
     dataset: Dataset | None = None,
     observers: Iterable[Observer] = (),
     stop: threading.Event | None = None,
+    devices: int | None = None,
+    mesh: Mapping[str, int] | None = None,
 ) -> RangeTestResult:
     """Trains while the rate rises, and reads off the losses what rate to take.
 
@@ -135,11 +144,18 @@ def range_test(
       dataset: see ``run``.
       observers: see ``run``.
       stop: once it is set, the test ends without a result.
+      devices: see ``run``.
+      mesh: see ``run``.
 
     Raises:
       UserError: see ``run``.
     """
-    subject = Subject.prepare(settings, model, recipe, dataset, needs_schedule=False)
+    subject = Subject.prepare(
+        *(settings, model, recipe, dataset),
+        devices=devices,
+        mesh=mesh,
+        needs_schedule=False,
+    )
     trainer, stop = subject.make_trainer(), stop or threading.Event()
     config = subject.config("lr_find", trainer, *_range_flags(range_settings))
     with (
@@ -370,7 +386,7 @@ class _Session:
             train_seconds=self._seconds,
             compile_seconds=trainer.compile_seconds,
             images_per_second=images / self._seconds,
-            device=device_name(),
+            device=device_name(trainer.placement),
             diverged_at=diverged_at,
             status="finished" if None in diverged_at else "diverged",
         )

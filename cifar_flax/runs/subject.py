@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.origin import Start, first_start
 from cifar_flax.runs.recipe_choice import AUTO, LESSON_RECIPE, OF_RECIPE
 from cifar_flax.runs.settings import OF_MODEL, Settings
+from cifar_flax.training.placement import make_mesh
 from cifar_flax.training.recipe_files import to_plain
 from cifar_flax.training.recipes import LESSON, Recipe
 from cifar_flax.training.trainer import Trainer
@@ -42,6 +44,8 @@ class Subject:
       dataset: not yet divided.
       splits: the same, divided.
       source: code of the model, where the settings tell its place.
+      devices: to work on, see ``placement.make_mesh``.
+      mesh: see there.
     """
 
     settings: Settings
@@ -50,6 +54,8 @@ class Subject:
     dataset: Dataset
     splits: Splits
     source: Source | None
+    devices: int | None = None
+    mesh: Mapping[str, int] | None = None
 
     @classmethod
     def prepare(
@@ -59,6 +65,8 @@ class Subject:
         recipe: Recipe | None = None,
         dataset: Dataset | None = None,
         *,
+        devices: int | None = None,
+        mesh: Mapping[str, int] | None = None,
         needs_schedule: bool = True,
     ) -> "Subject":
         """Checks that these do not contradict each other, and loads the data.
@@ -68,6 +76,8 @@ class Subject:
           model: in place of the one of the settings.
           recipe: in place of the one of the settings.
           dataset: in place of the one of the settings.
+          devices: to work on.
+          mesh: of the devices.
           needs_schedule: False for a range test, which has rates of its own.
 
         Raises:
@@ -100,7 +110,7 @@ class Subject:
         elif not _gives(settings.dataset, dataset.name):
             _refuse_both(changed, ("dataset",), "dataset")
         splits = split_dataset(dataset, settings.val_size, settings.train_size)
-        subject = cls(settings, model, recipe, dataset, splits, source)
+        subject = cls(settings, model, recipe, dataset, splits, source, devices, mesh)
         if needs_schedule and not subject.has_schedule:
             raise UserError(
                 "a model of your own has no recipe here; give --recipe=FILE (in Python "
@@ -145,13 +155,16 @@ class Subject:
             model = settings.make_model(self.splits.num_classes)
         if recipe is None:
             recipe = settings.make_recipe(found_lr, of_lesson=self.model is None)
+        seeds = seeds or settings.seeds
+        mesh = make_mesh(len(seeds), recipe.batch_size, self.devices, self.mesh)
         return Trainer(
             model,
             recipe,
             self.splits.spec,
-            seeds or settings.seeds,
+            seeds,
             lowering=settings.lowering,
             tta=settings.tta,
+            mesh=None if mesh.size == 1 else mesh,
         )
 
     def first_start(self, trainer: Trainer, config: records.Config) -> Start:
@@ -194,7 +207,9 @@ class Subject:
             num_params=sum(row.num_params for row in trainer.layers),
             flops_per_image=sum(row.flops for row in trainer.layers),
             command=[*command, *flags] if by_command else [],
-            **describe_environment(trainer.lowering, any_cores=any_cores),
+            **describe_environment(
+                trainer.lowering, trainer.placement, any_cores=any_cores
+            ),
         )
         # With --lr=auto the rates come later.
         known = self.has_schedule and not self.finds_rate

@@ -176,24 +176,28 @@ def range_curves(
 
         return replica_map()(of_one, carries)
 
-    data = trainer.put(split)
+    data, place = trainer.put(split), trainer.placement
     state = trainer.init() if state is None else state
     start = time.perf_counter()
-    carry = jax.jit(lambda states: replica_map()(begin, states))(state)
-    run = jax.jit(advance).lower(carry, data, jnp.int32(0)).compile()
+    first = place.map(lambda states: replica_map()(begin, states), spread=1, shared=0)
+    carry = first(place.spread(state))
+    program = place.map(advance, spread=1, shared=2)
+    run = program.lower(carry, data, np.int32(0)).compile()
     compiled = time.perf_counter()
-    stop, chunk = 0, 1
-    while stop < steps and carry.going.any():
+    stop, chunk, going = 0, 1, True
+    while stop < steps and going:
         before, called = stop, time.perf_counter()
         stop = min(stop + chunk, steps)
-        carry = jax.block_until_ready(run(carry, data, jnp.int32(stop)))
+        carry = run(carry, data, np.int32(stop))
+        losses, still = jax.device_get(place.collect((carry.losses, carry.going)))
+        going = bool(still.any())
         chunk = next_chunk(stop - before, time.perf_counter() - called)
         on_progress(stop)
     times = {
         "seconds": time.perf_counter() - compiled,
         "compile_seconds": compiled - start,
     }
-    return _result(trainer, settings, np.asarray(carry.losses, np.float64), times)
+    return _result(trainer, settings, np.asarray(losses, np.float64), times)
 
 
 def _result(

@@ -8,6 +8,7 @@ norm, over the whole batch.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,10 +56,10 @@ def make_mesh(
         devices = devices[:count]
     elif shape is None:
         devices = default_devices()
-    rows, columns = _shape_for(len(devices), replicas, batch_size)
-    if shape is not None:
-        rows, columns = (shape.get(axis, 1) for axis in AXES)
-        _check_shape(rows, columns, len(devices), replicas, batch_size)
+    if shape is None:
+        rows, columns = _shape_for(len(devices), replicas, batch_size)
+    else:
+        rows, columns = _check_shape(shape, len(devices), replicas, batch_size)
     grid = np.array(devices[: rows * columns]).reshape(rows, columns)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -72,32 +73,41 @@ def _shape_for(devices: int, replicas: int, batch_size: int) -> tuple[int, int]:
 
 
 def _check_shape(
-    rows: int, columns: int, devices: int, replicas: int, batch_size: int
-) -> None:
-    given = f"--mesh={SEED}:{rows},{DATA}:{columns}"
+    shape: Mapping[str, int], devices: int, replicas: int, batch_size: int
+) -> tuple[int, int]:
+    """Rows and columns of a mesh that is given."""
+    given = "--mesh=" + ",".join(f"{axis}:{size}" for axis, size in shape.items())
+    sizes = [shape.get(axis, 1) for axis in AXES]
+    whole = all(isinstance(n, int) and n >= 1 for n in sizes)
+    if set(shape) - set(AXES) or not whole:
+        raise UserError(f"{given}: give devices along the axes, as seed:2,data:4")
+    rows, columns = sizes
     if rows * columns > devices:
         raise UserError(
             f"{given} needs {rows * columns} devices, and there are {devices}"
         )
     if rows > replicas:
-        raise UserError(f"{given}: there are only {replicas} seeds; give more --seeds")
+        raise UserError(
+            f"{given}: seeds are spread over at most as many devices as there are of "
+            f"them, {replicas}"
+        )
     if batch_size % columns:
         raise UserError(
             f"{given}: a batch of {batch_size} images cannot be divided by {columns}; "
             "give another --batch_size or mesh"
         )
+    return rows, columns
 
 
 def parse_mesh(text: str) -> dict[str, int]:
     """Devices along each axis, from a text such as ``seed:2,data:4``.
 
     Raises:
-      UserError: it is none.
+      UserError: it is no such text.
     """
-    words = [word.split(":") for word in text.split(",")]
-    good = all(len(w) == 2 and w[0] in AXES and w[1].isdecimal() for w in words)
-    shape = {word[0]: int(word[-1]) for word in words if good}
-    if not good or len(shape) < len(words) or 0 in shape.values():
+    words = [re.fullmatch(r"(\w+):(\d{1,9})", word) for word in text.split(",")]
+    shape = {word[1]: int(word[2]) for word in words if word}
+    if len(shape) < len(words):
         raise UserError(f"--mesh={text}: give devices along the axes, as seed:2,data:4")
     return shape
 
@@ -129,6 +139,11 @@ class Placement:
     def columns(self) -> int:
         """Devices that share a batch."""
         return 1 if self.mesh is None else self.mesh.shape[DATA]
+
+    @property
+    def devices(self) -> int:
+        """How many work."""
+        return 1 if self.mesh is None else self.mesh.size
 
     def map(self, fn: Callable, spread: int, shared: int) -> Any:
         """A function of replicas as a program for the mesh.
@@ -186,9 +201,9 @@ class Placement:
         )
 
     def __str__(self) -> str:
-        if self.mesh is None or self.mesh.size == 1:
-            return "one device"
+        if self.mesh is None:
+            return ""
         rows, columns = (self.mesh.shape[axis] for axis in AXES)
-        words = [f"the seeds over {rows}"] if rows > 1 else []
+        words = [f"seeds over {rows}"] if rows > 1 else []
         words += [f"each batch over {columns}"] if columns > 1 else []
-        return f"{self.mesh.size} devices: {', '.join(words)}"
+        return ", ".join(words)
