@@ -9,9 +9,14 @@
 
 import contextlib
 import pathlib
+import signal
 import sys
+from collections.abc import Iterator
+from typing import Any
 
+import jax
 from absl import flags
+from rich.console import Console
 
 from cifar_flax import records
 from cifar_flax.data import Dataset
@@ -26,16 +31,27 @@ from cifar_flax.runs.observers import Observer, Plan, RangeTestResult, RunResult
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.tensorboard import TensorBoard
+from cifar_flax.training import processes
 from cifar_flax.training.recipe_files import to_toml
 from experiments import cli
 from experiments.setting_flags import (
     define_devices,
+    define_processes,
     define_settings,
     devices_from_flags,
+    join_processes,
     settings_from_flags,
 )
 
 FLAGS = flags.FLAGS
+
+
+class ResumeParser(flags.BooleanParser):
+    """Reads ``--resume``: true, false or auto."""
+
+    def parse(self, argument: bool | str) -> Any:
+        """The value; ValueError for another text."""
+        return argument if argument == "auto" else super().parse(argument)
 
 
 class StopOnSignal(Observer):
@@ -57,47 +73,79 @@ class StopOnSignal(Observer):
 
 def main() -> int:
     """Runs the command; returns the exit status."""
-    with cli.command():
+    with leaving(), cli.command():
         if FLAGS.resume and FLAGS.workdir is None:
             raise flags.ValidationError(
                 "--resume needs --workdir, the folder of the run to go on"
             )
+        join_processes()
         folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
-        settings = settings_from_flags(folder if FLAGS.resume else None)
+        resume = FLAGS.resume
+        if resume == "auto":
+            resume = folder is not None and (folder / records.CONFIG).exists()
+        settings = settings_from_flags(folder if resume else None)
         if FLAGS.print_recipe:
             print(to_toml(settings.make_recipe()), end="")
             return 0
         signals = StopOnSignal()
         screen = make_console(on_broken=signals.request.output_broke)
-        observers = [signals, RangeFigure(), ConsoleDisplay(screen)]
-        if FLAGS.tensorboard:
-            observers.append(TensorBoard())
         if FLAGS.stop_with_input:
             cli.stop_with_input()
         use_compilation_cache()
         dataset = settings.load_data()
-        if FLAGS.resume and folder and show_finished(settings, folder, dataset):
+        alone = jax.process_count() == 1
+        if resume and alone and folder and show_finished(settings, folder, dataset):
             return 0
         with folder_for(folder, f"{settings.model_label}-{dataset.name}") as folder:
             result = run(
                 settings,
                 folder,
                 dataset=dataset,
-                observers=observers,
+                observers=[signals, *shown_on(screen)],
                 stop=signals.request.event,
-                resume=FLAGS.resume,
+                resume=resume,
                 **devices_from_flags(),
             )
         if result.record is not None:
             check_outcome(result.record)
             return 0
-        signum = signals.request.signum or 0
-        workdir = shell_word(f"--workdir={folder}", sys.stdout.encoding)
-        resume = f"to go on:\n  python -m experiments.run {workdir} --resume"
-        if signum == cli.SIGPIPE:
-            cli.logger.info("nobody reads the output any more; stopped, %s", resume)
-        screen.print(resume, soft_wrap=True)
-        return 128 + signum
+        return say_stopped(screen, folder, signals.request.signum)
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Has a process that fails leave at once, and not wait for those that go on."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code and jax.process_count() > 1:
+            processes.leave(int(end.code))
+        raise
+
+
+def shown_on(screen: Console) -> list[Observer]:
+    """Those who watch a run; of several processes the first one shows it."""
+    if not processes.is_first():
+        return []
+    shown: list[Observer] = [RangeFigure(), ConsoleDisplay(screen)]
+    return [*shown, TensorBoard()] if FLAGS.tensorboard else shown
+
+
+def say_stopped(screen: Console, folder: pathlib.Path, signum: int | None) -> int:
+    """Says how to go on with a run that was stopped; returns the exit status.
+
+    Args:
+      screen: to say it on.
+      folder: of the run.
+      signum: of the signal that stopped it; None where another process had it.
+    """
+    workdir = shell_word(f"--workdir={folder}", sys.stdout.encoding)
+    words = f"to go on:\n  python -m experiments.run {workdir} --resume"
+    if signum == cli.SIGPIPE:
+        cli.logger.info("nobody reads the output any more; stopped, %s", words)
+    if processes.is_first():
+        screen.print(words, soft_wrap=True)
+    return 128 + (signal.SIGTERM if signum is None else signum)
 
 
 def show_finished(settings: Settings, folder: pathlib.Path, dataset: Dataset) -> bool:
@@ -141,7 +189,14 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "print_recipe", False, "Print the recipe in force as a TOML file, and end."
     )
-    flags.DEFINE_bool("resume", False, "Go on with the unfinished run in --workdir.")
+    flags.DEFINE_bool(
+        "resume",
+        False,
+        "Go on with the unfinished run in --workdir; =auto: begin where there is none, "
+        "for a job whose command is repeated.",
+    )
+    FLAGS["resume"].parser = ResumeParser()
+    define_processes()
     flags.DEFINE_bool(
         "stop_with_input",
         False,

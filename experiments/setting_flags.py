@@ -23,6 +23,7 @@ from cifar_flax.runs.settings import (
     type_of,
     what_to_give,
 )
+from cifar_flax.training import processes
 from cifar_flax.training.placement import parse_mesh
 from experiments import cli
 
@@ -146,6 +147,51 @@ def define_devices() -> None:
     cli.define_text(
         "mesh", None, "Devices along each axis instead, such as seed:2,data:4."
     )
+
+
+def define_processes() -> None:
+    """Defines the flags of a run that several processes train together."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Train together with other processes, which are started alike; JAX finds them "
+        "under Slurm, on TPU pods and under Kubernetes.",
+    )
+    cli.define_text(
+        "coordinator", None, "HOST:PORT of process 0, where JAX cannot find it."
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "Number of processes, with --coordinator.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "Number of this process, from 0.", lower_bound=0
+    )
+
+
+def join_processes() -> None:
+    """Connects this process with the others, where the flags say that there are some.
+
+    Raises:
+      flags.ValidationError: some of the flags are missing.
+      UserError: the others cannot be reached.
+    """
+    names = ("coordinator", "num_processes", "process_id")
+    given = [name for name in names if FLAGS[name].value is not None]
+    if not given and not FLAGS.distributed:
+        return
+    if given and len(given) < len(names):
+        missing = next(name for name in names if name not in given)
+        raise flags.ValidationError(f"--{given[0]} needs --{missing}, too")
+    if given and FLAGS.process_id >= FLAGS.num_processes:
+        raise flags.ValidationError(
+            f"--process_id={FLAGS.process_id}: it must be below --num_processes="
+            f"{FLAGS.num_processes}, since the first is 0"
+        )
+    if FLAGS.workdir is None:
+        raise flags.ValidationError("--distributed needs --workdir, the run's folder")
+    processes.join(*(FLAGS[name].value for name in names))
+    if not processes.is_first():
+        cli.logger.setLevel("ERROR")  # the first one says it for all
 
 
 def devices_from_flags() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import msgspec
+import numpy as np
 import orbax.checkpoint as ocp
 
 from cifar_flax.errors import UserError, one_line
@@ -65,14 +66,17 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, owner: bool):
         """Opens the folder; see ``open_checkpoints``."""
         self._folder, self._owner = folder, owner
+        folder.mkdir(parents=True, exist_ok=True)
         self.has_failed = False
         self._manifests: dict[int, _Manifest] = {}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Kept(self._manifests),
+            create=False,
             cleanup_tmp_directories=owner,
             # A save takes a few hundredths of a second more than its copy would; and
             # one that fails is known at once.
             enable_async_checkpointing=False,
+            multiprocessing_options=_alone(),
         )
         self._manager = ocp.CheckpointManager(folder, options=options)
         unfinished = set(self._manager.all_steps()) - set(self._steps())
@@ -124,6 +128,8 @@ class Checkpoints:
         """
         step = int(state.step.max())
         parts = _to_tree(state)
+        if jax.process_count() > 1:  # this one alone writes, and has all of it
+            parts = jax.tree.map(np.asarray, parts)
         manifest = _Manifest(
             step=step,
             seconds=float(seconds),
@@ -318,6 +324,18 @@ def open_checkpoints(
             checkpoints.close()
             if checkpoints.has_failed:
                 stack.pop_all()  # threads of Orbax may yet complain
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process waits for no other, whose checkpoints these are not."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number,
+        active_processes={number},
+        barrier_sync_key_prefix=f"process_{number}",
+    )
 
 
 def size_of(state: TrainState) -> int:

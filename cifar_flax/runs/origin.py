@@ -17,6 +17,7 @@ from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.recipe_choice import OF_SCHEDULE
 from cifar_flax.runs.settings import Settings, differences
+from cifar_flax.training import processes
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
@@ -44,6 +45,27 @@ class Start:
     def new(cls, state: TrainState) -> "Start":
         """Before the first step."""
         return cls(state, 0.0, [], np.empty((len(state.step), 0), np.float32))
+
+
+def told_by_first(trainer: Trainer, start: Start | None) -> Start:
+    """The start that the first of several processes has found, in all of them.
+
+    Args:
+      trainer: of the run.
+      start: None in the other processes.
+    """
+    if jax.process_count() == 1:
+        assert start is not None
+        return start
+    given = start or Start.new(trainer.init())
+    words = dataclasses.replace(given.state, key=jax.random.key_data(given.state.key))
+    words, seconds = processes.of_first((words, given.seconds))
+    state = dataclasses.replace(words, key=jax.random.wrap_key_data(words.key))
+    if start is not None:
+        return dataclasses.replace(start, state=state)
+    # The others write no records.
+    losses = np.full((len(trainer.seeds), int(state.step.max())), np.nan, np.float32)
+    return Start(state, float(seconds), [], losses)
 
 
 def first_start(

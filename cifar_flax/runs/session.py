@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Mapping
 
 import flax.linen as nn
+import msgspec
 import numpy as np
 
 from cifar_flax import records
@@ -31,9 +32,10 @@ from cifar_flax.runs.observers import (
     RangeTestResult,
     RunResult,
 )
-from cifar_flax.runs.origin import Start
-from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.origin import Start, told_by_first
+from cifar_flax.runs.settings import Settings, differences
 from cifar_flax.runs.subject import Subject, with_recipe
+from cifar_flax.training import processes
 from cifar_flax.training.evaluation import Evaluation
 from cifar_flax.training.lr_range import RangeSettings, range_curves
 from cifar_flax.training.recipes import Recipe
@@ -87,11 +89,13 @@ def run(
     # Making a trainer checks the model.
     trainer = subject.make_trainer(seeds=RANGE_SEEDS if subject.finds_rate else None)
     stop = stop or threading.Event()
-    with contextlib.ExitStack() as stack:
+    with processes.together(), contextlib.ExitStack() as stack:
         watchers = stack.enter_context(_Watchers(observers))
         config = subject.config("run", trainer)
+        check_together(config)
         opened = opened_folder(folder, config, resume)
-        folder, config, lock = stack.enter_context(opened)
+        found = processes.by_first(lambda: stack.enter_context(opened))
+        folder, config, lock = found or (None, config, None)
         if subject.finds_rate:
             rate = _find_rate(subject, trainer, config, folder, watchers, stop)
             trainer = subject.make_trainer(rate)
@@ -106,16 +110,16 @@ def run(
             journal = stack.enter_context(open_journal(folder, lock))
         session = _Session(subject, trainer, config, folder, journal, watchers)
         session.begin()
-        interrupted = False
+        stopped = processes.in_any(stop.is_set())
         try:
-            if not session.is_recorded and not stop.is_set():
+            if not (stopped or session.is_recorded):
                 for progress in trainer.run(session.state, subject.splits.train):
                     session.chunk_done(progress)
-                    if stop.is_set():
+                    if stopped := processes.in_any(stop.is_set()):
                         break
         except KeyboardInterrupt:
-            interrupted = True
-        return session.end(stopped=interrupted or stop.is_set())
+            stopped = True
+        return session.end(stopped)
 
 
 @known_settings()
@@ -213,7 +217,7 @@ class _Session:
     ):
         self._subject, self._trainer, self._config = subject, trainer, config
         self._folder, self._journal, self._watchers = folder, journal, watchers
-        self._recorded = None if folder is None else records.read_result(folder)
+        self._recorded = _recorded_result(folder)
         self._lines: list[records.LogPoint] = []
         self._losses: list[np.ndarray] = []
         self._lost: tuple[int | None, ...] = ()
@@ -233,13 +237,7 @@ class _Session:
     def begin(self) -> None:
         """Takes the initial state, or the last one that was saved."""
         splits = self._subject.splits
-        first = functools.partial(
-            self._subject.first_start, self._trainer, self._config
-        )
-        if self._journal is None:
-            start = first()
-        else:
-            start = self._journal.restore(self._trainer, first, len(splits.test))
+        start = told_by_first(self._trainer, processes.by_first(self._find_start))
         self._at, self._seconds = start, start.seconds
         self._lines, self._losses = start.lines, [start.losses]
         self._lost = self.state.diverged_at
@@ -266,6 +264,15 @@ class _Session:
             )
         )
 
+    def _find_start(self) -> Start:
+        first = functools.partial(
+            self._subject.first_start, self._trainer, self._config
+        )
+        if self._journal is None:
+            return first()
+        test_size = len(self._subject.splits.test)
+        return self._journal.restore(self._trainer, first, test_size)
+
     def chunk_done(self, progress: Progress) -> None:
         """Takes note of a chunk; an interrupt before its end leaves the one before."""
         seconds = self._seconds + progress.seconds
@@ -275,10 +282,9 @@ class _Session:
         self._watchers.chunk_done(progress)
         losses = [*self._losses, progress.losses]
         if progress.epoch_done:
-            line = self._log_point(progress, seconds)
+            line, state = self._log_point(progress, seconds), progress.state
             if self._journal is not None:
-                steps = self._steps(losses)
-                self._journal.record_epoch(line, steps, progress.state)
+                self._journal.record_epoch(line, self._steps(losses), state)
             self._lines.append(line)
         self._at, self._seconds, self._losses = progress, seconds, losses
         if progress.epoch_done:
@@ -392,6 +398,34 @@ class _Session:
         )
 
 
+def check_together(config: records.Config) -> None:
+    """UserError where the processes of a run are not about to do the same."""
+    mine = {
+        "settings": config.settings,
+        "others": {"data set": config.dataset.fingerprint, **config.versions},
+    }
+    first, *others = processes.of_all(mine)
+    for number, other in enumerate(others, start=1):
+        different = differences(other["settings"], first["settings"])
+        different += [
+            f"{name} is {value} and was {first['others'].get(name)}"
+            for name, value in other["others"].items()
+            if first["others"].get(name) != value
+        ]
+        if different:
+            raise UserError(
+                f"process {number} was started otherwise than process 0: "
+                f"{'; '.join(different)}; give all processes the same flags"
+            )
+
+
+def _recorded_result(folder: pathlib.Path | None) -> records.Result | None:
+    """The result that is in the folder of a run already."""
+    found = processes.by_first(lambda: folder and records.read_result(folder))
+    (plain, *_) = processes.of_all(msgspec.to_builtins(found))
+    return plain and msgspec.convert(plain, records.Result)
+
+
 def _warn_of_divergence(
     trainer: Trainer,
     diverged_at: tuple[int | None, ...],
@@ -428,8 +462,9 @@ def _find_rate(
       UserError: the test is inconclusive; its curves are written.
     """
     found = None if folder is None else records.read_range_test(folder)
-    if found is not None and found.suggested_lr is not None:
-        return found.suggested_lr
+    known = float(processes.of_first((found and found.suggested_lr) or 0.0))
+    if known:
+        return known
     result = _test_range(
         subject, finder, RangeSettings(), config, folder, watchers, stop
     )
@@ -455,7 +490,7 @@ def _test_range(
 ) -> RangeTestResult:
     def on_progress(step: int) -> None:
         watchers.chunk_done(RangeProgress(step))
-        if stop.is_set():
+        if processes.in_any(stop.is_set()):
             raise _StopRequested
 
     plan = Plan(

@@ -29,7 +29,7 @@ from cifar_flax.runs.recipe_choice import (
     OF_CYCLES,
     choose_recipe,
 )
-from cifar_flax.training import optimizers
+from cifar_flax.training import optimizers, processes
 from cifar_flax.training.checks import MAX_FLOAT, MAX_SHARE, MIN_FLOAT
 from cifar_flax.training.recipe_files import from_plain, to_plain
 from cifar_flax.training.recipes import Recipe
@@ -302,13 +302,15 @@ class Settings:
         return label_of(self.model)
 
     def load_data(self) -> Dataset:
-        """The data set that they name."""
-        return load_dataset(
-            self.dataset,
-            data_dir=self.data_dir,
-            archive=self.data_archive,
-            archive_sha256=self.archive_sha256,
-            image_size=self.image_size,
+        """The data set that they name; one process may prepare it for the others."""
+        return processes.in_turn(
+            lambda: load_dataset(
+                self.dataset,
+                data_dir=self.data_dir,
+                archive=self.data_archive,
+                archive_sha256=self.archive_sha256,
+                image_size=self.image_size,
+            )
         )
 
     def make_model(self, num_classes: int) -> nn.Module:

@@ -28,6 +28,7 @@ from cifar_flax.data import Split
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.reports.range_curve import MIN_STEPS, RangeResult
+from cifar_flax.training import processes
 from cifar_flax.training.checks import MAX_FLOAT
 from cifar_flax.training.evaluation import replica_map
 from cifar_flax.training.schedules import ramp
@@ -192,6 +193,7 @@ def range_curves(
         losses, still = jax.device_get(place.collect((carry.losses, carry.going)))
         going = bool(still.any())
         chunk = next_chunk(stop - before, time.perf_counter() - called)
+        chunk = int(processes.of_first(chunk))
         on_progress(stop)
     times = {
         "seconds": time.perf_counter() - compiled,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -179,13 +180,13 @@ class Placement:
             np.arange(-(-self.replicas // rows) * rows), self.replicas - 1
         )
         filled = jax.tree.map(lambda leaf: leaf[index], tree)
-        return jax.device_put(filled, NamedSharding(self.mesh, PartitionSpec(SEED)))
+        return _put(filled, NamedSharding(self.mesh, PartitionSpec(SEED)))
 
     def share(self, tree: Any) -> Any:
         """Arrays on all devices."""
         if self.mesh is None:
             return tree
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return _put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def collect(self, tree: Any) -> Any:
         """Arrays [R, ...] from those that ``spread`` or a program gave, everywhere."""
@@ -207,3 +208,17 @@ class Placement:
         words = [f"seeds over {rows}"] if rows > 1 else []
         words += [f"each batch over {columns}"] if columns > 1 else []
         return ", ".join(words)
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays, the same in all processes, where a sharding says."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+    return jax.tree.map(put, tree)

@@ -20,6 +20,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering, resolve
 from cifar_flax.models.check import check_model
+from cifar_flax.training import processes
 from cifar_flax.training.evaluation import (
     Evaluation,
     Predictor,
@@ -375,7 +376,7 @@ class Trainer:
                 told = (spread.totals, spread.step, losses)
                 totals, done_now, losses = jax.device_get(place.collect(told))  # waits
                 seconds = time.perf_counter() - start
-                chunk = next_chunk(stop - step, seconds)
+                chunk = int(processes.of_first(next_chunk(stop - step, seconds)))
                 images = int((done_now - done).sum()) * self.recipe.batch_size
                 done, before, step = done_now, step, int(done_now.max())
                 if epoch_done := step == epoch_end:
