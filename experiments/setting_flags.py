@@ -1,6 +1,7 @@
 """The settings of a run as flags; ``cifar_flax.runs.settings`` defines them."""
 
 import pathlib
+import re
 import typing
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -182,6 +183,10 @@ def join_processes() -> None:
     if given and len(given) < len(names):
         missing = next(name for name in names if name not in given)
         raise flags.ValidationError(f"--{given[0]} needs --{missing}, too")
+    if given and not re.fullmatch(r".+:\d{1,5}", FLAGS.coordinator):
+        raise flags.ValidationError(
+            f"--coordinator={FLAGS.coordinator}: give HOST:PORT, such as node1:8476"
+        )
     if given and FLAGS.process_id >= FLAGS.num_processes:
         raise flags.ValidationError(
             f"--process_id={FLAGS.process_id}: it must be below --num_processes="

@@ -61,7 +61,15 @@ def make_mesh(
         rows, columns = _shape_for(len(devices), replicas, batch_size)
     else:
         rows, columns = _check_shape(shape, len(devices), replicas, batch_size)
-    grid = np.array(devices[: rows * columns]).reshape(rows, columns)
+    devices = devices[: rows * columns]
+    idle = set(range(jax.process_count())) - {one.process_index for one in devices}
+    if idle:
+        raise UserError(
+            f"process {min(idle)} would have no work: {rows * columns} devices can be "
+            f"used for {replicas} seeds and batches of {batch_size}; start fewer "
+            "processes, or give another --batch_size"
+        )
+    grid = np.array(devices).reshape(rows, columns)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 

@@ -8,7 +8,9 @@ others by the functions below. With one process, they cost nothing.
 import contextlib
 import json
 import os
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -23,6 +25,9 @@ HEARTBEAT_SECONDS = 30
 
 # The others must have started by then.
 START_SECONDS = 50
+
+# Words of the libraries for messages on CPUs and GPUs, and of JAX's own service.
+_LOST = "Gloo|NCCL|UNAVAILABLE|Connection closed|heartbeat"
 
 
 def join(
@@ -39,30 +44,39 @@ def join(
     Raises:
       UserError: JAX finds nothing out, or the others cannot be reached.
     """
-    # JAX would take SIGTERM, which asks the caller to stop.
+    given = coordinator is not None
+    where = f"--coordinator={coordinator}" if given else "--distributed"
+
+    def give_up() -> None:
+        print(
+            f"error: {where}: the processes do not find each other within "
+            f"{START_SECONDS} s; all {count or ''} must be started in that time, and "
+            "reach the first one",
+            file=sys.stderr,
+        )
+        leave(1)
+
+    # JAX would take SIGTERM, which asks the caller to stop; and it would abort.
     jax.config.update("jax_enable_preemption_service", False)
+    timer = threading.Timer(START_SECONDS, give_up)
+    timer.start()
     try:
         jax.distributed.initialize(
             coordinator,
             count,
             number,
-            initialization_timeout=START_SECONDS,
+            initialization_timeout=2 * START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except Exception as error:  # JAX and gRPC raise anything
-        given = coordinator is not None
-        where = f"--coordinator={coordinator}" if given else "--distributed"
-        hint = (
-            f"within {START_SECONDS} s {count} processes must start with it, with the "
-            "numbers from 0"
-            if given
-            else "outside of Slurm, TPU pods and Kubernetes give --coordinator, "
-            "--num_processes and --process_id"
-        )
+        hint = "outside of Slurm, TPU pods and Kubernetes give --coordinator, too"
         raise UserError(
-            f"{where}: the processes do not find each other ({one_line(error)}); {hint}"
+            f"{where}: the processes cannot be connected: {one_line(error)}"
+            + ("" if given else f"; {hint}")
         ) from error
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
@@ -74,8 +88,9 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # A lost connection comes as either.
+        if jax.process_count() == 1 or not re.search(_LOST, str(error)):
             raise
         raise UserError(
             "another process of this run has ended, or cannot be reached "
