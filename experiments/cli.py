@@ -116,6 +116,12 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
             drop_output()  # which may be what cannot be written
             place = f"{error.filename}: " if error.filename else "cannot write: "
             fail(f"{place}{error.strerror or error}", 1)
+        if "RESOURCE_EXHAUSTED" in str(error):
+            fail(
+                "the memory of the device is full; lower --batch_size, --train_size or "
+                f"the number of --seeds ({one_line(error)})",
+                1,
+            )
         kind = type(error).__name__
         fail(f"internal error: {kind}: {error}; --debug shows where", 1)
 

@@ -347,3 +347,17 @@ def test_a_refused_command_leaves_a_folder_as_it_was(data, tmp_path, kind, name)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert tree() == before
+
+
+def test_a_full_device_is_one_line_with_the_remedy():
+    code = """
+from experiments import cli
+with cli.command():
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying\\nto allocate")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False
+    )
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert line.startswith("error: the memory of the device is full; lower --batch_siz")
