@@ -44,7 +44,7 @@ _HOME = {
     "open_checkpoints": "runs.checkpoint",
     "plot_loss": "runs.figures",
     "plot_lr": "runs.figures",
-    "range_test": "runs.session",
+    "range_test": "runs.range_tests",
     "read_recipe": "training.recipe_files",
     "report": "reports.page",
     "run": "runs.session",
@@ -73,7 +73,8 @@ if TYPE_CHECKING:
     from cifar_flax.runs.figures import plot_loss, plot_lr
     from cifar_flax.runs.inference import Run
     from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
-    from cifar_flax.runs.session import range_test, run
+    from cifar_flax.runs.range_tests import range_test
+    from cifar_flax.runs.session import run
     from cifar_flax.runs.settings import Settings
     from cifar_flax.runs.tensorboard import TensorBoard
     from cifar_flax.training.lr_range import RangeSettings

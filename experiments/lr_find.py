@@ -17,8 +17,8 @@ from cifar_flax.runs.console import ConsoleDisplay, make_console
 from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.figures import RangeFigure
 from cifar_flax.runs.folder import folder_for
+from cifar_flax.runs.range_tests import RANGE_SEEDS, range_test
 from cifar_flax.runs.recipe_choice import OF_SCHEDULE
-from cifar_flax.runs.session import RANGE_SEEDS, range_test
 from cifar_flax.training.lr_range import RangeSettings
 from experiments import cli
 from experiments.setting_flags import (

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from absl import flags
 from rich.console import Console
 
@@ -93,7 +92,7 @@ def main() -> int:
             cli.stop_with_input()
         use_compilation_cache()
         dataset = settings.load_data()
-        alone = jax.process_count() == 1
+        alone = processes.count() == 1
         if resume and alone and folder and show_finished(settings, folder, dataset):
             return 0
         with folder_for(folder, f"{settings.model_label}-{dataset.name}") as folder:
@@ -118,7 +117,7 @@ def leaving() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if end.code and jax.process_count() > 1:
+        if end.code and processes.count() > 1:
             processes.leave(int(end.code))
         raise
 

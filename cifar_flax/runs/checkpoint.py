@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import replacing
+from cifar_flax.training import processes
 from cifar_flax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class Checkpoints:
         """
         step = int(state.step.max())
         parts = _to_tree(state)
-        if jax.process_count() > 1:  # this one alone writes, and has all of it
+        if processes.count() > 1:  # this one alone writes, and has all of it
             parts = jax.tree.map(np.asarray, parts)
         manifest = _Manifest(
             step=step,
@@ -328,7 +329,7 @@ def open_checkpoints(
 
 def _alone() -> ocp.options.MultiprocessingOptions:
     """This process waits for no other, whose checkpoints these are not."""
-    if jax.process_count() == 1:
+    if processes.count() == 1:
         return ocp.options.MultiprocessingOptions()
     number = jax.process_index()
     return ocp.options.MultiprocessingOptions(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 from typing import Literal
 
 from cifar_flax import records
@@ -124,3 +125,39 @@ class Observer:
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
         """It has come to its end; None where an error ended it."""
+
+
+class Watchers(Observer):
+    """All observers of a run; those that were told of a start are told of the end."""
+
+    def __init__(self, observers: Iterable[Observer]):
+        self._observers, self._running = list(observers), False
+
+    def __enter__(self) -> "Watchers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            self.ended(None)
+
+    def started(self, plan: Plan) -> None:
+        """Tells all."""
+        self._running = True
+        for observer in self._observers:
+            observer.started(plan)
+
+    def chunk_done(self, progress: Progress | RangeProgress) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.chunk_done(progress)
+
+    def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.epoch_done(line, state)
+
+    def ended(self, result: RunResult | RangeTestResult | None) -> None:
+        """Tells all."""
+        self._running = False
+        for observer in self._observers:
+            observer.ended(result)

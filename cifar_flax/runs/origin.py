@@ -54,7 +54,7 @@ def told_by_first(trainer: Trainer, start: Start | None) -> Start:
       trainer: of the run.
       start: None in the other processes.
     """
-    if jax.process_count() == 1:
+    if processes.count() == 1:
         assert start is not None
         return start
     given = start or Start.new(trainer.init())

@@ -5,7 +5,6 @@ thread, in a notebook, and many times in a process.
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -20,30 +19,25 @@ from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.reports.range_curve import METHODS
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.folder import opened_folder
-from cifar_flax.runs.journal import Journal, open_journal, write_range_test
+from cifar_flax.runs.journal import Journal, open_journal
 from cifar_flax.runs.observers import (
     Observer,
     Plan,
-    RangeProgress,
-    RangeTestResult,
     RunResult,
+    Watchers,
 )
 from cifar_flax.runs.origin import Start, told_by_first
+from cifar_flax.runs.range_tests import RANGE_SEEDS, find_rate
 from cifar_flax.runs.settings import Settings, differences
 from cifar_flax.runs.subject import Subject, with_recipe
 from cifar_flax.training import processes
 from cifar_flax.training.evaluation import Evaluation
-from cifar_flax.training.lr_range import RangeSettings, range_curves
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Progress, Trainer
-
-# Of a range test: enough to see whether they agree.
-RANGE_SEEDS = (0, 1, 2, 3, 4)
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +84,14 @@ def run(
     trainer = subject.make_trainer(seeds=RANGE_SEEDS if subject.finds_rate else None)
     stop = stop or threading.Event()
     with processes.together(), contextlib.ExitStack() as stack:
-        watchers = stack.enter_context(_Watchers(observers))
+        watchers = stack.enter_context(Watchers(observers))
         config = subject.config("run", trainer)
         check_together(config)
         opened = opened_folder(folder, config, resume)
         found = processes.by_first(lambda: stack.enter_context(opened))
         folder, config, lock = found or (None, config, None)
         if subject.finds_rate:
-            rate = _find_rate(subject, trainer, config, folder, watchers, stop)
+            rate = find_rate(subject, trainer, config, folder, watchers, stop)
             trainer = subject.make_trainer(rate)
             if rate is None:
                 return _stopped_early(trainer, subject, folder)
@@ -122,87 +116,6 @@ def run(
         return session.end(stopped)
 
 
-@known_settings()
-def range_test(
-    settings: Settings,
-    folder: str | pathlib.Path | None = None,
-    *,
-    range_settings: RangeSettings = RangeSettings(),  # noqa: B008 (frozen)
-    model: nn.Module | None = None,
-    recipe: Recipe | None = None,
-    dataset: Dataset | None = None,
-    observers: Iterable[Observer] = (),
-    stop: threading.Event | None = None,
-    devices: int | None = None,
-    mesh: Mapping[str, int] | None = None,
-) -> RangeTestResult:
-    """Trains while the rate rises, and reads off the losses what rate to take.
-
-    Args:
-      settings: of the run whose rate is looked for; several seeds show whether the
-        answer is sure.
-      folder: for its record, a new or empty one; None: nothing is written.
-      range_settings: of the test.
-      model: see ``run``, as for the arguments below.
-      recipe: what it says of the optimizer counts, and not its rates.
-      dataset: see ``run``.
-      observers: see ``run``.
-      stop: once it is set, the test ends without a result.
-      devices: see ``run``.
-      mesh: see ``run``.
-
-    Raises:
-      UserError: see ``run``.
-    """
-    subject = Subject.prepare(
-        *(settings, model, recipe, dataset),
-        devices=devices,
-        mesh=mesh,
-        needs_schedule=False,
-    )
-    trainer, stop = subject.make_trainer(), stop or threading.Event()
-    config = subject.config("lr_find", trainer, *_range_flags(range_settings))
-    with (
-        _Watchers(observers) as watchers,
-        opened_folder(folder, config, resume=False) as (path, config, _),
-    ):
-        return _test_range(
-            subject, trainer, range_settings, config, path, watchers, stop
-        )
-
-
-class _Watchers(Observer):
-    """All observers of a run; those that were told of a start are told of the end."""
-
-    def __init__(self, observers: Iterable[Observer]):
-        self._observers, self._running = list(observers), False
-
-    def __enter__(self) -> "_Watchers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._running:
-            self.ended(None)
-
-    def started(self, plan: Plan) -> None:
-        self._running = True
-        for observer in self._observers:
-            observer.started(plan)
-
-    def chunk_done(self, progress: Progress | RangeProgress) -> None:
-        for observer in self._observers:
-            observer.chunk_done(progress)
-
-    def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
-        for observer in self._observers:
-            observer.epoch_done(line, state)
-
-    def ended(self, result: RunResult | RangeTestResult | None) -> None:
-        self._running = False
-        for observer in self._observers:
-            observer.ended(result)
-
-
 class _Session:
     """A run between its first step and its last."""
 
@@ -213,7 +126,7 @@ class _Session:
         config: records.Config,
         folder: pathlib.Path | None,
         journal: Journal | None,
-        watchers: _Watchers,
+        watchers: Watchers,
     ):
         self._subject, self._trainer, self._config = subject, trainer, config
         self._folder, self._journal, self._watchers = folder, journal, watchers
@@ -448,83 +361,6 @@ def _warn_of_divergence(
     return diverged_at
 
 
-def _find_rate(
-    subject: Subject,
-    finder: Trainer,
-    config: records.Config,
-    folder: pathlib.Path | None,
-    watchers: _Watchers,
-    stop: threading.Event,
-) -> float | None:
-    """The rate for ``--lr=auto``; None where the test was stopped.
-
-    Raises:
-      UserError: the test is inconclusive; its curves are written.
-    """
-    found = None if folder is None else records.read_range_test(folder)
-    known = float(processes.of_first((found and found.suggested_lr) or 0.0))
-    if known:
-        return known
-    result = _test_range(
-        subject, finder, RangeSettings(), config, folder, watchers, stop
-    )
-    if result.consensus is None:
-        return None
-    if result.consensus.rate is None:
-        raise UserError(f"the range test is inconclusive: {result.consensus.problem}")
-    return result.consensus.rate
-
-
-class _StopRequested(Exception):
-    """Ends a range test."""
-
-
-def _test_range(
-    subject: Subject,
-    trainer: Trainer,
-    settings: RangeSettings,
-    config: records.Config,
-    folder: pathlib.Path | None,
-    watchers: _Watchers,
-    stop: threading.Event,
-) -> RangeTestResult:
-    def on_progress(step: int) -> None:
-        watchers.chunk_done(RangeProgress(step))
-        if processes.in_any(stop.is_set()):
-            raise _StopRequested
-
-    plan = Plan(
-        kind="lr_find",
-        config=config,
-        trainer=trainer,
-        dataset=subject.dataset,
-        splits=subject.splits,
-        folder=folder,
-        step=0,
-        total_steps=settings.steps_for(trainer),
-    )
-    watchers.started(plan)
-    try:
-        curves = range_curves(
-            trainer,
-            subject.splits.train,
-            settings,
-            subject.first_start(trainer, config).state,
-            on_progress,
-        )
-    except (KeyboardInterrupt, _StopRequested):
-        result = RangeTestResult("stopped", subject.name, None, [], None, folder)
-    else:
-        suggestions = [curves.consensus(method) for method in METHODS]
-        result = RangeTestResult(
-            "finished", subject.name, curves, suggestions, curves.consensus(), folder
-        )
-        if folder is not None:
-            write_range_test(folder, dataclasses.asdict(settings), result)
-    watchers.ended(result)
-    return result
-
-
 def _stopped_early(
     trainer: Trainer, subject: Subject, folder: pathlib.Path | None
 ) -> RunResult:
@@ -542,14 +378,3 @@ def _stopped_early(
         splits=subject.splits,
         folder=folder,
     )
-
-
-def _range_flags(settings: RangeSettings) -> list[str]:
-    """The flags of ``experiments.lr_find`` that give these settings."""
-    names, default = ("start_lr", "end_lr", "num_steps", "linear"), RangeSettings()
-    values = {name: getattr(settings, name) for name in names}
-    return [
-        f"--{name}={value}"
-        for name, value in values.items()
-        if value != getattr(default, name)
-    ]

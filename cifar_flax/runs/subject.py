@@ -25,7 +25,7 @@ from cifar_flax.runs.settings import OF_MODEL, Settings
 from cifar_flax.training.placement import make_mesh
 from cifar_flax.training.recipe_files import to_plain
 from cifar_flax.training.recipes import LESSON, Recipe
-from cifar_flax.training.trainer import Trainer
+from cifar_flax.training.trainer import Trainer, check_recipe
 
 # Of the sampled schedule in the record: enough to draw it.
 SCHEDULE_POINTS = 1_000
@@ -155,6 +155,7 @@ class Subject:
             model = settings.make_model(self.splits.num_classes)
         if recipe is None:
             recipe = settings.make_recipe(found_lr, of_lesson=self.model is None)
+        check_recipe(recipe, self.splits.spec)
         seeds = seeds or settings.seeds
         mesh = make_mesh(len(seeds), recipe.batch_size, self.devices, self.mesh)
         return Trainer(

@@ -31,14 +31,14 @@ _LOST = "Gloo|NCCL|UNAVAILABLE|Connection closed|heartbeat"
 
 
 def join(
-    coordinator: str | None = None, count: int | None = None, number: int | None = None
+    coordinator: str | None = None, total: int | None = None, number: int | None = None
 ) -> None:
     """Connects this process with the others; to be called before anything computes.
 
     Args:
       coordinator: ``HOST:PORT`` of process 0; None where JAX finds all of this out, as
         under Slurm, on TPU pods and under Kubernetes.
-      count: of the processes.
+      total: of the processes.
       number: of this one, from 0.
 
     Raises:
@@ -50,7 +50,7 @@ def join(
     def give_up() -> None:
         print(
             f"error: {where}: the processes do not find each other within "
-            f"{START_SECONDS} s; all {count or ''} must be started in that time, and "
+            f"{START_SECONDS} s; all {total or ''} must be started in that time, and "
             "reach the first one",
             file=sys.stderr,
         )
@@ -63,7 +63,7 @@ def join(
     try:
         jax.distributed.initialize(
             coordinator,
-            count,
+            total,
             number,
             initialization_timeout=2 * START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -90,7 +90,7 @@ def together() -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # A lost connection comes as either.
-        if jax.process_count() == 1 or not re.search(_LOST, str(error)):
+        if count() == 1 or not re.search(_LOST, str(error)):
             raise
         raise UserError(
             "another process of this run has ended, or cannot be reached "
@@ -105,28 +105,33 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def count() -> int:
+    """How many there are; without starting JAX's devices."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
 def is_first() -> bool:
     """Whether this process decides, and writes the records."""
-    return jax.process_index() == 0
+    return count() == 1 or jax.process_index() == 0
 
 
 def of_first(tree: Any) -> Any:
     """Arrays or numbers as the first process has them; of the same shapes in all."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return tree
     return multihost_utils.broadcast_one_to_all(tree)
 
 
 def in_any(flag: bool) -> bool:
     """Whether it is true in one of the processes."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.int32(flag)).any())
 
 
 def of_all(value: Any) -> list[Any]:
     """What each process has, as JSON holds it."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return [value]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(content.size)).ravel()
@@ -160,7 +165,7 @@ def by_first(action: Callable[[], Any]) -> Any:
 
 def in_turn(action: Callable[[], Any]) -> Any:
     """Lets the first process do something before the others, such as fill a cache."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return action()
     try:
         if is_first():

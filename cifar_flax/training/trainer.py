@@ -120,7 +120,7 @@ def check_seeds(seeds: Any) -> tuple[int, ...]:
     return found
 
 
-def _check_recipe(recipe: Recipe, spec: DataSpec) -> None:
+def check_recipe(recipe: Recipe, spec: DataSpec) -> None:
     """UserError where they are something else, or do not fit together."""
     if not isinstance(recipe, Recipe):
         raise UserError(f"the recipe is {recipe!r}; it must be a Recipe")
@@ -199,7 +199,7 @@ class Trainer:
         Raises:
           UserError: model, recipe, data or seeds do not fit together.
         """
-        _check_recipe(recipe, spec)
+        check_recipe(recipe, spec)
         _check_memory(spec, recipe.augmentation.padding)
         self.model, self.recipe, self.spec = model, recipe, spec
         self.seeds = check_seeds(seeds)

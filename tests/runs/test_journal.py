@@ -12,7 +12,7 @@ import pytest
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.runs.checkpoint import Checkpoints, open_checkpoints
-from cifar_flax.runs.session import range_test
+from cifar_flax.runs.range_tests import range_test
 from cifar_flax.runs.settings import Settings
 from experiments import cli
 from experiments.run import StopOnSignal

@@ -21,7 +21,8 @@ from cifar_flax.errors import UserError
 from cifar_flax.reports.runs import read_studies
 from cifar_flax.runs.folder import LOCK, lock_holder
 from cifar_flax.runs.observers import Observer
-from cifar_flax.runs.session import range_test, run
+from cifar_flax.runs.range_tests import range_test
+from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import with_recipe
 from cifar_flax.training.lr_range import RangeSettings
