@@ -39,6 +39,7 @@ from experiments.setting_flags import define_settings, parse
 FLAGS = flags.FLAGS
 
 POLL_SECONDS = 0.5
+REFRESH_SECONDS = 0.2  # of the table on a terminal
 
 
 def main() -> int:
@@ -51,7 +52,7 @@ def main() -> int:
             cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
         if FLAGS.dry_run:
             check_cells(cells, load=False)
-            screen.print(plan_of(cells))
+            screen.print(plan_of(cells), soft_wrap=True)
             return 0
         with made_folder(folder):
             check_cells(cells, load=True)
@@ -238,8 +239,17 @@ def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], 
       A function to call whenever something about a cell has changed.
     """
     if screen.is_terminal:
-        with Live(state_of(cells), console=screen, auto_refresh=False) as live:
-            yield lambda cell: live.update(state_of(cells), refresh=True)
+        rows, due = max(screen.height - 4, 6), 0.0
+        with Live(state_of(cells, rows), console=screen, auto_refresh=False) as live:
+
+            def follow(cell: Cell) -> None:
+                nonlocal due
+                if time.monotonic() >= due:  # cells that are done come by the thousand
+                    live.update(state_of(cells, rows), refresh=True)
+                    due = time.monotonic() + REFRESH_SECONDS
+
+            yield follow
+            live.update(state_of(cells), refresh=True)
         return
     numbers = {cell.name: n for n, cell in enumerate(cells, start=1)}
     printed: dict[str, str] = {}

@@ -14,7 +14,7 @@ from rich.table import Table
 from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
-from cifar_flax.runs.console import make_table, mean_and_interval
+from cifar_flax.runs.console import in_columns, make_table, mean_and_interval
 from cifar_flax.runs.estimates import estimate_seconds
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.folder import check_same_settings
@@ -23,6 +23,10 @@ from cifar_flax.runs.settings import Settings
 
 # More would not be a comparison but a mistake in a list.
 MAX_CELLS = 10_000
+
+# More than these rows of a table nobody reads.
+MAX_ROWS = 100
+_SHOWN_GROUPS = ("running", "failed", "done")
 
 
 @dataclasses.dataclass
@@ -161,10 +165,24 @@ def _make_cell(
     return Cell(name, settings, folder / name)
 
 
-def state_of(cells: Sequence[Cell]) -> Table:
-    """How far each cell is and what came out."""
+def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS) -> Table:
+    """How far each cell is and what came out.
+
+    Args:
+      cells: of the sweep.
+      rows: where there are more cells, the table has about as many rows: of the cells
+        that run, that failed and that are done; and a line of counts.
+    """
     table = make_table("cell", "epoch", "rate", "test accuracy", "time", "")
-    for cell in cells:
+    shown = cells
+    if len(cells) > rows:
+        groups = _groups(cells)
+        latest = itertools.chain(*(groups[n][-(rows // 3) :] for n in _SHOWN_GROUPS))
+        shown = list(latest)
+        counts = [f"{len(group):,} {name}" for name, group in groups.items() if group]
+        table.caption = f"{len(cells):,} cells: {', '.join(counts)}"
+        table.caption_justify = "left"
+    for cell in shown:
         result = cell.result
         going = cell.is_running and result is None
         lines = records.read_metrics(cell.folder) if going else []
@@ -180,9 +198,22 @@ def state_of(cells: Sequence[Cell]) -> Table:
     return table
 
 
-def plan_of(cells: Sequence[Cell]) -> Table:
-    """What would be done, and about how long it would take."""
-    table = make_table("cell", "recipe", "seeds", "estimate", "")
+def _groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells by what became of them."""
+    groups: dict[str, list[Cell]] = {name: [] for name in (*_SHOWN_GROUPS, "not done")}
+    for cell in cells:
+        if cell.result is not None:
+            groups["done"].append(cell)
+        elif cell.status.startswith("failed"):
+            groups["failed"].append(cell)
+        else:
+            groups["running" if cell.is_running else "not done"].append(cell)
+    return groups
+
+
+def plan_of(cells: Sequence[Cell]) -> str:
+    """What would be done, and about how long it would take, in columns."""
+    rows = [("cell", "recipe", "seeds", "estimate", "")]
     speeds = {
         cell.settings.model: cell.result.images_per_second
         for cell in cells
@@ -190,16 +221,19 @@ def plan_of(cells: Sequence[Cell]) -> Table:
     }
     total = 0.0
     for cell in cells:
-        seconds = 0.0 if cell.result else estimate_seconds(cell.settings, speeds)
+        settings = cell.settings
+        epochs = settings.make_recipe().epochs
+        seconds = 0.0 if cell.result else estimate_seconds(settings, epochs, speeds)
         total += seconds
-        auto = "rate from a range test, " if cell.settings.lr == AUTO else ""
-        table.add_row(
-            cell.name,
-            f"{auto}{cell.settings.make_recipe().epochs:g} epochs",
-            str(len(cell.settings.seeds)),
-            f"{seconds:.0f} s",
-            "is done" if cell.result else cell.problem or "",
+        auto = "rate from a range test, " if settings.lr == AUTO else ""
+        rows.append(
+            (
+                cell.name,
+                f"{auto}{epochs:g} epochs",
+                str(len(settings.seeds)),
+                f"{seconds:.0f} s",
+                "is done" if cell.result else cell.problem or "",
+            )
         )
-    table.add_section()
-    table.add_row(f"{len(cells)} cells", "", "", f"{total:.0f} s", "")
-    return table
+    rows.append((f"{len(cells)} cells", "", "", f"{total:.0f} s", ""))
+    return in_columns(rows)

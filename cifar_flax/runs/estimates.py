@@ -28,11 +28,14 @@ def peak_gflops() -> float:
     return 2 * size**3 / best / 1e9
 
 
-def estimate_seconds(settings: Settings, speeds: dict[str, float]) -> float:
+def estimate_seconds(
+    settings: Settings, epochs: float, speeds: dict[str, float]
+) -> float:
     """Seconds for a run, roughly.
 
     Args:
       settings: of the run.
+      epochs: of its recipe.
       speeds: images/s of models that are known; others are added, from their
         operations and the machine's speed.
     """
@@ -41,7 +44,7 @@ def estimate_seconds(settings: Settings, speeds: dict[str, float]) -> float:
         speeds[settings.model] = USUAL_SHARE * peak_gflops() * 1e9 / (3 * flops)
     val_size = VAL_SIZE if settings.val_size is None else settings.val_size
     images = settings.train_size or 50_000 - val_size
-    epochs = settings.make_recipe().epochs * len(settings.seeds)
+    of_all_seeds = epochs * len(settings.seeds)
     if settings.lr == AUTO:
-        epochs += len(RANGE_SEEDS)
-    return START_SECONDS + epochs * images / speeds[settings.model]
+        of_all_seeds += len(RANGE_SEEDS)
+    return START_SECONDS + of_all_seeds * images / speeds[settings.model]

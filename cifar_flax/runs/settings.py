@@ -1,6 +1,8 @@
 """The settings of a run: one dataclass; what each may be is told by its type."""
 
+import copy
 import dataclasses
+import functools
 import pathlib
 import re
 import types
@@ -241,12 +243,14 @@ class Settings:
     # Of a record, whose recipe may have come from a file or a run that is gone.
     recorded_recipe: dataclasses.InitVar[Recipe | None] = None
     trained_recipe: ClassVar[Recipe | None] = None
+    _recipe: ClassVar[Recipe]
 
     def __post_init__(self, recorded_recipe: Recipe | None):
         object.__setattr__(self, "trained_recipe", recorded_recipe)
-        for name in TYPES:
-            value = check_setting(name, getattr(self, name))
-            object.__setattr__(self, name, value)
+        for name, default in DEFAULTS.items():
+            value = getattr(self, name)
+            if value is not default:  # most are, and a sweep makes thousands of these
+                object.__setattr__(self, name, check_setting(name, value))
         check_seeds(self.seeds)
         self._check_model()
         if self.val_size is not None and self.val_size < 0:
@@ -278,8 +282,9 @@ class Settings:
                 object.__setattr__(self, name, str(expand_user(path).absolute()))
         if self.archive_sha256 is not None:
             check_sha256(self.archive_sha256)
-        # Wrong values are reported before any data are loaded.
-        self.make_recipe()
+        # Wrong values are reported before any data are loaded. The recipe is kept: it
+        # takes longer to make than everything else here.
+        object.__setattr__(self, "_recipe", self.trained_recipe or choose_recipe(self))
 
     def _check_model(self) -> None:
         """Nothing of a model of one's own is loaded here: records hold them, too."""
@@ -332,6 +337,8 @@ class Settings:
         """The recipe that they describe; see ``recipe_choice.choose_recipe``."""
         if self.trained_recipe is not None:
             return self.trained_recipe
+        if found_lr is None and of_lesson:
+            return self._recipe
         return choose_recipe(self, found_lr, of_lesson)
 
     def recipe_of(self, test: records.RangeTest | None) -> dict[str, Any] | None:
@@ -366,7 +373,9 @@ class Settings:
             it has none, a ``val_size`` that is not given is recorded as the number
             that it stands for; the two are one run.
         """
-        record = {**dataclasses.asdict(self), "seeds": list(self.seeds)}
+        values = {name: getattr(self, name) for name in TYPES}
+        own = {n: copy.deepcopy(v) for n, v in values.items() if isinstance(v, dict)}
+        record = {**values, **own, "seeds": list(self.seeds)}
         if self.val_size is None and not has_validation:
             record["val_size"] = VAL_SIZE
         return record
@@ -469,6 +478,7 @@ _WORDS = {
 }
 
 
+@functools.cache
 def type_of(name: str) -> Any:
     """The type of a setting that is given, so without None."""
     kind = TYPES[name]
@@ -478,6 +488,7 @@ def type_of(name: str) -> Any:
     return typing.Union[tuple(kinds)]  # noqa: UP007 (of a list)
 
 
+@functools.cache
 def choices_of(name: str) -> tuple[str, ...]:
     """The values that a setting is one of; none where it may be others."""
     if name == "optimizer":
