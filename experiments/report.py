@@ -1,8 +1,10 @@
 """Compares the finished runs below a folder: report.md, report.html and tables.
 
 python -m experiments.report --runs=runs
+python -m experiments.report --runs=runs --baseline=convbn
 
-Reads records only. The HTML file is complete in itself; open it in a browser.
+Reads records only. Open the HTML file in a browser. For up to 20 configurations it is
+complete in itself; beyond, the details of each lie in report-files beside it.
 results.csv has a row for each seed, ranking.tex a table for a paper.
 """
 
@@ -10,7 +12,7 @@ import sys
 
 from absl import flags
 
-from cifar_flax.reports.page import report
+from cifar_flax.reports.page import DETAILS, report
 from experiments import cli
 
 FLAGS = flags.FLAGS
@@ -19,11 +21,13 @@ FLAGS = flags.FLAGS
 def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
-        made = report(FLAGS.runs, FLAGS.output)
+        made = report(FLAGS.runs, FLAGS.output, FLAGS.baseline)
         for line in made.left_out:
             cli.logger.warning("left out: %s", line)
         print(made.markdown)
         names = ("report.md", "report.html", "results.csv", "ranking.tex")
+        if (made.folder / DETAILS).is_dir():
+            names = (*names, DETAILS)
         print("files ", ", ".join(str(made.folder / name) for name in names))
     return 0
 
@@ -31,4 +35,9 @@ def main() -> int:
 if __name__ == "__main__":
     cli.define_text("runs", "runs", "Folder that holds the runs, at any depth.")
     cli.define_text("output", None, "Folder for the report (default: --runs).")
+    cli.define_text(
+        "baseline",
+        None,
+        "Compare every configuration with the one of this name, and no others.",
+    )
     sys.exit(main())

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from cifar_flax.reports.predictions import BINS, Calibration
 from cifar_flax.reports.range_curve import RangeResult
 from cifar_flax.reports.runs import Entry
 from cifar_flax.reports.statistics import ci95_of_mean
@@ -81,17 +79,37 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     svg.append(text)
 
 
-def trade_off(entries: list[Entry], cost: Callable[[Entry], float], label: str) -> str:
+def trade_off(
+    entries: list[Entry],
+    cost: Callable[[Entry], float],
+    label: str,
+    most_names: int | None = None,
+) -> str:
     """Accuracy against a cost, with the Pareto front.
 
     Args:
       entries: of a study; those whose cost is not known, and so 0, are left out.
       cost: of an entry.
       label: of the axis.
+      most_names: if given, only this many entries have a name and an interval: the
+        most accurate of the front. The others are dots.
     """
     numbered = [(i, entry) for i, entry in enumerate(entries) if cost(entry) > 0]
     entries = [entry for _, entry in numbered]
+    front = pareto_front(entries, cost)
     with _drawing(4.6, 3.4) as (axis, svg):
+        if most_names is not None:
+            named = front[-most_names:]
+            dots = [entry for entry in entries if entry not in named]
+            axis.scatter(
+                [cost(entry) for entry in dots],
+                [100 * entry.mean for entry in dots],
+                s=8,
+                color=_INK,
+                alpha=0.3,
+                linewidths=0,
+            )
+            numbered = list(enumerate(named))
         for number, entry in numbered:
             axis.errorbar(
                 cost(entry),
@@ -108,7 +126,6 @@ def trade_off(entries: list[Entry], cost: Callable[[Entry], float], label: str) 
                 textcoords="offset points",
                 fontsize=9,
             )
-        front = pareto_front(entries, cost)
         axis.plot(
             [cost(entry) for entry in front],
             [100 * entry.mean for entry in front],
@@ -201,18 +218,6 @@ def range_test(entry: Entry) -> str | None:
     with _drawing(7.0, 3.4) as (axis, svg):
         RangeResult.from_record(record).plot(axis)
     return svg[0].replace("#000000", "currentColor")
-
-
-def reliability(calibration: Calibration) -> str:
-    """Accuracy against confidence, with the share of the images in each bin."""
-    with _drawing(3.4, 3.2) as (axis, svg):
-        edges = (np.arange(BINS) + 0.5) / BINS
-        width = 0.92 / BINS
-        axis.bar(edges, calibration.accuracy, width, color=COLOURS[0], alpha=0.8)
-        axis.bar(edges, calibration.share, width, color=COLOURS[1], alpha=0.5)
-        axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":")
-        axis.set(xlabel="confidence", ylabel="accuracy (share of images)", ylim=(0, 1))
-    return svg[0]
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,14 @@
-"""Studies as a page of Markdown and as one HTML file that needs nothing else."""
+"""Studies as a page of Markdown and as HTML.
+
+The HTML of few entries is one file that needs nothing else. That of many has the
+section of each entry in a file of its own, in a folder beside the page.
+"""
 
 import base64
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import pathlib
 import re
@@ -14,9 +21,9 @@ from PIL import Image
 
 from cifar_flax.errors import UserError
 from cifar_flax.files import printable
-from cifar_flax.reports import charts
-from cifar_flax.reports.predictions import confusion, mean_probability
-from cifar_flax.reports.runs import Entry, Study, read_studies
+from cifar_flax.reports import charts, small_charts
+from cifar_flax.reports.predictions import confusion, converged, mean_probability
+from cifar_flax.reports.runs import BEST, WHOLE, Entry, Study, read_studies
 from cifar_flax.reports.tables import write_csv, write_tex
 
 COSTS: list[tuple[str, Callable[[Entry], float]]] = [
@@ -26,6 +33,10 @@ COSTS: list[tuple[str, Callable[[Entry], float]]] = [
 ]
 
 CONFUSED_PAIRS = 8
+
+# The folder of the sections that are not on the page itself, and their names in it.
+DETAILS = "report-files"
+_DETAIL = re.compile(r"[\w.=-]+-[0-9a-f]{12}\.html")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,22 +64,28 @@ class Report:
 
 
 def report(
-    runs: str | pathlib.Path, output: str | pathlib.Path | None = None
+    runs: str | pathlib.Path,
+    output: str | pathlib.Path | None = None,
+    baseline: str | None = None,
 ) -> Report:
     """Compares the finished runs below a folder.
 
     It writes ``report.md`` and ``report.html``, ``results.csv`` with a row for each
-    seed, and ``ranking.tex``.
+    seed, and ``ranking.tex``. Of more than 20 configurations, what there is to say of
+    each one lies in a file of the folder ``report-files``.
 
     Args:
       runs: folder that holds them, at any depth.
       output: folder for the report; None for the same.
+      baseline: name of a configuration, as a report shows it. The others of its study
+        are compared with it, and not with each other.
 
     Raises:
-      UserError: there is no finished run, or the report cannot be written.
+      UserError: there is no finished run, no such baseline, or the report cannot be
+        written.
     """
     folder = pathlib.Path(runs)
-    studies, left_out = read_studies(folder)
+    studies, left_out = read_studies(folder, baseline)
     markdown = write_markdown(studies, left_out)
     output = folder if output is None else pathlib.Path(output)
     try:
@@ -76,6 +93,7 @@ def report(
         (output / "report.md").write_text(markdown, encoding="utf-8")
         page = write_html(studies, left_out)
         (output / "report.html").write_text(page, encoding="utf-8")
+        _write_details(studies, output / DETAILS)
         tables = {"results.csv": write_csv(studies), "ranking.tex": write_tex(studies)}
         for name, text in tables.items():
             (output / name).write_text(_writable(text), encoding="utf-8", newline="")
@@ -95,21 +113,55 @@ def write_markdown(studies: list[Study], left_out: list[str]) -> str:
 
 
 def write_html(studies: list[Study], left_out: list[str]) -> str:
-    """The same with figures, and with a section for each entry."""
-    pages = [
-        {
-            **_overview(study),
-            **_figures(study),
-            "sections": [
-                _section(number, entry) for number, entry in enumerate(study.entries)
-            ],
-        }
-        for study in studies
-    ]
+    """The same with figures, and with a section for each entry or a link to it."""
+    whole = _is_whole(studies)
+    pages = []
+    for number, study in enumerate(studies):
+        if whole:
+            links = [f"#entry{number}-{i}" for i in range(len(study.entries))]
+            sections = [_section(entry) for entry in study.entries]
+        else:
+            links = [f"{DETAILS}/{_file_name(study, entry)}" for entry in study.entries]
+            sections = []
+        overview = {**_overview(study), **_figures(study)}
+        pages.append({**overview, "links": links, "sections": sections})
     text = _template("report.html.j2", autoescape=True).render(
-        studies=pages, left_out=left_out
+        studies=pages, left_out=left_out, details=None if whole else DETAILS
     )
     return _writable(text)
+
+
+def _is_whole(studies: list[Study]) -> bool:
+    """Whether the sections of all entries are on the page itself."""
+    return sum(len(study.entries) for study in studies) <= WHOLE
+
+
+def _file_name(study: Study, entry: Entry) -> str:
+    """Of an entry's section; the same in every report on it."""
+    digest = hashlib.sha256(repr((study.key, entry.name)).encode(errors="replace"))
+    words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", entry.name)[:80]
+    return f"{words}-{digest.hexdigest()[:12]}.html"
+
+
+def _write_details(studies: list[Study], folder: pathlib.Path) -> None:
+    """Writes a file for each entry where the page has no sections; removes others."""
+    names = set()
+    if not _is_whole(studies):
+        folder.mkdir(exist_ok=True)
+        template = _template("details.html.j2", autoescape=True)
+        for study in studies:
+            for rank, entry in enumerate(study.entries, start=1):
+                section = _section(entry, with_range_figure=False)
+                text = template.render(s=section, study=study, rank=rank)
+                name = _file_name(study, entry)
+                (folder / name).write_text(_writable(text), encoding="utf-8")
+                names.add(name)
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name not in names and _DETAIL.fullmatch(path.name):
+                path.unlink()  # of an earlier report
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def _writable(text: str) -> str:
@@ -117,6 +169,7 @@ def _writable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+@functools.cache
 def _template(name: str, autoescape: bool) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cifar_flax.reports", "templates"),
@@ -146,24 +199,62 @@ def _overview(study: Study) -> dict[str, Any]:
             difference.verdict(first.name, second.name)
             for first, second, difference in study.comparisons
         ],
+        "compared": _compared(study),
         "cautions": _cautions(study),
         "devices": sorted({e.first.result.device for e in study.entries}),
         "settings": [
-            (name, [entry.first.settings.get(name) for entry in study.entries])
+            (name, [entry.first.settings.get(name) for entry in study.shown])
             for name in study.differing
         ],
     }
 
 
+def _compared(study: Study) -> str:
+    """What the verdicts are of, with their number."""
+    count = len(study.comparisons)
+    if study.baseline is not None:
+        return f"{_count(count, 'comparison')} with {study.baseline.name}"
+    return _count(count, "pair") + (f" of the best {BEST}" if study.is_large else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _outcomes(study: Study) -> str:
+    """How many entries are better than the baseline, and how many are worse."""
+    assert study.baseline is not None
+    gaps = [gap.mean for _, _, gap in study.comparisons if gap.shown]
+    better = sum(gap > 0 for gap in gaps)
+    unclear = len(study.comparisons) - len(gaps)
+    return (
+        f"Of {_count(len(study.comparisons), 'configuration')}, {better:,} are shown "
+        f"to be better than {study.baseline.name} and {len(gaps) - better:,} to be "
+        f"worse; for {unclear:,} no difference is shown."
+    )
+
+
 def _cautions(study: Study) -> list[str]:
     """What a reader of the verdicts must know."""
+    named = study.shown if study.is_large else study.entries
     cautions = [
         f"{entry.name}: {len(entry.diverged)} of {len(entry.accuracies)} seeds "
         f"diverged ({', '.join(map(str, entry.diverged))}). Their accuracies count, "
         "and make its interval wide; a lower rate would say more."
-        for entry in study.entries
+        for entry in named
         if entry.diverged
     ]
+    others = sum(1 for entry in study.entries if entry.diverged) - len(cautions)
+    if others:
+        cautions.append(f"Seeds of {_count(others, 'other configuration')} diverged.")
+    if study.baseline is not None:
+        cautions.append(_outcomes(study))
+    elif study.is_large:
+        cautions.append(
+            f"The best {BEST} of {len(study.entries):,} are chosen by the same test "
+            "accuracies that are shown here; with new seeds they are likely to come "
+            "out lower."
+        )
     epochs = {entry.first.result.epochs for entry in study.entries}
     if len(epochs) > 1:
         cautions.append(
@@ -188,7 +279,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _figures(study: Study) -> dict[str, Any]:
-    entries = study.entries
+    entries, most_names = study.shown, BEST if study.is_large else None
     curves = [
         ("val_accuracy", "validation accuracy, %"),
         ("train_accuracy", "accuracy on training images as seen, %"),
@@ -196,7 +287,8 @@ def _figures(study: Study) -> dict[str, Any]:
     ]
     return {
         "trade_offs": [
-            (label, charts.trade_off(entries, cost, label)) for label, cost in COSTS
+            (label, charts.trade_off(study.entries, cost, label, most_names))
+            for label, cost in COSTS
         ],
         "curves": [
             (label, svg)
@@ -207,8 +299,14 @@ def _figures(study: Study) -> dict[str, Any]:
     }
 
 
-def _section(number: int, entry: Entry) -> dict[str, Any]:
-    """All about one entry."""
+def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
+    """All about one entry.
+
+    Args:
+      entry: of a study.
+      with_range_figure: whether to draw its range test, which takes a tenth of a
+        second; its suggestions are there in any case.
+    """
     names = entry.first.config.dataset.class_names
     shares = confusion(entry.logits, entry.labels)
     pairs = [
@@ -220,13 +318,14 @@ def _section(number: int, entry: Entry) -> dict[str, Any]:
     calibration = entry.calibration
     return {
         **_row(entry),
-        "number": number,
         "names": names,
         "confusion": shares.tolist(),
         "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=True)),
         "confused": sorted(pairs, reverse=True)[:CONFUSED_PAIRS],
-        "reliability": charts.reliability(calibration) if calibration else None,
-        "range_test": charts.range_test(entry),
+        "reliability": small_charts.reliability(calibration) if calibration else None,
+        "accuracies": small_charts.accuracies(entry),
+        "range_figure": charts.range_test(entry) if with_range_figure else None,
+        "range_test": entry.first.range_test,
         "wrong": _wrong_images(entry, names),
         "layers": entry.first.result.layers or [],
         "recipe": entry.first.config.recipe,
@@ -238,18 +337,20 @@ def _section(number: int, entry: Entry) -> dict[str, Any]:
 def _wrong_images(entry: Entry, names: list[str]) -> list[dict[str, str]]:
     """Pictures that the first run is most sure and wrong about."""
     predictions = entry.first.predictions
-    mean = mean_probability(predictions["logits"])
+    logits, indices = predictions["logits"], predictions["indices"]
+    mean = mean_probability(logits[converged(logits)][:, indices])
     if mean is None:
         return []
+    labels = predictions["labels"][indices]
     return [
         {
             "src": _data_uri(image),
-            "label": names[predictions["labels"][index]],
-            "predicted": names[mean[index].argmax()],
-            "confidence": f"{100 * mean[index].max():.0f} %",
+            "label": names[label],
+            "predicted": names[probabilities.argmax()],
+            "confidence": f"{100 * probabilities.max():.0f} %",
         }
-        for image, index in zip(
-            predictions["images"], predictions["indices"], strict=True
+        for image, label, probabilities in zip(
+            predictions["images"], labels, mean, strict=True
         )
     ]
 

@@ -36,6 +36,79 @@ def converged(logits: np.ndarray) -> np.ndarray:
     return np.isfinite(logits).all((1, 2))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """Sums over predictions; those of several runs can be added.
+
+    Attributes:
+      counts: predictions in each of ``BINS`` bins of confidence.
+      confidence: sum of the probabilities of the predicted classes in each bin.
+      right: predictions in each bin that are right.
+      nll: sum of the negative log-likelihoods.
+      brier: sum of the squared errors.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    right: np.ndarray
+    nll: float
+    brier: float
+
+    def __add__(self, other: "Scores") -> "Scores":
+        return Scores(
+            self.counts + other.counts,
+            self.confidence + other.confidence,
+            self.right + other.right,
+            self.nll + other.nll,
+            self.brier + other.brier,
+        )
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The means; None where there is no prediction."""
+        total = self.counts.sum()
+        if not total:
+            return None
+        with np.errstate(invalid="ignore"):  # empty bins
+            confidence = self.confidence / self.counts
+            accuracy = self.right / self.counts
+        share = self.counts / total
+        gaps = np.nan_to_num(np.abs(accuracy - confidence))
+        return Calibration(
+            confidence=confidence,
+            accuracy=accuracy,
+            share=share,
+            ece=float((share * gaps).sum()),
+            nll=float(self.nll / total),
+            brier=float(self.brier / total),
+        )
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
+    """Scores of the predictions of all replicas that did not diverge.
+
+    Args:
+      logits: [R, N, K].
+      labels: [N].
+    """
+    total = Scores(np.zeros(BINS, int), np.zeros(BINS), np.zeros(BINS), 0.0, 0.0)
+    images = np.arange(len(labels))
+    for replica in logits[converged(logits)]:  # one at a time: they are float64 here
+        logs = _log_probabilities(replica)
+        errors = np.exp(logs)
+        confidence, right = errors.max(-1), logs.argmax(-1) == labels
+        errors[images, labels] -= 1
+        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        total += Scores(
+            counts=np.bincount(bins, minlength=BINS),
+            confidence=np.bincount(bins, confidence, BINS),
+            right=np.bincount(bins, right, BINS),
+            nll=float(-logs[images, labels].sum()),
+            brier=float(np.square(errors).sum()),
+        )
+    return total
+
+
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
     """Calibration over the predictions of all replicas that did not diverge.
 
@@ -46,29 +119,7 @@ def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
     Returns:
       None where all diverged.
     """
-    logits = logits[converged(logits)]
-    if not len(logits):
-        return None
-    logs = _log_probabilities(logits).reshape(-1, logits.shape[-1])
-    labels = np.tile(labels, len(logits))
-    probabilities = np.exp(logs)
-    confidence, right = probabilities.max(-1), logs.argmax(-1) == labels
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    with np.errstate(invalid="ignore"):  # empty bins
-        mean_confidence = np.bincount(bins, confidence, BINS) / counts
-        mean_accuracy = np.bincount(bins, right, BINS) / counts
-    share = counts / len(labels)
-    gaps = np.nan_to_num(np.abs(mean_accuracy - mean_confidence))
-    onehot = np.eye(logits.shape[-1])[labels]
-    return Calibration(
-        confidence=mean_confidence,
-        accuracy=mean_accuracy,
-        share=share,
-        ece=float((share * gaps).sum()),
-        nll=float(-logs[np.arange(len(labels)), labels].mean()),
-        brier=float(np.square(probabilities - onehot).sum(-1).mean()),
-    )
+    return score(logits, labels).calibration
 
 
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:

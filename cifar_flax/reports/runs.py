@@ -6,6 +6,7 @@ within a study is anything compared.
 """
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import itertools
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from cifar_flax import records
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import shell_word
 from cifar_flax.reports.checks import check_records
-from cifar_flax.reports.predictions import Calibration, calibrate
+from cifar_flax.reports.predictions import Calibration, Scores, score
 from cifar_flax.reports.statistics import (
     Difference,
     ci95_of_mean,
@@ -28,22 +29,33 @@ from cifar_flax.reports.statistics import (
     difference_over_seeds,
 )
 
+# A study of more entries than this is large: only its best are compared with each
+# other and drawn over the epochs. Up to it, all are: 190 pairs.
+WHOLE = 20
+BEST = 10
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunRecord:
-    """One finished run.
+    """One finished run; of its predictions, which are large, what is needed of each.
 
     Attributes:
       folder: that holds it.
       config: its ``config.json``.
       result: its ``result.json``.
       metrics: the lines of its ``metrics.jsonl``.
+      scores: of its predictions.
+      right: whether the first replica classifies each test image correctly, bool [N].
+      labels_sha256: of the labels of the test images.
     """
 
     folder: pathlib.Path
     config: records.Config
     result: records.Result
     metrics: list[records.LogPoint]
+    scores: Scores
+    right: np.ndarray
+    labels_sha256: str
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -60,14 +72,14 @@ class RunRecord:
             return "# made by a program"
         return " ".join(map(shell_word, ["python", *kept[1:]]))
 
-    @functools.cached_property
+    @property
     def predictions(self) -> dict[str, np.ndarray]:
-        """Its ``predictions.npz``."""
+        """Its ``predictions.npz``, read anew each time."""
         return records.read_predictions(self.folder)
 
-    @functools.cached_property
+    @property
     def range_test(self) -> records.RangeTest | None:
-        """Its ``lr_find.json``, where there is one."""
+        """Its ``lr_find.json``, read anew each time; None where there is none."""
         return records.read_range_test(self.folder)
 
 
@@ -124,15 +136,16 @@ class Entry:
         seconds = sum(run.result.train_seconds for run in self.runs)
         return seconds / len(self.accuracies)
 
-    @functools.cached_property
+    @property
     def logits(self) -> np.ndarray:
-        """Logits of the test images, [R, N, K]."""
+        """Logits of the test images, [R, N, K], read anew each time."""
         return np.concatenate([run.predictions["logits"] for run in self.runs])
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
         """Over all its seeds' predictions."""
-        return calibrate(self.logits, self.labels)
+        first, *others = (run.scores for run in self.runs)
+        return sum(others, start=first).calibration
 
     @property
     def diverged(self) -> list[int]:
@@ -146,7 +159,7 @@ class Entry:
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels of the test images, [N]."""
+        """Labels of the test images, [N], read anew each time."""
         return self.first.predictions["labels"]
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -178,17 +191,47 @@ class Study:
     Attributes:
       dataset: what they share.
       version: of this package, that trained them.
+      key: what tells it from other studies.
       entries: the best first.
+      baseline: the entry with which all others are compared; None: those of ``best``
+        are compared with each other.
     """
 
     dataset: records.DatasetInfo
     version: str
+    key: str
     entries: list[Entry]
+    baseline: Entry | None = None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has too many entries to compare and to draw all of them."""
+        return len(self.entries) > WHOLE
+
+    @property
+    def best(self) -> list[Entry]:
+        """The best entries of a large study, all of another one."""
+        return self.entries[:BEST] if self.is_large else self.entries
+
+    @property
+    def shown(self) -> list[Entry]:
+        """The best entries, and the baseline."""
+        others = [self.baseline] if self.baseline else []
+        return [*self.best, *(entry for entry in others if entry not in self.best)]
 
     @functools.cached_property
     def comparisons(self) -> list[tuple[Entry, Entry, Difference]]:
-        """Every pair, the better one first, corrected for the number of pairs."""
-        pairs = list(itertools.combinations(self.entries, 2))
+        """What is compared, corrected for the number of these comparisons.
+
+        All entries with the baseline where there is one, else every pair of the best
+        entries, the better one first. Both are corrected for what is compared, and not
+        for all pairs: choosing the best by the same accuracies makes no difference
+        appear among them, since it leaves out those that lie far apart.
+        """
+        pairs = list(itertools.combinations(self.best, 2))
+        if self.baseline is not None:
+            others = [entry for entry in self.entries if entry is not self.baseline]
+            pairs = [(entry, self.baseline) for entry in others]
         return [
             (first, second, compare(first, second, len(pairs)))
             for first, second in pairs
@@ -197,12 +240,7 @@ class Study:
     @functools.cached_property
     def differing(self) -> list[str]:
         """Settings that are not the same in all entries."""
-        every = [entry.first.settings for entry in self.entries]
-        return [
-            name
-            for name in dict.fromkeys(itertools.chain(*every))
-            if any(settings.get(name) != every[0].get(name) for settings in every)
-        ]
+        return _differing([entry.first.settings for entry in self.entries])
 
 
 def compare(first: Entry, second: Entry, comparisons: int) -> Difference:
@@ -211,18 +249,23 @@ def compare(first: Entry, second: Entry, comparisons: int) -> Difference:
     if len(seeds) > 1:
         pairs = [[e.accuracies[seed] for seed in seeds] for e in (first, second)]
         return difference_over_seeds(pairs[0], pairs[1], comparisons)
-    right = [entry.logits[0].argmax(-1) == entry.labels for entry in (first, second)]
-    return difference_over_images(right[0], right[1], comparisons)
+    return difference_over_images(first.first.right, second.first.right, comparisons)
 
 
-def read_studies(folder: pathlib.Path) -> tuple[list[Study], list[str]]:
+def read_studies(
+    folder: pathlib.Path, baseline: str | None = None
+) -> tuple[list[Study], list[str]]:
     """The studies of all finished runs below a folder, the largest first.
+
+    Args:
+      folder: that holds them, at any depth.
+      baseline: name of the entry with which the others of its study are compared.
 
     Returns:
       The studies, and a line for each run that is left out, with the reason.
 
     Raises:
-      UserError: there is no such folder, or no finished run in it.
+      UserError: there is no such folder, no finished run in it, or no such entry.
     """
     if not os.path.isdir(folder):  # False for too long a name
         raise UserError(f"{folder} is not a folder; --runs names one that holds runs")
@@ -233,8 +276,27 @@ def read_studies(folder: pathlib.Path) -> tuple[list[Study], list[str]]:
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(repr(_study_key(run)), []).append(run)
-    studies = [_make_study(group, left_out) for group in groups.values()]
+    studies = [_make_study(*group, left_out) for group in groups.items()]
+    if baseline is not None:
+        studies = _with_baseline(studies, baseline)
     return sorted(studies, key=lambda study: -len(study.entries)), left_out
+
+
+def _with_baseline(studies: list[Study], name: str) -> list[Study]:
+    """The studies; those that have an entry of this name with it as their baseline."""
+    names = [entry.name for study in studies for entry in study.entries]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0)
+        shown = ", ".join(one_line(repr(word), 100) for word in near)
+        raise UserError(
+            f"--baseline={one_line(name, 100)}: none of the {len(names)} "
+            f"configurations has this name; the nearest are {shown}"
+        )
+    named = [{entry.name: entry for entry in study.entries} for study in studies]
+    return [
+        dataclasses.replace(study, baseline=entries.get(name))
+        for study, entries in zip(studies, named, strict=True)
+    ]
 
 
 def _read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
@@ -259,23 +321,32 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
     result = records.read_result(folder)
     if result is None:
         raise UserError(f"{folder} is not finished")
-    run = RunRecord(folder, config, result, records.read_metrics(folder))
-    check_records(folder, config, result, run.metrics, run.predictions)
-    _ = run.range_test  # damaged, the run is left out
-    return run
+    metrics, arrays = records.read_metrics(folder), records.read_predictions(folder)
+    check_records(folder, config, result, metrics, arrays)
+    records.read_range_test(folder)  # damaged, the run is left out
+    logits, labels = arrays["logits"], arrays["labels"]
+    return RunRecord(
+        folder,
+        config,
+        result,
+        metrics,
+        scores=score(logits, labels),
+        right=logits[0].argmax(-1) == labels,
+        labels_sha256=hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
+    )
 
 
 def _study_key(run: RunRecord) -> tuple:
-    data, labels = run.config.dataset, run.predictions["labels"].astype("<i8")
+    data = run.config.dataset
     sizes = ("train_size", "val_size", "test_size")
     return (
         *(getattr(data, n) for n in ("name", "fingerprint", "class_names", *sizes)),
-        hashlib.sha256(labels.tobytes()).hexdigest(),
+        run.labels_sha256,
         run.config.versions.get("cifar-flax"),
     )
 
 
-def _make_study(runs: list[RunRecord], left_out: list[str]) -> Study:
+def _make_study(key: str, runs: list[RunRecord], left_out: list[str]) -> Study:
     by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
         same = by_settings.setdefault(repr(sorted(run.settings.items())), [])
@@ -294,17 +365,29 @@ def _make_study(runs: list[RunRecord], left_out: list[str]) -> Study:
     return Study(
         dataset=config.dataset,
         version=config.versions.get("cifar-flax", "of no known version"),
+        key=key,
         entries=sorted(entries, key=lambda entry: -entry.mean),
     )
 
 
 def _names(runs: list[RunRecord]) -> list[str]:
     """The model, and what tells a run from the other runs of its model."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_model.setdefault(run.result.model, []).append(run.settings)
+    varied = {model: set(_differing(every)) for model, every in by_model.items()}
     names = []
     for run in runs:
-        others = [r.settings for r in runs if r.config.model == run.result.model]
-        own = run.settings
-        varied = [n for n in own if any(other.get(n) != own[n] for other in others)]
-        words = [f"{name}={own[name]}" for name in varied]
-        names.append(" ".join([run.result.model, *words]))
+        model, own = run.result.model, run.settings
+        words = [f"{name}={own[name]}" for name in own if name in varied[model]]
+        names.append(" ".join([model, *words]))
     return names
+
+
+def _differing(every: list[dict[str, Any]]) -> list[str]:
+    """Settings that are not the same in all of these."""
+    return [
+        name
+        for name in dict.fromkeys(itertools.chain(*every))
+        if any(settings.get(name) != every[0].get(name) for settings in every)
+    ]
