@@ -20,6 +20,8 @@ from cifar_flax.reports.statistics import ci95_of_mean
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
 LINES = ("-", "--", "-.", ":")
 
+MAX_NAME = 50  # characters of an entry's name in a figure
+
 # Stands for the colour of the text around the figure, which SVG calls currentColor.
 _INK = "#123456"
 
@@ -166,7 +168,7 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> str | None:
     """
     percent = 100 if "accuracy" in name else 1
     found = False
-    with _drawing(7.0, 3.6) as (axis, svg):
+    with _drawing(7.0, max(3.6, _legend_height(entries))) as (axis, svg):
         for number, entry in enumerate(entries):
             epochs, values = entry.curve(name)
             if not len(values):
@@ -199,7 +201,7 @@ def schedules(entries: list[Entry]) -> str | None:
     recorded = [entry.first.config.schedule for entry in entries]
     if not any(recorded):
         return None
-    with _drawing(7.0, 2.6) as (axis, svg):
+    with _drawing(7.0, max(2.6, _legend_height(entries))) as (axis, svg):
         for number, (entry, schedule) in enumerate(zip(entries, recorded, strict=True)):
             if schedule is not None:
                 name = _plain(entry.name)
@@ -221,9 +223,17 @@ def range_test(entry: Entry) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """A text that Matplotlib does not take for a formula, and all of it visible."""
+    """A text that Matplotlib does not take for a formula, all of it visible, short."""
     visible = "".join(c if c.isprintable() else " " for c in text)
+    if len(visible) > MAX_NAME:
+        half = (MAX_NAME - 3) // 2
+        visible = f"{visible[:half]}...{visible[-half:]}"
     return visible.replace("$", r"\$")
+
+
+def _legend_height(entries: list[Entry]) -> float:
+    """Inches that the legend of these takes; without room for it nothing is drawn."""
+    return 0.5 + 0.19 * len(entries)
 
 
 def _legend(axis: Axes) -> None:

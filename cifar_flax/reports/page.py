@@ -126,7 +126,7 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
         overview = {**_overview(study), **_figures(study)}
         pages.append({**overview, "links": links, "sections": sections})
     text = _template("report.html.j2", autoescape=True).render(
-        studies=pages, left_out=left_out, details=None if whole else DETAILS
+        studies=pages, left_out=left_out, details=None if whole else DETAILS, most=WHOLE
     )
     return _writable(text)
 
@@ -228,9 +228,10 @@ def _outcomes(study: Study) -> str:
     better = sum(gap > 0 for gap in gaps)
     unclear = len(study.comparisons) - len(gaps)
     return (
-        f"Of {_count(len(study.comparisons), 'configuration')}, {better:,} are shown "
-        f"to be better than {study.baseline.name} and {len(gaps) - better:,} to be "
-        f"worse; for {unclear:,} no difference is shown."
+        f"Of {_count(len(study.comparisons), 'configuration')} compared with "
+        f"{study.baseline.name}, {better:,} shown to be better, "
+        f"{len(gaps) - better:,} shown to be worse, {unclear:,} without a shown "
+        "difference."
     )
 
 
@@ -308,7 +309,9 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
         second; its suggestions are there in any case.
     """
     names = entry.first.config.dataset.class_names
-    shares = confusion(entry.logits, entry.labels)
+    predictions = entry.predictions
+    logits = np.concatenate([arrays["logits"] for arrays in predictions])
+    shares = confusion(logits, predictions[0]["labels"])
     pairs = [
         (shares[i, j], names[i], names[j])
         for i in range(len(names))
@@ -326,7 +329,7 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
         "accuracies": small_charts.accuracies(entry),
         "range_figure": charts.range_test(entry) if with_range_figure else None,
         "range_test": entry.first.range_test,
-        "wrong": _wrong_images(entry, names),
+        "wrong": _wrong_images(predictions[0], names),
         "layers": entry.first.result.layers or [],
         "recipe": entry.first.config.recipe,
         "settings": entry.first.settings,
@@ -334,9 +337,10 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
     }
 
 
-def _wrong_images(entry: Entry, names: list[str]) -> list[dict[str, str]]:
-    """Pictures that the first run is most sure and wrong about."""
-    predictions = entry.first.predictions
+def _wrong_images(
+    predictions: dict[str, np.ndarray], names: list[str]
+) -> list[dict[str, str]]:
+    """Pictures that a run is most sure and wrong about."""
     logits, indices = predictions["logits"], predictions["indices"]
     mean = mean_probability(logits[converged(logits)][:, indices])
     if mean is None:

@@ -137,9 +137,9 @@ class Entry:
         return seconds / len(self.accuracies)
 
     @property
-    def logits(self) -> np.ndarray:
-        """Logits of the test images, [R, N, K], read anew each time."""
-        return np.concatenate([run.predictions["logits"] for run in self.runs])
+    def predictions(self) -> list[dict[str, np.ndarray]]:
+        """The ``predictions.npz`` of each run, read anew each time."""
+        return [run.predictions for run in self.runs]
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
@@ -156,11 +156,6 @@ class Entry:
             for seed, at in zip(run.result.seeds, run.result.diverged_at, strict=True)
             if at is not None
         ]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Labels of the test images, [N], read anew each time."""
-        return self.first.predictions["labels"]
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A column of the metrics.

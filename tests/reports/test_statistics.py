@@ -87,6 +87,20 @@ def test_corrected_comparisons_err_in_less_than_one_family_in_twenty():
     assert wrong / 400 < 0.07  # 0.05, and three standard errors of 0.01
 
 
+def test_the_best_of_many_that_are_alike_are_not_shown_to_differ():
+    """Ten are chosen of 500 by the accuracies that are then compared, three seeds."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(100):
+        runs = rng.normal(0.7, 0.01, size=(500, 3))
+        best = runs[np.argsort(-runs.mean(1))[:10]]
+        pairs = [(i, j) for i in range(10) for j in range(i)]
+        wrong += any(
+            difference_over_seeds(best[i], best[j], 45).shown for i, j in pairs
+        )
+    assert wrong / 100 < 0.07
+
+
 def test_verdicts_name_the_better_one_and_what_would_show_more():
     better = difference_over_seeds(FIRST, SECOND)
     backwards = difference_over_seeds(SECOND, FIRST)

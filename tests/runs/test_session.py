@@ -270,6 +270,7 @@ def test_another_recipe_of_the_same_settings_is_another_run(tmp_path, monkeypatc
     go(tmp_path / "run", settings, model=None, stop=stop)
     recipe = dataclasses.replace(LESSON["simplenet"], momentum=0.5)
     monkeypatch.setitem(LESSON, "simplenet", recipe)
+    settings = dataclasses.replace(settings)  # their recipe is made with them
     with pytest.raises(UserError, match=r"the recipe's momentum was 0\.9 and is 0\.5"):
         go(tmp_path / "run", settings, model=None, resume=True)
 

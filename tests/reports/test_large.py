@@ -1,0 +1,173 @@
+"""Reports on more configurations than fit on a page."""
+
+import csv
+import dataclasses
+import html.parser
+import re
+import shutil
+import tracemalloc
+
+import pytest
+from scipy import stats
+
+from cifar_flax.errors import UserError
+from cifar_flax.reports.page import DETAILS, report, write_html, write_markdown
+from cifar_flax.reports.runs import read_studies
+from tests.reports import made
+from tests.reports.made import make_run
+
+COUNT = 300
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs of which each has another rate; every tenth has a seed that diverged."""
+    folder = tmp_path_factory.mktemp("large")
+    for n in range(COUNT):
+        accuracies = (0.3 + n / 500, 0.31 + n / 500 + n % 3 / 100, 0.3 + n / 500)
+        diverged = [2] if n % 10 == 0 else []
+        make_run(folder / str(n), "a/b", accuracies, diverged=diverged, lr=0.01 * n)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(folder, tmp_path_factory):
+    return report(folder, tmp_path_factory.mktemp("report"))
+
+
+class Links(html.parser.HTMLParser):
+    """The targets of a page's links."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("href", "src")]
+
+
+def local(links):
+    return [link for link in links if not link.startswith("data:")]
+
+
+def test_the_page_is_small_and_its_links_lead_to_a_file_for_each_entry(reported):
+    page = (reported.folder / "report.html").read_text()
+    assert len(page) < 1e6
+    links = local(Links(page).found)
+    assert len(links) == len(set(links)) == COUNT
+    files = {reported.folder / link for link in links}
+    assert files == set((reported.folder / DETAILS).iterdir())
+    for path in files:
+        text = path.read_text()
+        assert "Confusion matrix" in text
+        assert "How it learned" in text
+        (back,) = local(Links(text).found)
+        assert (path.parent / back).resolve() == reported.folder / "report.html"
+
+
+def test_an_entry_is_linked_to_its_own_file(reported):
+    page = (reported.folder / "report.html").read_text()
+    rows = re.findall(r'<tr><td><a href="([^"]*)">([^<]*)</a>', page)
+    assert [name for _, name in rows] == [e.name for e in reported.studies[0].entries]
+    for link, name in rows[::50]:
+        text = (reported.folder / link).read_text()
+        assert f"<title>{name}</title>" in text
+        assert f"<td>{name.partition('=')[2]}</td>" in text  # its lr, in the settings
+
+
+def test_ranking_and_tables_are_complete(reported):
+    with open(reported.folder / "results.csv", newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 3 * COUNT
+    assert (reported.folder / "ranking.tex").read_text().count(r"\pm") == COUNT
+    assert len(re.findall(r"^\| a/b lr=\S+ \| 3 ", reported.markdown, re.M)) == COUNT
+
+
+def test_only_the_best_are_compared_and_that_is_what_is_corrected_for(reported):
+    (study,) = reported.studies
+    best = [entry.name for entry in study.entries[:10]]
+    for text in (reported.markdown, (reported.folder / "report.html").read_text()):
+        verdicts = re.findall(r"(?:beats|between) [^<\n]*points", text)
+        assert len(verdicts) == 45
+        assert "45 pairs of the best 10" in text
+        assert "best 10 of 300 are chosen by the same test accuracies" in text
+    assert {e.name for pair in study.comparisons for e in pair[:2]} == set(best)
+    assert_corrected(study, 45)
+
+
+def assert_corrected(study, count):
+    """The intervals are SciPy's paired t intervals at a level of so many."""
+    assert len(study.comparisons) == count
+    for first, second, found in study.comparisons[:: max(1, count // 5)]:
+        pairs = [list(entry.accuracies.values()) for entry in (first, second)]
+        if len({a - b for a, b in zip(*pairs, strict=True)}) == 1:
+            continue
+        interval = stats.ttest_rel(*pairs).confidence_interval(1 - 0.05 / count)
+        assert found.mean + found.half_width == pytest.approx(interval.high)
+
+
+def test_a_baseline_is_compared_with_every_other_entry(folder):
+    name = "a/b lr=1.5"
+    (study,), left_out = read_studies(folder, name)
+    assert {second.name for _, second, _ in study.comparisons} == {name}
+    others = {first.name for first, _, _ in study.comparisons}
+    assert others == {e.name for e in study.entries} - {name}
+    assert_corrected(study, COUNT - 1)
+    text = write_markdown([study], left_out)
+    assert f"299 comparisons with {name}, corrected for their number" in text
+    shown = [gap.mean for _, _, gap in study.comparisons if gap.shown]
+    better, worse = sum(m > 0 for m in shown), sum(m < 0 for m in shown)
+    assert f"{better} shown to be better, {worse} shown to be worse" in text
+    assert text.count("python -m experiments.run") == 11  # of the best and of it
+
+
+def test_an_unknown_baseline_is_named_with_its_nearest(folder):
+    with pytest.raises(UserError, match="none of the 300 configurations") as caught:
+        read_studies(folder, "a/b lr=1.51x")
+    message = str(caught.value)
+    assert "'a/b lr=1.51'" in message
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def test_twenty_are_shown_whole_and_twenty_one_are_not(folder):
+    (study,), _ = read_studies(folder)
+    twenty = dataclasses.replace(study, entries=study.entries[:20])
+    assert len(twenty.comparisons) == 190
+    page = write_html([twenty], [])
+    assert all(link.startswith("#") for link in local(Links(page).found))
+    assert page.count("<details") == 20
+    more = dataclasses.replace(study, entries=study.entries[:21])
+    assert len(more.comparisons) == 45
+    assert DETAILS in write_html([more], [])
+    assert DETAILS in write_html([twenty, twenty], [])
+
+
+def test_the_files_of_an_earlier_report_go_and_others_stay(folder, tmp_path):
+    runs, output = tmp_path / "runs", tmp_path / "out"
+    for n in range(22):
+        shutil.copytree(folder / str(n), runs / str(n))
+    report(runs, output)
+    (output / DETAILS / "notes.html").write_text("mine")
+    shutil.rmtree(runs / "0")
+    report(runs, output)
+    assert len(list((output / DETAILS).iterdir())) == 21 + 1
+    (output / DETAILS / "notes.html").unlink()
+    shutil.rmtree(runs / "1")
+    report(runs, output)
+    assert not (output / DETAILS).exists()
+
+
+def test_predictions_are_dropped_once_they_are_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(made, "COUNT", 20_000)
+    for n in range(12):
+        make_run(tmp_path / str(n), lr=0.1 * n)
+    size = 12 * (tmp_path / "0" / "predictions.npz").stat().st_size
+    read_studies(tmp_path)
+    tracemalloc.start()
+    studies = read_studies(tmp_path)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert studies
+    assert kept < size / 10
+    assert peak < size
