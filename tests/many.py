@@ -9,13 +9,10 @@ the start of Python.
 
 import argparse
 import math
-import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 
@@ -149,21 +146,28 @@ def write_result(
     records.write_result(folder, result)
 
 
+# A small process between, since Linux counts the memory of the process that starts
+# another one as memory of the other.
+WATCH = """
+import resource, subprocess, sys, time
+start = time.monotonic()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(time.monotonic() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * 1.024e-3)
+sys.exit(status)
+"""
+
+
 def measure(what: str, module: str, flags: list[str]) -> None:
-    """Runs a command three times; prints the median time and the peak memory."""
-    seconds, peaks = [], []
-    for _ in range(3):
-        start = time.monotonic()
-        command = [sys.executable, "-m", module, *flags]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            _, status, usage = os.wait4(process.pid, 0)  # Linux, macOS
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{what}: status {process.returncode}")
-        seconds.append(time.monotonic() - start)
-        peaks.append(usage.ru_maxrss * 1024 / 1e6)
+    """Runs a command three times; prints median times and the largest peak memory."""
+    command = [sys.executable, "-c", WATCH, sys.executable, "-m", module, *flags]
+    figures = [
+        list(map(float, subprocess.check_output(command, text=True).split()))
+        for _ in range(3)
+    ]
+    (seconds, busy, _), (*_, peak) = np.median(figures, 0), np.max(figures, 0)
     print(
-        f"{what}: {statistics.median(seconds):.1f} s, {max(peaks):.0f} MB", flush=True
+        f"{what}: {seconds:.1f} s ({busy:.1f} s of a core), {peak:.0f} MB", flush=True
     )
 
 
