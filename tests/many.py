@@ -153,7 +153,8 @@ import resource, subprocess, sys, time
 start = time.monotonic()
 status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(time.monotonic() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * 1.024e-3)
+seconds, megabytes = time.monotonic() - start, used.ru_maxrss * 1.024e-3
+print(seconds, used.ru_utime + used.ru_stime, megabytes)
 sys.exit(status)
 """
 

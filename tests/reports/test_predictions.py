@@ -9,6 +9,7 @@ from cifar_flax.reports.predictions import (
     calibrate,
     confidently_wrong,
     confusion,
+    score,
 )
 
 
@@ -74,3 +75,14 @@ def test_the_surest_mistakes_come_first(logits, labels):
     wrong = mean.argmax(-1) != labels
     assert sure[-1] >= np.sort(mean[wrong].max(-1))[-10]
     assert len(confidently_wrong(np.eye(3)[None], np.arange(3), 5)) == 0
+
+
+def test_scores_of_two_runs_add_up_to_those_of_both(logits, labels):
+    logits = np.concatenate([logits, np.full((1, 400, 4), np.nan, np.float32)])
+    both = score(logits[:1], labels) + score(logits[1:], labels)
+    expected, found = calibrate(logits[:2], labels), both.calibration
+    for name in ("confidence", "accuracy", "share", "ece", "nll", "brier"):
+        assert getattr(found, name) == pytest.approx(
+            getattr(expected, name), nan_ok=True
+        )
+    assert score(logits[2:], labels).calibration is None
