@@ -84,19 +84,29 @@ def check_options(name: str, options: Options) -> None:
         raise UserError(
             f"{name} has no option {wrong[0]}; its options are {', '.join(known)}"
         )
+    for option, value in options.items():
+        plain = isinstance(value, bool | int | float | str | None)
+        require(plain, f"{option} of {name}", value, "a number, a text, true or false")
+    problem = _problem_with(name, tuple(sorted(options.items())))
+    if problem is not None:
+        raise UserError(f"{name} cannot be used with {dict(options)}: {problem}")
+
+
+@functools.cache  # a sweep asks thousands of times for the same
+def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None:
+    """What an optimizer says of options, in a line; None where it takes them."""
     shapes = {"kernel": (2, 2), "bias": (2,)}
 
     def update() -> Any:
         params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-        tx = make_optimizer(name, options, lambda step: 0.1 + 0 * step, 0.1)
+        tx = make_optimizer(name, dict(options), lambda step: 0.1 + 0 * step, 0.1)
         return tx.update(params, tx.init(params), params)
 
     try:
         jax.eval_shape(update)
     except Exception as error:  # whatever its own checks raise
-        raise UserError(
-            f"{name} cannot be used with {dict(options)}: {one_line(error)}"
-        ) from error
+        return one_line(error)
+    return None
 
 
 def make_optimizer(

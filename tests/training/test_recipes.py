@@ -220,6 +220,10 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
             lambda: Recipe(ONE, optimizer="adamw", options={"b1": "x"}),
             "adamw cannot be used with {'b1': 'x'}",
         ),
+        (
+            lambda: Recipe(ONE, optimizer="adamw", options={"b1": [0.9]}),
+            r"b1 of adamw is \[0.9\]; it must be a number",
+        ),
         (lambda: Recipe(ONE, optimizer="lion", nesterov=True), "are of sgd; lion"),
         (lambda: Recipe(ONE, ema=1), "ema is 1"),
         (lambda: Recipe(ONE, clip_norm=0), "clip_norm is 0"),
