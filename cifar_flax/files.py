@@ -1,10 +1,13 @@
 """Files that are replaced as a whole, locks between processes, and names of files."""
 
 import contextlib
+import errno
+import functools
 import glob
 import logging
 import os
 import pathlib
+import re
 import shlex
 import socket
 import unicodedata
@@ -33,6 +36,13 @@ PRINTABLE = "a text that is not empty, of characters that can be printed"
 _UNUSABLE = ("Cc", "Zl", "Zp", "Cs")
 
 
+# Where a file system cannot lock a file; the system's words for it differ.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+# What stands in there: a lease, which its holder renews four times in this time.
+LEASE_SECONDS = 60.0
+
+
 def check_text(text: str) -> str:
     """A text that can name something; ValueError where it can name nothing."""
     kinds = map(unicodedata.category, text)
@@ -41,8 +51,22 @@ def check_text(text: str) -> str:
     return text
 
 
+def check_local(path: str | pathlib.Path) -> None:
+    """UserError for an address such as gs://bucket/runs, which is no path."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
+        raise UserError(
+            f"{path} is an address; files are read and written in folders alone: give "
+            "one of this machine, such as a bucket that is mounted"
+        )
+
+
 def expand_user(path: str | pathlib.Path) -> pathlib.Path:
-    """A path with its ~ replaced; UserError where there is no home folder."""
+    """A path with its ~ replaced.
+
+    Raises:
+      UserError: there is no home folder, or it is an address.
+    """
+    check_local(path)
     try:
         expanded = pathlib.Path(path).expanduser()
     except RuntimeError:
@@ -139,27 +163,32 @@ class InUseError(Exception):
 class Lock:
     """A lock between processes, and threads, which ends with the process that holds it.
 
-    Its file says who that is.
+    Its file says who that is. Where the file system cannot lock files, as some that
+    machines share, a lease of the package filelock stands in, in a file beside it: its
+    holder renews it, and others may take it once it was not renewed for
+    ``LEASE_SECONDS``. A process that stood still for longer learns from ``keep`` that
+    it has lost it.
     """
 
     def __init__(self, path: pathlib.Path):
         """Takes nothing yet."""
         self._path = path
-        self._new()
+        self._use_lock()
 
     def take(self, wait: bool) -> None:
         """Takes it.
 
         Args:
-          wait: until it is free, with a warning.
+          wait: until it is free, with a warning. A lease is waited for in any case,
+            until its holder renews it or it runs out.
 
         Raises:
           InUseError: another process, or another thread, holds it.
-          OSError: the file cannot be written, or its file system has no locks.
+          OSError: the file cannot be written.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(blocking=False)
+            self._acquire()
         except filelock.Timeout as error:
             if not wait:
                 raise InUseError(_read_holder(self._path)) from error
@@ -177,24 +206,39 @@ class Lock:
           OSError: the file cannot be made.
         """
         try:
-            there = os.path.samestat(os.stat(self._path), self._file)
+            there = os.path.samestat(os.stat(self._lock.lock_file), self._file)
         except FileNotFoundError:
             there = False
         if not there:
             self._path.parent.stat()  # else it would be made again
             self.release()
-            self._new()
+            self._use_lock()
             self.take(wait=False)
         return not there
 
     def release(self) -> None:
-        """Gives it back; its file stays."""
+        """Gives it back; the file of a lock stays."""
         self._lock.release(force=True)
 
-    def _new(self) -> None:
-        self._lock = filelock.FileLock(
+    def _use_lock(self) -> None:
+        self._lock: filelock.BaseFileLock = filelock.FileLock(
             self._path, thread_local=False, on_acquired=self._sign
         )
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(blocking=False)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _warn_of_lease(self._path.parent, error.strerror or str(error))
+            self._lock = lease = _lease(self._path)
+            seen = _beat(lease)
+            lease.acquire(
+                timeout=2 * LEASE_SECONDS,
+                cancel_check=lambda: _beat(lease) not in (seen, None),
+            )
+            self._file = os.stat(lease.lock_file)
 
     def _sign(self, file: int) -> None:
         os.ftruncate(file, 0)
@@ -222,11 +266,61 @@ def lock_holder(path: pathlib.Path) -> str | None:
             return None
     except filelock.Timeout:
         return _read_holder(path)
-    except OSError:  # it cannot be written, so that nobody can hold it
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:  # it cannot be written: nobody can hold it
+            return None
+    try:
+        with locked(path, wait=False):
+            return None
+    except InUseError as error:
+        return str(error)
+
+
+def is_lock(name: str, lock: str) -> bool:
+    """Whether a file of that name is a lock's, or of the lease that stands in."""
+    return name == lock or name.startswith(f"{lock}{_LEASE}")
+
+
+_LEASE = ".lease"  # the ending of its name; others follow while it is taken over
+
+
+def _lease(path: pathlib.Path) -> filelock.SoftFileLease:
+    return filelock.SoftFileLease(
+        f"{path}{_LEASE}",
+        lease_duration=LEASE_SECONDS,
+        heartbeat_interval=LEASE_SECONDS / 4,
+        poll_interval=min(1.0, LEASE_SECONDS / 20),
+        thread_local=False,
+    )
+
+
+def _beat(lease: filelock.SoftFileLease) -> tuple[int, int] | None:
+    """When a lease was renewed last, by whom; None where nobody holds it."""
+    try:
+        # Opened, so that a file system that others write to, too, looks again.
+        with open(lease.lock_file, "rb") as file:
+            found = os.fstat(file.fileno())
+    except OSError:
         return None
+    return found.st_mtime_ns, found.st_ino
+
+
+@functools.cache
+def _warn_of_lease(folder: pathlib.Path, reason: str) -> None:
+    """Once for a folder."""
+    logger.warning(
+        "%s cannot lock files (%s): a lease stands in, and another machine takes it "
+        "over %.0f s after its holder is gone",
+        folder,
+        reason,
+        LEASE_SECONDS,
+    )
 
 
 def _read_holder(path: pathlib.Path) -> str:
+    owner = _lease(path).owner
+    if owner is not None:
+        return f"process {owner.pid} on {owner.hostname}"
     try:  # Windows lets nobody read what is locked
         text = path.read_bytes()[:1000].decode(errors="replace")
     except OSError:

@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import PRINTABLE, check_text, printable
+from cifar_flax.files import PRINTABLE, check_local, check_text, printable
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -40,7 +40,11 @@ class _Text(flags.ArgumentParser):
     syntactic_help = PRINTABLE
 
     def parse(self, argument: str) -> str:
-        """The text itself; ValueError where it can name nothing."""
+        """The text itself; ValueError where it can name nothing, or nothing here."""
+        try:
+            check_local(argument)
+        except UserError as error:
+            raise ValueError(str(error)) from error
         return check_text(argument)
 
 

@@ -1,9 +1,14 @@
 """Files that are replaced as a whole, and locks."""
 
+import errno
+import fcntl
 import os
 import pathlib
+import signal
 import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -32,6 +37,74 @@ def test_a_lock_is_held_by_one(tmp_path, caplog):
     assert entered.is_set()
     assert "waiting for another process" in caplog.text
     assert files.lock_holder(tmp_path / "lock") is None
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system that cannot lock files, and leases that run out soon."""
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(files, "LEASE_SECONDS", 0.8)
+
+
+def test_a_lease_stands_in_where_files_cannot_be_locked(no_locks, tmp_path, caplog):
+    path = tmp_path / "lock"
+    with files.locked(path, wait=False) as lock:
+        assert "No locks available" in caplog.text
+        time.sleep(1.2)  # it is renewed
+        assert not lock.keep()
+        begin = time.monotonic()
+        with (
+            pytest.raises(files.InUseError, match=f"process {os.getpid()} on"),
+            files.locked(path, wait=False),
+        ):
+            pass
+        assert time.monotonic() - begin < 0.8  # a holder that renews it is alive
+        assert f"process {os.getpid()} on" in files.lock_holder(path)
+    assert files.lock_holder(path) is None
+
+
+def test_a_lease_of_a_machine_that_is_gone_runs_out(no_locks, tmp_path):
+    """As after its power was lost: nobody can ask whether the process lives."""
+    path = tmp_path / "lock"
+    with files.locked(path, wait=False):
+        (lease,) = tmp_path.glob("lock.lease")
+        record = lease.read_text()
+    lease.write_text(record.replace("host=", "host=elsewhere-"))
+    begin = time.monotonic()
+    with files.locked(path, wait=False) as lock:
+        assert time.monotonic() - begin > 0.7
+        assert not lock.keep()
+
+
+def test_who_stood_still_too_long_learns_that_the_lease_is_lost(no_locks, tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import errno, fcntl, pathlib, sys\n"
+        "from cifar_flax import files\n"
+        "def flock(*_): raise OSError(errno.ENOLCK, 'No locks available')\n"
+        "fcntl.flock, files.LEASE_SECONDS = flock, 0.8\n"
+        "with files.locked(pathlib.Path(sys.argv[1]), wait=False) as lock:\n"
+        "    print('held', flush=True); sys.stdin.readline()\n"
+        "    try: lock.keep()\n"
+        "    except files.InUseError as error: print('lost to', error)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        process.send_signal(signal.SIGSTOP)
+        with files.locked(path, wait=False):
+            process.send_signal(signal.SIGCONT)
+            output, _ = process.communicate("go on\n")
+    assert output.startswith(f"lost to process {os.getpid()} on")
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -126,3 +199,10 @@ def test_a_home_folder_that_is_not_known_is_an_error(monkeypatch):
         with pytest.raises(UserError, match="HOME"):
             files.expand_user(path)
     assert files.expand_user("/a/~b") == pathlib.Path("/a/~b")
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/runs", "s3://b", "file:///tmp/x"])
+def test_an_address_is_no_path(text):
+    with pytest.raises(UserError, match=f"^{text} is an address"):
+        files.expand_user(text)
+    assert files.expand_user("a:b/c") == pathlib.Path("a:b/c")

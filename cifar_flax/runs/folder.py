@@ -65,7 +65,8 @@ def claim_folder(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # What a process of ours that was killed left behind is nobody's.
         taken = any(
-            path.name != LOCK and not fnmatch.fnmatch(path.name, files.PARTIAL)
+            not files.is_lock(path.name, LOCK)
+            and not fnmatch.fnmatch(path.name, files.PARTIAL)
             for path in folder.iterdir()
         )
     except OSError as error:
@@ -150,6 +151,7 @@ def opened_folder(
             raise UserError("resume needs a folder, that of the run to go on with")
         yield None, config, None
         return
+    files.check_local(folder)
     folder = pathlib.Path(folder)
     if resume:
         recorded = records.read_config(folder)
