@@ -2,6 +2,7 @@
 
 python -m experiments.sweep --model=convnet,convbn --lr=0.03,0.1 --seeds=0,1,2
 python -m experiments.sweep --model=all --budget_epochs=6 --seeds=0,1,2,3,4
+python -m experiments.sweep --model=all --launcher=ray --address=auto --cpus_per_cell=4
 
 Every flag of experiments.run but for paths of data and --optimizer_args takes a comma
 list; the seeds of a combination train in one program. Finished cells are skipped,
@@ -10,9 +11,9 @@ Several sweeps in one folder share its cells. --dry_run shows what would be done
 """
 
 import contextlib
+import json
 import pathlib
-import signal
-import subprocess
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,15 +22,17 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
-from cifar_flax.files import InUseError, locked, shell_word
+from cifar_flax.files import shell_word
 from cifar_flax.models import MODELS
 from cifar_flax.records import PLACES
-from cifar_flax.runs.cells import Cell, make_cells, plan_of, state_of
+from cifar_flax.runs.cells import Cell, make_cells, pace_of, plan_of, state_of
 from cifar_flax.runs.console import make_console
-from cifar_flax.runs.folder import lock_holder
+from cifar_flax.runs.launchers import RunCells
+from cifar_flax.runs.launchers.local import on_this_machine
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import SINGLE, TYPES
 from cifar_flax.training.checks import MAX_STEPS
@@ -38,8 +41,45 @@ from experiments.setting_flags import define_settings, parse
 
 FLAGS = flags.FLAGS
 
-POLL_SECONDS = 0.5
 REFRESH_SECONDS = 0.2  # of the table on a terminal
+
+# The flags that not every launcher has.
+OF_LAUNCHERS = {
+    "jobs": ["local"],
+    "shard": ["local"],
+    "address": ["ray"],
+    "cpus_per_cell": ["ray", "slurm"],
+    "gpus_per_cell": ["ray", "slurm"],
+    "slurm_args": ["slurm"],
+}
+
+
+class _Address(flags.ArgumentParser):
+    """Takes where a cluster is."""
+
+    syntactic_help = "auto, or HOST:PORT of a cluster"
+
+    def parse(self, argument: str) -> str:
+        """The text; ValueError where it can be no such place."""
+        if not re.fullmatch(r"auto|([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", argument):
+            raise ValueError(f"give {self.syntactic_help}")
+        return argument
+
+
+class _Object(flags.ArgumentParser):
+    """Takes names and values as JSON."""
+
+    syntactic_help = "an object of JSON"
+
+    def parse(self, argument: Any) -> dict[str, Any]:
+        """The object; ValueError where a text stands for none."""
+        try:
+            value = json.loads(argument) if isinstance(argument, str) else argument
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"give {self.syntactic_help}")
+        return value
 
 
 def main() -> int:
@@ -50,14 +90,15 @@ def main() -> int:
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
             cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
+        cells, launcher = my_share(cells), make_launcher()
         if FLAGS.dry_run:
             check_cells(cells, load=False)
             screen.print(plan_of(cells), soft_wrap=True)
             return 0
-        with made_folder(folder):
+        with made_folder(folder), launcher as run_cells:
             check_cells(cells, load=True)
             with cli.caught_signals(stop), live_table(screen, cells) as show:
-                run_cells(cells, stop, show)
+                run_cells(cells, stop.event, show)
         return finish(screen, cells, stop)
 
 
@@ -130,105 +171,47 @@ def check_cells(cells: list[Cell], load: bool) -> None:
             cell.problem = str(error)
 
 
-def run_cells(
-    cells: list[Cell], stop: cli.StopRequest, show: Callable[[Cell], None]
-) -> None:
-    """Runs each cell to its end, unless it is done; last those that others have now."""
-    left = cells
-    while left and not stop.event.is_set():
-        held = []
-        for cell in left:
-            if stop.event.is_set():
-                break
-            if not run_cell(cell, stop, show):
-                held.append(cell)
-        if len(held) == len(left):
-            time.sleep(POLL_SECONDS)
-        left = held
+def make_launcher() -> contextlib.AbstractContextManager[RunCells]:
+    """What trains the cells, as the flags say.
+
+    Raises:
+      flags.ValidationError: a flag is of another launcher.
+    """
+    launcher = FLAGS.launcher
+    for name, launchers in OF_LAUNCHERS.items():
+        if FLAGS[name].present and launcher not in launchers:
+            raise flags.ValidationError(
+                f"--{name} is of --launcher={' and '.join(launchers)}; drop it, or "
+                f"change --launcher={launcher}"
+            )
+    cpus, gpus = FLAGS.cpus_per_cell, FLAGS.gpus_per_cell
+    if launcher == "local":
+        return on_this_machine(FLAGS.jobs)
+    if launcher == "ray":
+        from cifar_flax.runs.launchers.ray_cluster import on_ray
+
+        return on_ray(FLAGS.address, cpus, gpus)
+    from cifar_flax.runs.launchers.slurm import on_slurm
+
+    return on_slurm(pathlib.Path(FLAGS.workdir), cpus, gpus, FLAGS.slurm_args or {})
 
 
-def run_cell(cell: Cell, stop: cli.StopRequest, show: Callable[[Cell], None]) -> bool:
-    """Runs a cell to its end, unless it is done; False where another process has it."""
-    try:
-        if cell.problem is not None:
-            raise UserError(cell.problem)
-        if not finish_cell(cell, "was done"):
-            with locked(cell.lock, wait=False):
-                if holder := lock_holder(cell.folder):  # a run that no sweep has begun
-                    raise InUseError(holder)
-                if not finish_cell(cell, "was done by another process"):
-                    cell.status = "goes on" if cell.is_begun else "runs"
-                    show(cell)
-                    train_cell(cell, stop, show)
-                    finish_cell(cell, cell.status)
-    except InUseError as error:
-        cell.status = f"waits for {error}"
-        show(cell)
-        return False
-    except (UserError, OSError) as error:
-        cell.status = f"failed: {error}"
-    show(cell)
-    return True
+def my_share(cells: list[Cell]) -> list[Cell]:
+    """The cells of this process, of several that share a sweep by --shard.
 
-
-def finish_cell(cell: Cell, status: str) -> bool:
-    """Whether a cell has its result."""
-    if not cell.read_result():
-        return False
-    cell.status = cell.diverged or status
-    return True
-
-
-def train_cell(cell: Cell, stop: cli.StopRequest, show: Callable[[Cell], None]) -> None:
-    """Trains a cell in a process of its own, whose words go to a file beside it."""
-    start, told = time.monotonic(), False
-    command = [
-        *(sys.executable, "-m", "experiments.run", *cell.settings.as_flags()),
-        *(f"--workdir={cell.folder}", *(["--resume"] if cell.is_begun else [])),
-        "--stop_with_input",  # which ends with this process, however it ends
-    ]
-    with open(cell.log, "ab") as output:
-        begin = output.tell()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            process_group=0,
+    Raises:
+      flags.ValidationError: it is not of the form I/N.
+    """
+    if FLAGS.shard is None:
+        return cells
+    numbers = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", FLAGS.shard)
+    number, count = map(int, numbers.groups()) if numbers else (0, 0)
+    if not 1 <= number <= count:
+        raise flags.ValidationError(
+            f"--shard={FLAGS.shard}: give I/N, the part and the number of parts, from "
+            "1/N to N/N"
         )
-        while process.poll() is None:
-            if stop.event.is_set() and not told:
-                process.terminate()
-                told = True
-            cell.seconds = time.monotonic() - start
-            show(cell)
-            time.sleep(POLL_SECONDS)
-        assert process.stdin is not None
-        process.stdin.close()
-    if process.returncode == 0:
-        cell.status = "done"
-    elif told:
-        cell.status = "stopped"
-    else:
-        reason = ended_by(process.returncode) or last_line(cell.log, begin)
-        cell.status = f"failed: {reason} (its words: {cell.log})"
-
-
-def ended_by(returncode: int) -> str | None:
-    """Says so where a signal has ended a process, or has told it to end."""
-    number = -returncode if returncode < 0 else returncode - 128
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return None
-    hint = ", as where memory is short" if name == "SIGKILL" else ""
-    return f"ended from outside by {name}{hint}; the same command goes on"
-
-
-def last_line(log: pathlib.Path, begin: int) -> str:
-    """What a process said last, in its part of a log."""
-    said = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
-    return said[-1].removeprefix("error: ") if said else "it said nothing"
+    return cells[number - 1 :: count]
 
 
 @contextlib.contextmanager
@@ -238,30 +221,42 @@ def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], 
     Yields:
       A function to call whenever something about a cell has changed.
     """
+    begin = time.monotonic()
+
+    def state(rows: int = MAX_ROWS) -> Table:
+        return state_of(cells, rows, pace_of(cells, time.monotonic() - begin))
+
     if screen.is_terminal:
-        rows, due = max(screen.height - 4, 6), 0.0
-        with Live(state_of(cells, rows), console=screen, auto_refresh=False) as live:
+        rows, due = max(screen.height - 5, 6), 0.0
+        with Live(state(rows), console=screen, auto_refresh=False) as live:
 
             def follow(cell: Cell) -> None:
                 nonlocal due
                 if time.monotonic() >= due:  # cells that are done come by the thousand
-                    live.update(state_of(cells, rows), refresh=True)
+                    live.update(state(rows), refresh=True)
                     due = time.monotonic() + REFRESH_SECONDS
 
             yield follow
-            live.update(state_of(cells), refresh=True)
+            live.update(state(), refresh=True)
         return
     numbers = {cell.name: n for n, cell in enumerate(cells, start=1)}
-    printed: dict[str, str] = {}
+    printed: dict[str, tuple[str, str | None]] = {}
 
     def show(cell: Cell) -> None:
-        if printed.get(cell.name) != cell.status:
-            printed[cell.name] = cell.status
-            screen.print(f"{numbers[cell.name]} of {len(cells)}  {cell.line}")
+        if printed.get(cell.name) != (cell.status, cell.node):
+            printed[cell.name] = cell.status, cell.node
+            screen.print(
+                f"{numbers[cell.name]} of {len(cells)}  {cell.line}{rest(cell)}"
+            )
+
+    def rest(cell: Cell) -> str:
+        if cell.result is None or not cell.seconds:  # not trained here
+            return ""
+        return f" ({pace_of(cells, time.monotonic() - begin)})"
 
     yield show
     screen.print()
-    screen.print(state_of(cells))
+    screen.print(state())
 
 
 def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
@@ -281,6 +276,46 @@ def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
     return 1 if failed else 0
 
 
+def define_launchers() -> None:
+    """Defines the flags that say where cells are trained."""
+    flags.DEFINE_enum(
+        "launcher",
+        "local",
+        ["local", "ray", "slurm"],
+        "Where: on this machine, as tasks of Ray, or as job arrays of Slurm.",
+    )
+    flags.DEFINE_integer(
+        "jobs", 1, "local: cells at a time, each with its share of cores.", 1, 1_000
+    )
+    cli.define_text(
+        "shard",
+        None,
+        "local: I/N, for jobs of another queue: this process trains the cells I, I+N, "
+        "I+2N and so on.",
+    )
+    flags.DEFINE(
+        _Address(),
+        "address",
+        None,
+        "ray: auto or HOST:PORT of a cluster (default: a Ray on this machine alone).",
+    )
+    flags.DEFINE_integer("cpus_per_cell", 1, "ray, slurm: cores of a cell.", 1, 4_096)
+    flags.DEFINE_float(
+        "gpus_per_cell",
+        0,
+        "ray, slurm: GPUs of a cell; with ray 0.5 has two cells share one.",
+        0,
+        64,
+    )
+    flags.DEFINE(
+        _Object(),
+        "slurm_args",
+        None,
+        "slurm: more parameters of submitit.AutoExecutor, as JSON: "
+        """'{"slurm_partition": "gpu", "timeout_min": 60}'.""",
+    )
+
+
 if __name__ == "__main__":
     settings = [name for name in TYPES if name != "seeds"]
     define_settings(*settings, lists=True)
@@ -295,4 +330,5 @@ if __name__ == "__main__":
         lower_bound=1,
         upper_bound=MAX_STEPS,
     )
+    define_launchers()
     sys.exit(main())

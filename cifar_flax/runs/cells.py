@@ -1,6 +1,7 @@
 """The cells of a sweep: combinations of settings, each with a folder of its own."""
 
 import dataclasses
+import datetime
 import hashlib
 import itertools
 import json
@@ -42,6 +43,7 @@ class Cell:
       rate: that was given, or that its range test has found.
       result: its ``result.json``, once it is done.
       problem: why it cannot be trained, if it cannot.
+      node: the machine that has it, where a cluster trains it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Cell:
     rate: float | None = None
     result: records.Result | None = None
     problem: str | None = None
+    node: str | None = None
 
     @property
     def is_running(self) -> bool:
@@ -92,11 +95,19 @@ class Cell:
             self.rate = given
         return True
 
+    def finish(self, status: str) -> bool:
+        """Whether it has its result; takes note of it, and of a status then."""
+        if not self.read_result():
+            return False
+        self.status = self.diverged or status
+        return True
+
     @property
     def line(self) -> str:
         """What became of it, in a line."""
         if self.result is None:
-            return f"{self.name}: {self.status}"
+            where = f" on {self.node}" if self.node and self.is_running else ""
+            return f"{self.name}: {self.status}{where}"
         rate = "" if self.rate is None else f"rate {self.rate:.3g}, "
         return (
             f"{self.name}: {self.status}, {rate}test accuracy "
@@ -165,23 +176,46 @@ def _make_cell(
     return Cell(name, settings, folder / name)
 
 
-def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS) -> Table:
+def pace_of(cells: Sequence[Cell], seconds: float) -> str:
+    """How many cells are done, how many an hour, and how long the others will take.
+
+    Args:
+      cells: of the sweep.
+      seconds: since this process began; cells that were done before tell no speed.
+    """
+    done = sum(cell.result is not None for cell in cells)
+    trained = sum(cell.result is not None and cell.seconds > 0 for cell in cells)
+    failed = sum(cell.status.startswith("failed") for cell in cells)
+    words = f"{done} of {len(cells)} done"
+    if not trained:
+        return f"{words}, - cells an hour, time left -"
+    left = datetime.timedelta(
+        seconds=round(seconds / trained * (len(cells) - done - failed))
+    )
+    return f"{words}, {3600 * trained / seconds:.3g} cells an hour, time left {left}"
+
+
+def state_of(
+    cells: Sequence[Cell], rows: int = MAX_ROWS, pace: str = ""
+) -> Table:
     """How far each cell is and what came out.
 
     Args:
       cells: of the sweep.
       rows: where there are more cells, the table has about as many rows: of the cells
         that run, that failed and that are done; and a line of counts.
+      pace: a line below it, see ``pace_of``.
     """
-    table = make_table("cell", "epoch", "rate", "test accuracy", "time", "")
-    shown = cells
+    nodes = ["node"] if any(cell.node for cell in cells) else []
+    table = make_table("cell", "epoch", "rate", "test accuracy", "time", *nodes, "")
+    shown, below = cells, [pace] if pace else []
     if len(cells) > rows:
         groups = _groups(cells)
         latest = itertools.chain(*(groups[n][-(rows // 3) :] for n in _SHOWN_GROUPS))
         shown = list(latest)
         counts = [f"{len(group):,} {name}" for name, group in groups.items() if group]
-        table.caption = f"{len(cells):,} cells: {', '.join(counts)}"
-        table.caption_justify = "left"
+        below = [f"{len(cells):,} cells: {', '.join(counts)}", *below]
+    table.caption, table.caption_justify = "\n".join(below) or None, "left"
     for cell in shown:
         result = cell.result
         going = cell.is_running and result is None
@@ -193,6 +227,7 @@ def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS) -> Table:
             "-" if cell.rate is None else f"{cell.rate:.3g}",
             mean_and_interval(result) if result else "-",
             f"{result.train_seconds if result else cell.seconds:.0f} s",
+            *[cell.node or "-" for _ in nodes],
             cell.status.partition(":")[0],  # a reason would need a page
         )
     return table

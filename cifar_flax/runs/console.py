@@ -40,6 +40,7 @@ WORDS = (
     "data",
     "method",
     "cell",
+    "node",
     "recipe",
     "image",
     "layer",

@@ -1,0 +1,367 @@
+"""Cells as tasks of Ray, on this machine or on a cluster.
+
+The engine owns the cells: a task has one, and Ray runs it again, from the cell's last
+checkpoint, when the node that had it is lost. The tasks of a driver that goes away end
+with it, and the next driver goes on. So a shared file system needs no locks for them;
+``worker.train_cell`` says what the locks are still good for.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import math
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import InUseError, Lock
+from cifar_flax.runs.cells import Cell
+from cifar_flax.runs.launchers import POLL_SECONDS, RunCells, Show, needs_training
+
+# How often a cell is begun anew after its node is lost, or its process.
+RETRIES = 20
+
+# For a cluster to answer.
+CONNECT_SECONDS = 30
+
+# For all tasks to save their states.
+STOP_SECONDS = 60
+
+# Until the record of a result that a node has written is seen on this one.
+SEEN_SECONDS = 90
+
+# After which a cluster that runs nothing of ours is said to be full.
+FULL_SECONDS = 5
+
+# Of a local Ray, whose tasks return a word each.
+STORE_BYTES = 100 * 2**20
+
+# Decide the last bits of a number, so that nodes have to take them from the driver.
+OF_NUMBERS = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
+
+GPU_SHARE = 0.9  # of the memory of a part of a GPU; JAX takes it at its start
+
+
+@contextlib.contextmanager
+def on_ray(
+    address: str | None = None, cpus: int = 1, gpus: float = 0
+) -> Iterator[RunCells]:
+    """Trains cells as tasks of a Ray cluster.
+
+    Args:
+      address: of a cluster, as HOST:PORT, or ``auto`` for the one that this machine
+        belongs to; None for a Ray of its own, on this machine alone.
+      cpus: cores that a cell takes.
+      gpus: that a cell takes; a part of one where several share it.
+
+    Raises:
+      UserError: Ray is not installed, or no cluster answers there.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(
+            "--launcher=ray needs Ray, which is not installed: pip install -e '.[ray]'"
+        )
+    if not 0 <= gpus < math.inf or (gpus > 1 and gpus % 1):
+        raise UserError(
+            f"--gpus_per_cell={gpus:g}: give a part of one GPU, or whole ones"
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    _connect(address)
+    try:
+        if address is None and cpus > ray.cluster_resources().get("CPU", 0):
+            raise UserError(
+                f"--cpus_per_cell={cpus}: this machine has "
+                f"{ray.cluster_resources().get('CPU', 0):.0f} cores"
+            )
+        yield functools.partial(_run_cells, cpus, gpus)
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    if address is not None:
+        _check_cluster(address)
+    settings: dict[str, Any] = {"address": address or "local"}
+    if address is None:
+        settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+    answer = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            **settings,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except Exception as error:
+        where = "here" if address is None else f"at --address={address}"
+        raise UserError(
+            f"Ray cannot be used {where}: {one_line(error, 400)}"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, answer)  # Ray's would end the process
+
+
+def _check_cluster(address: str) -> None:
+    """UserError where no cluster answers; ``ray.init`` would ask for minutes."""
+    words = [] if address == "auto" else [f"--address={address}"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", *words]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=CONNECT_SECONDS
+        )
+        answers = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        answers = False
+    if not answers:
+        raise UserError(
+            f"--address={address}: no Ray cluster answers there; ray start --head "
+            "begins one, and without --address a Ray of its own runs on this machine"
+        )
+
+
+def _run_cells(
+    cpus: int, gpus: float, cells: list[Cell], stop: threading.Event, show: Show
+) -> None:
+    _Driver(cpus, gpus, stop, show).run(cells)
+
+
+class _Driver:
+    """Submits cells, and follows them."""
+
+    def __init__(self, cpus: int, gpus: float, stop: threading.Event, show: Show):
+        self._needs = {"CPU": cpus, "GPU": gpus}
+        self._stop, self._show = stop, show
+        self._cells: dict[str, Cell] = {}  # those that are not over
+        self._tasks: dict[Any, Cell] = {}
+        self._unseen: dict[str, float] = {}  # done, but not to be seen yet; till when
+        self._began: dict[str, float] = {}
+
+    def run(self, cells: list[Cell]) -> None:
+        """Trains cells until all have ended or the event is set."""
+        left = [cell for cell in cells if needs_training(cell, self._show)]
+        if not left:
+            return
+        board, task = _make_board(), _make_task(self._needs)
+        for cell in left:
+            self._cells[cell.name] = cell
+            self._tasks[task.remote(_absolute(cell), self._needs["CPU"], board)] = cell
+        submitted, said_full = time.monotonic(), False
+        while self._cells and not self._stop.is_set():
+            self._follow(board, POLL_SECONDS)
+            waited = time.monotonic() - submitted
+            if not (self._began or said_full) and waited > FULL_SECONDS:
+                said_full = self._say_full()
+        if self._cells:
+            self._end(board)
+
+    def _follow(self, board: Any, seconds: float) -> None:
+        """Takes note of what has changed within some seconds."""
+        import ray
+
+        if self._tasks:
+            tasks = list(self._tasks)
+            over, _ = ray.wait(
+                tasks, num_returns=len(tasks), timeout=seconds, fetch_local=False
+            )
+        else:
+            time.sleep(seconds)
+            over = []
+        for name, node, status in _read_board(board):
+            if (cell := self._cells.get(name)) is not None:
+                cell.node, cell.status = node, status
+                self._began.setdefault(name, time.monotonic())
+                self._show(cell)
+        for ref in over:
+            self._ended(self._tasks.pop(ref), _outcome(ref))
+        for name in list(self._unseen):
+            self._look(self._cells[name])
+        running = None
+        for name, begin in self._began.items():
+            running = self._cells[name]
+            running.seconds = time.monotonic() - begin
+        if running is not None:
+            self._show(running)  # the clock of all goes on
+
+    def _ended(self, cell: Cell, outcome: str) -> None:
+        cell.status = outcome
+        if outcome == "done":
+            self._unseen[cell.name] = time.monotonic() + SEEN_SECONDS
+        else:
+            self._over(cell)
+
+    def _look(self, cell: Cell) -> None:
+        """Whether the result that a node has written is to be seen here."""
+        try:
+            seen = cell.finish("done")
+        except (UserError, OSError) as error:
+            cell.status = f"failed: {error}"
+            seen = True
+        if not seen and time.monotonic() > self._unseen[cell.name]:
+            cell.status = (
+                f"failed: {cell.node} has trained it, but {cell.folder} has no result "
+                "here; --workdir must be on storage that all nodes share"
+            )
+            seen = True
+        if seen:
+            del self._unseen[cell.name]
+            self._over(cell)
+
+    def _over(self, cell: Cell) -> None:
+        begin = self._began.pop(cell.name, None)
+        if begin is not None:
+            cell.seconds = time.monotonic() - begin
+        del self._cells[cell.name]
+        self._show(cell)
+
+    def _say_full(self) -> bool:
+        """Says what the cells wait for, with the first of them."""
+        import ray
+
+        free, total = ray.available_resources(), ray.cluster_resources()
+        kinds = [kind for kind, count in self._needs.items() if count]
+        needs = " and ".join(f"{self._needs[kind]:g} {kind}" for kind in kinds)
+        has = ", ".join(
+            f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind} are free"
+            for kind in kinds
+        )
+        fits = any(
+            all(node["Resources"].get(kind, 0) >= self._needs[kind] for kind in kinds)
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+        why = "the cluster is full" if fits else "no node of the cluster is so large"
+        cell = next(iter(self._cells.values()))
+        cell.status = f"waits for {needs}: {why} ({has})"
+        self._show(cell)
+        return True
+
+    def _end(self, board: Any) -> None:
+        """Has the tasks save their states, and waits for them."""
+        import ray
+
+        for ref in self._tasks:
+            ray.cancel(ref)
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._tasks and time.monotonic() < deadline:
+            self._follow(board, POLL_SECONDS)
+        for ref in self._tasks:
+            ray.cancel(ref, force=True)
+
+
+def _absolute(cell: Cell) -> Cell:
+    """A cell as a node takes it, whose current folder is another one."""
+    return Cell(cell.name, cell.settings, cell.folder.absolute())
+
+
+def _make_board() -> Any:
+    """A queue of what the tasks tell, on the driver's node, with which it goes."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+def _read_board(board: Any) -> list[tuple[str, str, str]]:
+    count = board.qsize()
+    return board.get_nowait_batch(count) if count else []
+
+
+def _make_task(needs: dict[str, float]) -> Any:
+    """The remote function, each call of which has a process of its own."""
+    import ray
+
+    variables = {name: os.environ[name] for name in OF_NUMBERS if name in os.environ}
+    if not needs["GPU"]:
+        variables["JAX_PLATFORMS"] = "cpu"
+    elif needs["GPU"] < 1:
+        share = f"{GPU_SHARE * needs['GPU']:.3f}"
+        variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = share
+    return ray.remote(
+        num_cpus=needs["CPU"],
+        num_gpus=needs["GPU"],
+        max_calls=1,
+        max_retries=RETRIES,
+        runtime_env={"env_vars": variables},
+    )(_train)
+
+
+def _outcome(ref: Any) -> str:
+    """What became of a task, in words."""
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.TaskCancelledError:
+        return "stopped"
+    except ray.exceptions.RayError as error:
+        return f"failed: {one_line(error, 400)}; the same command goes on"
+
+
+def _train(cell: Cell, cpus: int, board: Any) -> str:
+    """On a node: trains a cell with some of its cores."""
+    import ray
+
+    from cifar_flax.runs.launchers.worker import train_cell
+
+    stop, node = threading.Event(), ray.util.get_node_ip_address()
+    # By which Ray cancels a task; a KeyboardInterrupt could come in the middle of a
+    # checkpoint.
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+
+    def tell(status: str) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver has gone
+            board.put((cell.name, node, status))
+
+    with some_cores(cpus):
+        return train_cell(cell, stop, tell)
+
+
+@contextlib.contextmanager
+def some_cores(count: int) -> Iterator[None]:
+    """Keeps this process to some of its machine's cores that no other task has.
+
+    Ray counts cores and assigns none, and JAX takes all that it may use. A lock on a
+    file for each core, in the machine's folder for temporary files, tells which are
+    taken. Where too few are free, as beside another program, any will do.
+    """
+    with contextlib.ExitStack() as held:
+        cores = _take_cores(count, held) if hasattr(os, "sched_setaffinity") else []
+        if cores:
+            os.sched_setaffinity(0, cores)
+        yield
+
+
+def _take_cores(count: int, held: contextlib.ExitStack) -> list[int]:
+    every = sorted(os.sched_getaffinity(0))
+    taken: list[int] = []
+    folder = pathlib.Path(tempfile.gettempdir(), f"cifar_flax-cores-{os.getuid()}")
+    for core in every:
+        lock = Lock(folder / f"{core}.lock")
+        with contextlib.suppress(InUseError, OSError):
+            lock.take(wait=False)
+            held.callback(lock.release)
+            taken.append(core)
+        if len(taken) == count:
+            return taken
+    others = [core for core in every if core not in taken]
+    return taken + random.sample(others, min(count - len(taken), len(others)))
