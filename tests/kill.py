@@ -171,9 +171,10 @@ class Undisturbed:
         """Of the run."""
         return len(records.read_metrics(self.folder))
 
-    def compare(self, folder: pathlib.Path) -> None:
-        """AssertionError where another run came out otherwise."""
-        assert everything_but_times(folder) == everything_but_times(self.folder)
+    def compare(self, folder: pathlib.Path, but: tuple[str, ...] = ()) -> None:
+        """AssertionError where another run came out otherwise, but for some fields."""
+        ours, theirs = (everything_but_times(f, but) for f in (folder, self.folder))
+        assert ours == theirs
         ours, theirs = map(records.read_predictions, (folder, self.folder))
         for name, array in theirs.items():
             np.testing.assert_array_equal(ours[name], array)
@@ -184,12 +185,13 @@ class Undisturbed:
             np.testing.assert_array_equal(one, other)
 
 
-def everything_but_times(folder: pathlib.Path) -> list[dict]:
-    """Lines of metrics and the result."""
+def everything_but_times(folder: pathlib.Path, but: tuple[str, ...] = ()) -> list[dict]:
+    """Lines of metrics and the result, without some of their fields."""
     result = records.read_result(folder)
     assert result is not None
     lines = map(msgspec.to_builtins, [*records.read_metrics(folder), result])
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    without = {*TIMES, *but}
+    return [{k: v for k, v in line.items() if k not in without} for line in lines]
 
 
 def last_state(folder: pathlib.Path) -> list[np.ndarray]:

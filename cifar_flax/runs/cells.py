@@ -106,7 +106,7 @@ class Cell:
     def line(self) -> str:
         """What became of it, in a line."""
         if self.result is None:
-            where = f" on {self.node}" if self.node and self.is_running else ""
+            where = f", node {self.node}" if self.node and self.is_running else ""
             return f"{self.name}: {self.status}{where}"
         rate = "" if self.rate is None else f"rate {self.rate:.3g}, "
         return (

@@ -138,7 +138,14 @@ def _check_cluster(address: str) -> None:
 def _run_cells(
     cpus: int, gpus: float, cells: list[Cell], stop: threading.Event, show: Show
 ) -> None:
-    _Driver(cpus, gpus, stop, show).run(cells)
+    import ray
+
+    try:
+        _Driver(cpus, gpus, stop, show).run(cells)
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"the cluster is lost ({one_line(error)}); the same command goes on"
+        ) from error
 
 
 class _Driver:
@@ -151,6 +158,7 @@ class _Driver:
         self._tasks: dict[Any, Cell] = {}
         self._unseen: dict[str, float] = {}  # done, but not to be seen yet; till when
         self._began: dict[str, float] = {}
+        self._none_began = True
 
     def run(self, cells: list[Cell]) -> None:
         """Trains cells until all have ended or the event is set."""
@@ -161,12 +169,12 @@ class _Driver:
         for cell in left:
             self._cells[cell.name] = cell
             self._tasks[task.remote(_absolute(cell), self._needs["CPU"], board)] = cell
-        submitted, said_full = time.monotonic(), False
+        full_at = time.monotonic() + FULL_SECONDS
         while self._cells and not self._stop.is_set():
             self._follow(board, POLL_SECONDS)
-            waited = time.monotonic() - submitted
-            if not (self._began or said_full) and waited > FULL_SECONDS:
-                said_full = self._say_full()
+            if self._none_began and time.monotonic() > full_at:
+                full_at = math.inf
+                self._say_full()
         if self._cells:
             self._end(board)
 
@@ -184,7 +192,7 @@ class _Driver:
             over = []
         for name, node, status in _read_board(board):
             if (cell := self._cells.get(name)) is not None:
-                cell.node, cell.status = node, status
+                cell.node, cell.status, self._none_began = node, status, False
                 self._began.setdefault(name, time.monotonic())
                 self._show(cell)
         for ref in over:
@@ -229,7 +237,7 @@ class _Driver:
         del self._cells[cell.name]
         self._show(cell)
 
-    def _say_full(self) -> bool:
+    def _say_full(self) -> None:
         """Says what the cells wait for, with the first of them."""
         import ray
 
@@ -249,7 +257,6 @@ class _Driver:
         cell = next(iter(self._cells.values()))
         cell.status = f"waits for {needs}: {why} ({has})"
         self._show(cell)
-        return True
 
     def _end(self, board: Any) -> None:
         """Has the tasks save their states, and waits for them."""
