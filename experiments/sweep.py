@@ -29,7 +29,14 @@ from cifar_flax.errors import UserError
 from cifar_flax.files import shell_word
 from cifar_flax.models import MODELS
 from cifar_flax.records import PLACES
-from cifar_flax.runs.cells import Cell, make_cells, pace_of, plan_of, state_of
+from cifar_flax.runs.cells import (
+    MAX_ROWS,
+    Cell,
+    make_cells,
+    pace_of,
+    plan_of,
+    state_of,
+)
 from cifar_flax.runs.console import make_console
 from cifar_flax.runs.launchers import RunCells
 from cifar_flax.runs.launchers.local import on_this_machine

@@ -195,9 +195,7 @@ def pace_of(cells: Sequence[Cell], seconds: float) -> str:
     return f"{words}, {3600 * trained / seconds:.3g} cells an hour, time left {left}"
 
 
-def state_of(
-    cells: Sequence[Cell], rows: int = MAX_ROWS, pace: str = ""
-) -> Table:
+def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS, pace: str = "") -> Table:
     """How far each cell is and what came out.
 
     Args:
