@@ -25,9 +25,14 @@ from tests import archives
 from tests.forked import command
 from tests.kill import Undisturbed
 from tests.test_commands import ROOT, assert_one_line_error
-from tests.test_surroundings import wait_for
+from tests.test_surroundings import wait_for as wait_for_seconds
 
 FLAGS = ["--model=simplenet", "--lr=0.01,0.02", "--epochs=100"]
+
+
+def wait_for(condition, process):
+    """Processes that start beside others take their time."""
+    wait_for_seconds(condition, process, seconds=180)
 
 
 def needs(extra, package):
@@ -80,7 +85,7 @@ class Sweep(subprocess.Popen):
         for line in self.stdout:
             self.lines.append(line)
 
-    def end(self, status, seconds=90):
+    def end(self, status, seconds=240):
         self.wait(timeout=seconds)
         self._reader.join()
         stderr = self.stderr.read()

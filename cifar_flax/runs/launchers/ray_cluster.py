@@ -321,7 +321,8 @@ def _outcome(ref: Any) -> str:
     except ray.exceptions.TaskCancelledError:
         return "stopped"
     except ray.exceptions.RayError as error:
-        return f"failed: {one_line(error, 400)}; the same command goes on"
+        cause = getattr(error, "cause", None) or error  # of a node without this package
+        return f"failed: {one_line(cause, 400)}; the same command goes on"
 
 
 def _train(cell: Cell, cpus: int, board: Any) -> str:

@@ -182,7 +182,7 @@ def _run_cells(
         for follower in list(following):
             if follower.look(show):
                 following.remove(follower)
-        stop.wait(FOLLOW_SECONDS)
+        time.sleep(FOLLOW_SECONDS)  # stop.wait could not be set by a signal's answer
     if following:
         numbers = sorted({f.job.job_id.partition("_")[0] for f in following if f.job})
         logger.info(

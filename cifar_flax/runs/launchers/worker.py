@@ -5,6 +5,7 @@ import io
 import logging
 import pathlib
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -62,7 +63,7 @@ def _train(
                     return _run(cell, stop, tell)
             except InUseError as error:
                 tell(f"waits for {error}")
-            stop.wait(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # a signal may set the event in this thread
         return STOPPED
     except Exception as error:
         reason = one_line(error, MAX_WORDS)
