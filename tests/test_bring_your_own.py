@@ -41,6 +41,7 @@ def shelf(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(shelf):
     """In the order of the page; paths are those of the folder."""
     data = archives.tiny_data(shelf)

@@ -15,6 +15,8 @@ from cifar_flax import records
 from tests import archives
 from tests.forked import command
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -113,6 +113,7 @@ def test_every_public_name_is_there_and_known_to_type_checkers():
         _ = cifar_flax.nothing
 
 
+@pytest.mark.slow
 def test_a_step_is_six_of_our_frames_from_the_command():
     """main, run, the chunks, the steps of all replicas, those of one, the step."""
     code = """

@@ -2,9 +2,13 @@
 
 import random
 
+import pytest
+
 from cifar_flax import records
 from tests import archives
 from tests.kill import Undisturbed, finish, start
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):

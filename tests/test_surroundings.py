@@ -18,6 +18,8 @@ from cifar_flax.runs.folder import LOCK, lock_holder
 from tests.forked import command
 from tests.test_commands import ROOT, assert_one_line_error, data  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 RUN = [sys.executable, "-m", "experiments.run", "--model=simplenet", "--lr=0.01"]
 
 

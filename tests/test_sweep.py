@@ -18,6 +18,8 @@ from tests.forked import command
 from tests.test_commands import ROOT, assert_one_line_error, data  # noqa: F401
 from tests.test_surroundings import assert_saved, wait_for
 
+pytestmark = pytest.mark.slow
+
 FAST = ["--epochs=1", "--train_size=60"]
 
 

@@ -172,6 +172,7 @@ def test_settings_of_our_models_are_refused_for_others(nets):
         Settings(model="convbn", model_args={"features": 3})
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_net_of_ones_own(nets, tmp_path):
     data = archives.tiny_data(tmp_path)
     model = [f"--model={nets}:Net", '--model_args={"features": [2, 3]}']

@@ -27,6 +27,8 @@ from tests.kill import Undisturbed
 from tests.test_commands import ROOT, assert_one_line_error
 from tests.test_surroundings import wait_for as wait_for_seconds
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--model=simplenet", "--lr=0.01,0.02", "--epochs=100"]
 
 

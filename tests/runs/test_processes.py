@@ -15,6 +15,8 @@ from cifar_flax import records
 from tests import archives
 from tests.kill_processes import Group, command, go, numbers
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--model=simplenet", "--lr=0.01", "--epochs=3"]
 
 

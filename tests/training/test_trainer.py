@@ -300,7 +300,7 @@ def test_one_step_is_the_gradient_step_of_the_mean_loss(splits):
     grads = jax.grad(loss)(state.params)
     # The second batch of an order of three.
     carry = (state.replace(step=jnp.int32(4)), jnp.zeros(3))
-    after, losses = step(carry, jnp.arange(24), data)
+    after, losses = jax.jit(step)(carry, jnp.arange(24), data)
     jax.tree.map(
         lambda new, old, grad: np.testing.assert_allclose(
             new, old - 0.5 * grad, rtol=1e-5, atol=1e-6
@@ -374,7 +374,7 @@ def test_the_loss_of_a_step_is_of_the_images_and_targets_as_mixed(splits, change
     logits = SimpleNet(4).apply(state.variables, images, train=True)
     own, other = (cross_entropy(logits, jnp.asarray(y), 0.1) for y in (labels, before))
     expected = (share * own + (1 - share) * other).sum()
-    after, losses = step((state, jnp.zeros(1)), order, data)
+    after, losses = jax.jit(step)((state, jnp.zeros(1)), order, data)
     assert float(after.totals.loss) == pytest.approx(float(expected), rel=1e-5)
     assert float(losses[0]) == pytest.approx(float(expected) / len(labels), rel=1e-5)
     if share != 1.0:
