@@ -50,6 +50,10 @@ FLAGS = flags.FLAGS
 
 REFRESH_SECONDS = 0.2  # of the table on a terminal
 
+# Settings that cells may differ in. A run that goes on with another one has its seeds
+# and its settings, so that there is nothing to vary.
+VARIED = [name for name in TYPES if name not in ("seeds", "continue_from")]
+
 # The flags that not every launcher has.
 OF_LAUNCHERS = {
     "jobs": ["local"],
@@ -129,7 +133,7 @@ def lists_from_flags() -> dict[str, list[Any]]:
     Raises:
       flags.ValidationError: a text stands for none, or flags contradict each other.
     """
-    given = [name for name in TYPES if name != "seeds" and FLAGS[name].present]
+    given = [name for name in VARIED if FLAGS[name].present]
     texts = {name: FLAGS[name].value for name in given if name not in SINGLE}
     single = {name: [FLAGS[name].value] for name in given if name in SINGLE}
     if empty := [name for name, words in texts.items() if not words]:
@@ -324,8 +328,7 @@ def define_launchers() -> None:
 
 
 if __name__ == "__main__":
-    settings = [name for name in TYPES if name != "seeds"]
-    define_settings(*settings, lists=True)
+    define_settings(*VARIED, lists=True)
     define_settings("seeds")
     cli.define_text("workdir", "runs/sweep", "Folder of all runs.")
     flags.DEFINE_bool("dry_run", False, "Show the cells, and run none.")
