@@ -8,8 +8,6 @@ from typing import Any
 
 from absl import flags
 
-from cifar_flax import records
-from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.models.own import is_own
 from cifar_flax.runs.recipe_choice import OF_RECIPE
@@ -120,13 +118,7 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
 
 def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
     """The settings of a run to go on with, and flags that are given beside them."""
-    config = records.read_config(folder)
-    recorded = Settings.from_record(config, str(folder / records.CONFIG))
-    if is_own(recorded.model) and "model" not in given:
-        raise UserError(
-            f"the run in {folder} trains {recorded.model}, whose code runs only "
-            f"where you name it: add --model={recorded.model}"
-        )
+    recorded = Settings.of_run(folder, names_model="model" in given)
     values = {name: getattr(recorded, name) for name in TYPES} | given
     # The recipe may have come from a file, or a run, that is gone.
     recipe = recorded.trained_recipe

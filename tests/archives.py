@@ -311,7 +311,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def batches_sha256(files: Mapping[str, bytes]) -> str:
-    """Of the batches one after the other, which is the checksum of a folder."""
+    """The checksum of a folder: of its batches, one after the other."""
     for kind in KINDS.values():
         for names in (kind.binary_names, kind.python_names):
             if names[0] in files:

@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def environment(devices: int) -> dict[str, str]:
-    """Of a process with so many devices of a CPU."""
+    """Environment of a process that has so many devices of a CPU."""
     words = [f"--xla_force_host_platform_device_count={devices}"]
     words += ["--xla_backend_optimization_level=0"]
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(words)}

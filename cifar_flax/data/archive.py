@@ -329,7 +329,7 @@ def _open_folder(path: pathlib.Path, sha256: str | None, name: str | None) -> Ar
 
 
 def _official_sizes(cifar: Cifar, layout: Layout) -> list[int]:
-    """Of the binary version's batches; nothing is told by those of a pickle."""
+    """The sizes of the official batches; none of pickles, whose sizes may vary."""
     if layout.pickled:
         return []
     (train, test), parts = cifar.sizes, len(layout.batches) - 1

@@ -66,7 +66,7 @@ class Cifar:
       max_batch: bytes that are read of a batch file; the official ones have about
         half as many.
       mean: per channel, of pixels / 255; None: computed from the training images.
-      std: likewise.
+      std: per channel; None as for ``mean``.
     """
 
     name: str

@@ -137,7 +137,7 @@ def _is_whole(studies: list[Study]) -> bool:
 
 
 def _file_name(study: Study, entry: Entry) -> str:
-    """Of an entry's section; the same in every report on it."""
+    """Name of the file with an entry's section, the same in every report on it."""
     digest = hashlib.sha256(repr((study.key, entry.name)).encode(errors="replace"))
     words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", entry.name)[:80]
     return f"{words}-{digest.hexdigest()[:12]}.html"

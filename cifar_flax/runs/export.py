@@ -27,7 +27,6 @@ import numpy as np
 from jax import export
 
 from cifar_flax import records
-from cifar_flax.data import load_dataset
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import replacing
 from cifar_flax.jax_settings import known_settings
@@ -192,14 +191,9 @@ def read_test_images(folder: pathlib.Path, count: int) -> np.ndarray:
     config = records.read_config(folder)
     where, info = str(folder / records.CONFIG), config.dataset
     settings = Settings.from_record(config, where, _SETTINGS_OF_DATA)
-    dataset = load_dataset(
-        info.name if settings.dataset == "auto" else settings.dataset,
-        data_dir=settings.data_dir,
-        archive=settings.data_archive,
-        archive_sha256=settings.archive_sha256,
-        image_size=settings.image_size,
-        fetch=False,
-    )
+    if settings.dataset == "auto":  # which may be another one now
+        settings = dataclasses.replace(settings, dataset=info.name)
+    dataset = settings.load_data(fetch=False)
     if dataset.fingerprint != info.fingerprint:
         raise UserError(f"{dataset.name} ({dataset.source}) is not what it was then")
     return dataset.test_images[:count]

@@ -134,7 +134,7 @@ class Run:
 
     @property
     def spec(self) -> DataSpec:
-        """Of the data that it was made for."""
+        """What the run knows of the data that it was trained on."""
         return DataSpec(
             image_shape=self.image_shape,
             num_classes=len(self.class_names),

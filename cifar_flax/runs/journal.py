@@ -62,16 +62,15 @@ class Journal(Observer):
         """
         begun = self._checkpoints.latest_step is not None
         start = Start.new(trainer.init()) if begun else first_start()
-        state, seconds = start.state, start.seconds
         logits = 4 * len(trainer.seeds) * test_size * trainer.spec.num_classes
         # Checkpoints, one of them being made, and the records.
-        check_space(self._folder, 5 * size_of(state) + logits + 2**20)
+        check_space(self._folder, 5 * size_of(start.state) + logits + 2**20)
         if not begun:
             records.cut_metrics(self._folder, 0)
             if start.lines:
                 records.append_metrics(self._folder, start.lines)
             return start
-        state, seconds = self._checkpoints.restore(state)
+        state, seconds = self._checkpoints.restore(start.state)
         step = int(state.step.max())
         lines = records.cut_metrics(self._folder, step)
         losses = read_losses(self._folder, step, len(trainer.seeds))

@@ -72,7 +72,7 @@ def first_start(
     trainer: Trainer,
     settings: Settings,
     model: nn.Module | None,
-    config: records.Config | None = None,
+    config: records.Config,
 ) -> Start:
     """Where a run begins: anew, or where another one has ended.
 
@@ -86,7 +86,6 @@ def first_start(
       UserError: there is no such run, or nothing of it fits.
     """
     if settings.continue_from is not None:
-        assert config is not None
         return _continued(trainer, pathlib.Path(settings.continue_from), config)
     if settings.init_from is not None:
         return Start.new(_from_variables(trainer, settings, model))

@@ -95,10 +95,7 @@ def run(
             trainer = subject.make_trainer(rate)
             if rate is None:
                 return _stopped_early(trainer, subject, folder)
-            if config.recipe is None:
-                config = with_recipe(config, trainer)
-                if folder is not None:
-                    records.write_config(folder, config)
+            config = _with_found_recipe(config, trainer, folder)
         journal = None
         if folder is not None and lock is not None:
             journal = stack.enter_context(open_journal(folder, lock))
@@ -359,6 +356,17 @@ def _warn_of_divergence(
                 trainer.schedule(step - 1),
             )
     return diverged_at
+
+
+def _with_found_recipe(
+    config: records.Config, trainer: Trainer, folder: pathlib.Path | None
+) -> records.Config:
+    """The record of a run whose rate a range test has found, with its recipe."""
+    if config.recipe is None:
+        config = with_recipe(config, trainer)
+        if folder is not None:
+            records.write_config(folder, config)
+    return config
 
 
 def _stopped_early(

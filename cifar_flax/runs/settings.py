@@ -270,12 +270,12 @@ class Settings:
             raise UserError(
                 f"--image_size={self.image_size}: it must be from 1 to {MAX_SIDE}"
             )
-        # Whole, so that a run can go on from another folder.
         if self.init_from is not None and self.continue_from is not None:
             raise UserError(
                 f"--init_from={self.init_from} and --continue_from="
                 f"{self.continue_from}: give one of them"
             )
+        # Whole, so that a run can go on from another folder.
         for name in (*PATHS, "recipe", "init_from", "continue_from"):
             path = getattr(self, name)
             if path is not None and (name, path) != ("recipe", LESSON_RECIPE):
@@ -306,8 +306,12 @@ class Settings:
         """The model's name, to show."""
         return label_of(self.model)
 
-    def load_data(self) -> Dataset:
-        """The data set that they name; one process may prepare it for the others."""
+    def load_data(self, fetch: bool = True) -> Dataset:
+        """The data set that they name; one process may prepare it for the others.
+
+        Args:
+          fetch: whether it may be downloaded.
+        """
         return processes.in_turn(
             lambda: load_dataset(
                 self.dataset,
@@ -315,6 +319,7 @@ class Settings:
                 archive=self.data_archive,
                 archive_sha256=self.archive_sha256,
                 image_size=self.image_size,
+                fetch=fetch,
             )
         )
 
@@ -335,9 +340,8 @@ class Settings:
         self, found_lr: float | None = None, of_lesson: bool = True
     ) -> Recipe:
         """The recipe that they describe; see ``recipe_choice.choose_recipe``."""
-        if self.trained_recipe is not None:
-            return self.trained_recipe
-        if found_lr is None and of_lesson:
+        is_usual = found_lr is None and of_lesson
+        if is_usual or self.trained_recipe is not None:
             return self._recipe
         return choose_recipe(self, found_lr, of_lesson)
 
@@ -412,6 +416,26 @@ class Settings:
             raise UserError(f"{where}: {error}") from error
 
     @classmethod
+    def of_run(cls, folder: pathlib.Path, *, names_model: bool) -> "Settings":
+        """The settings of the run in a folder.
+
+        Args:
+          folder: of the run.
+          names_model: whether the user names the model anew, whose code is to run.
+
+        Raises:
+          UserError: there is no such run, or its model has to be named.
+        """
+        config = records.read_config(folder)
+        settings = cls.from_record(config, str(folder / records.CONFIG))
+        if is_own(settings.model) and not names_model:
+            raise UserError(
+                f"the run in {folder} trains {settings.model}, whose code runs only "
+                f"where you name it: add --model={settings.model} (in Python model=)"
+            )
+        return settings
+
+    @classmethod
     def continuing(cls, folder: str | pathlib.Path, **changes: Any) -> "Settings":
         """The settings of a run, for another one that goes on from its last state.
 
@@ -424,13 +448,7 @@ class Settings:
           UserError: there is no such run, or they do not fit together.
         """
         folder = expand_user(folder)
-        config = records.read_config(folder)
-        before = cls.from_record(config, str(folder / records.CONFIG))
-        if is_own(before.model) and "model" not in changes:
-            raise UserError(
-                f"the run in {folder} trains {before.model}, whose code runs only "
-                f"where you name it: add --model={before.model} (in Python model=)"
-            )
+        before = cls.of_run(folder, names_model="model" in changes)
         values = {name: getattr(before, name) for name in TYPES}
         if changes.get("epochs") is not None:
             values |= dict.fromkeys(OF_CYCLES)

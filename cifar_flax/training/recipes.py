@@ -184,7 +184,7 @@ class Recipe:
 
     @property
     def _freezes(self) -> list[str | None]:
-        """Of each phase the pattern of what it freezes."""
+        """For each phase, the pattern of the parameters that it freezes."""
         return [getattr(phase, "freeze", None) for phase in self.phases]
 
     def make_optimizer(

@@ -80,7 +80,7 @@ class Progress:
 
     @functools.cached_property
     def state(self) -> TrainState:
-        """Of all replicas; it stays as it is when training goes on."""
+        """The state of all replicas, which stays as it is when training goes on."""
         return self.placement.collect(self.spread)
 
     def __repr__(self) -> str:
@@ -213,9 +213,10 @@ class Trainer:
         self.schedule = recipe.schedule(self.steps_per_epoch)
         self.compile_seconds = 0.0
         self.stages = recipe.stages(self.steps_per_epoch)
-        tx = recipe.make_optimizer(self.schedule)
-        if any(stage.freeze is not None for stage in self.stages):
-            tx = recipe.make_optimizer(self.schedule, self.stages)
+        freezes = any(stage.freeze is not None for stage in self.stages)
+        # A make_optimizer of one's own takes the schedule alone, and freezes nothing.
+        given = (self.schedule, self.stages) if freezes else (self.schedule,)
+        tx = recipe.make_optimizer(*given)
         self.train_step = TrainStep(
             model=model,
             tx=tx,

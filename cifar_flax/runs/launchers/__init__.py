@@ -19,6 +19,12 @@ RunCells = Callable[[list[Cell], threading.Event, Show], None]
 
 POLL_SECONDS = 0.5
 
+# Until the record of a result that a node has written is seen on this machine.
+SEEN_SECONDS = 90
+
+# Of a GPU's memory, which JAX takes at its start: what all cells that share it take.
+GPU_SHARE = 0.9
+
 
 def needs_training(cell: Cell, show: Show) -> bool:
     """Whether a cell is neither done nor impossible; says so where it is."""
@@ -31,6 +37,11 @@ def needs_training(cell: Cell, show: Show) -> bool:
         cell.status = f"failed: {error}"
     show(cell)
     return False
+
+
+def absolute(cell: Cell) -> Cell:
+    """A cell as a node takes it, whose current folder is another one."""
+    return Cell(cell.name, cell.settings, cell.folder.absolute())
 
 
 def last_line(cell: Cell, begin: int) -> str:

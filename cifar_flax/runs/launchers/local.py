@@ -15,6 +15,7 @@ from cifar_flax.files import InUseError, locked
 from cifar_flax.runs.cells import Cell
 from cifar_flax.runs.folder import lock_holder
 from cifar_flax.runs.launchers import (
+    GPU_SHARE,
     POLL_SECONDS,
     RunCells,
     Show,
@@ -24,9 +25,6 @@ from cifar_flax.runs.launchers import (
 
 # Which a cell may use; None for all.
 Cores = list[int] | None
-
-# Of a GPU's memory, which JAX takes at its start: what all cells together take.
-GPU_SHARE = 0.9
 
 
 @contextlib.contextmanager

@@ -26,7 +26,15 @@ from typing import Any
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import InUseError, Lock
 from cifar_flax.runs.cells import Cell
-from cifar_flax.runs.launchers import POLL_SECONDS, RunCells, Show, needs_training
+from cifar_flax.runs.launchers import (
+    GPU_SHARE,
+    POLL_SECONDS,
+    SEEN_SECONDS,
+    RunCells,
+    Show,
+    absolute,
+    needs_training,
+)
 
 # How often a cell is begun anew after its node is lost, or its process.
 RETRIES = 20
@@ -37,10 +45,7 @@ CONNECT_SECONDS = 30
 # For all tasks to save their states.
 STOP_SECONDS = 60
 
-# Until the record of a result that a node has written is seen on this one.
-SEEN_SECONDS = 90
-
-# After which a cluster that runs nothing of ours is said to be full.
+# A cluster that runs none of the cells after this time is reported to be full.
 FULL_SECONDS = 5
 
 # Of a local Ray, whose tasks return a word each.
@@ -48,8 +53,6 @@ STORE_BYTES = 100 * 2**20
 
 # Decide the last bits of a number, so that nodes have to take them from the driver.
 OF_NUMBERS = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
-
-GPU_SHARE = 0.9  # of the memory of a part of a GPU; JAX takes it at its start
 
 
 @contextlib.contextmanager
@@ -168,7 +171,7 @@ class _Driver:
         board, task = _make_board(), _make_task(self._needs)
         for cell in left:
             self._cells[cell.name] = cell
-            self._tasks[task.remote(_absolute(cell), self._needs["CPU"], board)] = cell
+            self._tasks[task.remote(absolute(cell), self._needs["CPU"], board)] = cell
         full_at = time.monotonic() + FULL_SECONDS
         while self._cells and not self._stop.is_set():
             self._follow(board, POLL_SECONDS)
@@ -269,11 +272,6 @@ class _Driver:
             self._follow(board, POLL_SECONDS)
         for ref in self._tasks:
             ray.cancel(ref, force=True)
-
-
-def _absolute(cell: Cell) -> Cell:
-    """A cell as a node takes it, whose current folder is another one."""
-    return Cell(cell.name, cell.settings, cell.folder.absolute())
 
 
 def _make_board() -> Any:

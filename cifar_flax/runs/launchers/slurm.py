@@ -27,8 +27,10 @@ from cifar_flax.runs.cells import Cell
 from cifar_flax.runs.folder import LOCK
 from cifar_flax.runs.launchers import (
     POLL_SECONDS,
+    SEEN_SECONDS,
     RunCells,
     Show,
+    absolute,
     last_line,
     needs_training,
 )
@@ -42,9 +44,6 @@ FOLLOW_SECONDS = 2.0
 
 # Of one array; Slurm takes 1,001 where its settings do not say otherwise.
 MAX_ARRAY = 1_000
-
-# Until the record of a result that a node has written is seen on this machine.
-SEEN_SECONDS = 90
 
 # For a run to save its state before its job is queued anew.
 SAVE_SECONDS = 60
@@ -276,7 +275,7 @@ def _submit(
         for begin in range(0, len(missing), MAX_ARRAY):
             some = missing[begin : begin + MAX_ARRAY]
             try:
-                jobs = executor.map_array(CellJob(), map(_absolute, some))
+                jobs = executor.map_array(CellJob(), map(absolute, some))
             except Exception as error:
                 raise UserError(
                     f"Slurm takes no jobs: {one_line(error, 400)}"
@@ -297,14 +296,10 @@ def _job(executor: Any, number: str) -> Any:
 
 
 def _state(job: Any) -> str:
-    """Of a job, in Slurm's words, such as RUNNING or CANCELLED."""
+    """The state of a job, as Slurm names it: RUNNING, CANCELLED and so on."""
     return job.state.partition(" ")[0].upper()
 
 
 def _holder(cell: Cell) -> str | None:
     """Which process has a cell, or its run."""
     return lock_holder(cell.lock) or lock_holder(cell.folder / LOCK)
-
-
-def _absolute(cell: Cell) -> Cell:
-    return Cell(cell.name, cell.settings, cell.folder.absolute())
