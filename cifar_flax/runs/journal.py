@@ -109,8 +109,9 @@ class Journal(Observer):
             return
         assert result.test is not None
         keep_folder(self._folder, self._lock)
+        # Also of a run that has diverged in the midst of an epoch.
+        records.write_steps(self._folder, result.steps)
         if self.unwritten:
-            records.write_steps(self._folder, result.steps)
             records.append_metrics(self._folder, self.unwritten)
             self.unwritten = []
         if not result.state.all_diverged:

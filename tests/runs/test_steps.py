@@ -73,9 +73,11 @@ def test_lost_steps_are_left_out_and_named(tmp_path, small_chunks, caplog, damag
     )
 
 
-def test_a_seed_that_diverges_has_no_losses_after_that_step():
+def test_a_seed_that_diverges_has_no_losses_after_that_step(tmp_path):
     settings = dataclasses.replace(PLAIN, lr=1e38, epochs=2, batch_size=32)
-    result = go(None, settings)
+    result = go(tmp_path / "run", settings)
+    kept = records.read_steps(tmp_path / "run")
+    np.testing.assert_array_equal(kept.losses, result.steps.losses)
     assert result.status == "diverged"
     for losses, at in zip(result.steps.losses, result.record.diverged_at, strict=True):
         assert np.isfinite(losses[: at - 1]).all()
