@@ -19,6 +19,7 @@ _HOME = {
     "Constant": "training.phases",
     "Cosine": "training.phases",
     "Group": "training.optimizers",
+    "Linear": "training.phases",
     "OneCycle": "training.phases",
     "Dataset": "data",
     "Observer": "runs.observers",
@@ -79,7 +80,14 @@ if TYPE_CHECKING:
     from cifar_flax.runs.tensorboard import TensorBoard
     from cifar_flax.training.lr_range import RangeSettings
     from cifar_flax.training.optimizers import Group
-    from cifar_flax.training.phases import Constant, Cosine, OneCycle, Sgdr, Trapezoid
+    from cifar_flax.training.phases import (
+        Constant,
+        Cosine,
+        Linear,
+        OneCycle,
+        Sgdr,
+        Trapezoid,
+    )
     from cifar_flax.training.recipe_files import read_recipe
     from cifar_flax.training.recipes import Recipe
     from cifar_flax.training.trainer import Trainer

@@ -1,7 +1,7 @@
 """Measures the speed of training and evaluation, ours and PyTorch's side by side.
 
     python -m experiments.benchmark --models=all
-    python -m experiments.benchmark --models=convbn,record --peer=torch --figure=a.png
+    python -m experiments.benchmark --models=convbn,airbench --peer=torch --figure=a.png
     python -m experiments.benchmark --models=convbn --lowerings=auto,product,xla
 
 Each contender lives in a process of its own, since their thread pools disturb each
@@ -11,8 +11,7 @@ the turns; a ratio is the median over the rounds, with its smallest and largest.
 is augmentation, forward, backward and update; the data are random.
 
 A model of your own is named as for experiments.run, and has no peer. Beside the models
-there are ``record``, a net of the size of those that hold the record
-on CIFAR-10, and ``stranger``, ``convbn`` of flax's own layers.
+there is ``stranger``, ``convbn`` of flax's own layers.
 """
 
 import contextlib
@@ -272,7 +271,7 @@ def draw_ratios(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list(
-        "models", ["all"], "Architectures, or all of them; also record and stranger."
+        "models", ["all"], "Architectures, or all of them; also stranger."
     )
     flags.DEFINE_list(
         "lowerings", ["auto"], "Of our convolutions; others are held against the first."

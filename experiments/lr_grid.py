@@ -181,7 +181,7 @@ def train_grid(
         of_one = functools.partial(train_replica, train_step, data, steps)
         return replica_map()(of_one, states)
 
-    start, rates = trainer.init(), jnp.asarray(RATES, jnp.float32)
+    start, rates = trainer.init(splits.train), jnp.asarray(RATES, jnp.float32)
     data, val = trainer.put(splits.train), splits.val
     assert isinstance(val, Split)
     run = jax.jit(train).lower(start, rates[0], data).compile()

@@ -2,9 +2,8 @@
 
     python -m experiments.our_turns LOWERING BATCH_SIZE MODEL
 
-Two nets stand beside the models: ``record``, of the size of those that hold the record
-for 94 % on CIFAR-10 (Jordan 2024, arXiv 2404.00498), and ``stranger``, ``convbn`` as
-somebody writes it who has flax and not this library.
+Beside the models there is ``stranger``, ``convbn`` as somebody writes it who has flax
+and not this library.
 """
 
 import sys
@@ -16,7 +15,6 @@ import jax
 import numpy as np
 
 from cifar_flax.data import Split, Splits
-from cifar_flax.layers import BatchNorm, Conv, Dense, gelu, max_pool, tiled
 from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.estimates import peak_gflops
 from cifar_flax.runs.settings import Settings
@@ -27,23 +25,6 @@ from experiments.turns import serve
 
 TRAIN_IMAGES = 50_000
 EVAL_IMAGES = 10_000
-
-
-class RecordNet(nn.Module):
-    """A 2x2 convolution, three stages of two 3x3 layers, pooling within each."""
-
-    @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [N, 32, 32, C] to logits [N, 10]."""
-        x = gelu(Conv(24, kernel_size=2)(tiled(images)))
-        for width in (64, 256, 256):
-            x = max_pool(Conv(width, padding=1, use_bias=False)(x), 2)
-            x = gelu(BatchNorm()(x, train=train))
-            x = Conv(width, padding=1, use_bias=False)(x)
-            x = gelu(BatchNorm()(x, train=train))
-        x = max_pool(x, 3)
-        images = x if isinstance(x, jax.Array) else x.images
-        return Dense(10)(images.reshape(len(images), -1))
 
 
 class Stranger(nn.Module):
@@ -59,7 +40,7 @@ class Stranger(nn.Module):
         return nn.Dense(10)(x.max((1, 2)))
 
 
-OTHERS = {"record": RecordNet, "stranger": Stranger}
+OTHERS = {"stranger": Stranger}
 
 
 class Ours:
@@ -82,7 +63,7 @@ class Ours:
 
     def ready(self) -> dict[str, Any]:
         """Compiles, and measures what the device can do."""
-        state = self.trainer.init()
+        state = self.trainer.init(self.splits.train)
         self.progress = self.trainer.run(state, self.splits.train)
         for _ in range(4):  # until a turn takes its second
             self.train()

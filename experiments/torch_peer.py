@@ -80,21 +80,38 @@ class SimpleNet(nn.Module):
         return self.head(functional.relu(self.hidden(x)))
 
 
-def make_record_net() -> nn.Module:
-    """See ``experiments.our_turns.RecordNet``."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 24, 2), nn.GELU()]
-    for inputs, outputs in itertools.pairwise((24, 64, 256, 256)):
-        first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        layers += [first, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU()]
-        layers += [second, nn.BatchNorm2d(outputs), nn.GELU()]
-    return nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10))
+class Airbench(nn.Module):
+    """See ``cifar_flax.models.airbench``."""
+
+    def __init__(self):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, 24, 2), nn.GELU()]
+        inputs = 24
+        for width in (64, 256, 256):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False)]
+            layers += [nn.MaxPool2d(2), make_norm(width), nn.GELU()]
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False)]
+            layers += [make_norm(width), nn.GELU()]
+            inputs = width
+        self.layers = nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten())
+        self.head = nn.Linear(inputs, 10, bias=False)
+
+    def forward(self, x):
+        """Maps images [N, 3, 32, 32] to logits."""
+        return self.head(self.layers(x)) / 9
+
+
+def make_norm(width: int) -> nn.BatchNorm2d:
+    """Batch norm that keeps 0.6 of its statistics, with a bias and no scale."""
+    norm = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
+    norm.weight.requires_grad_(False)
+    return norm
 
 
 def make_network(name: str) -> nn.Module:
     """The network of a name that the benchmark knows."""
-    if name == "record":
-        return make_record_net()
+    if name == "airbench":
+        return Airbench()
     if name == "stranger":
         name = "convbn"
     if name == "simplenet":

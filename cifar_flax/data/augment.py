@@ -1,7 +1,7 @@
 """Pad, crop, flip and normalise: pure functions on batches, for use inside ``jit``."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -232,3 +232,30 @@ def _rectangle(centre: jax.Array, sides: Any, height: int, width: int) -> jax.Ar
         for axis, length in enumerate((height, width))
     )
     return rows[:, :, None] & columns[:, None, :]
+
+
+# How an image is seen in evaluation; see ``views``.
+Tta = Literal["none", "flip", "multicrop"]
+
+
+def views(images: jax.Array, tta: Tta) -> list[tuple[float, jax.Array]]:
+    """What test-time augmentation looks at: weights, which add up to 1, and images.
+
+    ``flip``: each image and its mirror image, half each. ``multicrop``: half of that,
+    and a quarter each of the same moved by a pixel up and left, and down and right, the
+    border reflected (Jordan 2024, https://arxiv.org/abs/2404.00498). The logits of an
+    image are the weighted mean of its views'.
+
+    Args:
+      images: [N, H, W, C].
+      tta: which views.
+    """
+    seen = [(1.0, images)]
+    if tta == "multicrop":
+        height, width = images.shape[1:3]
+        padded = jnp.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
+        moved = [padded[:, d : d + height, d : d + width] for d in (2, 0)]
+        seen = [(0.5, images), *((0.25, one) for one in moved)]
+    if tta == "none":
+        return seen
+    return [(w / 2, x) for w, one in seen for x in (one, one[:, :, ::-1])]

@@ -61,6 +61,7 @@ class BatchNorm(nn.Module):
       momentum: share of the running statistics that a step keeps; 0 keeps those of the
         last batch alone.
       epsilon: added to the variance.
+      use_scale: False: there is no parameter scale, and 1 stands for it.
       frozen: also train with the running statistics, and never update them.
       dtype: type of the result; statistics and parameters are float32. None: the
         input's.
@@ -69,6 +70,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    use_scale: bool = True
     frozen: bool = False
     dtype: jnp.dtype | None = None
     axis_name: str | None = None
@@ -77,7 +79,9 @@ class BatchNorm(nn.Module):
     def __call__(self, inputs: Images, *, train: bool) -> Images:
         """Normalises [N, ..., C] or tiles; updates ``batch_stats`` where ``train``."""
         channels = inputs.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, channels)
+        scale = jnp.ones(channels)
+        if self.use_scale:
+            scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.nn.initializers import Initializer
 
 from cifar_flax.errors import UserError
 from cifar_flax.layers.conv_product import conv2d_product
@@ -121,7 +122,8 @@ class Conv(nn.Module):
     """A square convolution over [N, H, W, C] images, zero-padded alike on all sides.
 
     Padding is explicit because ``"SAME"`` pads (0, 1) for an even size and stride 2,
-    where these networks pad (1, 1). Kernel and bias start from ``fan_in_uniform``.
+    where these networks pad (1, 1). Unless ``kernel_init`` says otherwise, kernel and
+    bias start from ``fan_in_uniform``.
 
     Attributes:
       features: output channels F.
@@ -129,6 +131,7 @@ class Conv(nn.Module):
       stride: step between output positions, in pixels.
       padding: zeros on each side, in pixels.
       use_bias: adds a bias for each output channel.
+      kernel_init: initialiser of the kernel [K, K, C, F].
       dtype: type of the computation; parameters stay float32. None: the input's.
       lowering: how it is computed: ``"native"``, the kernels for a CPU; ``"product"``,
         matrix products; ``"xla"``, XLA's convolution; ``"auto"``, what the trainer
@@ -140,6 +143,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     use_bias: bool = True
+    kernel_init: Initializer | None = None
     dtype: jnp.dtype | None = None
     lowering: Lowering = "auto"
 
@@ -154,7 +158,8 @@ class Conv(nn.Module):
                 f"{images.shape[1]} x {images.shape[2]}; give larger images"
             )
         init = fan_in_uniform(size * size * channels)
-        kernel = self.param("kernel", init, (size, size, channels, self.features))
+        shape = (size, size, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init or init, shape)
         bias = self.param("bias", init, (self.features,)) if self.use_bias else None
         tiles = isinstance(images, Tiles)
         pixels = images.array if tiles else images

@@ -15,10 +15,12 @@ class Dense(nn.Module):
 
     Attributes:
       features: outputs.
+      use_bias: adds the bias.
       dtype: type of the computation; parameters stay float32. None: the input's.
     """
 
     features: int
+    use_bias: bool = True
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -26,8 +28,9 @@ class Dense(nn.Module):
         """Maps [..., C] to [..., features]."""
         init = fan_in_uniform(inputs.shape[-1])
         kernel = self.param("kernel", init, (inputs.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
         inputs, kernel, bias = nn.dtypes.promote_dtype(
             inputs, kernel, bias, dtype=self.dtype
         )
-        return inputs @ kernel + bias
+        outputs = inputs @ kernel
+        return outputs if bias is None else outputs + bias

@@ -1,6 +1,7 @@
 """Initial distributions of kernels and biases."""
 
 import jax
+import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 
@@ -24,3 +25,23 @@ def fan_in_uniform(fan_in: int) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
     return init
+
+
+def partial_identity(key, shape, dtype=jnp.float32, out_sharding=None):
+    """A convolution's kernel [K, K, C, F] that passes its C input channels on.
+
+    The first ``min(C, F)`` output channels are copies of the input channels, by a one
+    in the middle of the kernel; the others are drawn from ``fan_in_uniform``.
+
+    References:
+      Zagoruyko and Komodakis, DiracNets, 2017, https://arxiv.org/abs/1706.00388; for a
+      part of the channels Jordan 2024, https://arxiv.org/abs/2404.00498
+    """
+    del out_sharding
+    height, width, inputs, outputs = shape
+    same = min(inputs, outputs)
+    drawn = fan_in_uniform(height * width * inputs)(key, shape, dtype)
+    copies = jnp.zeros((height, width, inputs, same), dtype)
+    ones = jnp.eye(inputs, same, dtype=dtype)
+    copies = copies.at[height // 2, width // 2].set(ones)
+    return drawn.at[..., :same].set(copies)

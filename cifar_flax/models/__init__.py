@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
+from cifar_flax.models.airbench import Airbench
 from cifar_flax.models.convbn import ConvBnNet
 from cifar_flax.models.convnet import ConvNet
 from cifar_flax.models.resnet import ResNet
@@ -29,6 +30,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet2": functools.partial(
         ResNet, features=(16, 32, 64, 128, 256), norm_stem=True, dropout_rate=0.2
     ),
+    "airbench": Airbench,
 }
 
 
@@ -57,8 +59,8 @@ def make_model(
     num_classes: int,
     *,
     dtype: str = "float32",
-    bn_momentum: float = 0.9,
-    bn_epsilon: float = 1e-5,
+    bn_momentum: float | None = None,
+    bn_epsilon: float | None = None,
     bn_freeze: bool = False,
 ) -> nn.Module:
     """The model that the settings of a run describe, by their names there.
@@ -67,19 +69,36 @@ def make_model(
       name: a key of ``MODELS``.
       num_classes: number of logits.
       dtype: name of the type of the computation.
-      bn_momentum: of every ``BatchNorm``; without effect on a model that has none, as
-        the next two.
+      bn_momentum: of every ``BatchNorm``; None for the model's own. Without effect on a
+        model that has none, as the next two.
       bn_epsilon: the same.
-      bn_freeze: the same.
+      bn_freeze: whether every ``BatchNorm`` is frozen.
     """
     fields: dict[str, Any] = {}
     if dtype != "float32":
         fields["dtype"] = jnp.dtype(dtype)
     if has_norm(name):
-        fields["norm"] = functools.partial(
-            BatchNorm, momentum=bn_momentum, epsilon=bn_epsilon, frozen=bn_freeze
-        )
+        given = {"momentum": bn_momentum, "epsilon": bn_epsilon, "frozen": bn_freeze}
+        given = {field: value for field, value in given.items() if value is not None}
+        fields["norm"] = functools.partial(_norm_of(name), **given)
     return create_model(name, num_classes, **fields)
+
+
+@functools.cache
+def norm_fields(name: str) -> dict[str, float]:
+    """``momentum`` and ``epsilon`` of a model's batch norms, as it has them itself.
+
+    Args:
+      name: of the model; what ``BatchNorm`` has by default for any that has none.
+    """
+    norm = _norm_of(name) if name in MODELS and has_norm(name) else BatchNorm
+    fields = norm.keywords if isinstance(norm, functools.partial) else {}
+    default = {"momentum": BatchNorm.momentum, "epsilon": BatchNorm.epsilon}
+    return {field: fields.get(field, value) for field, value in default.items()}
+
+
+def _norm_of(name: str) -> Callable[..., nn.Module]:
+    return create_model(name).norm
 
 
 def has_norm(name: str) -> bool:
@@ -89,6 +108,7 @@ def has_norm(name: str) -> bool:
 
 __all__ = [
     "MODELS",
+    "Airbench",
     "ConvBnNet",
     "ConvNet",
     "ResNet",
@@ -96,4 +116,5 @@ __all__ = [
     "create_model",
     "has_norm",
     "make_model",
+    "norm_fields",
 ]

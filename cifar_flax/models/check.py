@@ -61,6 +61,33 @@ def check_model(
     return rows, variables
 
 
+def check_image_size(
+    model: nn.Module, variables: Any, image_shape: tuple[int, int, int]
+) -> None:
+    """Checks that a model with such variables can be trained on images of another size.
+
+    Args:
+      model: see ``models.calling``.
+      variables: as shapes.
+      image_shape: (H, W, C).
+
+    Raises:
+      UserError: it cannot; the message says why.
+    """
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        jax.eval_shape(
+            lambda v, x, k: train_logits(model, v, x, k), variables, images, key
+        )
+    except Exception as error:  # a model may raise anything
+        height, width, _ = image_shape
+        raise UserError(
+            f"the model {type(model).__name__} cannot be trained on images of {height} "
+            f"x {width} pixels, as image_size of a phase has it: {one_line(error, 200)}"
+        ) from error
+
+
 def _check_logits(logits: Any, when: str, num_classes: int) -> None:
     wanted = f"float [N, {num_classes}] for {num_classes} classes"
     if not isinstance(logits, jax.ShapeDtypeStruct):

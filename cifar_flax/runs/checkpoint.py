@@ -156,7 +156,7 @@ class Checkpoints:
         """Reads a state and the seconds spent on training up to it.
 
         Args:
-          template: a state of the same structure, as ``Trainer.init`` gives.
+          template: a state of the same structure, as ``Trainer.blank`` gives.
           step: of the checkpoint; None for the newest valid one. Newer ones are
             then named in a warning and moved aside.
 

@@ -220,10 +220,13 @@ def check_same_settings(
             f"({dataset.source})"
         )
     if recipe is not None and recorded.recipe is not None and not different:
+        # Older records lack the first two.
+        older = {"lookahead": 0, "tta": recorded.settings.get("tta")}
+        before = {**older, **recorded.recipe}
         different = [
-            f"the recipe's {name} was {recorded.recipe.get(name)} and is {value}"
+            f"the recipe's {name} was {before.get(name)} and is {value}"
             for name, value in recipe.items()
-            if recorded.recipe.get(name) != value
+            if before.get(name) != value
         ]
     if different:
         raise UserError(

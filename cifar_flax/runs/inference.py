@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from cifar_flax import records
 from cifar_flax.data import DataSpec
+from cifar_flax.data.augment import Tta
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.models import MODELS
@@ -20,7 +21,7 @@ from cifar_flax.models.check import check_model
 from cifar_flax.models.own import is_own, make_own, source_of
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.settings import OF_MODEL, Settings
-from cifar_flax.training.evaluation import Predictor, Tta
+from cifar_flax.training.evaluation import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Run:
       mean: per channel, of the training pixels / 255.
       std: per channel, of the training pixels / 255.
       step: of the checkpoint.
-      tta: test-time augmentation of the run; see ``evaluation.views``.
+      tta: test-time augmentation of the run; see ``augment.views``.
       model_name: as the record has it, without the place of its code.
     """
 
@@ -150,8 +151,8 @@ class Run:
 
 
 def _tta_of(config: records.Config) -> Tta:
-    """How the run was evaluated; older records do not say it."""
-    recorded = config.settings.get("tta")
+    """How the run was evaluated; older records do not say it, or in their settings."""
+    recorded = {**config.settings, **(config.recipe or {})}.get("tta")
     return next((one for one in get_args(Tta) if one == recorded), "none")
 
 

@@ -61,7 +61,7 @@ class Journal(Observer):
           UserError: no valid checkpoint among those that are there, or too little room.
         """
         begun = self._checkpoints.latest_step is not None
-        start = Start.new(trainer.init()) if begun else first_start()
+        start = Start.new(trainer.blank()) if begun else first_start()
         logits = 4 * len(trainer.seeds) * test_size * trainer.spec.num_classes
         # Checkpoints, one of them being made, and the records.
         check_space(self._folder, 5 * size_of(start.state) + logits + 2**20)

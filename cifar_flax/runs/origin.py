@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.data import Split
 from cifar_flax.errors import UserError
 from cifar_flax.models.own import is_own
 from cifar_flax.runs.checkpoint import open_checkpoints
@@ -57,7 +58,7 @@ def told_by_first(trainer: Trainer, start: Start | None) -> Start:
     if processes.count() == 1:
         assert start is not None
         return start
-    given = start or Start.new(trainer.init())
+    given = start or Start.new(trainer.blank())
     words = dataclasses.replace(given.state, key=jax.random.key_data(given.state.key))
     words, seconds = processes.of_first((words, given.seconds))
     state = dataclasses.replace(words, key=jax.random.wrap_key_data(words.key))
@@ -73,6 +74,7 @@ def first_start(
     settings: Settings,
     model: nn.Module | None,
     config: records.Config,
+    split: Split,
 ) -> Start:
     """Where a run begins: anew, or where another one has ended.
 
@@ -81,6 +83,7 @@ def first_start(
       settings: of the run.
       model: that a program gave, if any.
       config: of the run.
+      split: the training images.
 
     Raises:
       UserError: there is no such run, or nothing of it fits.
@@ -88,8 +91,8 @@ def first_start(
     if settings.continue_from is not None:
         return _continued(trainer, pathlib.Path(settings.continue_from), config)
     if settings.init_from is not None:
-        return Start.new(_from_variables(trainer, settings, model))
-    return Start.new(trainer.init())
+        return Start.new(_from_variables(trainer, settings, model, split))
+    return Start.new(trainer.init(split))
 
 
 # What a run that goes on need not have in common with the one before.
@@ -124,7 +127,7 @@ def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -
                 f"{where}: it has no valid checkpoint of step {result.steps}, its "
                 f"last; --workdir={folder} --resume trains what is lost"
             )
-        state, seconds = checkpoints.restore(trainer.init(), result.steps)
+        state, seconds = checkpoints.restore(trainer.blank(), result.steps)
     logger.info("going on from step %d of %s", result.steps, folder)
     losses = read_losses(folder, result.steps, len(trainer.seeds))
     return Start(state, seconds, records.read_metrics(folder), losses)
@@ -157,7 +160,7 @@ def read_losses(folder: pathlib.Path, steps: int, replicas: int) -> np.ndarray:
 
 
 def _from_variables(
-    trainer: Trainer, settings: Settings, model: nn.Module | None
+    trainer: Trainer, settings: Settings, model: nn.Module | None, split: Split
 ) -> TrainState:
     """The initial state with what fits of another run's variables.
 
@@ -167,7 +170,7 @@ def _from_variables(
     picked = jnp.asarray(
         [source.seeds.index(s) if s in source.seeds else 0 for s in trainer.seeds]
     )
-    fresh = trainer.init().trained
+    fresh = trainer.init(split).trained
     theirs = dict(_arrays(source.variables))
     new: list[str] = []
 

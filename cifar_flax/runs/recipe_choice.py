@@ -9,16 +9,14 @@ from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.training.checks import MAX_FLOAT, MIN_FLOAT
+from cifar_flax.training.named_recipes import NAMES, models_of, own_name, recipe_for
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import Constant, Phase, Sgdr
 from cifar_flax.training.recipe_files import from_plain, read_recipe, to_plain
-from cifar_flax.training.recipes import LESSON, Recipe
+from cifar_flax.training.recipes import Recipe
 
 if TYPE_CHECKING:
     from cifar_flax.runs.settings import Settings
-
-# In place of a file.
-LESSON_RECIPE = "lesson"
 
 # In place of a rate: the one that the range test suggests.
 AUTO = "auto"
@@ -30,7 +28,7 @@ _ANY = Recipe((Constant(0.0, 1),))
 OF_CYCLES = ("cycles", "cycle_len", "cycle_mult")
 _OF_OPTIMIZER = (
     *("batch_size", "momentum", "nesterov", "weight_decay", "decay", "clip_norm"),
-    *("accumulate", "ema", "label_smoothing"),
+    *("accumulate", "ema", "lookahead", "label_smoothing", "tta"),
 )
 OF_AUGMENTATION = (
     *("padding", "padding_mode", "flip", "alternate", "cutout", "brightness"),
@@ -44,7 +42,7 @@ OF_RECIPE = (
 
 
 def choose_recipe(
-    settings: "Settings", found_lr: float | None = None, of_lesson: bool = True
+    settings: "Settings", found_lr: float | None = None, of_ours: bool = True
 ) -> Recipe:
     """The recipe that is named, with what the settings replace of it.
 
@@ -53,17 +51,14 @@ def choose_recipe(
       found_lr: the rate that stands for ``--lr=auto``. While it is not known the
         recipe has its own rates; batch size, momentum and regularisation, which
         the range test goes by, are right.
-      of_lesson: False where a program gives another model, for which the lesson
-        has no recipe.
+      of_ours: False where a program gives another model.
     """
     if settings.continue_from is not None and settings.lr == AUTO:
         raise UserError(
             "--lr=auto finds the rate of a net as it starts; give a number with "
             "--continue_from"
         )
-    recipe = LESSON.get(settings.model, _ANY) if of_lesson else _ANY
-    if settings.recipe != LESSON_RECIPE:
-        recipe = read_recipe(settings.recipe)
+    recipe = _named(settings, settings.model if of_ours else "")
     if settings.phases is not None and not 1 <= settings.phases <= len(recipe.phases):
         raise UserError(
             f"--phases={settings.phases}: the recipe of {settings.model} has "
@@ -86,6 +81,23 @@ def choose_recipe(
     return recipe
 
 
+def _named(settings: "Settings", model: str) -> Recipe:
+    """The recipe that the settings name, or the model's own."""
+    name = settings.recipe or own_name(model)
+    if name not in NAMES:
+        return read_recipe(name)
+    recipe = recipe_for(name, model)
+    if recipe is not None:
+        return recipe
+    if name != "lesson" or model in MODELS:
+        others = ", ".join(n for n in NAMES if recipe_for(n, model) is not None)
+        raise UserError(
+            f"--recipe={name} is for {', '.join(models_of(name))}; for "
+            f"{model or 'a model of your own'} give {others} or a file"
+        )
+    return _ANY
+
+
 def _continued(recipe: Recipe, folder: str, model: str) -> Recipe:
     """The recipe of a finished run, and then the phases of another.
 
@@ -105,7 +117,7 @@ def _continued(recipe: Recipe, folder: str, model: str) -> Recipe:
     whole = dataclasses.replace(recipe, phases=(*first.phases, *recipe.phases))
     before, now = to_plain(first), to_plain(whole)
     for name, value in now.items():
-        if name != "phases" and before.get(name) != value:
+        if name not in ("phases", "tta") and before.get(name) != value:
             raise UserError(
                 f"{where}: {name} was {before.get(name)} and is {value}; only the "
                 "phases may be others; --init_from starts anew with another recipe"

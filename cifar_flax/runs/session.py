@@ -373,7 +373,7 @@ def _stopped_early(
     trainer: Trainer, subject: Subject, folder: pathlib.Path | None
 ) -> RunResult:
     """A run that was stopped before its first step."""
-    state = trainer.init()
+    state = trainer.init(subject.splits.train)
     steps = records.Steps(Start.new(state).losses, trainer.rates(0))
     return RunResult(
         status="stopped",

@@ -17,22 +17,23 @@ import numpy as np
 from cifar_flax import records
 from cifar_flax.data import Dataset, load_dataset
 from cifar_flax.data.archive import check_sha256
+from cifar_flax.data.augment import Tta
 from cifar_flax.data.load import check_name
 from cifar_flax.data.own import whole_name as whole_dataset
 from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text, expand_user
-from cifar_flax.models import MODELS, make_model
+from cifar_flax.models import MODELS, make_model, norm_fields
 from cifar_flax.models.own import is_own, label_of, make_own, whole_name
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.recipe_choice import (
     AUTO,
-    LESSON_RECIPE,
     OF_CYCLES,
     choose_recipe,
 )
 from cifar_flax.training import optimizers, processes
 from cifar_flax.training.checks import MAX_FLOAT, MAX_SHARE, MIN_FLOAT
+from cifar_flax.training.named_recipes import FAST, NAMES, own_name
 from cifar_flax.training.recipe_files import from_plain, to_plain
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import check_seeds
@@ -137,10 +138,12 @@ class Settings:
         None, "Alpha of cutmix, a rectangle of another image; 0: none."
     )
 
-    recipe: str = _setting(
-        LESSON_RECIPE,
-        "lesson: the lesson's own for the model; or a TOML file. --print_recipe shows "
-        "the one in force as such a file.",
+    recipe: str | None = _setting(
+        None,
+        "lesson: the lesson's own for the model; modern: a better one, for any model; "
+        f"{', '.join(FAST)}: the shortest that give airbench that accuracy on "
+        "CIFAR-10; or a TOML file (default: lesson; for airbench fast94). "
+        "--print_recipe shows the one in force as such a file.",
     )
     phases: int | None = _setting(
         None, "Train only the recipe's first phases, as many as this."
@@ -197,6 +200,11 @@ class Settings:
         "Evaluate a moving average of the variables, which keeps this share a step; 0 "
         "for none (default: the recipe's).",
     )
+    lookahead: int | None = _setting(
+        None,
+        "Go on from the moving average every so many steps; 0: never (default: the "
+        "recipe's).",
+    )
     label_smoothing: float | None = _setting(
         None, "Share of the target spread over all classes (default: the recipe's)."
     )
@@ -218,20 +226,26 @@ class Settings:
         "as ^(?!head).",
     )
 
-    bn_momentum: float = _setting(
-        0.9, "Share of its running statistics that batch norm keeps a step."
+    bn_momentum: float | None = _setting(
+        None,
+        "Share of its running statistics that batch norm keeps a step (default: the "
+        "model's, 0.9; airbench 0.6).",
     )
-    bn_epsilon: float = _setting(1e-5, "Added to batch norm's variance.")
+    bn_epsilon: float | None = _setting(
+        None,
+        "Added to batch norm's variance (default: the model's, 1e-5; airbench 1e-12).",
+    )
     bn_freeze: bool | None = _setting(
         None,
         "Normalise with the running statistics, and never update them (default: in "
         "what --freeze keeps as it is, and nowhere else).",
     )
     dtype: Literal["float32", "bfloat16"] = _setting("float32", "Of the computation.")
-    tta: Literal["none", "flip", "multicrop"] = _setting(
-        "none",
+    tta: Tta | None = _setting(  # noqa: RUF009
+        None,
         "Evaluate by the mean logits of several views of an image. flip: it and its "
-        "mirror image; multicrop: these, and moved by a pixel in two directions.",
+        "mirror image; multicrop: these, and moved by a pixel in two directions "
+        "(default: the recipe's, none in the lesson).",
     )
     lowering: Literal["auto", "native", "product", "xla"] = _setting(
         "auto",
@@ -257,9 +271,10 @@ class Settings:
             raise UserError(f"--val_size={self.val_size}: it must be 0 or more")
         if self.train_size is not None and self.train_size < 1:
             raise UserError(f"--train_size={self.train_size}: it must be 1 or more")
-        if not 0 <= self.bn_momentum <= MAX_SHARE:
+        momentum, epsilon = self.bn_momentum, self.bn_epsilon
+        if momentum is not None and not 0 <= momentum <= MAX_SHARE:
             raise UserError(f"--bn_momentum={self.bn_momentum}: it must be in [0, 1)")
-        if not MIN_FLOAT <= self.bn_epsilon <= MAX_FLOAT:
+        if epsilon is not None and not MIN_FLOAT <= epsilon <= MAX_FLOAT:
             raise UserError(
                 f"--bn_epsilon={self.bn_epsilon}: it must be above 0, from "
                 f"{MIN_FLOAT:g} to {MAX_FLOAT:g}"
@@ -278,7 +293,7 @@ class Settings:
         # Whole, so that a run can go on from another folder.
         for name in (*PATHS, "recipe", "init_from", "continue_from"):
             path = getattr(self, name)
-            if path is not None and (name, path) != ("recipe", LESSON_RECIPE):
+            if path is not None and not (name == "recipe" and path in NAMES):
                 object.__setattr__(self, name, str(expand_user(path).absolute()))
         if self.archive_sha256 is not None:
             check_sha256(self.archive_sha256)
@@ -337,13 +352,13 @@ class Settings:
         )
 
     def make_recipe(
-        self, found_lr: float | None = None, of_lesson: bool = True
+        self, found_lr: float | None = None, of_ours: bool = True
     ) -> Recipe:
         """The recipe that they describe; see ``recipe_choice.choose_recipe``."""
-        is_usual = found_lr is None and of_lesson
+        is_usual = found_lr is None and of_ours
         if is_usual or self.trained_recipe is not None:
             return self._recipe
-        return choose_recipe(self, found_lr, of_lesson)
+        return choose_recipe(self, found_lr, of_ours)
 
     def recipe_of(self, test: records.RangeTest | None) -> dict[str, Any] | None:
         """The record of the recipe that a run with these settings has.
@@ -372,16 +387,19 @@ class Settings:
     def record(self, has_validation: bool = False) -> dict[str, records.Setting]:
         """The settings as ``config.json`` has them.
 
+        What is not given is recorded as the value that it stands for, where the model
+        or the data tell it; the two are one run.
+
         Args:
-          has_validation: whether the data set has validation images of its own. Where
-            it has none, a ``val_size`` that is not given is recorded as the number
-            that it stands for; the two are one run.
+          has_validation: whether the data set has validation images of its own.
         """
         values = {name: getattr(self, name) for name in TYPES}
         own = {n: copy.deepcopy(v) for n, v in values.items() if isinstance(v, dict)}
         record = {**values, **own, "seeds": list(self.seeds)}
         if self.val_size is None and not has_validation:
             record["val_size"] = VAL_SIZE
+        for name, value in {**_own(self.model), "tta": self._recipe.tta}.items():
+            record[name] = value if record[name] is None else record[name]
         return record
 
     @classmethod
@@ -402,6 +420,9 @@ class Settings:
         if not names and config.recipe is not None and _is_elsewhere(config.settings):
             recipe = from_plain(config.recipe, where)
         found = {n: config.settings.get(n, DEFAULTS[n]) for n in names or TYPES}
+        for name, value in _own(str(config.settings["model"])).items():
+            if name in found and found[name] == value:
+                found[name] = None
         # An older record lacks settings that came later; it is a run without them.
         missing = [
             n for n in found if n not in config.settings and found[n] is not None
@@ -456,6 +477,16 @@ class Settings:
             values |= {"epochs": None}
         origin = {"init_from": None, "continue_from": str(folder)}
         return cls(**{**values, **origin, **changes})
+
+
+def _own(model: str) -> dict[str, Any]:
+    """What a model's own settings are, for which None stands."""
+    norm = norm_fields(model)
+    return {
+        "recipe": own_name(model),
+        "bn_momentum": norm["momentum"],
+        "bn_epsilon": norm["epsilon"],
+    }
 
 
 def _is_elsewhere(settings: dict[str, records.Setting]) -> bool:

@@ -20,11 +20,12 @@ from cifar_flax.models.own import Source, is_own, source_of
 from cifar_flax.runs.environment import describe_environment
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.origin import Start, first_start
-from cifar_flax.runs.recipe_choice import AUTO, LESSON_RECIPE, OF_RECIPE
+from cifar_flax.runs.recipe_choice import AUTO, OF_RECIPE
 from cifar_flax.runs.settings import OF_MODEL, Settings
+from cifar_flax.training.named_recipes import own_name, recipe_for
 from cifar_flax.training.placement import make_mesh
 from cifar_flax.training.recipe_files import to_plain
-from cifar_flax.training.recipes import LESSON, Recipe
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer, check_recipe
 
 # Of the sampled schedule in the record: enough to draw it.
@@ -131,9 +132,10 @@ class Subject:
         settings = self.settings
         length = settings.epochs is not None or settings.cycles is not None
         by_rate = length and settings.lr is not None
-        has_file = settings.recipe != LESSON_RECIPE
-        ours = self.model is None and settings.model in LESSON
-        return by_rate or has_file or self.recipe is not None or ours
+        model = settings.model if self.model is None else ""
+        name = settings.recipe or own_name(model)
+        named = name != "lesson" or recipe_for(name, model) is not None
+        return by_rate or named or self.recipe is not None
 
     @property
     def finds_rate(self) -> bool:
@@ -154,7 +156,7 @@ class Subject:
         if model is None:
             model = settings.make_model(self.splits.num_classes)
         if recipe is None:
-            recipe = settings.make_recipe(found_lr, of_lesson=self.model is None)
+            recipe = settings.make_recipe(found_lr, of_ours=self.model is None)
         check_recipe(recipe, self.splits.spec)
         seeds = seeds or settings.seeds
         mesh = make_mesh(len(seeds), recipe.batch_size, self.devices, self.mesh)
@@ -164,13 +166,13 @@ class Subject:
             self.splits.spec,
             seeds,
             lowering=settings.lowering,
-            tta=settings.tta,
             mesh=None if mesh.size == 1 else mesh,
         )
 
     def first_start(self, trainer: Trainer, config: records.Config) -> Start:
         """Where the run begins; see ``origin.first_start``."""
-        return first_start(trainer, self.settings, self.model, config)
+        split = self.splits.train
+        return first_start(trainer, self.settings, self.model, config, split)
 
     def config(self, kind: str, trainer: Trainer, *flags: str) -> records.Config:
         """What ``config.json`` holds.
@@ -232,6 +234,7 @@ class Subject:
             record |= {"model": self.name, "model_fields": _fields_of(self.model)}
         if self.recipe is not None:
             record["recipe"] = f"{self.recipe}; {self.recipe.optimizer_in_words}"
+            record["tta"] = self.recipe.tta
         if not self._loads_data:
             record["dataset"] = self.dataset.name
         return record

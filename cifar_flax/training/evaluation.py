@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from scipy.special import log_softmax
 
-from cifar_flax.data.augment import normalise
+from cifar_flax.data.augment import Tta, normalise, views
 from cifar_flax.data.dataset import check_images
 from cifar_flax.data.splits import DataSpec, Split
 from cifar_flax.jax_settings import known_settings
@@ -56,33 +56,6 @@ def _side_by_side(fn: Callable, replicas: Any) -> Any:
     return jax.vmap(fn)(replicas)
 
 
-# How an image is seen in evaluation; see ``views``.
-Tta = Literal["none", "flip", "multicrop"]
-
-
-def views(images: jax.Array, tta: Tta) -> list[tuple[float, jax.Array]]:
-    """What test-time augmentation looks at: weights, which add up to 1, and images.
-
-    ``flip``: each image and its mirror image, half each. ``multicrop``: half of that,
-    and a quarter each of the same moved by a pixel up and left, and down and right, the
-    border reflected (Jordan 2024, https://arxiv.org/abs/2404.00498). The logits of an
-    image are the weighted mean of its views'.
-
-    Args:
-      images: [N, H, W, C].
-      tta: which views.
-    """
-    seen = [(1.0, images)]
-    if tta == "multicrop":
-        height, width = images.shape[1:3]
-        padded = jnp.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
-        moved = [padded[:, d : d + height, d : d + width] for d in (2, 0)]
-        seen = [(0.5, images), *((0.25, one) for one in moved)]
-    if tta == "none":
-        return seen
-    return [(w / 2, x) for w, one in seen for x in (one, one[:, :, ::-1])]
-
-
 def logits_of_pixels(
     model: nn.Module,
     variables: Any,
@@ -99,7 +72,7 @@ def logits_of_pixels(
       images: uint8 [N, H, W, C].
       spec: of the data that it was made for.
       lowering: of the model's convolutions.
-      tta: see ``views``.
+      tta: see ``augment.views``.
 
     Returns:
       [N, K], of the type that the model computes them in.
@@ -136,7 +109,7 @@ class Predictor:
           spec: of the data that it was made for.
           batch_size: images at a time; None for what suits the device.
           lowering: of the model's convolutions.
-          tta: see ``views``.
+          tta: see ``augment.views``.
           placement: of the replicas; None for one device.
         """
         self._spec, self._placement = spec, placement or Placement(1)

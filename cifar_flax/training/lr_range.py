@@ -178,7 +178,7 @@ def range_curves(
         return replica_map()(of_one, carries)
 
     data, place = trainer.put(split), trainer.placement
-    state = trainer.init() if state is None else state
+    state = trainer.init(split) if state is None else state
     start = time.perf_counter()
     first = place.map(lambda states: replica_map()(begin, states), spread=1, shared=0)
     carry = first(place.spread(state))

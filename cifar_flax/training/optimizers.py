@@ -36,22 +36,22 @@ class Group:
       pattern: a regular expression that is found in their paths, such as
         ``head/kernel``.
       rate: factor of the learning rate.
-      decay: whether their weights decay.
+      decay: whether their weights decay; or the factor by which, of ``weight_decay``.
       frozen: they keep their values.
     """
 
     pattern: str
     rate: float = 1.0
-    decay: bool = True
+    decay: bool | float = True
     frozen: bool = False
 
     def __post_init__(self):
         require_pattern(self.pattern, "the pattern of a group")
         require_float(self.rate, "the rate of a group")
-        for name in ("decay", "frozen"):
-            value = getattr(self, name)
-            good = isinstance(value, bool)
-            require(good, f"{name} of a group", value, "true or false")
+        if not isinstance(self.decay, bool):
+            require_float(self.decay, "the decay of a group")
+        good = isinstance(self.frozen, bool)
+        require(good, "frozen of a group", self.frozen, "true or false")
 
 
 @functools.cache
@@ -141,16 +141,19 @@ class Kind:
 
     Attributes:
       rate: factor of the learning rate.
-      decay: whether their weights decay.
+      decay: factor of the weight decay.
       spans: steps of the optimizer in which they are trained; None for all of them.
     """
 
     rate: float
-    decay: bool
+    decay: float
     spans: Spans | None = None
 
     def __str__(self) -> str:
+        # Part of the names of an optimizer's state in checkpoints.
         words = f"{self.rate:g} {'decay' if self.decay else 'no decay'}"
+        if self.decay not in (0, 1):
+            words = f"{words} times {self.decay:g}"
         spans = self.spans or ()
         return " ".join([words, *(f"{start}-{stop}" for start, stop in spans)])
 

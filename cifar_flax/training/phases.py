@@ -10,6 +10,7 @@ import optax
 from cifar_flax.errors import UserError
 from cifar_flax.training.checks import (
     MAX_STEPS,
+    is_number,
     require,
     require_epochs,
     require_float,
@@ -17,7 +18,15 @@ from cifar_flax.training.checks import (
     require_share,
     require_whole,
 )
-from cifar_flax.training.schedules import one_cycle, sgdr, trapezoid, warm_cosine
+from cifar_flax.training.schedules import (
+    one_cycle,
+    sgdr,
+    through,
+    trapezoid,
+    warm_cosine,
+)
+
+MAX_SIDE = 4096  # of an image
 
 # The compiled schedule has a branch for each; a thousand compile in seconds.
 MAX_CYCLES = 1_000
@@ -62,24 +71,41 @@ def plain(epochs: float) -> float:
     return int(epochs) if epochs == int(epochs) else epochs
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Phase:
+    """What a phase may change beside the rate, while it lasts.
+
+    Attributes:
+      freeze: a regular expression; the parameters in whose path it is found keep their
+        values.
+      image_size: height and width to which the training images are resized, after all
+        augmentation; None: they stay as they are.
+    """
+
+    freeze: str | None = None
+    image_size: int | None = None
+
+    def __post_init__(self):
+        if self.freeze is not None:
+            require_pattern(self.freeze, "freeze of a phase")
+        if self.image_size is not None:
+            require_whole(self.image_size, "image_size of a phase", MAX_SIDE)
+
+
 @dataclasses.dataclass(frozen=True)
-class _Timed:
+class _Timed(_Phase):
     """A phase of so many epochs from, at, or up to a rate.
 
     Attributes:
       learning_rate: the highest.
       epochs: its length, whole or not.
-      freeze: a regular expression; while the phase lasts, the parameters in whose path
-        it is found keep their values.
     """
 
     learning_rate: float
     epochs: float
-    freeze: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
-        if self.freeze is not None:
-            require_pattern(self.freeze, "freeze of a phase")
+        super().__post_init__()
         require_float(self.learning_rate, "the rate")
         require_epochs(self.epochs)
         object.__setattr__(self, "epochs", plain(self.epochs))
@@ -103,6 +129,37 @@ class Constant(_Timed):
 
     def __str__(self) -> str:
         return f"{in_words(self.epochs)} at {self.learning_rate:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(_Timed):
+    """A straight line from one rate to another.
+
+    Attributes:
+      learning_rate: the unit of the next two.
+      epochs: its length, whole or not.
+      start: share of the rate at the beginning.
+      end: share of the rate at the end.
+    """
+
+    start: float = 1.0
+    end: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("start", "end"):
+            share = getattr(self, name)
+            require(is_number(share) and 0 <= share <= 1, name, share, "from 0 to 1")
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The rate at each step, from the phase's own step 0."""
+        steps = self._steps(steps_per_epoch)
+        first, last = (self.learning_rate * share for share in (self.start, self.end))
+        return through([(0, first), (steps, last)])
+
+    def __str__(self) -> str:
+        first, last = (self.learning_rate * share for share in (self.start, self.end))
+        return f"{in_words(self.epochs)} from {first:g} to {last:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +262,7 @@ class Trapezoid(_Timed):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sgdr:
+class Sgdr(_Phase):
     """Cosine cycles from a peak rate to zero; see ``schedules.sgdr``.
 
     Attributes:
@@ -213,18 +270,15 @@ class Sgdr:
       cycles: number of cycles.
       cycle_len: length of the first, in epochs, whole or not.
       cycle_mult: each is this many times as long as the one before.
-      freeze: as of the other phases.
     """
 
     learning_rate: float
     cycles: int
     cycle_len: float = 1
     cycle_mult: int = 1
-    freeze: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
-        if self.freeze is not None:
-            require_pattern(self.freeze, "freeze of a phase")
+        super().__post_init__()
         require_float(self.learning_rate, "the rate")
         require_whole(self.cycles, "cycles", MAX_CYCLES)
         require_epochs(self.cycle_len, "cycle_len")
@@ -266,5 +320,5 @@ class Sgdr:
 
 
 # By what a file calls them.
-_KINDS = (Constant, Sgdr, Cosine, OneCycle, Trapezoid)
+_KINDS = (Constant, Linear, Sgdr, Cosine, OneCycle, Trapezoid)
 PHASES: dict[str, type] = {kind.__name__.lower(): kind for kind in _KINDS}

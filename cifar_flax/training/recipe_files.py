@@ -121,8 +121,9 @@ def _phase_to_plain(phase: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if dataclasses.is_dataclass(phase) and not isinstance(phase, type):
         values = dataclasses.asdict(phase)
-        if values.get("freeze") is None:
-            values.pop("freeze", None)
+        for name in ("freeze", "image_size"):  # most phases have neither
+            if values.get(name) is None:
+                values.pop(name, None)
     kind = type(phase).__name__.lower()
     if kind in PHASES:
         return {"kind": kind, **values}

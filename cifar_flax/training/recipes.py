@@ -1,17 +1,14 @@
-"""A recipe says how a model is trained; it is data, and printed and recorded as such.
-
-``LESSON`` holds the lesson's own recipe for each model.
-"""
+"""A recipe says how a model is trained: data, which is printed and recorded."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_flax.data.augment import Augmentation
+from cifar_flax.data.augment import Augmentation, Tta
 from cifar_flax.errors import UserError
 from cifar_flax.training.checks import (
     MAX_STEPS,
@@ -32,9 +29,7 @@ from cifar_flax.training.optimizers import (
     make_optimizer,
 )
 from cifar_flax.training.phases import (
-    Constant,
     Phase,
-    Sgdr,
     count_steps,
     plain,
 )
@@ -67,8 +62,12 @@ class Recipe:
       accumulate: steps whose mean gradient makes one step of the optimizer.
       ema: share that the moving average of the variables keeps a step; they are then
         evaluated by that average. 0 for none.
+      lookahead: training goes on from the moving average every so many steps (Zhang et
+        al. 2019, https://arxiv.org/abs/1907.08610); see ``steps.lookahead_share``. 0
+        for never.
       label_smoothing: share of the target that is spread over all classes.
       augmentation: of the training images.
+      tta: test-time augmentation; see ``augment.views``.
     """
 
     phases: tuple[Phase, ...]
@@ -84,8 +83,10 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     ema: float = 0.0
+    lookahead: int = 0
     label_smoothing: float = 0.0
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
+    tta: Tta = "none"
 
     def __post_init__(self):
         phases = self.phases
@@ -102,6 +103,10 @@ class Recipe:
         require_float(self.weight_decay, "weight_decay")
         require_share(self.label_smoothing, "label_smoothing")
         require_share(self.ema, "ema")
+        if self.lookahead:
+            require_whole(self.lookahead, "lookahead")
+            must = "given together with ema, the average that it goes on from"
+            require(self.ema > 0, "lookahead", self.lookahead, must)
         require_whole(self.accumulate, "accumulate")
         if self.clip_norm is not None:
             require_float(self.clip_norm, "clip_norm", least=1e-30)
@@ -112,6 +117,8 @@ class Recipe:
             require(isinstance(group, Group), "a group", group, "a Group")
         good = isinstance(self.augmentation, Augmentation)
         require(good, "augmentation", self.augmentation, "an Augmentation")
+        views = get_args(Tta)
+        require(self.tta in views, "tta", self.tta, f"one of {', '.join(views)}")
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:
@@ -179,8 +186,9 @@ class Recipe:
         return dataclasses.replace(self, phases=phases)
 
     def stages(self, steps_per_epoch: int) -> list[Stage]:
-        """What the phases freeze, in steps; one stage where they freeze nothing."""
-        return make_stages(self._phase_steps(steps_per_epoch), self._freezes)
+        """The stages of the phases, in steps; one where they change only the rate."""
+        sizes = [getattr(phase, "image_size", None) for phase in self.phases]
+        return make_stages(self._phase_steps(steps_per_epoch), self._freezes, sizes)
 
     @property
     def _freezes(self) -> list[str | None]:
@@ -216,8 +224,8 @@ class Recipe:
             spans = spans_of(path, stages, every) if changes else None
             if group.frozen or spans == ():
                 return None
-            decay = group.decay and (self.decay == "all" or leaf.ndim > 1)
-            return Kind(group.rate, decay, spans)
+            decays = self.decay == "all" or leaf.ndim > 1
+            return Kind(group.rate, group.decay * decays, spans)
 
         def check(paths: list[str]) -> None:
             patterns = [group.pattern for group in self.groups]
@@ -263,7 +271,7 @@ class Recipe:
         decay = "weight decay" if self.decay == "all" else "weight decay of kernels"
         extras |= {decay: self.weight_decay, "gradients clipped at": self.clip_norm}
         extras |= {"steps accumulated": self.accumulate if self.accumulate > 1 else 0}
-        extras |= {"moving average": self.ema}
+        extras |= {"moving average": self.ema, "Lookahead every": self.lookahead}
         words = [
             name if value is True else f"{name} {_number(value)}"
             for name, value in extras.items()
@@ -273,32 +281,27 @@ class Recipe:
             f"{group.pattern} frozen"
             if group.frozen
             else f"{group.pattern} at {group.rate:g} times the rate"
-            + ("" if group.decay else " without decay")
+            + _decay_in_words(group.decay)
             for group in self.groups
         ]
         name = "SGD" if self.optimizer == "sgd" else self.optimizer
         return ", ".join([name, *words])
 
     def __str__(self) -> str:
-        pairs = zip(self.phases, self._freezes, strict=True)
-        return ", then ".join(
-            f"{phase}{f' with {pattern} frozen' if pattern else ''}"
-            for phase, pattern in pairs
-        )
+        def words_of(phase: Any) -> str:
+            words, pattern = str(phase), getattr(phase, "freeze", None)
+            if size := getattr(phase, "image_size", None):
+                words += f" on {size} x {size} pixels"
+            return f"{words} with {pattern} frozen" if pattern else words
+
+        return ", then ".join(words_of(phase) for phase in self.phases)
+
+
+def _decay_in_words(factor: float) -> str:
+    if factor in (0, 1):
+        return "" if factor else " without decay"
+    return f" and {factor:g} times the decay"
 
 
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-_RESIDUAL = (Constant(1e-2, 2), Sgdr(1e-2, 3, 1, 2), Sgdr(1e-2, 8, 4))
-
-LESSON: dict[str, Recipe] = {
-    "simplenet": Recipe((Constant(1e-2, 2), Sgdr(1e-2, 2))),
-    "convnet": Recipe((Constant(1e-1, 2), Sgdr(1e-1, 4))),
-    "convnet2": Recipe((Constant(1e-1, 2), Sgdr(1e-1, 2))),
-    "convbn": Recipe((Constant(3e-2, 2), Sgdr(1e-1, 4))),
-    "convbn2": Recipe((Constant(1e-2, 2), Sgdr(1e-2, 2))),
-    "resnet": Recipe(_RESIDUAL, weight_decay=1e-5),
-    "resnet2": Recipe(_RESIDUAL, weight_decay=1e-6),
-}

@@ -81,7 +81,7 @@ def one_cycle(
     """
     turn = (1 - tail) * num_steps
     low = start * peak_value
-    return _through([(0, low), (turn / 2, peak_value), (turn, low), (num_steps, 0.0)])
+    return through([(0, low), (turn / 2, peak_value), (turn, low), (num_steps, 0.0)])
 
 
 def trapezoid(
@@ -99,10 +99,10 @@ def trapezoid(
       A schedule, step -> rate.
     """
     top, turn = rise * num_steps, (1 - fall) * num_steps
-    return _through([(0, 0.0), (top, peak_value), (turn, peak_value), (num_steps, 0.0)])
+    return through([(0, 0.0), (top, peak_value), (turn, peak_value), (num_steps, 0.0)])
 
 
-def _through(points: list[tuple[float, float]]) -> optax.Schedule:
+def through(points: list[tuple[float, float]]) -> optax.Schedule:
     """Straight lines through points (step, rate).
 
     The rate of a step is that of its middle, so that neither the first nor the last

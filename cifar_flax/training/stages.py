@@ -1,4 +1,4 @@
-"""The stages of a recipe: which parameters are frozen, and when.
+"""The stages of a recipe: which parameters are frozen when, and the images' size.
 
 A phase may freeze parameters, and a later one train them again. While a parameter is
 frozen its optimizer stands still: the momentum and the counts stay as they are.
@@ -20,37 +20,44 @@ Spans = tuple[tuple[int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps one after the other in which the same parameters are frozen.
+    """Steps one after the other that are compiled as one program.
 
     Attributes:
       start: the first step.
       stop: the step after the last.
       freeze: a regular expression that is found in the paths of the frozen parameters;
         None where there are none.
+      image_size: of the training images; None: as they are.
     """
 
     start: int
     stop: int
     freeze: str | None
+    image_size: int | None = None
 
     def freezes(self, path: str) -> bool:
         """Whether the parameter at a path is frozen."""
         return self.freeze is not None and re.search(self.freeze, path) is not None
 
 
-def make_stages(steps: Sequence[int], patterns: Sequence[str | None]) -> list[Stage]:
-    """The stages of phases; phases that freeze the same share one.
+def make_stages(
+    steps: Sequence[int],
+    patterns: Sequence[str | None],
+    sizes: Sequence[int | None],
+) -> list[Stage]:
+    """The stages of phases; phases that differ in their rates alone share one.
 
     Args:
       steps: of each phase.
       patterns: of what each phase freezes.
+      sizes: of the images of each phase.
     """
     bounds = itertools.pairwise(itertools.accumulate(steps, initial=0))
     stages: list[Stage] = []
-    for (start, stop), pattern in zip(bounds, patterns, strict=True):
-        if stages and stages[-1].freeze == pattern:
+    for (start, stop), pattern, size in zip(bounds, patterns, sizes, strict=True):
+        if stages and (stages[-1].freeze, stages[-1].image_size) == (pattern, size):
             start = stages.pop().start
-        stages.append(Stage(start, stop, pattern))
+        stages.append(Stage(start, stop, pattern, size))
     return stages
 
 

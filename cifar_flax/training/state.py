@@ -112,7 +112,7 @@ def init_state(
     key: jax.Array,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    image_shape: tuple[int, int, int],
+    images: jax.Array,
     ema: float = 0.0,
 ) -> TrainState:
     """The state of one replica before its first step.
@@ -121,11 +121,12 @@ def init_state(
       key: the replica's key, ``jax.random.key(seed)``.
       model: see ``models.calling``.
       tx: the optimizer.
-      image_shape: (H, W, C).
+      images: normalised [N, H, W, C], which the model is initialised with, so that an
+        initialiser may go by them.
       ema: see ``Recipe``.
     """
     init_key, key = jax.random.split(key)
-    variables = init_variables(model, init_key, jnp.zeros((1, *image_shape)))
+    variables = init_variables(model, init_key, images)
     params = variables.pop("params")
     return TrainState(
         step=jnp.int32(0),

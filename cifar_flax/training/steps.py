@@ -95,7 +95,11 @@ def update_average(average: Any, variables: Any, step: jax.Array, ema: float) ->
     """
     if average is None:
         return None
-    keep = jnp.minimum(ema, (1 + step) / (10 + step))
+    return interpolate(average, variables, jnp.minimum(ema, (1 + step) / (10 + step)))
+
+
+def interpolate(average: Any, variables: Any, keep: jax.Array) -> Any:
+    """``keep * average + (1 - keep) * variables`` of all that are real numbers."""
 
     def mix(mean: jax.Array, value: jax.Array) -> jax.Array:
         if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -103,6 +107,23 @@ def update_average(average: Any, variables: Any, step: jax.Array, ema: float) ->
         return (keep * mean + (1 - keep) * value).astype(value.dtype)
 
     return jax.tree.map(mix, average, variables)
+
+
+def lookahead_share(done: jax.Array, every: int, ema: float, total: int) -> jax.Array:
+    """What the average of Lookahead keeps after so many steps: ``ema^k * (t / T)^3``.
+
+    Between its updates, which are k steps apart, it keeps all. The share grows with the
+    cube of the time, so that the average follows closely at first (Jordan 2024,
+    https://arxiv.org/abs/2404.00498).
+
+    Args:
+      done: t, steps done.
+      every: k.
+      ema: share that the average keeps a step, in the end.
+      total: T, steps of the recipe.
+    """
+    share = ema**every * (done / total) ** 3
+    return jnp.where(done % every == 0, share, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,6 +140,10 @@ class TrainStep:
       batch_size: images in a step.
       label_smoothing: see ``cross_entropy``.
       ema: see ``update_average``.
+      lookahead: steps between two updates of the average of Lookahead, from which
+        training then goes on; 0 for none, see ``Recipe``.
+      total_steps: of the recipe.
+      image_size: to resize the augmented images to; None: as they are.
       is_frozen: tells by its path whether a parameter is frozen; None: none is.
       freeze_norms: batch norms whose scales are frozen keep their statistics, too.
       lowering: of the model's convolutions.
@@ -131,6 +156,9 @@ class TrainStep:
     batch_size: int
     label_smoothing: float = 0.0
     ema: float = 0.0
+    lookahead: int = 0
+    total_steps: int = 0
+    image_size: int | None = None
     is_frozen: Callable[[str], bool] | None = None
     freeze_norms: bool = True
     lowering: Lowering = "auto"
@@ -169,22 +197,34 @@ class TrainStep:
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         losses = losses.at[state.step % losses.size].set(loss / labels.size)
+        trained = {"params": params, **collections}
+        trained, average = self._averaged(trained, state.average, state.step)
+        params = trained.pop("params")
         state = dataclasses.replace(
             state,
             step=state.step + 1,
             params=params,
-            collections=collections,
+            collections=trained,
             opt_state=opt_state,
             totals=Totals(
                 loss=state.totals.loss + loss,
                 correct=state.totals.correct + (logits.argmax(-1) == labels).sum(),
                 count=state.totals.count + labels.shape[0],
             ),
-            average=update_average(
-                state.average, {"params": params, **collections}, state.step, self.ema
-            ),
+            average=average,
         )
         return state, losses
+
+    def _averaged(self, trained: Any, average: Any, step: jax.Array) -> tuple[Any, Any]:
+        """The variables that training goes on from after a step, and their average."""
+        if not self.lookahead:
+            return trained, update_average(average, trained, step, self.ema)
+        done, every = step + 1, self.lookahead
+        keep = lookahead_share(done, every, self.ema, self.total_steps)
+        average = interpolate(average, trained, keep)
+        due = done % every == 0
+        pairs = (trained, average)
+        return jax.tree.map(lambda a, b: jnp.where(due, b, a), *pairs), average
 
     def _held(self, params: Any) -> Any:
         """The parameters; the gradient of those that are frozen is 0."""
@@ -226,4 +266,7 @@ class TrainStep:
         if varied.varies:
             varied_key = jax.random.fold_in(augment_key, 1)
             images = vary(varied_key, images, self.spec.std, varied)
+        if self.image_size is not None:
+            shape = (len(images), self.image_size, self.image_size, images.shape[-1])
+            images = jax.image.resize(images, shape, "linear")
         return images, labels[indices], model_key

@@ -14,20 +14,20 @@ import optax
 from jax import lax
 
 from cifar_flax.data import DataSpec, Split
-from cifar_flax.data.augment import pad_images
+from cifar_flax.data.augment import normalise, pad_images
 from cifar_flax.data.dataset import check_images, check_labels
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering, resolve
-from cifar_flax.models.check import check_model
+from cifar_flax.models.check import check_image_size, check_model
 from cifar_flax.training import processes
 from cifar_flax.training.evaluation import (
     Evaluation,
     Predictor,
-    Tta,
     evaluate,
     replica_map,
 )
+from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.placement import Placement
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.stages import Stage
@@ -39,6 +39,9 @@ from cifar_flax.training.steps import Carry, DeviceData, TrainStep, epoch_order
 CHUNK_SECONDS = 1.0
 
 RATES_AT_ONCE = 1024  # steps
+
+# At most so many images are given to a model's initialisers, and more than half of it.
+INIT_IMAGES = 5_000
 
 # What jax.random.key takes as int32.
 SEED_RANGE = range(-(2**31), 2**31)
@@ -182,7 +185,6 @@ class Trainer:
         seeds: Sequence[int] = (0,),
         *,
         lowering: Lowering = "auto",
-        tta: Tta = "none",
         mesh: jax.sharding.Mesh | None = None,
     ):
         """Makes the program and checks that it fits; nothing is compiled yet.
@@ -193,7 +195,6 @@ class Trainer:
           spec: of the data, ``Splits.spec``.
           seeds: one a replica.
           lowering: of the model's convolutions; see ``layers.Conv``.
-          tta: test-time augmentation; see ``evaluation.views``.
           mesh: devices to work on, see ``placement.make_mesh``; None for one.
 
         Raises:
@@ -213,6 +214,9 @@ class Trainer:
         self.schedule = recipe.schedule(self.steps_per_epoch)
         self.compile_seconds = 0.0
         self.stages = recipe.stages(self.steps_per_epoch)
+        for size in {stage.image_size for stage in self.stages}:
+            if size is not None:
+                check_image_size(model, variables, (size, size, spec.image_shape[-1]))
         freezes = any(stage.freeze is not None for stage in self.stages)
         # A make_optimizer of one's own takes the schedule alone, and freezes nothing.
         given = (self.schedule, self.stages) if freezes else (self.schedule,)
@@ -225,12 +229,18 @@ class Trainer:
             batch_size=recipe.batch_size,
             label_smoothing=recipe.label_smoothing,
             ema=recipe.ema,
+            lookahead=recipe.lookahead,
+            total_steps=self.total_steps,
             is_frozen=recipe.is_frozen if recipe.groups else None,
             freeze_norms=recipe.freeze_norms,
             lowering=self.lowering,
         )
         self.predictor = Predictor(
-            model, spec, lowering=self.lowering, tta=tta, placement=self.placement
+            model,
+            spec,
+            lowering=self.lowering,
+            tta=recipe.tta,
+            placement=self.placement,
         )
         self._template = _shapes_of_state(variables, tx, recipe.ema, len(self.seeds))
         self._make_programs()
@@ -240,15 +250,19 @@ class Trainer:
         model, spec, tx = self.model, self.spec, self.train_step.tx
         ema, schedule = self.recipe.ema, self.schedule
 
-        def init_of_one(seed: jax.Array) -> TrainState:
-            return init_state(jax.random.key(seed), model, tx, spec.image_shape, ema)
+        def init_of_all(seeds: jax.Array, images: jax.Array) -> TrainState:
+            images = normalise(images, spec.mean, spec.std)
+            return replica_map()(
+                lambda seed: init_state(jax.random.key(seed), model, tx, images, ema),
+                seeds,
+            )
 
         def orders(keys: jax.Array, epoch: jax.Array) -> jax.Array:
             count = spec.train_size
             return replica_map()(lambda key: epoch_order(key, epoch, count), keys)
 
         self._init = jax.jit(
-            lambda seeds: replica_map()(init_of_one, seeds),
+            init_of_all,
             # A program that runs once: optimising it would take seconds.
             compiler_options={"xla_backend_optimization_level": 0},
         )
@@ -256,11 +270,12 @@ class Trainer:
         self._rates = jax.jit(
             lambda first: jax.vmap(schedule)(first + jnp.arange(RATES_AT_ONCE))
         )
-        self._programs = {stage.freeze: self._program(stage) for stage in self.stages}
+        self._programs = {_kind(stage): self._program(stage) for stage in self.stages}
 
     def _program(self, stage: Stage) -> Any:
         """The training program of a stage."""
         train_step, is_frozen = self.train_step, self.recipe.is_frozen
+        train_step = dataclasses.replace(train_step, image_size=stage.image_size)
         if stage.freeze is not None:
             train_step = dataclasses.replace(
                 train_step, is_frozen=functools.partial(is_frozen, stage=stage)
@@ -273,9 +288,39 @@ class Trainer:
         return f"Trainer({type(self.model).__name__}, {self.recipe}, seeds {seeds})"
 
     @known_settings()
-    def init(self) -> TrainState:
-        """The state of all replicas before the first step."""
-        return self._init(jnp.asarray(self.seeds))
+    def init(self, split: Split | None = None) -> TrainState:
+        """The state of all replicas before the first step.
+
+        Args:
+          split: the training images, ``INIT_IMAGES`` of which, evenly spaced, the model
+            is initialised with; None: with images that are NaN, which does for a model
+            whose initial values do not depend on them.
+
+        Raises:
+          UserError: an initial value is NaN or infinite.
+        """
+        if split is None:
+            state = self.blank()
+        else:
+            self._check_split("split to start from", split)
+            images = split.images[:: -(-len(split) // INIT_IMAGES)]
+            state = self._init(jnp.asarray(self.seeds), images)
+        for path, leaf in jax.tree.leaves_with_path(state.trained):
+            if not np.isfinite(leaf).all():
+                raise UserError(
+                    f"the initial value of {path_in_words(path)} is NaN or infinite"
+                    + ("; give the training split to init" if split is None else "")
+                )
+        return state
+
+    @known_settings()
+    def blank(self) -> TrainState:
+        """The same as ``init()`` without the check, for a state that is read from disk.
+
+        What depends on images is NaN.
+        """
+        images = np.full((1, *self.spec.image_shape), np.nan, np.float32)
+        return self._init(jnp.asarray(self.seeds), images)
 
     @known_settings()
     def start_from(self, variables: dict[str, Any]) -> TrainState:
@@ -290,7 +335,7 @@ class Trainer:
         _check_tree("variables", variables, self._template.trained)
         params = variables["params"]
         return dataclasses.replace(
-            self.init(),
+            self.blank(),
             params=params,
             collections={n: value for n, value in variables.items() if n != "params"},
             opt_state=jax.vmap(self.train_step.tx.init)(params),
@@ -361,11 +406,11 @@ class Trainer:
         while step < self.total_steps and going:
             with known_settings():
                 stage = next(stage for stage in self.stages if step < stage.stop)
-                program, start = self._programs[stage.freeze], time.perf_counter()
+                program, start = self._programs[_kind(stage)], time.perf_counter()
                 if not isinstance(program, jax.stages.Compiled):
                     args = (spread, self._spread_order(keys, 0), data, np.int32(0))
                     program = program.lower(*args).compile()
-                    self._programs[stage.freeze] = program
+                    self._programs[_kind(stage)] = program
                     self.compile_seconds += time.perf_counter() - start
                     start = time.perf_counter()
                 first = step - step % self.steps_per_epoch
@@ -412,6 +457,11 @@ class Trainer:
             raise UserError(f"the {what} is a {type(split).__name__}; give a Split")
         check_images(what, split.images, self.spec.image_shape)
         check_labels(what, split.labels, len(split), self.spec.num_classes)
+
+
+def _kind(stage: Stage) -> tuple[str | None, int | None]:
+    """What the program of a stage is compiled for."""
+    return stage.freeze, stage.image_size
 
 
 def _train_steps(

@@ -3,6 +3,8 @@
 The networks are those that ``experiments.benchmark`` measures against.
 """
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -32,8 +34,9 @@ def pairs(network, tree):
 
 def call_order(path):
     """Stem, stages (down, then residuals), head; convolution before norm."""
-    first = {"stem": 0, "head": 2}.get(path[0], 1)
-    return first, path[0].replace("down", "a"), path[1:]
+    first = {"stem": 0, "whiten": 0, "head": 2}.get(path[0], 1)
+    name = re.sub(r"_(conv|norm)(\d)", r"_\2\1", path[0]).replace("down", "a")
+    return first, name, path[1:]
 
 
 def to_torch(array):

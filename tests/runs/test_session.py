@@ -26,8 +26,9 @@ from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import with_recipe
 from cifar_flax.training.lr_range import RangeSettings
+from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.phases import Constant, Sgdr
-from cifar_flax.training.recipes import LESSON, Recipe
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
 from tests.conftest import make_split
 from tests.test_records import make_config

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from cifar_flax.errors import UserError
-from cifar_flax.models import MODELS
 from cifar_flax.runs.cells import make_cells
 from cifar_flax.runs.settings import Settings, differences, parse_setting
+from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.phases import Constant, Sgdr
-from cifar_flax.training.recipes import LESSON
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LESSON)
 def test_by_default_it_is_the_lessons(name):
     assert Settings(model=name).make_recipe() == LESSON[name]
 
@@ -217,3 +216,42 @@ def test_an_optimizer_replaces_that_of_the_recipe_with_its_options(tmp_path):
     assert (other.weight_decay, other.epochs) == (0.1, 2)
     back = Settings(recipe=str(path), optimizer="sgd", momentum=0.5).make_recipe()
     assert back.optimizer_in_words == "SGD, momentum 0.5, weight decay 0.1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": "convbn", "recipe": "fast94"}, "fast94 is for airbench; for convbn"),
+        ({"model": "airbench", "recipe": "lesson"}, "for airbench give modern, fast90"),
+        ({"model": "a.py:N", "recipe": "fast94"}, "for airbench; .* give modern or a"),
+    ],
+)
+def test_a_recipe_that_is_not_for_the_model_is_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize("model", ["convbn", "simplenet", "airbench", "nets.py:Net"])
+def test_what_is_not_given_is_recorded_as_what_it_stands_for(model):
+    settings = Settings(model=model, lr=0.1, epochs=1)
+    record = settings.record()
+    ours = model == "airbench"
+    assert record["recipe"] == ("fast94" if ours else "lesson")
+    assert record["bn_momentum"] == (0.6 if ours else 0.9)
+    assert record["bn_epsilon"] == (1e-12 if ours else 1e-5)
+    assert record["tta"] == ("multicrop" if ours else "none")
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("convbn", {}, (0.9, 1e-5)),
+        ("airbench", {}, (0.6, 1e-12)),
+        ("airbench", {"bn_momentum": 0.9}, (0.9, 1e-12)),
+        ("airbench", {"bn_momentum": 0.0, "bn_epsilon": 1e-3}, (0.0, 1e-3)),
+    ],
+)
+def test_norms_are_the_models_own_until_something_else_is_given(model, given, expected):
+    norm = Settings(model=model, **given).make_model(10).norm()
+    assert (norm.momentum, norm.epsilon) == expected
+    assert norm.use_scale == (model != "airbench")

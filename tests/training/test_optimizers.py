@@ -239,7 +239,7 @@ def test_what_a_phase_freezes_stands_still_with_its_optimizer(settings):
 
 
 def test_a_mean_gradient_counts_where_the_parameter_is_trained_in_all_its_steps():
-    stages = make_stages([3, 6, 2], ["stem", None, "stem"])
+    stages = make_stages([3, 6, 2], ["stem", None, "stem"], [None] * 3)
     assert spans_of("stem/kernel", stages, 1) == ((3, 9),)
     assert spans_of("stem/kernel", stages, 2) == ((2, 4),)
     assert spans_of("stem/kernel", stages, 8) == ()

@@ -7,10 +7,11 @@ import pytest
 
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.errors import UserError
+from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import Constant, Cosine, OneCycle, Sgdr, Trapezoid
 from cifar_flax.training.recipe_files import from_plain, read_recipe, to_plain, to_toml
-from cifar_flax.training.recipes import LESSON, Recipe
+from cifar_flax.training.recipes import Recipe
 
 EVERYTHING = Recipe(
     (
@@ -63,7 +64,7 @@ PHASE = '[[phases]]\nkind = "constant"\nlearning_rate = 0.1\nepochs = 1\n'
         ("a\x00", "is no TOML file"),
         (PHASE + "extra = 1", "a phase of kind constant has no 'extra'; it may have"),
         ("extra = 1\n" + PHASE, "a recipe has no 'extra'; it may have phases, batch"),
-        (PHASE.replace("constant", "linear"), "'linear'; it must be one of constant"),
+        (PHASE.replace("constant", "wavy"), "'wavy'; it must be one of constant"),
         (PHASE.replace("kind", "sort"), "kind of a phase is None"),
         (PHASE.replace("epochs = 1", ""), "a phase of kind constant lacks 'epochs'"),
         (PHASE.replace("0.1", '"0.1"'), "the rate is '0.1'"),

@@ -12,12 +12,27 @@ import pytest
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
+from cifar_flax.training.named_recipes import (
+    FAST,
+    LESSON,
+    MODERN,
+    own_name,
+    recipe_for,
+)
 from cifar_flax.training.optimizers import Group
-from cifar_flax.training.phases import Constant, Cosine, OneCycle, Sgdr, Trapezoid
-from cifar_flax.training.recipes import LESSON, Recipe
+from cifar_flax.training.phases import (
+    Constant,
+    Cosine,
+    Linear,
+    OneCycle,
+    Sgdr,
+    Trapezoid,
+)
+from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.schedules import sgdr
 
 STEPS = 7
+ONE_EPOCH = (Constant(0.1, 1),)
 ONE = (Constant(0.1, 1),)
 
 
@@ -127,7 +142,7 @@ def test_lesson_has_a_recipe_for_every_model_with_its_length():
         "resnet": 41,
         "resnet2": 41,
     }
-    assert set(LESSON) == set(MODELS)
+    assert set(LESSON) == MODELS.keys() - {"airbench"}
     assert {recipe.batch_size for recipe in LESSON.values()} == {256}
     assert {recipe.momentum for recipe in LESSON.values()} == {0.9}
     assert LESSON["resnet"].weight_decay == 1e-5
@@ -243,3 +258,44 @@ def test_a_recipe_can_be_changed_like_any_dataclass():
     recipe = dataclasses.replace(LESSON["convbn"], batch_size=64)
     assert recipe.batch_size == 64
     assert recipe.phases == LESSON["convbn"].phases
+
+
+def test_a_line_goes_from_one_rate_to_another():
+    phase = Linear(0.5, 2, start=0.2, end=1.0)
+    rates = evaluate(phase.schedule(10), 20)
+    middles = (np.arange(20) + 0.5) / 20  # each step has the rate of its middle
+    np.testing.assert_allclose(rates, 0.1 + 0.4 * middles, rtol=1e-5)
+    assert str(phase) == "2 epochs from 0.1 to 0.5"
+    with pytest.raises(UserError, match=r"end is 1\.5; it must be from 0 to 1"):
+        Linear(0.5, 2, end=1.5)
+
+
+def test_lookahead_needs_an_average():
+    with pytest.raises(UserError, match="lookahead is 5; it must be given together"):
+        Recipe(ONE_EPOCH, lookahead=5)
+    words = Recipe(ONE_EPOCH, lookahead=5, ema=0.95).optimizer_in_words
+    assert words.endswith("moving average 0.95, Lookahead every 5")
+
+
+def test_named_recipes_are_for_their_models():
+    for name in ("simplenet", "resnet"):
+        assert recipe_for("modern", name).epochs == LESSON[name].epochs
+        assert recipe_for("fast94", name) is None
+    assert recipe_for("modern", "mine").epochs == MODERN.epochs
+    assert recipe_for("lesson", "airbench") is None
+    assert recipe_for(own_name("airbench"), "airbench") == FAST["fast94"]
+    lengths = [recipe.epochs for recipe in FAST.values()]
+    assert lengths == sorted(lengths)
+
+
+def test_a_group_may_decay_by_a_share():
+    groups = (Group("bias", rate=4, decay=0.25),)
+    recipe = Recipe(ONE_EPOCH, momentum=0, weight_decay=0.5, groups=groups)
+    tx = recipe.make_optimizer(lambda step: 0.1)
+    params = {"bias": jnp.ones(2), "kernel": jnp.ones(2)}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5)
+    np.testing.assert_allclose(updates["bias"], -4 * 0.1 * 0.5 * 0.25)
+    words = "bias at 4 times the rate and 0.25 times the decay"
+    assert recipe.optimizer_in_words.endswith(words)

@@ -23,7 +23,7 @@ from cifar_flax.training.evaluation import Predictor
 from cifar_flax.training.phases import Constant, Sgdr
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.state import init_state
-from cifar_flax.training.steps import TrainStep, cross_entropy
+from cifar_flax.training.steps import TrainStep, cross_entropy, epoch_order
 from cifar_flax.training.trainer import Trainer
 
 RECIPE = Recipe((Constant(0.02, 2), Sgdr(0.05, 1)), batch_size=16)
@@ -290,7 +290,7 @@ def test_one_step_is_the_gradient_step_of_the_mean_loss(splits):
     model, tx = SimpleNet(4), optax.sgd(0.5)
     step = TrainStep(model, tx, splits.spec, NO_AUGMENTATION, 8, label_smoothing=0.1)
     data = jnp.asarray(splits.train.images), jnp.asarray(splits.train.labels)
-    state = init_state(jax.random.key(0), model, tx, (32, 32, 3))
+    state = init_state(jax.random.key(0), model, tx, jnp.zeros((1, 32, 32, 3)))
     images = normalise(data[0][8:16], splits.mean, splits.std)
 
     def loss(params):
@@ -419,7 +419,8 @@ def test_test_time_augmentation_is_the_mean_of_its_views(splits, tta):
     if tta == "flip":
         mirrored = predictor(state.variables, images[:, :, ::-1])
         np.testing.assert_allclose(mirrored, found, atol=1e-5)
-    evaluation = make_trainer(splits, tta=tta).evaluate(state, splits.test)
+    recipe = dataclasses.replace(RECIPE, tta=tta)
+    evaluation = make_trainer(splits, recipe=recipe).evaluate(state, splits.test)
     np.testing.assert_array_equal(evaluation.logits, found)
 
 
@@ -456,3 +457,90 @@ def test_images_that_the_device_cannot_hold_are_refused(splits, monkeypatch):
         stats["bytes_limit"] = needed - 1
         with pytest.raises(UserError, match=r"32 x 32 x 3 take 0\.00 GB, and A 1 has"):
             make_trainer(splits, recipe=recipe)
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of the images that it is initialised with."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        mean = self.param("mean", lambda key: images.mean((0, 1, 2)))
+        return nn.Dense(4)((images - mean).mean((1, 2)))
+
+
+def test_initial_values_may_depend_on_the_training_images(splits, monkeypatch):
+    monkeypatch.setattr(trainer_module, "INIT_IMAGES", 40)
+    trainer = make_trainer(splits, (0, 1), model=Centred())
+    images = normalise(splits.train.images[::3], splits.mean, splits.std)
+    mean = trainer.init(splits.train).params["mean"]
+    assert len(splits.train.images) == 96  # of which every third are the 32 given
+    np.testing.assert_allclose(mean, [images.mean((0, 1, 2))] * 2, atol=1e-5)
+    with pytest.raises(UserError, match=r"params/mean is NaN or .*; give the training"):
+        trainer.init()
+    with pytest.raises(UserError, match="the split to start from is a ndarray"):
+        trainer.init(splits.train.images)
+
+
+def test_initial_values_of_other_models_do_not_depend_on_images(splits):
+    trainer = make_trainer(splits)
+    assert_same_bits(host(trainer.init()), host(trainer.init(splits.train)))
+
+
+@pytest.mark.parametrize("ema", [0.5, 0.9])
+def test_lookahead_is_the_average_that_training_goes_on_from(splits, ema):
+    """Against plain steps whose variables are replaced by hand."""
+    recipe = Recipe((Constant(0.05, 2),), batch_size=16, momentum=0.5)
+    slow = make_trainer(
+        splits, recipe=dataclasses.replace(recipe, ema=ema, lookahead=5)
+    )
+    _, found = train(slow, splits)
+    plain = make_trainer(splits, recipe=recipe)
+    data, state = plain.put(splits.train), jax.tree.map(lambda x: x[0], plain.init())
+    average, step = state.trained, jax.jit(plain.train_step)
+    for done in range(1, 13):
+        order = epoch_order(state.key, (done - 1) // 6, 96)
+        state, _ = step((state, jnp.zeros(6)), order, data)
+        if done % 5 == 0:
+            keep = ema**5 * (done / 12) ** 3
+            average = jax.tree.map(
+                lambda a, b, keep=keep: keep * a + (1 - keep) * b,
+                average,
+                state.trained,
+            )
+            collections = {n: v for n, v in average.items() if n != "params"}
+            state = state.replace(params=average["params"], collections=collections)
+    for ours, expected in [(found.variables, average), (found.trained, state.trained)]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-6),
+            ours,
+            expected,
+        )
+
+
+def test_a_phase_may_train_on_smaller_images(splits):
+    phases = (Constant(0.05, 1, image_size=16), Constant(0.05, 1))
+    recipe, model = Recipe(phases, batch_size=16), create_model("convnet", 4)
+    trainer = make_trainer(splits, recipe=recipe, model=model)
+    data, state = trainer.put(splits.train), trainer.init()
+    one = jax.tree.map(lambda leaf: leaf[0], state)
+    order = jnp.arange(len(splits.train))
+    large = trainer.train_step.batch(one, order, data)[0]
+    small = dataclasses.replace(trainer.train_step, image_size=16)
+    small = small.batch(one, order, data)[0]
+    # Halved by a triangle of four pixels: 1, 3, 3, 1; at the border of three.
+    inside = np.asarray(large)[:, 1:-1]
+    weights = np.float32([1, 3, 3, 1]) / 8
+    rows = sum(w * inside[:, i : i + 28 : 2] for i, w in enumerate(weights))
+    rows = rows[:, :, 1:-1]
+    expected = sum(w * rows[:, :, i : i + 28 : 2] for i, w in enumerate(weights))
+    np.testing.assert_allclose(small[:, 1:-1, 1:-1], expected, atol=1e-5)
+    assert [stage.image_size for stage in trainer.stages] == [16, None]
+    figures, last = train(trainer, splits)
+    assert [line[0] for line in figures] == [6, 12]
+    assert np.isfinite(last.params["head"]["kernel"]).all()
+
+
+def test_a_model_that_cannot_take_smaller_images_is_refused_at_once(splits):
+    recipe = Recipe((Constant(0.05, 1, image_size=16),), batch_size=16)
+    with pytest.raises(UserError, match=r"SimpleNet .* images of 16 x 16 pixels"):
+        make_trainer(splits, recipe=recipe, model=TINY)

@@ -1,0 +1,134 @@
+"""The network of airbench94, the fastest known way to 94 % on CIFAR-10.
+
+Jordan 2024, https://arxiv.org/abs/2404.00498. The recipes that go with it are in
+``training.named_recipes``.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+
+from cifar_flax.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    gelu,
+    global_max_pool,
+    max_pool,
+    tiled,
+)
+from cifar_flax.layers.conv import conv2d
+from cifar_flax.layers.initializers import partial_identity
+from cifar_flax.layers.tiles import Images
+
+# The variance of patches that is taken for noise, in units of the normalised images.
+WHITENING_EPSILON = 5e-4
+
+
+def whitening(images: Images, epsilon: float = WHITENING_EPSILON) -> Initializer:
+    """A kernel whose outputs are uncorrelated and of variance 1 over such images.
+
+    With the covariance ``S = E[p p^T]`` of the patches p, ``S = V diag(l) V^T``, the
+    filters are ``V_i / sqrt(l_i + epsilon)``, the largest l first, and the same with
+    the other sign, since what follows is no odd function.
+
+    References:
+      Page, How to train your ResNet, 2019; with both signs Jordan 2024.
+
+    Args:
+      images: normalised, [N, H, W, C] or tiles.
+      epsilon: see above.
+
+    Returns:
+      An initialiser of a kernel [K, K, C, 2 * K * K * C].
+    """
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        del key, out_sharding
+        *patch, _ = shape
+        size = patch[0] * patch[1] * patch[2]
+        covariance = patch_covariance(images, patch[0])
+        values, vectors = jnp.linalg.eigh(covariance)
+        filters = vectors[:, ::-1] * jax.lax.rsqrt(values[::-1] + epsilon)
+        both = jnp.concatenate([filters, -filters], axis=1)
+        return both.reshape(*patch, 2 * size).astype(dtype)
+
+    return init
+
+
+def patch_covariance(images: Images, size: int) -> jax.Array:
+    """``E[p p^T]`` over all patches p of so many pixels a side, [P, P], P = size^2 C.
+
+    The gradient of a convolution's kernel is the sum of products of patches and what
+    comes in from above; with the patches themselves as the latter it is this one.
+    """
+    count, height, width, channels = images.shape
+    length = size * size * channels
+    identity = jnp.eye(length).reshape(size, size, channels, length)
+    patches, gradient = jax.vjp(
+        lambda kernel: conv2d(images, kernel, 1, 0, "auto"), identity
+    )
+    (products,) = gradient(patches)
+    positions = (height - size + 1) * (width - size + 1)
+    return products.reshape(length, length) / (count * positions)
+
+
+class Airbench(nn.Module):
+    """A whitening 2x2 convolution, three stages of two 3x3 convolutions, a dense layer.
+
+    The kernel of the first layer is made from the images that the variables are
+    initialised with (see ``whitening``), and is meant to stay as it is. The first
+    convolution of a stage is followed by a max pool of 2; each by batch norm without a
+    scale, and by GELU. Kernels of stages start as ``partial_identity``.
+
+    Attributes:
+      num_classes: number of logits.
+      features: output channels of both convolutions of each stage.
+      logit_scale: factor of the logits.
+      norm: makes the normalisation; called with ``dtype``.
+      dtype: type of the computation; parameters and logits are float32.
+    """
+
+    num_classes: int = 10
+    features: Sequence[int] = (64, 256, 256)
+    logit_scale: float = 1 / 9
+    norm: Callable[..., nn.Module] = functools.partial(
+        BatchNorm, momentum=0.6, epsilon=1e-12, use_scale=False
+    )
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, H, W, C] to logits [N, num_classes]."""
+        x = tiled(images, self.dtype)
+        x = gelu(
+            Conv(
+                8 * images.shape[-1],
+                kernel_size=2,
+                kernel_init=whitening(x),
+                dtype=self.dtype,
+                name="whiten",
+            )(x)
+        )
+        for i, width in enumerate(self.features):
+            for j in range(2):
+                conv = Conv(
+                    width,
+                    padding=1,
+                    use_bias=False,
+                    kernel_init=partial_identity,
+                    dtype=self.dtype,
+                    name=f"stage{i}_conv{j}",
+                )
+                x = conv(x)
+                if j == 0:
+                    x = max_pool(x, 2)
+                norm = self.norm(dtype=self.dtype, name=f"stage{i}_norm{j}")
+                x = gelu(norm(x, train=train))
+        x = global_max_pool(x)  # of 3 x 3 pixels, where the images have 32 x 32
+        head = Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="head")
+        return head(x).astype(jnp.float32) * self.logit_scale
