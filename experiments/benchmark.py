@@ -271,7 +271,7 @@ def draw_ratios(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list(
-        "models", ["all"], "Architectures, or all of them; also stranger."
+        "models", ["all"], "Architectures, or all of the lesson's; also stranger."
     )
     flags.DEFINE_list(
         "lowerings", ["auto"], "Of our convolutions; others are held against the first."

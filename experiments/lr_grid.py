@@ -233,7 +233,7 @@ def _verdict(grid: Grid, rate: float | None) -> str:
 
 if __name__ == "__main__":
     define_settings("dataset", "data_dir", "data_archive", "archive_sha256")
-    flags.DEFINE_list("models", ["all"], "Architectures, or all of them.")
+    flags.DEFINE_list("models", ["all"], "Architectures, or all of the lesson's.")
     flags.DEFINE_integer("train_size", 10_000, "Train on this many images.", 1)
     cli.define_text("workdir", "runs/lr_grid", "Folder for the outcome.")
     sys.exit(main())

@@ -23,6 +23,7 @@ from cifar_flax.runs.settings import (
     what_to_give,
 )
 from cifar_flax.training import processes
+from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.placement import parse_mesh
 from experiments import cli
 
@@ -199,17 +200,17 @@ def devices_from_flags() -> dict[str, Any]:
 
 
 def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
-    """The models that ``--models`` names, all of them for ``all``.
+    """The models that ``--models`` names; ``all`` are those of the lesson.
 
     Args:
       names: as given.
-      others: what it may name beside the models; ``all`` leaves them out.
+      others: what it may name beside the models.
 
     Raises:
       flags.ValidationError: none, no such model, or one twice.
     """
     if names == ["all"]:
-        return list(MODELS)
+        return list(LESSON)
     if not names or len(set(names)) < len(names):
         raise flags.ValidationError(
             f"--models={','.join(names)}: give one or more different models, or all"

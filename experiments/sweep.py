@@ -27,7 +27,6 @@ from rich.table import Table
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import shell_word
-from cifar_flax.models import MODELS
 from cifar_flax.records import PLACES
 from cifar_flax.runs.cells import (
     MAX_ROWS,
@@ -43,6 +42,7 @@ from cifar_flax.runs.launchers.local import on_this_machine
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import SINGLE, TYPES
 from cifar_flax.training.checks import MAX_STEPS
+from cifar_flax.training.named_recipes import LESSON
 from experiments import cli
 from experiments.setting_flags import define_settings, parse
 
@@ -139,7 +139,7 @@ def lists_from_flags() -> dict[str, list[Any]]:
     if empty := [name for name, words in texts.items() if not words]:
         raise flags.ValidationError(f"--{empty[0]}=: give one value or more")
     if texts.get("model", ["all"]) == ["all"]:
-        texts["model"] = list(MODELS)
+        texts["model"] = list(LESSON)
     if FLAGS.budget_epochs is not None:
         clash = {"epochs", "cycles", "cycle_len", "cycle_mult", "phases"} & set(texts)
         if clash:

@@ -223,7 +223,8 @@ def test_any_settings_are_refused_or_make_a_recipe_that_can_be_trained(start, ch
     assert len(str(recipe)) < 20_000
     numbers = [phase.learning_rate for phase in recipe.phases]
     numbers += [recipe.momentum, recipe.weight_decay, recipe.label_smoothing]
-    for number in [*numbers, config.bn_epsilon, config.bn_momentum]:
+    norm = [config.bn_epsilon, config.bn_momentum]
+    for number in [*numbers, *(x for x in norm if x is not None)]:
         assert np.isfinite(np.float32(number))
         assert np.float32(number) == pytest.approx(number, rel=1e-6)
     assert all(-(2**31) <= seed < 2**31 for seed in config.seeds)

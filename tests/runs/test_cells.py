@@ -25,7 +25,11 @@ def make(count, **others):
 def test_a_name_ends_with_a_hash_of_all_settings_that_decide():
     options = {"optimizer": ["adamw"], "optimizer_args": [{"b1": 0.8}]}
     for cell in make(2, data_dir=["/data"], **options):
-        settings = dataclasses.asdict(cell.settings) | {"val_size": 5_000}
+        settings = dataclasses.asdict(cell.settings) | {
+            "val_size": 5_000,
+            "tta": "none",
+        }
+        settings |= {"recipe": "lesson", "bn_momentum": 0.9, "bn_epsilon": 1e-5}
         for place in records.PLACES:
             del settings[place]
         text = json.dumps(settings, sort_keys=True)
