@@ -228,6 +228,8 @@ class Result(Record, kw_only=True):
       dataset: its name.
       num_params: of the model.
       flops_per_image: see ``Config``.
+      train_flops: of the training of one replica, see ``Trainer``; null in older
+        records.
       layers: of the model.
       seeds: one a replica, as are the next two and ``diverged_at``.
       test_accuracy: share of the test images classified correctly.
@@ -251,6 +253,7 @@ class Result(Record, kw_only=True):
     dataset: str
     num_params: Size
     flops_per_image: NotNegative
+    train_flops: NotNegative | None = None
     layers: list[Layer] | None = None
     seeds: Annotated[list[Seed], OneOrMore]
     test_accuracy: list[Share]

@@ -42,6 +42,7 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
             "epochs": result.epochs,
             "parameters": result.num_params,
             "flops_per_image": result.flops_per_image,
+            "train_flops": result.train_flops,
             "train_seconds": result.train_seconds / len(result.seeds),
             "device": result.device,
             "folder": str(run.folder),

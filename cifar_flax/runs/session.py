@@ -281,6 +281,7 @@ class _Session:
             dataset=self._subject.dataset.name,
             num_params=config.num_params,
             flops_per_image=config.flops_per_image,
+            train_flops=trainer.train_flops,
             layers=[
                 records.Layer(
                     path=row.path,

@@ -33,7 +33,7 @@ from cifar_flax.runs.recipe_choice import (
 )
 from cifar_flax.training import optimizers, processes
 from cifar_flax.training.checks import MAX_FLOAT, MAX_SHARE, MIN_FLOAT
-from cifar_flax.training.named_recipes import FAST, NAMES, own_name
+from cifar_flax.training.named_recipes import NAMES, own_name
 from cifar_flax.training.recipe_files import from_plain, to_plain
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import check_seeds
@@ -141,9 +141,9 @@ class Settings:
     recipe: str | None = _setting(
         None,
         "lesson: the lesson's own for the model; modern: a better one, for any model; "
-        f"{', '.join(FAST)}: the shortest that give airbench that accuracy on "
-        "CIFAR-10; or a TOML file (default: lesson; for airbench fast94). "
-        "--print_recipe shows the one in force as such a file.",
+        "airbench94: the published one of airbench; or a TOML file (default: lesson, "
+        "and airbench94 for airbench). --print_recipe shows the one in force as such a "
+        "file.",
     )
     phases: int | None = _setting(
         None, "Train only the recipe's first phases, as many as this."

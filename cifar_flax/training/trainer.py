@@ -20,6 +20,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering, resolve
 from cifar_flax.models.check import check_image_size, check_model
+from cifar_flax.models.summary import layer_rows
 from cifar_flax.training import processes
 from cifar_flax.training.evaluation import (
     Evaluation,
@@ -286,6 +287,25 @@ class Trainer:
     def __repr__(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
         return f"Trainer({type(self.model).__name__}, {self.recipe}, seeds {seeds})"
+
+    @property
+    def train_flops(self) -> int:
+        """Floating-point operations of one replica's training by the whole recipe.
+
+        A step counts three times the products of the forward pass (see
+        ``models.summary``), on images of the size that they have in it.
+        """
+        steps: dict[int | None, int] = {}
+        for stage in self.stages:
+            done = steps.get(stage.image_size, 0)
+            steps[stage.image_size] = done + stage.stop - stage.start
+        total, channels = 0, self.spec.image_shape[-1]
+        for size, count in steps.items():
+            rows = self.layers
+            if size is not None:
+                rows = layer_rows(self.model, (size, size, channels))
+            total += 3 * sum(row.flops for row in rows) * count * self.recipe.batch_size
+        return total
 
     @known_settings()
     def init(self, split: Split | None = None) -> TrainState:

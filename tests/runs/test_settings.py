@@ -221,9 +221,12 @@ def test_an_optimizer_replaces_that_of_the_recipe_with_its_options(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model": "convbn", "recipe": "fast94"}, "fast94 is for airbench; for convbn"),
-        ({"model": "airbench", "recipe": "lesson"}, "for airbench give modern, fast90"),
-        ({"model": "a.py:N", "recipe": "fast94"}, "for airbench; .* give modern or a"),
+        ({"model": "convbn", "recipe": "airbench94"}, "is for airbench; for convbn"),
+        ({"model": "airbench", "recipe": "lesson"}, "for airbench give modern, airb"),
+        (
+            {"model": "a.py:N", "recipe": "airbench94"},
+            "airbench; .* give modern or",
+        ),
     ],
 )
 def test_a_recipe_that_is_not_for_the_model_is_refused(settings, words):
@@ -236,7 +239,7 @@ def test_what_is_not_given_is_recorded_as_what_it_stands_for(model):
     settings = Settings(model=model, lr=0.1, epochs=1)
     record = settings.record()
     ours = model == "airbench"
-    assert record["recipe"] == ("fast94" if ours else "lesson")
+    assert record["recipe"] == ("airbench94" if ours else "lesson")
     assert record["bn_momentum"] == (0.6 if ours else 0.9)
     assert record["bn_epsilon"] == (1e-12 if ours else 1e-5)
     assert record["tta"] == ("multicrop" if ours else "none")

@@ -13,7 +13,7 @@ from cifar_flax.data.augment import Augmentation
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.training.named_recipes import (
-    FAST,
+    AIRBENCH94,
     LESSON,
     MODERN,
     own_name,
@@ -280,12 +280,19 @@ def test_lookahead_needs_an_average():
 def test_named_recipes_are_for_their_models():
     for name in ("simplenet", "resnet"):
         assert recipe_for("modern", name).epochs == LESSON[name].epochs
-        assert recipe_for("fast94", name) is None
+        assert recipe_for("airbench94", name) is None
     assert recipe_for("modern", "mine").epochs == MODERN.epochs
     assert recipe_for("lesson", "airbench") is None
-    assert recipe_for(own_name("airbench"), "airbench") == FAST["fast94"]
-    lengths = [recipe.epochs for recipe in FAST.values()]
-    assert lengths == sorted(lengths)
+    assert recipe_for(own_name("airbench"), "airbench") == AIRBENCH94
+
+
+def test_the_rate_of_airbench94_is_the_published_one():
+    """A triangle over 475 steps, in units of 11.5 for 1,024 examples; see the paper."""
+    steps = AIRBENCH94.count_steps(48)
+    assert steps == 475
+    rates = evaluate(AIRBENCH94.schedule(48), steps)
+    expected = np.interp(np.arange(steps), [0, 0.23 * 475, 475], [0.2, 1, 0.07])
+    np.testing.assert_allclose(rates, 1.5 * expected, rtol=0.02)
 
 
 def test_a_group_may_decay_by_a_share():

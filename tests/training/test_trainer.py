@@ -535,6 +535,11 @@ def test_a_phase_may_train_on_smaller_images(splits):
     expected = sum(w * rows[:, :, i : i + 28 : 2] for i, w in enumerate(weights))
     np.testing.assert_allclose(small[:, 1:-1, 1:-1], expected, atol=1e-5)
     assert [stage.image_size for stage in trainer.stages] == [16, None]
+    small_flops, flops = (
+        2 * (a**2 * 27 * 20 + b**2 * 180 * 40 + c**2 * 360 * 80 + 80 * 4)
+        for a, b, c in ((7, 3, 1), (15, 7, 3))
+    )
+    assert trainer.train_flops == 3 * 6 * 16 * (small_flops + flops)
     figures, last = train(trainer, splits)
     assert [line[0] for line in figures] == [6, 12]
     assert np.isfinite(last.params["head"]["kernel"]).all()
