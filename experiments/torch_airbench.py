@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from cifar_flax.data import Split, split_dataset
 from cifar_flax.runs.console import make_console, make_table
-from cifar_flax.runs.settings import Settings
 from experiments import cli
+from experiments.setting_flags import define_settings, settings_from_flags
 from experiments.torch_peer import Airbench
 
 FLAGS = flags.FLAGS
@@ -170,10 +170,7 @@ def look_ahead(network: nn.Module, slow: dict[str, torch.Tensor], keep: float) -
 def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
-        seeds = [int(seed) for seed in FLAGS.seeds]
-        settings = Settings(
-            data_archive=FLAGS.data_archive, archive_sha256=FLAGS.archive_sha256
-        )
+        settings = settings_from_flags()
         splits = split_dataset(settings.load_data(), 0)
         test = splits.test
         training = Training(splits.train, splits.mean, splits.std, not FLAGS.eager)
@@ -183,7 +180,7 @@ def main() -> int:
         compiled = time.perf_counter() - compiled
         screen, found = make_console(), []
         table: Table = make_table("seed", "test accuracy", "training")
-        for seed in seeds:
+        for seed in settings.seeds:
             seconds = training.train(seed)
             accuracy = training.accuracy(test)
             found.append(accuracy)
@@ -199,8 +196,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("seeds", ["0"], "Trainings, one after the other.")
+    define_settings("seeds", "dataset", "data_dir", "data_archive", "archive_sha256")
     flags.DEFINE_bool("eager", False, "Do not compile the network.")
-    cli.define_text("data_archive", None, "As of experiments.run.")
-    cli.define_text("archive_sha256", None, "As of experiments.run.")
     sys.exit(main())

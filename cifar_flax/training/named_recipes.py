@@ -1,4 +1,4 @@
-"""The recipes that have a name: the lesson's, a modern one, and the fastest ones."""
+"""The recipes that have a name: the lesson's, a modern one, and that of airbench94."""
 
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.training.optimizers import Group
@@ -31,11 +31,11 @@ MODERN = Recipe(
 )
 
 
-# The settings of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498). Its rate of
-# 11.5 for 1,024 examples is that of a gradient that stays the same, which Nesterov's
-# momentum of 0.85 multiplies with 1 + 1 / 0.15; its decay of 0.0153 is in the same
+# The settings of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498). Its rate
+# of 11.5 for 1,024 examples is the step on a constant gradient, which Nesterov's
+# momentum of 0.85 makes 1 + 1 / 0.15 times as long; its decay of 0.0153 is in the same
 # units. The rate rises from 0.2 of the highest over 23 % of the epochs, and falls to
-# 0.07 of it; the bias of the first layer is trained for three epochs.
+# 0.07 of it. The bias of the first layer is trained for three epochs.
 _RATE = 1.5
 _EPOCHS, _TOP, _BIAS = 9.9, 0.23 * 9.9, 3
 _SHARE = 1 - 0.93 * (_BIAS - _TOP) / (_EPOCHS - _TOP)

@@ -41,8 +41,9 @@ CHUNK_SECONDS = 1.0
 
 RATES_AT_ONCE = 1024  # steps
 
-# At most so many images are given to a model's initialisers, and more than half of it.
-INIT_IMAGES = 5_000
+# A model's initialisers are given images of this many pixels at most, and of more than
+# half of it where there are as many: 5,000 images of 32 x 32.
+INIT_PIXELS = 5_000 * 32 * 32
 
 # What jax.random.key takes as int32.
 SEED_RANGE = range(-(2**31), 2**31)
@@ -312,8 +313,8 @@ class Trainer:
         """The state of all replicas before the first step.
 
         Args:
-          split: the training images, ``INIT_IMAGES`` of which, evenly spaced, the model
-            is initialised with; None: with images that are NaN, which does for a model
+          split: the training images, some of which, evenly spaced, the model is
+            initialised with; None: with images that are NaN, which does for a model
             whose initial values do not depend on them.
 
         Raises:
@@ -323,7 +324,8 @@ class Trainer:
             state = self.blank()
         else:
             self._check_split("split to start from", split)
-            images = split.images[:: -(-len(split) // INIT_IMAGES)]
+            height, width, _ = self.spec.image_shape
+            images = split.images[:: -(-len(split) * height * width // INIT_PIXELS)]
             state = self._init(jnp.asarray(self.seeds), images)
         for path, leaf in jax.tree.leaves_with_path(state.trained):
             if not np.isfinite(leaf).all():

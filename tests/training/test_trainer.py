@@ -469,7 +469,7 @@ class Centred(nn.Module):
 
 
 def test_initial_values_may_depend_on_the_training_images(splits, monkeypatch):
-    monkeypatch.setattr(trainer_module, "INIT_IMAGES", 40)
+    monkeypatch.setattr(trainer_module, "INIT_PIXELS", 40 * 32 * 32)
     trainer = make_trainer(splits, (0, 1), model=Centred())
     images = normalise(splits.train.images[::3], splits.mean, splits.std)
     mean = trainer.init(splits.train).params["mean"]
