@@ -276,6 +276,21 @@ def test_another_recipe_of_the_same_settings_is_another_run(tmp_path, monkeypatc
         go(tmp_path / "run", settings, model=None, resume=True)
 
 
+def test_a_run_of_before_a_setting_came_goes_on(tmp_path):
+    settings = Settings(model="simplenet", val_size=24, phases=1, batch_size=32)
+    stop = threading.Event()
+    stop.set()
+    go(tmp_path / "run", settings, model=None, stop=stop)
+    config = records.read_config(tmp_path / "run")
+    assert config.settings["tta"] == config.recipe["tta"] == "none"
+    for name in ("lookahead", "tta"):  # the settings had the second before
+        del config.recipe[name]
+    del config.settings["lookahead"]
+    records.write_config(tmp_path / "run", config)
+    done = go(tmp_path / "run", settings, model=None, resume=True)
+    assert done.status == "finished"
+
+
 def test_an_error_of_an_observer_ends_the_run_and_the_others_are_told(tmp_path):
     def act():
         raise RuntimeError("mine")
