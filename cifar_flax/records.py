@@ -232,11 +232,12 @@ class Result(Record, kw_only=True):
         records.
       layers: of the model.
       seeds: one a replica, as are the next two and ``diverged_at``.
-      test_accuracy: share of the test images classified correctly.
+      test_accuracy: share of the test images classified correctly; null where the
+        replica has diverged. (Older records have a number there.)
       test_loss: mean cross-entropy; null or NaN where the replica has diverged.
-      test_accuracy_mean: over the seeds.
+      test_accuracy_mean: over the seeds that finished; null where none did.
       test_accuracy_ci95: half the width of the 95 % interval of that mean; null for
-        one seed.
+        fewer than two.
       test_size: number of test images.
       epochs: of the recipe.
       steps: of the replica that took most.
@@ -256,9 +257,9 @@ class Result(Record, kw_only=True):
     train_flops: NotNegative | None = None
     layers: list[Layer] | None = None
     seeds: Annotated[list[Seed], OneOrMore]
-    test_accuracy: list[Share]
+    test_accuracy: list[Share | None]
     test_loss: list[Number | None]
-    test_accuracy_mean: Share
+    test_accuracy_mean: Share | None
     test_accuracy_ci95: NotNegative | None
     test_size: Size
     epochs: Length
@@ -284,10 +285,18 @@ class Result(Record, kw_only=True):
         pairs = zip(self.test_loss, self.diverged_at, strict=True)
         if any(loss is None and at is None for loss, at in pairs):
             raise ValueError("a seed has no test loss, and has not diverged")
-        if count > 1 and self.test_accuracy_ci95 is None:
+        if None in self.finished:
+            raise ValueError("a seed has no test accuracy, and has not diverged")
+        if len(self.finished) > 1 and self.test_accuracy_ci95 is None:
             raise ValueError("test_accuracy_ci95 is null, for more than one seed")
         if (self.status == "diverged") != (None not in self.diverged_at):
             raise ValueError("status does not agree with diverged_at")
+
+    @property
+    def finished(self) -> list[float | None]:
+        """The test accuracies of the seeds that came to their end."""
+        pairs = zip(self.test_accuracy, self.diverged_at, strict=True)
+        return [accuracy for accuracy, at in pairs if at is None]
 
 
 class Suggestion(msgspec.Struct, kw_only=True):
@@ -298,6 +307,20 @@ class Suggestion(msgspec.Struct, kw_only=True):
     rate: Positive | None
     spread: Positive | None
     problem: str | None
+
+
+class RateTrial(msgspec.Struct, kw_only=True):
+    """How the training began with a rate; see ``rate_check.Trial``.
+
+    Attributes:
+      rate: the highest of the schedule.
+      losses: mean of the last steps, of each of its seeds, the first of the range test.
+      breaks: whether the seed broke away.
+    """
+
+    rate: Positive
+    losses: list[Number | None]
+    breaks: list[bool]
 
 
 class RangeTest(Record, kw_only=True):
@@ -314,7 +337,9 @@ class RangeTest(Record, kw_only=True):
       seconds: that the steps took.
       compile_seconds: before them.
       suggestions: of each method.
-      suggested_lr: of the default one; null where the test is inconclusive.
+      checked: the beginnings of the training with the rate of the default method, and
+        with halves of it; none in older records, and where no training follows.
+      suggested_lr: what came out; null where the test is inconclusive.
     """
 
     model: Name | None = None
@@ -327,6 +352,7 @@ class RangeTest(Record, kw_only=True):
     seconds: NotNegative
     compile_seconds: NotNegative
     suggestions: list[Suggestion] = []
+    checked: list[RateTrial] = []
     suggested_lr: Positive | None = None
 
     def __post_init__(self):

@@ -17,8 +17,9 @@ from cifar_flax.runs.console import ConsoleDisplay, make_console
 from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.figures import RangeFigure
 from cifar_flax.runs.folder import folder_for
-from cifar_flax.runs.range_tests import RANGE_SEEDS, range_test
+from cifar_flax.runs.range_tests import range_test
 from cifar_flax.runs.recipe_choice import OF_SCHEDULE
+from cifar_flax.runs.settings import RANGE_SEEDS
 from cifar_flax.training.lr_range import RangeSettings
 from experiments import cli
 from experiments.setting_flags import (
@@ -60,7 +61,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Of the settings, those of the training that would follow are not asked for.
-    define_settings(without=OF_SCHEDULE)
+    define_settings(without=(*OF_SCHEDULE, "lr_check", "seeds_vary"))
     FLAGS.set_default("seeds", RANGE_SEEDS)
     define_devices()
     cli.define_text(

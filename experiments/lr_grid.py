@@ -38,8 +38,8 @@ from cifar_flax.runs.console import (
 )
 from cifar_flax.runs.environment import device_name, use_compilation_cache
 from cifar_flax.runs.figures import RangeFigure
-from cifar_flax.runs.range_tests import RANGE_SEEDS, range_test
-from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.range_tests import range_test
+from cifar_flax.runs.settings import RANGE_SEEDS, Settings
 from cifar_flax.runs.subject import Subject
 from cifar_flax.training.evaluation import replica_map
 from cifar_flax.training.lr_range import RangeSettings

@@ -2,10 +2,13 @@
 
 python -m experiments.report --runs=runs
 python -m experiments.report --runs=runs --baseline=convbn
+python -m experiments.report --runs=runs --compare=optimizer --figures=figures
 
-Reads records only. Open the HTML file in a browser. For up to 20 configurations it is
-complete in itself; beyond, the details of each lie in report-files beside it.
-results.csv has a row for each seed, ranking.tex a table for a paper.
+Of each model the ranking holds the setting that is best on the validation split; with
+--compare the values of other settings are compared, too. Reads records only. Open the
+HTML file in a browser. For up to 20 configurations it is complete in itself; beyond,
+the details of each lie in report-files beside it. results.csv has a row for each seed,
+ranking.tex a table for a paper.
 """
 
 import sys
@@ -21,7 +24,9 @@ FLAGS = flags.FLAGS
 def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
-        made = report(FLAGS.runs, FLAGS.output, FLAGS.baseline)
+        made = report(
+            FLAGS.runs, FLAGS.output, FLAGS.baseline, FLAGS.compare, FLAGS.figures
+        )
         for line in made.left_out:
             cli.logger.warning("left out: %s", line)
         print(made.markdown)
@@ -40,4 +45,12 @@ if __name__ == "__main__":
         None,
         "Compare every configuration with the one of this name, and no others.",
     )
+    flags.DEFINE_list(
+        "compare",
+        [],
+        "Settings whose values are compared, such as optimizer,weight_decay. Without "
+        "it the best setting of each model by validation is ranked; in runs of one "
+        "model, the best rate of all that differs.",
+    )
+    cli.define_text("figures", None, "Folder for every figure as PNG and as SVG.")
     sys.exit(main())

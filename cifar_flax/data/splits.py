@@ -116,14 +116,16 @@ class Splits:
 
 
 def split_dataset(
-    dataset: Dataset, val_size: int | None = None, train_size: int | None = None
+    dataset: Dataset,
+    val_size: int | None = None,
+    train_size: int | None = None,
+    seed: int | None = None,
 ) -> Splits:
     """The training, validation and test split of a data set.
 
     Where the data set has no validation images of its own, the training set is divided.
     Both parts are stratified: each class has the same share in them as in the training
-    set, to within one image. The division is the same for every seed, and the
-    validation split does not depend on ``train_size``.
+    set, to within one image. The validation split does not depend on ``train_size``.
 
     Args:
       dataset: what to divide.
@@ -132,6 +134,7 @@ def split_dataset(
         else ``VAL_SIZE``.
       train_size: images to train on, at most what the validation split leaves; None
         for all of them.
+      seed: of another division than the usual one, which is the same in all runs.
 
     Returns:
       The splits. Images keep the order of the data set.
@@ -157,7 +160,7 @@ def split_dataset(
             f"train_size is {train_size}; {dataset.name} has {total} training images "
             f"and {held} are for validation, so it must be from 1 to {left}"
         )
-    order = _stratified_order(dataset.train_labels)
+    order = _stratified_order(dataset.train_labels, seed)
     stop = total if train_size is None else held + train_size
     val_part, train = np.sort(order[:held]), np.sort(order[held:stop])
     images, labels = dataset.train_images, dataset.train_labels
@@ -190,13 +193,15 @@ def _held_out(dataset: Dataset, val_size: int | None) -> int:
     )
 
 
-def _stratified_order(labels: np.ndarray) -> np.ndarray:
-    """A fixed shuffle in which every run of images has the classes in proportion.
+def _stratified_order(labels: np.ndarray, seed: int | None) -> np.ndarray:
+    """A shuffle in which every run of images has the classes in proportion.
 
+    It is the same whenever the seed is.
     Image i of the n images of a class, in random order, stands at (i + u) / n of the
     way, with one u of [0, 1) a class.
     """
-    rng = np.random.default_rng(_SPLIT_SEED)
+    usual = seed is None
+    rng = np.random.default_rng(_SPLIT_SEED if usual else [_SPLIT_SEED, seed % 2**32])
     position = np.empty(len(labels))
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))

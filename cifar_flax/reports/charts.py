@@ -1,7 +1,9 @@
-"""The figures of a report, as SVG that takes the colours of the page around it."""
+"""The figures of a report: for the page in the colours of its text, and as files."""
 
 import contextlib
+import dataclasses
 import io
+import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,14 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cifar_flax.reports.range_curve import RangeResult
-from cifar_flax.reports.runs import Entry
 from cifar_flax.reports.statistics import ci95_of_mean
+from cifar_flax.reports.studies import Entry
 
 # Okabe and Ito's colours that show on light and on dark ground.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
 LINES = ("-", "--", "-.", ":")
 
-MAX_NAME = 50  # characters of an entry's name in a figure
+MAX_NAME = 34  # characters of an entry's name in a figure
+BANDS = 4  # intervals over the epochs that are drawn at once; more hide each other
 
 # Stands for the colour of the text around the figure, which SVG calls currentColor.
 _INK = "#123456"
@@ -33,18 +36,78 @@ _STYLE: Any = {
     "axes.grid": True,
     "grid.alpha": 0.2,
     "legend.frameon": False,
-    **dict.fromkeys(
-        (
-            "text.color",
-            "axes.labelcolor",
-            "axes.edgecolor",
-            "xtick.color",
-            "ytick.color",
-            "grid.color",
-        ),
-        _INK,
-    ),
 }
+_INKED = (
+    *("text.color", "axes.labelcolor", "axes.edgecolor"),
+    *("xtick.color", "ytick.color", "grid.color"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A figure that is drawn when it is needed.
+
+    Attributes:
+      name: of its files.
+      label: what it shows, for those who do not see it.
+      size: width and height in inches.
+      draw: draws it.
+      keys: number and name of the entries that have lines, for a legend.
+    """
+
+    name: str
+    label: str
+    size: tuple[float, float]
+    draw: Callable[[Axes], None]
+    keys: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+
+    def svg(self) -> str:
+        """For a page: it takes the colour of the text around it, and has no legend.
+
+        The lines and bands of the entry with number n are of the class ``line-n`` and
+        ``band-n``.
+        """
+        buffer = io.StringIO()
+        with self._drawn(_INK) as figure:
+            figure.savefig(
+                buffer, format="svg", transparent=True, metadata={"Date": None}
+            )
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :].replace(_INK, "currentColor")
+        text = text.replace("#000000", "currentColor")
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = re.sub(r' id="((?:line|band)-\d+)"', r' class="\1"', text)
+        # Only what is referred to needs a name, and names must be unique on the page.
+        used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+        text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
+        text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+        return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+
+    def save(self, folder: pathlib.Path, prefix: str = "") -> None:
+        """Writes it as SVG and as PNG with a legend, on white ground."""
+        with self._drawn("black") as figure:
+            (axis,) = figure.axes
+            for band in axis.collections:
+                word, _, number = (band.get_gid() or "").partition("-")
+                band.set_visible(word != "band" or int(number) <= BANDS)
+            if self.keys:
+                rows = -(-len(self.keys) // 2)
+                figure.set_size_inches(self.size[0], self.size[1] + 0.22 * rows)
+                lines = axis.get_legend_handles_labels()
+                figure.legend(*lines, loc="outside lower center", ncols=2, fontsize=9)
+            for ending in ("svg", "png"):
+                figure.savefig(folder / f"{prefix}{self.name}.{ending}", dpi=200)
+
+    @contextlib.contextmanager
+    def _drawn(self, ink: str) -> Iterator[Figure]:
+        """The figure, in the surroundings in which it may be saved."""
+        style = _STYLE | dict.fromkeys(_INKED, ink)
+        with matplotlib.rc_context(style), warnings.catch_warnings():
+            # The reader's browser has other fonts.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            figure = Figure(figsize=self.size, layout="constrained")
+            self.draw(figure.subplots())
+            yield figure
 
 
 def style_of(number: int) -> dict[str, Any]:
@@ -55,95 +118,145 @@ def style_of(number: int) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _drawing(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
-    """A figure to draw in.
+def ranking(entries: list[Entry]) -> Chart:
+    """The accuracies of entries with their intervals, one below the other."""
+    entries = [entry for entry in entries if entry.accuracies]
 
-    Yields:
-      Its axes, and a list that holds the SVG afterwards.
-    """
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # The reader's browser has other fonts.
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure = Figure(figsize=(width, height), layout="constrained")
-        svg: list[str] = []
-        yield figure.subplots(), svg
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Only what is referred to needs a name, and names must be unique on the page.
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    svg.append(text)
+    def draw(axis: Axes) -> None:
+        for number, entry in enumerate(entries):
+            axis.errorbar(
+                100 * entry.mean,
+                number,
+                xerr=100 * (entry.half_width or 0),
+                marker="o",
+                capsize=3,
+                color=COLOURS[number % len(COLOURS)],
+            )
+        names = [f"{n}  {plain(e.name)}" for n, e in enumerate(entries, start=1)]
+        axis.set_yticks(range(len(entries)), names)
+        axis.set_ylim(len(entries) - 0.5, -0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.set_xlabel("test accuracy, %")
+
+    height = 0.9 + 0.28 * len(entries)
+    return Chart("ranking", "Test accuracies with intervals", (5.6, height), draw)
 
 
 def trade_off(
+    name: str,
     entries: list[Entry],
     cost: Callable[[Entry], float],
     label: str,
-    most_names: int | None = None,
-) -> str:
+    most_named: int | None = None,
+) -> Chart:
     """Accuracy against a cost, with the Pareto front.
 
     Args:
-      entries: of a study; those whose cost is not known, and so 0, are left out.
+      name: of the chart.
+      entries: of a study, in the order of its ranking; those whose cost is not known,
+        and so 0, and those without an accuracy are left out.
       cost: of an entry.
       label: of the axis.
-      most_names: if given, only this many entries have a name and an interval: the
+      most_named: if given, only this many entries have a number and an interval: the
         most accurate of the front. The others are dots.
     """
-    numbered = [(i, entry) for i, entry in enumerate(entries) if cost(entry) > 0]
-    entries = [entry for _, entry in numbered]
-    front = pareto_front(entries, cost)
-    with _drawing(4.6, 3.4) as (axis, svg):
-        if most_names is not None:
-            named = front[-most_names:]
-            dots = [entry for entry in entries if entry not in named]
-            axis.scatter(
-                [cost(entry) for entry in dots],
-                [100 * entry.mean for entry in dots],
-                s=8,
-                color=_INK,
-                alpha=0.3,
-                linewidths=0,
-            )
-            numbered = list(enumerate(named))
-        for number, entry in numbered:
+    ranked = [
+        (number, entry)
+        for number, entry in enumerate(entries, start=1)
+        if cost(entry) > 0 and entry.accuracies
+    ]
+    front = pareto_front([entry for _, entry in ranked], cost)
+    named = ranked
+    if most_named is not None:
+        best = {id(entry) for entry in front[-most_named:]}
+        named = [pair for pair in ranked if id(pair[1]) in best]
+
+    def draw(axis: Axes) -> None:
+        dots = [pair[1] for pair in ranked if pair not in named]
+        heights = [100 * entry.mean for entry in dots]
+        axis.scatter([cost(e) for e in dots], heights, s=8, color="0.5", alpha=0.5)
+        for number, entry in named:
             axis.errorbar(
                 cost(entry),
                 100 * entry.mean,
-                100 * entry.half_width,
+                100 * (entry.half_width or 0),
                 marker="o",
                 capsize=3,
-                color=style_of(number)["color"],
+                color=COLOURS[(number - 1) % len(COLOURS)],
             )
-            axis.annotate(
-                _plain(entry.name),
-                (cost(entry), 100 * entry.mean),
-                xytext=(6, 4),
-                textcoords="offset points",
-                fontsize=9,
-            )
-        axis.plot(
-            [cost(entry) for entry in front],
-            [100 * entry.mean for entry in front],
-            color=_INK,
-            linewidth=0.8,
-            linestyle=":",
-            zorder=0,
-        )
+        heights = [100 * entry.mean for entry in front]
+        axis.plot([cost(e) for e in front], heights, ":", color="0.5", zorder=0)
         axis.set(xscale="log", xlabel=label, ylabel="test accuracy, %")
-        axis.margins(0.25, 0.15)
+        axis.margins(0.15, 0.15)
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, 0), min(high, 100))
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.xaxis.set_minor_locator(NullLocator())
-    return svg[0]
+        _set_decades(axis)
+        _put_numbers(axis, [(n, cost(e), 100 * e.mean) for n, e in named])
+
+    return Chart(name, f"Test accuracy against {label}", (4.6, 3.4), draw)
+
+
+def _set_decades(axis: Axes) -> None:
+    """Ticks of a logarithmic axis that leave room for their labels."""
+    low, high = axis.get_xlim()
+    span = high / low
+    subs = (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def short(value: float) -> str:
+    """A number in few characters: 1.5k, 2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _put_numbers(axis: Axes, numbered: list[tuple[int, float, float]]) -> None:
+    """Writes numbers beside points, each where it covers least."""
+    figure: Any = axis.figure
+    figure.draw_without_rendering()  # the layout decides where points lie
+    scale = figure.dpi / 72
+    at = [axis.transData.transform(point) / scale for _, *point in numbered]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
+    for (number, *point), place in zip(numbered, at, strict=True):
+        boxes = {
+            (dx, dy): _box(place, len(str(number)), dx, dy)
+            for dy in (5, -5, 17, -17, 29, -29)
+            for dx in (6, -6)
+        }
+        dx, dy = min(boxes, key=lambda to: _overlaps(boxes[to], taken))
+        taken.append(boxes[dx, dy])
+        axis.annotate(
+            str(number),
+            point,
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha="left" if dx > 0 else "right",
+            va="bottom" if dy > 0 else "top",
+            fontsize=9,
+        )
+
+
+Box = tuple[float, float, float, float]
+
+
+def _box(at: Any, characters: int, dx: int, dy: int) -> Box:
+    """The place of a text, in points."""
+    width, height = 7 * characters, 11
+    left = at[0] + dx - (width if dx < 0 else 0)
+    low = at[1] + dy - (height if dy < 0 else 0)
+    return left, low, left + width, low + height
+
+
+def _overlaps(box: Box, taken: list[Box]) -> int:
+    left, low, right, high = box
+    return sum(
+        left < other[2] and other[0] < right and low < other[3] and other[1] < high
+        for other in taken
+    )
 
 
 def pareto_front(entries: list[Entry], cost: Callable[[Entry], float]) -> list[Entry]:
@@ -155,7 +268,7 @@ def pareto_front(entries: list[Entry], cost: Callable[[Entry], float]) -> list[E
     return front
 
 
-def learning_curves(entries: list[Entry], name: str, label: str) -> str | None:
+def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None:
     """A column of the metrics over the epochs: mean, and 95 % interval over seeds.
 
     Args:
@@ -167,74 +280,77 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> str | None:
       None where no entry has that column.
     """
     percent = 100 if "accuracy" in name else 1
-    found = False
-    with _drawing(7.0, max(3.6, _legend_height(entries))) as (axis, svg):
-        for number, entry in enumerate(entries):
+    numbered = [
+        (number, entry)
+        for number, entry in enumerate(entries, start=1)
+        if len(entry.curve(name)[1])
+    ]
+    if not numbered:
+        return None
+
+    def draw(axis: Axes) -> None:
+        for number, entry in numbered:
             epochs, values = entry.curve(name)
-            if not len(values):
-                continue
-            found = True
-            mean = percent * values.mean(0)
-            axis.plot(epochs, mean, label=_plain(entry.name), **style_of(number))
+            mean, style = percent * values.mean(0), style_of(number - 1)
+            text = f"{number}  {plain(entry.name)}"
+            axis.plot(epochs, mean, label=text, gid=f"line-{number}", **style)
             half = [percent * (ci95_of_mean(v) or 0) for v in values.T]
-            axis.fill_between(
-                epochs,
-                mean - half,
-                mean + half,
-                color=style_of(number)["color"],
-                alpha=0.15,
-                linewidth=0,
+            band = axis.fill_between(
+                epochs, mean - half, mean + half, color=style["color"], alpha=0.15
             )
+            band.set(gid=f"band-{number}", linewidth=0)
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if found:
-            _legend(axis)
-    return svg[0] if found else None
+
+    keys = [(number, entry.name) for number, entry in numbered]
+    return Chart(name, f"{label} over the epochs", (5.6, 3.2), draw, keys)
 
 
-def schedules(entries: list[Entry]) -> str | None:
+def schedules(entries: list[Entry]) -> Chart | None:
     """The learning rate over the epochs, as recorded.
 
     Returns:
       None where no entry has it.
     """
-    recorded = [entry.first.config.schedule for entry in entries]
-    if not any(recorded):
+    recorded = [
+        (number, entry, entry.first.config.schedule)
+        for number, entry in enumerate(entries, start=1)
+        if entry.first.config.schedule is not None
+    ]
+    if not recorded:
         return None
-    with _drawing(7.0, max(2.6, _legend_height(entries))) as (axis, svg):
-        for number, (entry, schedule) in enumerate(zip(entries, recorded, strict=True)):
-            if schedule is not None:
-                name = _plain(entry.name)
-                epochs, rates = schedule.epochs, schedule.rates
-                axis.plot(epochs, rates, label=name, **style_of(number))
+
+    def draw(axis: Axes) -> None:
+        for number, entry, schedule in recorded:
+            axis.plot(
+                schedule.epochs,
+                schedule.rates,
+                label=f"{number}  {plain(entry.name)}",
+                gid=f"line-{number}",
+                **style_of(number - 1),
+            )
         axis.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-        _legend(axis)
-    return svg[0]
+
+    keys = [(number, entry.name) for number, entry, _ in recorded]
+    return Chart(
+        "learning_rate", "Learning rates over the epochs", (5.6, 2.4), draw, keys
+    )
 
 
-def range_test(entry: Entry) -> str | None:
+def range_test(entry: Entry) -> Chart | None:
     """The curve that ``--lr=auto`` read the rate off; None where there is none."""
     record = entry.first.range_test
     if record is None:
         return None
-    with _drawing(7.0, 3.4) as (axis, svg):
-        RangeResult.from_record(record).plot(axis)
-    return svg[0].replace("#000000", "currentColor")
+    label = "Loss against learning rate in the range test"
+    draw = RangeResult.from_record(record).plot
+    return Chart("range_test", label, (5.6, 4.0), draw)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text that Matplotlib does not take for a formula, all of it visible, short."""
     visible = "".join(c if c.isprintable() else " " for c in text)
     if len(visible) > MAX_NAME:
         half = (MAX_NAME - 3) // 2
         visible = f"{visible[:half]}...{visible[-half:]}"
     return visible.replace("$", r"\$")
-
-
-def _legend_height(entries: list[Entry]) -> float:
-    """Inches that the legend of these takes; without room for it nothing is drawn."""
-    return 0.5 + 0.19 * len(entries)
-
-
-def _legend(axis: Axes) -> None:
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)

@@ -12,7 +12,7 @@ import hashlib
 import io
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
@@ -21,16 +21,29 @@ from PIL import Image
 
 from cifar_flax.errors import UserError
 from cifar_flax.files import printable
-from cifar_flax.reports import charts, small_charts
+from cifar_flax.reports import charts, small_charts, verdicts
+from cifar_flax.reports.charts import Chart
 from cifar_flax.reports.predictions import confusion, converged, mean_probability
-from cifar_flax.reports.runs import BEST, WHOLE, Entry, Study, read_studies
+from cifar_flax.reports.studies import BEST, WHOLE, Entry, Study, read_studies
 from cifar_flax.reports.tables import write_csv, write_tex
 
-COSTS: list[tuple[str, Callable[[Entry], float]]] = [
-    ("parameters", lambda entry: entry.first.result.num_params),
-    ("MFLOP an image", lambda entry: entry.first.result.flops_per_image / 1e6),
-    ("seconds of training a seed", lambda entry: entry.seconds_per_seed),
-]
+COSTS: dict[str, tuple[str, Callable[[Entry], float]]] = {
+    "parameters": ("parameters", lambda entry: entry.first.result.num_params),
+    "mflop": (
+        "MFLOP an image",
+        lambda entry: entry.first.result.flops_per_image / 1e6,
+    ),
+    "seconds": (
+        "seconds of training a seed",
+        lambda entry: entry.seconds_per_seed,
+    ),
+}
+
+CURVES = {
+    "val_accuracy": "validation accuracy, %",
+    "train_accuracy": "accuracy on training images as seen, %",
+    "train_loss": "training loss",
+}
 
 CONFUSED_PAIRS = 8
 
@@ -56,7 +69,7 @@ class Report:
     folder: pathlib.Path
 
     def __repr__(self) -> str:
-        entries = sum(len(study.entries) for study in self.studies)
+        entries = sum(len(study.everything) for study in self.studies)
         return (
             f"Report({entries} configurations, {len(self.left_out)} runs left out, "
             f"{str(self.folder / 'report.html')!r})"
@@ -67,6 +80,8 @@ def report(
     runs: str | pathlib.Path,
     output: str | pathlib.Path | None = None,
     baseline: str | None = None,
+    compared: Sequence[str] = (),
+    figures: str | pathlib.Path | None = None,
 ) -> Report:
     """Compares the finished runs below a folder.
 
@@ -79,13 +94,16 @@ def report(
       output: folder for the report; None for the same.
       baseline: name of a configuration, as a report shows it. The others of its study
         are compared with it, and not with each other.
+      compared: settings whose values are compared, beside the models; see
+        ``studies.read_studies``.
+      figures: folder for each figure as PNG and as SVG; None: only the page has them.
 
     Raises:
-      UserError: there is no finished run, no such baseline, or the report cannot be
-        written.
+      UserError: there is no finished run, no such baseline or setting, or the report
+        cannot be written.
     """
     folder = pathlib.Path(runs)
-    studies, left_out = read_studies(folder, baseline)
+    studies, left_out = read_studies(folder, baseline, compared)
     markdown = write_markdown(studies, left_out)
     output = folder if output is None else pathlib.Path(output)
     try:
@@ -97,11 +115,25 @@ def report(
         tables = {"results.csv": write_csv(studies), "ranking.tex": write_tex(studies)}
         for name, text in tables.items():
             (output / name).write_text(_writable(text), encoding="utf-8", newline="")
+        if figures is not None:
+            _save_figures(studies, pathlib.Path(figures))
     except OSError as error:
-        raise UserError(
-            f"cannot write the report to {output}: {error.strerror}; give --output"
-        ) from error
+        where = f"{output}: {error.strerror}; give --output"
+        if figures is not None:
+            where = f"{output} and {figures}: {error.strerror}; give other folders"
+        raise UserError(f"cannot write the report to {where}") from error
     return Report(studies, left_out, markdown, output)
+
+
+def _save_figures(studies: list[Study], folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, study in enumerate(studies, start=1):
+        prefix = f"study{number}-" if len(studies) > 1 else ""
+        for chart in _charts(study):
+            chart.save(folder, prefix)
+        for rank, entry in enumerate(study.shown, start=1):
+            if (chart := charts.range_test(entry)) is not None:
+                chart.save(folder, f"{prefix}{rank}-")
 
 
 def write_markdown(studies: list[Study], left_out: list[str]) -> str:
@@ -118,22 +150,39 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
     pages = []
     for number, study in enumerate(studies):
         if whole:
-            links = [f"#entry{number}-{i}" for i in range(len(study.entries))]
-            sections = [_section(entry) for entry in study.entries]
+            links = [f"#entry{number}-{i}" for i in range(len(study.everything))]
+            sections = [_section(entry) for entry in study.everything]
         else:
-            links = [f"{DETAILS}/{_file_name(study, entry)}" for entry in study.entries]
+            links = [f"{DETAILS}/{_file_name(study, e)}" for e in study.everything]
             sections = []
-        overview = {**_overview(study), **_figures(study)}
-        pages.append({**overview, "links": links, "sections": sections})
+        drawn = {chart.name: chart for chart in _charts(study)}
+        pages.append(
+            {
+                **_overview(study),
+                "ranking": drawn["ranking"],
+                "trade_offs": [drawn[name] for name in COSTS],
+                "curves": [
+                    drawn[name] for name in (*CURVES, "learning_rate") if name in drawn
+                ],
+                "links": links,
+                "sections": sections,
+            }
+        )
     text = _template("report.html.j2", autoescape=True).render(
-        studies=pages, left_out=left_out, details=None if whole else DETAILS, most=WHOLE
+        studies=pages,
+        total=sum(len(study.everything) for study in studies),
+        left_out=left_out,
+        details=None if whole else DETAILS,
+        most=WHOLE,
+        bands=charts.BANDS,
+        style_of=charts.style_of,
     )
     return _writable(text)
 
 
 def _is_whole(studies: list[Study]) -> bool:
     """Whether the sections of all entries are on the page itself."""
-    return sum(len(study.entries) for study in studies) <= WHOLE
+    return sum(len(study.everything) for study in studies) <= WHOLE
 
 
 def _file_name(study: Study, entry: Entry) -> str:
@@ -150,7 +199,7 @@ def _write_details(studies: list[Study], folder: pathlib.Path) -> None:
         folder.mkdir(exist_ok=True)
         template = _template("details.html.j2", autoescape=True)
         for study in studies:
-            for rank, entry in enumerate(study.entries, start=1):
+            for rank, entry in enumerate(study.everything, start=1):
                 section = _section(entry, with_range_figure=False)
                 text = template.render(s=section, study=study, rank=rank)
                 name = _file_name(study, entry)
@@ -192,112 +241,83 @@ def _escape_markdown(text: Any) -> str:
 
 def _overview(study: Study) -> dict[str, Any]:
     """What both pages show of a study."""
+    against = verdicts.against_baseline(study)
     return {
         "study": study,
-        "rows": [_row(entry) for entry in study.entries],
-        "verdicts": [
-            difference.verdict(first.name, second.name)
-            for first, second, difference in study.comparisons
+        "rows": [
+            {**_row(entry), "against": against.get(id(entry))}
+            for entry in study.entries
         ],
-        "compared": _compared(study),
-        "cautions": _cautions(study),
+        "apart": [_row(entry) for entry in study.apart],
+        "sentences": verdicts.sentences(study),
+        "basis": verdicts.basis(study) if study.comparisons else None,
+        "matrix": verdicts.matrix(study),
+        "given": verdicts.given(study),
+        "cautions": verdicts.cautions(study),
+        "made": study.everything if len(study.everything) <= WHOLE else study.shown,
         "devices": sorted({e.first.result.device for e in study.entries}),
         "settings": [
-            (name, [entry.first.settings.get(name) for entry in study.shown])
+            (name, [_value(entry, name) for entry in study.shown])
             for name in study.differing
         ],
     }
 
 
-def _compared(study: Study) -> str:
-    """What the verdicts are of, with their number."""
-    count = len(study.comparisons)
-    if study.baseline is not None:
-        return f"{_count(count, 'comparison')} with {study.baseline.name}"
-    return _count(count, "pair") + (f" of the best {BEST}" if study.is_large else "")
+def _value(entry: Entry, name: str) -> Any:
+    """The value of a setting as it was used; the rates may differ between seeds."""
+    return _rates(entry) if name == "lr" else entry.first.used.get(name)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _outcomes(study: Study) -> str:
-    """How many entries are better than the baseline, and how many are worse."""
-    assert study.baseline is not None
-    gaps = [gap.mean for _, _, gap in study.comparisons if gap.shown]
-    better = sum(gap > 0 for gap in gaps)
-    unclear = len(study.comparisons) - len(gaps)
-    return (
-        f"Of {_count(len(study.comparisons), 'configuration')} compared with "
-        f"{study.baseline.name}, {better:,} shown to be better, "
-        f"{len(gaps) - better:,} shown to be worse, {unclear:,} without a shown "
-        "difference."
-    )
-
-
-def _cautions(study: Study) -> list[str]:
-    """What a reader of the verdicts must know."""
-    named = study.shown if study.is_large else study.entries
-    cautions = [
-        f"{entry.name}: {len(entry.diverged)} of {len(entry.accuracies)} seeds "
-        f"diverged ({', '.join(map(str, entry.diverged))}). Their accuracies count, "
-        "and make its interval wide; a lower rate would say more."
-        for entry in named
-        if entry.diverged
-    ]
-    others = sum(1 for entry in study.entries if entry.diverged) - len(cautions)
-    if others:
-        cautions.append(f"Seeds of {_count(others, 'other configuration')} diverged.")
-    if study.baseline is not None:
-        cautions.append(_outcomes(study))
-    elif study.is_large:
-        cautions.append(
-            f"The best {BEST} of {len(study.entries):,} are chosen by the same test "
-            "accuracies that are shown here; with new seeds they are likely to come "
-            "out lower."
-        )
-    epochs = {entry.first.result.epochs for entry in study.entries}
-    if len(epochs) > 1:
-        cautions.append(
-            f"They trained for {min(epochs):g} to {max(epochs):g} epochs: this ranks "
-            "recipes, not architectures."
-        )
-    return cautions
+def _rates(entry: Entry) -> str:
+    low, high = entry.rates
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def _row(entry: Entry) -> dict[str, Any]:
     """A line of the ranking."""
-    _, val = entry.curve("val_accuracy")
+    finished, seeds = len(entry.accuracies), len(entry.seeds)
+    recipe: Any = entry.first.config.recipe
+    kinds = dict.fromkeys(phase.get("kind", "") for phase in recipe["phases"])
     return {
         "entry": entry,
         "result": entry.first.result,
-        "seeds": len(entry.accuracies),
-        "seed_list": ", ".join(map(str, sorted(entry.accuracies))),
-        "val": float(val[:, -1].mean()) if len(val) else None,
+        "count": seeds,
+        "seeds": f"{seeds}" if finished == seeds else f"{finished} of {seeds}",
+        "seed_list": ", ".join(map(str, entry.seeds)),
+        "accuracy": _accuracy(entry),
+        "rate": _rates(entry),
+        "optimizer": recipe.get("optimizer", "sgd"),
+        "recipe": entry.first.settings.get("recipe") or " + ".join(kinds),
         "calibration": entry.calibration,
         "commands": [run.command for run in entry.runs],
     }
 
 
-def _figures(study: Study) -> dict[str, Any]:
-    entries, most_names = study.shown, BEST if study.is_large else None
-    curves = [
-        ("val_accuracy", "validation accuracy, %"),
-        ("train_accuracy", "accuracy on training images as seen, %"),
-        ("train_loss", "training loss"),
+def _accuracy(entry: Entry) -> str:
+    """Mean and half the width of its interval, in per cent."""
+    if entry.half_width is None:
+        return "none"
+    return f"{100 * entry.mean:.2f} ± {100 * entry.half_width:.2f}"
+
+
+def _charts(study: Study) -> list[Chart]:
+    """All figures of a study, but for those of its entries."""
+    most = BEST if study.is_large else None
+    made = [charts.ranking(study.best), *_trade_offs(study, most)]
+    made += [c for c in map(functools.partial(_curve, study), CURVES) if c is not None]
+    rates = charts.schedules(study.shown)
+    return made if rates is None else [*made, rates]
+
+
+def _trade_offs(study: Study, most: int | None) -> list[Chart]:
+    return [
+        charts.trade_off(name, study.entries, cost, label, most)
+        for name, (label, cost) in COSTS.items()
     ]
-    return {
-        "trade_offs": [
-            (label, charts.trade_off(study.entries, cost, label, most_names))
-            for label, cost in COSTS
-        ],
-        "curves": [
-            (label, svg)
-            for name, label in curves
-            if (svg := charts.learning_curves(entries, name, label)) is not None
-        ],
-        "schedules": charts.schedules(entries),
-    }
+
+
+def _curve(study: Study, name: str) -> Chart | None:
+    return charts.learning_curves(study.shown, name, CURVES[name])
 
 
 def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:

@@ -335,4 +335,7 @@ class RangeResult:
             xlabel="learning rate",
             ylabel="loss",
         )
-        axis.legend()
+        # Below the axes: anywhere in them it would hide a part of the curves.
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9
+        )

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cifar_flax.reports.runs import Study, read_studies
+from cifar_flax import records
+from cifar_flax.reports.studies import Entry, Study, read_studies
 
 
 def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -33,9 +34,10 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
         {
             "dataset": study.dataset.name,
             "configuration": entry.name,
+            "ranked": entry in study.entries,
             "model": run.config.model,
             "seed": seed,
-            "test_accuracy": result.test_accuracy[index],
+            "test_accuracy": _of_finished(result, index),
             "test_loss": result.test_loss[index],
             "val_accuracy": _last(run.metrics, index),
             "diverged_at": result.diverged_at[index],
@@ -48,7 +50,7 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
             "folder": str(run.folder),
         }
         for study in studies
-        for entry in study.entries
+        for entry in study.everything
         for run in entry.runs
         for result in [run.result]
         for index, seed in enumerate(result.seeds)
@@ -72,8 +74,8 @@ def write_tex(studies: list[Study]) -> str:
             " & ".join(
                 [
                     _escape_tex(entry.name),
-                    str(len(entry.accuracies)),
-                    f"${100 * entry.mean:.2f} \\pm {100 * entry.half_width:.2f}$",
+                    _seeds(entry),
+                    _accuracy(entry),
                     f"{entry.first.result.num_params:,}",
                     f"{entry.first.result.epochs:g}",
                     f"{entry.seconds_per_seed:.1f}",
@@ -103,6 +105,23 @@ def _escape_tex(text: str) -> str:
     return re.sub(
         r"[\\~^&%$#_{}]", lambda found: named.get(found[0], "\\" + found[0]), text
     )
+
+
+def _of_finished(result: records.Result, index: int) -> float | None:
+    return (
+        None if result.diverged_at[index] is not None else result.test_accuracy[index]
+    )
+
+
+def _seeds(entry: Entry) -> str:
+    count, finished = len(entry.seeds), len(entry.accuracies)
+    return str(count) if count == finished else f"{finished} of {count}"
+
+
+def _accuracy(entry: Entry) -> str:
+    if entry.half_width is None:
+        return "--"
+    return f"${100 * entry.mean:.2f} \\pm {100 * entry.half_width:.2f}$"
 
 
 def _last(metrics: list[Any], index: int) -> float | None:

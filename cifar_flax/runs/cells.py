@@ -142,9 +142,13 @@ def make_cells(
             f"a sweep takes {MAX_CELLS} at most"
         )
     varied = [name for name, values in lists.items() if len(values) > 1]
+    # Where seeds vary in more than their random numbers, each is a cell of its own.
+    alone = lists.get("seeds_vary", [None])[0] is not None
+    groups = [(seed,) for seed in seeds] if alone else [seeds]
     cells = [
-        _make_cell(dict(zip(lists, values, strict=True)), varied, seeds, folder)
+        _make_cell(dict(zip(lists, values, strict=True)), varied, group, folder)
         for values in itertools.product(*lists.values())
+        for group in groups
     ]
     repeated = len(cells) - len({cell.name for cell in cells})
     if repeated:
@@ -168,6 +172,7 @@ def _make_cell(
         cell = ", ".join(f"{name}={as_text(value)}" for name, value in given.items())
         raise UserError(f"{error} (in the cell {cell})") from error
     words = [f"{n}{as_text(given[n])}" for n in varied if n != "model"]
+    words += [f"seed{seed}" for seed in seeds if settings.seeds_vary is not None]
     deciding = {n: v for n, v in settings.record().items() if n not in records.PLACES}
     content = json.dumps(deciding, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -19,7 +19,11 @@ from cifar_flax import records
 from cifar_flax.files import printable
 from cifar_flax.layers.conv import describe
 from cifar_flax.reports.range_curve import Consensus
-from cifar_flax.reports.statistics import ci95_of_share, mean_of_finite
+from cifar_flax.reports.statistics import (
+    ci95_of_mean,
+    ci95_of_share,
+    mean_of_finite,
+)
 from cifar_flax.runs.figures import RANGE_FIGURE
 from cifar_flax.runs.observers import (
     Observer,
@@ -28,6 +32,7 @@ from cifar_flax.runs.observers import (
     RangeTestResult,
     RunResult,
 )
+from cifar_flax.training.rate_check import RateCheck
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Progress
 
@@ -250,8 +255,22 @@ class ConsoleDisplay(Observer):
         )
         if result.folder is not None:
             self._console.print(f"curves: {result.folder / RANGE_FIGURE}")
-        if consensus.rate is not None:
-            self._console.print(f"suggested rate: {consensus.rate:g}")
+        if result.check is not None:
+            self._console.print(trials_table(result.check))
+        if result.rate is not None:
+            self._console.print(f"suggested rate: {result.rate:.3g}")
+
+
+def trials_table(check: RateCheck) -> Table:
+    """How the training began with each rate that was looked at."""
+    table = make_table("rate", "loss after the beginning of training", "breaks away")
+    for trial in check.trials:
+        table.add_row(
+            f"{trial.rate:.3g}",
+            ", ".join(_loss(loss) for loss in trial.last),
+            f"{trial.breaks.sum()} of {len(trial.breaks)} seeds",
+        )
+    return table
 
 
 def header(plan: Plan) -> list[tuple[str, str]]:
@@ -310,19 +329,17 @@ def print_result(
             result.model,
             result.dataset,
             str(seed),
-            f"{100 * accuracy:.2f} %",
+            "-" if diverged_at is not None else f"{100 * accuracy:.2f} %",
             f"diverged at step {diverged_at}"
             if loss is None or diverged_at is not None
             else _loss(loss),
         )
-    count = len(result.seeds)
-    what = (
-        f"mean of {count} seeds, 95 % interval"
-        if count > 1
-        else "one seed; 95 % interval over test images, not over seeds"
-    )
+    what = "mean of the finished seeds, 95 % interval"
+    if len(result.finished) == 1:
+        what = "one seed; 95 % interval over test images, not over seeds"
+    accuracy = mean_and_interval(result) + (f" ({what})" if result.finished else "")
     pairs = [
-        ("test accuracy", f"{mean_and_interval(result)} ({what})"),
+        ("test accuracy", accuracy),
         (
             "time",
             f"{result.train_seconds:.1f} s of training, "
@@ -339,11 +356,14 @@ def print_result(
 
 
 def mean_and_interval(result: records.Result) -> str:
-    """A run's test accuracy in per cent."""
-    half = result.test_accuracy_ci95
-    if half is None:
-        half = ci95_of_share(result.test_accuracy[0], result.test_size)
-    return f"{100 * result.test_accuracy_mean:.2f} +- {100 * half:.2f} %"
+    """A run's test accuracy over its finished seeds, in per cent."""
+    count, finished = len(result.seeds), result.finished
+    if not finished or finished[0] is None:
+        return "none: every seed diverged"
+    half = ci95_of_mean(finished) or ci95_of_share(finished[0], result.test_size)
+    text = f"{100 * mean_of_finite(finished):.2f} ± {100 * half:.2f} %"
+    some = f", {len(finished)} of {count} seeds" if len(finished) < count else ""
+    return text + some
 
 
 def _loss(value: float) -> str:

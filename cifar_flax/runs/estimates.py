@@ -7,8 +7,7 @@ import jax
 from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.runs.recipe_choice import AUTO
-from cifar_flax.runs.session import RANGE_SEEDS
-from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.settings import RANGE_SEEDS, Settings
 
 # Of the speed of a large matrix product; a rough guess for a model never run here.
 USUAL_SHARE = 0.35

@@ -214,6 +214,14 @@ def write_range_test(
                 )
                 for one in result.suggestions
             ],
-            suggested_lr=consensus.rate,
+            checked=[
+                records.RateTrial(
+                    rate=trial.rate,
+                    losses=trial.last.tolist(),
+                    breaks=trial.breaks.tolist(),
+                )
+                for trial in (result.check.trials if result.check else [])
+            ],
+            suggested_lr=result.rate,
         ),
     )

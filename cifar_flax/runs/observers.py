@@ -9,6 +9,7 @@ from cifar_flax import records
 from cifar_flax.data import Dataset, Splits
 from cifar_flax.reports.range_curve import Consensus, RangeResult
 from cifar_flax.training.evaluation import Evaluation
+from cifar_flax.training.rate_check import RateCheck
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Progress, Trainer
 
@@ -87,6 +88,7 @@ class RangeTestResult:
       suggestions: of each method.
       consensus: of the default method: the rate, or why there is none.
       folder: of the records; None where nothing was written.
+      check: of that rate, by the beginning of the training; None where none was made.
     """
 
     status: Literal["finished", "stopped"]
@@ -95,10 +97,17 @@ class RangeTestResult:
     suggestions: list[Consensus]
     consensus: Consensus | None
     folder: pathlib.Path | None
+    check: RateCheck | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """The rate to train with; None where there is none, or the test was stopped."""
+        if self.check is not None:
+            return self.check.rate
+        return self.consensus and self.consensus.rate
 
     def __repr__(self) -> str:
-        rate = self.consensus and self.consensus.rate
-        return f"RangeTestResult({self.status}, rate={rate})"
+        return f"RangeTestResult({self.status}, rate={self.rate})"
 
 
 @dataclasses.dataclass(frozen=True)

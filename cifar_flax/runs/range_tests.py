@@ -25,11 +25,9 @@ from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject
 from cifar_flax.training import processes
 from cifar_flax.training.lr_range import RangeSettings, range_curves
+from cifar_flax.training.rate_check import CHECK_SEEDS, RateCheck, check_rate
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
-
-# Enough to see whether they agree.
-RANGE_SEEDS = (0, 1, 2, 3, 4)
 
 
 @known_settings()
@@ -98,14 +96,15 @@ def find_rate(
     known = float(processes.of_first((found and found.suggested_lr) or 0.0))
     if known:
         return known
+    checks = subject.settings.lr_check is not False
     result = _test_range(
-        subject, finder, RangeSettings(), config, folder, watchers, stop
+        subject, finder, RangeSettings(), config, folder, watchers, stop, checks
     )
     if result.consensus is None:
         return None
     if result.consensus.rate is None:
         raise UserError(f"the range test is inconclusive: {result.consensus.problem}")
-    return result.consensus.rate
+    return result.rate
 
 
 class _StopRequested(Exception):
@@ -120,12 +119,22 @@ def _test_range(
     folder: pathlib.Path | None,
     watchers: Watchers,
     stop: threading.Event,
+    checks: bool = False,
 ) -> RangeTestResult:
     def on_progress(step: int) -> None:
         watchers.chunk_done(RangeProgress(step))
         if processes.in_any(stop.is_set()):
             raise _StopRequested
 
+    def checked(rate: float | None) -> RateCheck | None:
+        if rate is None or not checks:
+            return None
+        unit = subject.make_trainer(1.0, trainer.seeds[:CHECK_SEEDS])
+        state = subject.first_start(unit, config).state
+        split = subject.splits.train
+        return check_rate(unit, split, rate, state, lambda: on_progress(total_steps))
+
+    total_steps = settings.steps_for(trainer)
     plan = Plan(
         kind="lr_find",
         config=config,
@@ -134,7 +143,7 @@ def _test_range(
         splits=subject.splits,
         folder=folder,
         step=0,
-        total_steps=settings.steps_for(trainer),
+        total_steps=total_steps,
     )
     watchers.started(plan)
     try:
@@ -145,12 +154,14 @@ def _test_range(
             subject.first_start(trainer, config).state,
             on_progress,
         )
+        consensus = curves.consensus()
+        check = checked(consensus.rate)
     except (KeyboardInterrupt, _StopRequested):
         result = RangeTestResult("stopped", subject.name, None, [], None, folder)
     else:
         suggestions = [curves.consensus(method) for method in METHODS]
         result = RangeTestResult(
-            "finished", subject.name, curves, suggestions, curves.consensus(), folder
+            *("finished", subject.name, curves, suggestions, consensus, folder, check)
         )
         if folder is not None:
             write_range_test(folder, dataclasses.asdict(settings), result)

@@ -30,7 +30,7 @@ from cifar_flax.runs.observers import (
     Watchers,
 )
 from cifar_flax.runs.origin import Start, told_by_first
-from cifar_flax.runs.range_tests import RANGE_SEEDS, find_rate
+from cifar_flax.runs.range_tests import find_rate
 from cifar_flax.runs.settings import Settings, differences
 from cifar_flax.runs.subject import Subject, with_recipe
 from cifar_flax.training import processes
@@ -81,7 +81,8 @@ def run(
         settings, model, recipe, dataset, devices=devices, mesh=mesh
     )
     # Making a trainer checks the model.
-    trainer = subject.make_trainer(seeds=RANGE_SEEDS if subject.finds_rate else None)
+    finds_rate = subject.finds_rate
+    trainer = subject.make_trainer(seeds=settings.range_seeds if finds_rate else None)
     stop = stop or threading.Event()
     with processes.together(), contextlib.ExitStack() as stack:
         watchers = stack.enter_context(Watchers(observers))
@@ -90,7 +91,7 @@ def run(
         opened = opened_folder(folder, config, resume)
         found = processes.by_first(lambda: stack.enter_context(opened))
         folder, config, lock = found or (None, config, None)
-        if subject.finds_rate:
+        if finds_rate:
             rate = find_rate(subject, trainer, config, folder, watchers, stop)
             trainer = subject.make_trainer(rate)
             if rate is None:
@@ -276,6 +277,7 @@ class _Session:
             for step, at, loss in pairs
         ]
         images = int(state.step.sum()) * trainer.recipe.batch_size
+        finished = test.accuracy[[at is None for at in diverged_at]]
         return records.Result(
             model=self._subject.name,
             dataset=self._subject.dataset.name,
@@ -293,10 +295,13 @@ class _Session:
                 for row in trainer.layers
             ],
             seeds=list(trainer.seeds),
-            test_accuracy=test.accuracy.tolist(),
+            test_accuracy=[
+                float(accuracy) if at is None else None
+                for accuracy, at in zip(test.accuracy, diverged_at, strict=True)
+            ],
             test_loss=test.loss.tolist(),
-            test_accuracy_mean=float(test.accuracy.mean()),
-            test_accuracy_ci95=ci95_of_mean(test.accuracy),
+            test_accuracy_mean=float(finished.mean()) if len(finished) else None,
+            test_accuracy_ci95=ci95_of_mean(finished),
             test_size=len(self._subject.splits.test),
             epochs=trainer.recipe.epochs,
             steps=int(state.step.max()),

@@ -42,7 +42,10 @@ from cifar_flax.training.trainer import check_seeds
 PATHS = ("data_dir", "data_archive")
 
 # Settings of which a sweep takes one value: a comma in it separates nothing.
-SINGLE = (*PATHS, "model_args", "optimizer_args", "freeze")
+SINGLE = (*PATHS, "model_args", "optimizer_args", "freeze", "seeds_vary")
+
+# Of a range test: enough to see whether they agree.
+RANGE_SEEDS = (0, 1, 2, 3, 4)
 
 MAX_SIDE = 4096  # of an image
 
@@ -75,6 +78,13 @@ class Settings:
         None, """Arguments of a model of your own, as JSON: '{"features": [16, 32]}'."""
     )
     seeds: tuple[int, ...] = _setting((0,), "Seeds, one replica each, as 0,1,2.")
+    seeds_vary: tuple[Literal["split", "rate"], ...] | None = _setting(
+        None,
+        "What each seed has of its own beside its random numbers, so that an interval "
+        "over seeds covers it: split, its images for validation; rate, the one that "
+        "its range test finds with --lr=auto. Takes a run for each seed, as "
+        "experiments.sweep makes them.",
+    )
 
     dataset: str = _setting(
         "auto",
@@ -151,8 +161,13 @@ class Settings:
     lr: float | Literal["auto"] | None = _setting(
         None,
         "Peak rate. With --epochs a constant rate, with --cycles SGDR; alone it "
-        "scales the recipe's rates so that this is the highest. auto: what "
-        "experiments.lr_find suggests, run first.",
+        "scales the recipe's rates so that this is the highest. auto: what a range "
+        "test suggests, as by experiments.lr_find, and what then begins to train well.",
+    )
+    lr_check: bool | None = _setting(
+        None,
+        "With --lr=auto: begin to train with the suggested rate and with half of it, "
+        "and take the half where the rate is too high (default: true).",
     )
     epochs: int | float | None = _setting(
         None,
@@ -266,6 +281,7 @@ class Settings:
             if value is not default:  # most are, and a sweep makes thousands of these
                 object.__setattr__(self, name, check_setting(name, value))
         check_seeds(self.seeds)
+        self._check_seeds_vary()
         self._check_model()
         if self.val_size is not None and self.val_size < 0:
             raise UserError(f"--val_size={self.val_size}: it must be 0 or more")
@@ -315,6 +331,41 @@ class Settings:
                 f"--model_args is of a model of your own, and --model={self.model} is "
                 "none"
             )
+
+    def _check_seeds_vary(self) -> None:
+        what = f"--seeds_vary={as_text(self.seeds_vary)}"
+        if self.seeds_vary is not None and len(self.seeds) > 1:
+            raise UserError(
+                f"{what} takes a run for each seed and --seeds="
+                f"{as_text(self.seeds)} names {len(self.seeds)}; experiments.sweep "
+                "makes such runs"
+            )
+        if self.varies("split") and self.val_size == 0:
+            raise UserError(f"{what} and --val_size=0: there is no split to vary")
+        if self.varies("rate") and self.lr != AUTO:
+            raise UserError(f"{what} needs --lr={AUTO}, which finds the rate")
+        if self.lr_check is not None and self.lr != AUTO:
+            raise UserError(
+                f"--lr_check={as_text(self.lr_check)} is of --lr={AUTO}; give both, or "
+                "drop it"
+            )
+
+    def varies(self, what: str) -> bool:
+        """Whether each seed has a ``split`` or a ``rate`` of its own."""
+        return what in (self.seeds_vary or ())
+
+    @property
+    def split_seed(self) -> int | None:
+        """Of the images for validation; None for the usual ones."""
+        return self.seeds[0] if self.varies("split") else None
+
+    @property
+    def range_seeds(self) -> tuple[int, ...]:
+        """The seeds of the range test of ``--lr=auto``."""
+        if not self.varies("rate"):
+            return RANGE_SEEDS
+        count, first = len(RANGE_SEEDS), self.seeds[0] % 2**24
+        return tuple(count * first + seed for seed in RANGE_SEEDS)
 
     @property
     def model_label(self) -> str:
@@ -396,6 +447,8 @@ class Settings:
         values = {name: getattr(self, name) for name in TYPES}
         own = {n: copy.deepcopy(v) for n, v in values.items() if isinstance(v, dict)}
         record = {**values, **own, "seeds": list(self.seeds)}
+        if self.seeds_vary is not None:
+            record["seeds_vary"] = list(self.seeds_vary)
         if self.val_size is None and not has_validation:
             record["val_size"] = VAL_SIZE
         for name, value in {**_own(self.model), "tta": self._recipe.tta}.items():
@@ -555,6 +608,8 @@ def parse_setting(name: str, text: str) -> Any:
     try:
         if name == "seeds":
             return tuple(int(word) for word in text.split(","))
+        if name == "seeds_vary":
+            return msgspec.convert(text.split(","), type_of(name))
         kind = type_of(name)
         if typing.get_origin(kind) is dict:
             return msgspec.json.decode(text, type=kind)
@@ -597,6 +652,8 @@ def what_to_give(name: str) -> str:
     """What a setting takes, for a person to read."""
     if name == "seeds":
         return "whole numbers, as 0,1,2"
+    if name == "seeds_vary":
+        return "split, rate, or split,rate"
     if name == "model":
         return f"one of {', '.join(MODELS)}, or FILE.py:NAME or MODULE:NAME"
     if choices := choices_of(name):

@@ -110,7 +110,14 @@ class Subject:
             dataset = settings.load_data()
         elif not _gives(settings.dataset, dataset.name):
             _refuse_both(changed, ("dataset",), "dataset")
-        splits = split_dataset(dataset, settings.val_size, settings.train_size)
+        if settings.split_seed is not None and dataset.has_validation:
+            raise UserError(
+                f"--seeds_vary={as_text(settings.seeds_vary)}: {dataset.name} has "
+                "validation images of its own, and so no split that could vary"
+            )
+        splits = split_dataset(
+            dataset, settings.val_size, settings.train_size, settings.split_seed
+        )
         subject = cls(settings, model, recipe, dataset, splits, source, devices, mesh)
         if needs_schedule and not subject.has_schedule:
             raise UserError(

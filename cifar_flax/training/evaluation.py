@@ -27,7 +27,8 @@ class Evaluation:
     Attributes:
       logits: float32 [R, N, K].
       loss: mean cross-entropy, float64 [R].
-      accuracy: share of the images classified correctly, float64 [R].
+      accuracy: share of the images classified correctly, float64 [R]; NaN, as is the
+        loss, for a replica with logits that are NaN.
     """
 
     logits: np.ndarray
@@ -170,4 +171,5 @@ def evaluate(predictor: Predictor, variables: Any, split: Split) -> Evaluation:
         logs = log_softmax(logits.astype(np.float64), axis=-1)
     losses = -logs[:, np.arange(len(split)), split.labels]
     correct = logits.argmax(-1) == split.labels
-    return Evaluation(logits, losses.mean(1), correct.mean(1))
+    lost = np.isnan(logits).any((1, 2))
+    return Evaluation(logits, losses.mean(1), np.where(lost, np.nan, correct.mean(1)))

@@ -26,6 +26,7 @@ def make_run(
     dataset="cifar10",
     version="0.1.0",
     diverged=(),
+    val_accuracy=None,
     **settings,
 ):
     """Writes the folder of a finished run; returns it."""
@@ -36,11 +37,13 @@ def make_run(
     logits = np.stack([make_logits(rng, labels, a) for a in accuracies])
     logits[list(diverged)] = np.nan
     write_config(folder, model, seeds, dataset, version, settings)
-    write_metrics(folder, len(seeds), epochs=2 if len(diverged) < len(seeds) else 1)
+    epochs = 2 if len(diverged) < len(seeds) else 1
+    write_metrics(folder, len(seeds), epochs, val_accuracy)
     records.write_predictions(
         folder, logits, labels, seeds, np.zeros((1, 4, 4, 3), np.uint8), np.array([199])
     )
-    correct = (logits.argmax(-1) == labels).mean(-1)
+    correct = (logits.argmax(-1) == labels).mean(-1).tolist()
+    correct = [None if n in diverged else one for n, one in enumerate(correct)]
     diverged_at = [15 if n in diverged else None for n in range(len(seeds))]
     write_result(folder, model, seeds, correct, diverged_at)
     return folder
@@ -82,7 +85,7 @@ def write_config(folder, model, seeds, dataset, version, settings):
     )
 
 
-def write_metrics(folder, count, epochs):
+def write_metrics(folder, count, epochs, val_accuracy=None):
     """How it went, of so many seeds: ``metrics.jsonl``."""
     records.cut_metrics(folder, 0)
     figures = [[0.6 + 0.1 * epoch] * count for epoch in range(epochs)]
@@ -94,7 +97,7 @@ def write_metrics(folder, count, epochs):
             train_loss=figure,
             train_accuracy=figure if count > 1 else figure[0],
             val_loss=None,
-            val_accuracy=None,
+            val_accuracy=None if val_accuracy is None else [val_accuracy] * count,
             images_per_second=100.0,
             seconds=1.0,
         )
@@ -105,6 +108,7 @@ def write_metrics(folder, count, epochs):
 
 def write_result(folder, model, seeds, correct, diverged_at):
     """What came out: ``result.json``."""
+    finished = [one for one in correct if one is not None]
     records.write_result(
         folder,
         records.Result(
@@ -113,10 +117,10 @@ def write_result(folder, model, seeds, correct, diverged_at):
             num_params=1000 * len(model),
             flops_per_image=1e6,
             seeds=seeds,
-            test_accuracy=correct.tolist(),
+            test_accuracy=correct,
             test_loss=[1.0 if at is None else None for at in diverged_at],
-            test_accuracy_mean=correct.mean().item(),
-            test_accuracy_ci95=ci95_of_mean(correct),
+            test_accuracy_mean=float(np.mean(finished)) if finished else None,
+            test_accuracy_ci95=ci95_of_mean(finished),
             test_size=COUNT,
             epochs=2,
             steps=20,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.reports.page import write_html, write_markdown
-from cifar_flax.reports.runs import read_studies
+from cifar_flax.reports.studies import read_studies
 from tests.damage import bounded, changed, damaged
 from tests.reports.made import make_run
 

@@ -7,12 +7,13 @@ import re
 import shutil
 import tracemalloc
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from cifar_flax.errors import UserError
 from cifar_flax.reports.page import DETAILS, report, write_html, write_markdown
-from cifar_flax.reports.runs import read_studies
+from cifar_flax.reports.studies import read_studies
 from tests.reports import made
 from tests.reports.made import make_run
 
@@ -68,7 +69,7 @@ def test_the_page_is_small_and_its_links_lead_to_a_file_for_each_entry(reported)
 
 def test_an_entry_is_linked_to_its_own_file(reported):
     page = (reported.folder / "report.html").read_text()
-    rows = re.findall(r'<tr><td><a href="([^"]*)">([^<]*)</a>', page)
+    rows = re.findall(r'<tr><td>\d*</td><td><a href="([^"]*)">([^<]*)</a>', page)
     assert [name for _, name in rows] == [e.name for e in reported.studies[0].entries]
     for link, name in rows[::50]:
         text = (reported.folder / link).read_text()
@@ -80,45 +81,61 @@ def test_ranking_and_tables_are_complete(reported):
     with open(reported.folder / "results.csv", newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 3 * COUNT
     assert (reported.folder / "ranking.tex").read_text().count(r"\pm") == COUNT
-    assert len(re.findall(r"^\| a/b lr=\S+ \| 3 ", reported.markdown, re.M)) == COUNT
+    rows = re.findall(r"^\| \d+ \| a/b lr=\S+ \| (\S+ \S*)", reported.markdown, re.M)
+    assert len(rows) == COUNT
+    assert sum(row == "2 of" for row in rows) == COUNT / 10
 
 
-def test_only_the_best_are_compared_and_that_is_what_is_corrected_for(reported):
+def test_only_the_best_are_compared_and_that_is_what_p_is_adjusted_for(reported):
     (study,) = reported.studies
-    best = [entry.name for entry in study.entries[:10]]
+    best = {entry.name for entry in study.entries[:10]}
     for text in (reported.markdown, (reported.folder / "report.html").read_text()):
-        verdicts = re.findall(r"(?:beats|between) [^<\n]*points", text)
-        assert len(verdicts) == 45
         assert "45 pairs of the best 10" in text
         assert "best 10 of 300 are chosen by the same test accuracies" in text
-    assert {e.name for pair in study.comparisons for e in pair[:2]} == set(best)
-    assert_corrected(study, 45)
+        sentences = re.findall(r"(?:beats|between) [^<\n]* points \(p", text)
+        assert len(set(sentences)) >= 9  # of neighbours; the page has them twice
+    assert {e.name for pair in study.comparisons for e in pair[:2]} == best
+    assert_adjusted(study, 45)
 
 
-def assert_corrected(study, count):
-    """The intervals are SciPy's paired t intervals at a level of so many."""
+def assert_adjusted(study, count):
+    """p is that of SciPy's Welch test, adjusted as Holm's procedure says."""
     assert len(study.comparisons) == count
-    for first, second, found in study.comparisons[:: max(1, count // 5)]:
-        pairs = [list(entry.accuracies.values()) for entry in (first, second)]
-        if len({a - b for a, b in zip(*pairs, strict=True)}) == 1:
-            continue
-        interval = stats.ttest_rel(*pairs).confidence_interval(1 - 0.05 / count)
-        assert found.mean + found.half_width == pytest.approx(interval.high)
+    p = [
+        stats.ttest_ind(
+            *(list(entry.accuracies.values()) for entry in pair[:2]), equal_var=False
+        ).pvalue
+        for pair in study.comparisons
+    ]
+    order = np.argsort(p)
+    steps = np.sort(p) * (count - np.arange(count))
+    expected = np.minimum(np.maximum.accumulate(steps), 1)
+    found = [study.comparisons[index][2].adjusted_p for index in order]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_a_baseline_is_compared_with_every_other_entry(folder):
     name = "a/b lr=1.5"
-    (study,), left_out = read_studies(folder, name)
-    assert {second.name for _, second, _ in study.comparisons} == {name}
-    others = {first.name for first, _, _ in study.comparisons}
-    assert others == {e.name for e in study.entries} - {name}
-    assert_corrected(study, COUNT - 1)
+    made = make_run(folder / "base", "a/b", (0.6, 0.61, 0.62), lr=1.501)
+    (study,), left_out = read_studies(folder, "a/b lr=1.501")
+    shutil.rmtree(made)
+    able = [e for e in study.entries if not e.diverged and e is not study.baseline]
+    assert {second.name for _, second, _ in study.comparisons} == {"a/b lr=1.501"}
+    assert [first.name for first, _, _ in study.comparisons] == [e.name for e in able]
+    assert name not in {e.name for e in able}  # a seed of it diverged
+    assert_adjusted(study, 270)
     text = write_markdown([study], left_out)
-    assert f"299 comparisons with {name}, corrected for their number" in text
+    assert "270 comparisons with a/b lr=1.501" in text
     shown = [gap.mean for _, _, gap in study.comparisons if gap.shown]
     better, worse = sum(m > 0 for m in shown), sum(m < 0 for m in shown)
     assert f"{better} shown to be better, {worse} shown to be worse" in text
     assert text.count("python -m experiments.run") == 11  # of the best and of it
+
+
+def test_a_baseline_that_failed_is_compared_with_nothing(folder):
+    (study,), left_out = read_studies(folder, "a/b lr=1.5")
+    assert study.comparisons == []
+    assert "Nothing is compared with a/b lr=1.5" in write_markdown([study], left_out)
 
 
 def test_an_unknown_baseline_is_named_with_its_nearest(folder):

@@ -10,7 +10,7 @@ import pytest
 from cifar_flax import records
 from cifar_flax.reports.charts import pareto_front
 from cifar_flax.reports.page import write_html, write_markdown
-from cifar_flax.reports.runs import read_studies
+from cifar_flax.reports.studies import read_studies
 from tests.reports.made import make_run, write_metrics
 
 
@@ -72,7 +72,7 @@ def test_markdown_shows_names_as_they_are(tmp_path):
     assert f"<li>{html.escape(name)} # x\\x1b[2J</li>" in page
     assert page.count("<h1>") == 1
     rows = re.findall(r"<tr>.*?</tr>", page, re.DOTALL)
-    assert {row.count("</t") - 1 for row in rows} == {11, 3}
+    assert {row.count("</t") - 1 for row in rows} == {15, 3}
 
 
 def test_both_pages_hold_the_ranking_and_the_verdicts(studies):
@@ -81,18 +81,14 @@ def test_both_pages_hold_the_ranking_and_the_verdicts(studies):
         write_markdown(studies, ["x/y is not finished"]),
     ):
         assert text.index("convnet") > 0
-        assert re.search(r"resnet beats convnet by 29\.\d \+- \d\.\d points", text)
-        assert "no difference shown between resnet and convbn with 3 seeds" in text
+        assert re.search(r"convbn beats convnet by 29\.\d ± \d\.\d points \(p", text)
+        assert "No difference is shown between resnet and convbn: 0.2" in text
+        assert re.search(r"With 3 seeds and 3 pairs, a difference of \d\.\d", text)
+        assert "p is adjusted for 3 pairs (Holm)" in text
         assert "x/y is not finished" in text
         assert "secret/place" not in text
-    rows = [
-        line for line in write_markdown(studies, []).splitlines() if "| 3 |" in line
-    ]
-    assert [row.split(" | ")[0] for row in rows] == [
-        "| resnet",
-        "| convbn",
-        "| convnet",
-    ]
+    rows = re.findall(r"^\| (\d) \| (\w+) ", write_markdown(studies, []), re.M)
+    assert rows == [("1", "resnet"), ("2", "convbn"), ("3", "convnet")]
 
 
 def test_the_pareto_front_holds_what_none_beats(studies):
@@ -108,8 +104,32 @@ def test_seeds_that_diverged_are_named_and_break_nothing(tmp_path, diverged):
     make_run(tmp_path / "b", "convbn", (0.8, 0.81, 0.8))
     studies, _ = read_studies(tmp_path)
     words = f"convnet: {len(diverged)} of 3 seeds diverged"
-    assert words in write_markdown(studies, [])
-    assert words in write_html(studies, [])
+    for text in (write_markdown(studies, []), write_html(studies, [])):
+        assert words in text
+        assert f"{3 - len(diverged)} of 3" in text
+        assert "beats" not in text
+        assert not re.search(r"\bnan\b", text)
+
+
+def test_one_seed_each_ranks_nothing_and_says_so(tmp_path):
+    make_run(tmp_path / "a", "convnet", (0.5,))
+    make_run(tmp_path / "b", "convbn", (0.8,))
+    studies, _ = read_studies(tmp_path)
+    for text in (write_markdown(studies, []), write_html(studies, [])):
+        assert "One seed each, which ranks nothing: convbn, convnet" in text
+        assert "differ by 30.0 points on these images" in text
+        assert "beats" not in text
+
+
+def test_settings_that_validation_did_not_choose_are_listed_apart(tmp_path):
+    make_run(tmp_path / "a", lr=0.1, val_accuracy=0.5)
+    make_run(tmp_path / "b", lr=0.2, val_accuracy=0.6)
+    studies, _ = read_studies(tmp_path)
+    for text in (write_markdown(studies, []), write_html(studies, [])):
+        ranked, apart = re.split("Not ranked(?:<|:)", text)
+        assert "convnet lr=0.1" in apart
+        assert "convnet lr=0.1" not in ranked
+        assert "--compare=SETTING" in text
 
 
 def test_unequal_budgets_are_pointed_out(tmp_path):

@@ -1,4 +1,4 @@
-"""Which runs are read, and what of them is compared."""
+"""Which runs are read, and what of them is compared and ranked."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from cifar_flax.reports.runs import read_studies
+from cifar_flax.reports.studies import read_studies
 from tests.reports.made import make_run
 
 
@@ -23,14 +23,120 @@ def test_runs_are_found_at_any_depth_and_ranked(tmp_path):
     ((first, second, difference),) = study.comparisons
     assert (first.name, second.name) == ("convbn", "convnet")
     assert difference.shown
-    assert difference.over == "seeds"
+    assert difference.test == "Welch"
 
 
-def test_one_seed_is_compared_over_images(tmp_path):
+def test_one_seed_ranks_nothing(tmp_path):
     make_run(tmp_path / "a", "convnet", (0.5,))
     make_run(tmp_path / "b", "convbn", (0.8,))
+    make_run(tmp_path / "c", "resnet", (0.7, 0.71))
     (study,), _ = read_studies(tmp_path)
-    assert study.comparisons[0][2].over == "images"
+    assert study.comparisons == []
+
+
+def test_an_entry_that_failed_is_ranked_last_and_beats_nothing(tmp_path):
+    make_run(tmp_path / "a", "convnet", (0.9, 0.91, 0.92), diverged=[1])
+    make_run(tmp_path / "b", "convbn", (0.8, 0.81, 0.8))
+    make_run(tmp_path / "c", "resnet", (0.5, 0.51, 0.52))
+    (study,), _ = read_studies(tmp_path)
+    assert names_of(study) == ["convbn", "resnet", "convnet"]
+    assert [pair[:2] for pair in study.comparisons] == [tuple(study.entries[:2])]
+    failed = study.entries[2]
+    assert failed.accuracies.keys() == {0, 2}
+    assert failed.mean == pytest.approx(0.91, abs=0.006)
+    assert failed.mean_of_all == pytest.approx(0.91 * 2 / 3, abs=0.006)
+
+
+def test_validation_chooses_the_setting_of_a_model_and_not_the_test_set(tmp_path):
+    for lr, accuracy, val in ((0.1, 0.6, 0.5), (0.2, 0.7, 0.4), (0.4, 0.5, 0.3)):
+        runs = (accuracy, accuracy + 0.01)
+        make_run(tmp_path / f"a{lr}", "convnet", runs, lr=lr, val_accuracy=val)
+    make_run(tmp_path / "b", "convbn", (0.8, 0.81), val_accuracy=0.8)
+    (study,), _ = read_studies(tmp_path)
+    assert names_of(study) == ["convbn", "convnet lr=0.1"]
+    assert [entry.name for entry in study.apart] == ["convnet lr=0.2", "convnet lr=0.4"]
+    assert len(study.comparisons) == 1
+    (all_of_them,), _ = read_studies(tmp_path, compared=["lr"])
+    assert len(all_of_them.entries) == 4
+    assert len(all_of_them.comparisons) == 6
+    (with_one,), _ = read_studies(tmp_path, baseline="convnet lr=0.2")
+    assert len(with_one.comparisons) == 3
+
+
+def test_a_setting_with_seeds_that_diverge_is_not_chosen(tmp_path):
+    make_run(tmp_path / "a", accuracies=(0.5, 0.5, 0.5), lr=0.1, val_accuracy=0.5)
+    make_run(
+        *(tmp_path / "b", "convnet", (0.7, 0.7, 0.7)),
+        diverged=[1],
+        lr=0.2,
+        val_accuracy=0.7,
+    )
+    (study,), _ = read_studies(tmp_path)
+    assert names_of(study) == ["convnet lr=0.1"]
+
+
+def test_runs_of_one_model_are_compared_in_all_but_the_rate(tmp_path):
+    for lr in (0.1, 0.2):
+        for momentum in (0.5, 0.9):
+            make_run(
+                tmp_path / f"{lr} {momentum}",
+                lr=lr,
+                momentum=momentum,
+                val_accuracy=0.5 + lr,
+            )
+    (study,), _ = read_studies(tmp_path)
+    assert {entry.first.used["momentum"] for entry in study.entries} == {0.5, 0.9}
+    assert {entry.first.used["lr"] for entry in study.entries} == {0.2}
+
+
+def test_without_validation_all_settings_are_ranked(tmp_path):
+    make_run(tmp_path / "a", lr=0.1)
+    make_run(tmp_path / "b", lr=0.2)
+    (study,), _ = read_studies(tmp_path)
+    assert len(study.entries) == 2
+    assert study.apart == []
+
+
+def test_a_setting_to_compare_has_to_differ(tmp_path):
+    make_run(tmp_path / "a", lr=0.1)
+    make_run(tmp_path / "b", lr=0.2)
+    with pytest.raises(UserError, match=r"=momentun: no setting.* differ: lr"):
+        read_studies(tmp_path, compared=["momentun"])
+
+
+def test_settings_are_shown_as_they_were_used(tmp_path):
+    make_run(tmp_path / "a", lr="auto", batch_size=None)
+    make_run(tmp_path / "b", lr=0.2, batch_size=64)
+    (study,), _ = read_studies(tmp_path)
+    used = {entry.name: entry.first.used for entry in study.entries}
+    assert used == {
+        "convnet lr=0.1 batch_size=256": {
+            "model": "convnet",
+            "lr": 0.1,
+            "batch_size": 256,
+        },
+        "convnet lr=0.2 batch_size=64": {
+            "model": "convnet",
+            "lr": 0.2,
+            "batch_size": 64,
+        },
+    }
+
+
+def test_seeds_with_rates_of_their_own_are_one_entry(tmp_path):
+    for seed, lr in ((0, 0.1), (1, 0.2)):
+        folder = make_run(
+            *(tmp_path / str(seed), "convnet", (0.5,), [seed]),
+            lr="auto",
+            seeds_vary=["rate"],
+        )
+        config = records.read_config(folder)
+        config.recipe["phases"][0]["learning_rate"] = lr
+        records.write_config(folder, config)
+    (study,), _ = read_studies(tmp_path)
+    (entry,) = study.entries
+    assert entry.rates == (0.1, 0.2)
+    assert entry.name == "convnet"
 
 
 def test_seeds_of_one_configuration_in_several_folders_are_one_entry(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from cifar_flax import records
 from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
-from cifar_flax.reports.runs import read_studies
+from cifar_flax.reports.studies import read_studies
 from cifar_flax.runs.folder import LOCK, lock_holder
 from cifar_flax.runs.observers import Observer
 from cifar_flax.runs.range_tests import range_test

@@ -1,0 +1,435 @@
+"""Runs sorted into what compares, and what of them is compared.
+
+Runs of one configuration, whatever their seeds and folders, are one entry. Entries that
+trained and were tested on the same images with the same version are one study; only
+within a study is anything compared. The ranking holds one entry of each model, the best
+on the validation split: choosing it by the test accuracy would flatter it.
+"""
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cifar_flax import records
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.reports.predictions import Calibration
+from cifar_flax.reports.runs import RunRecord, read_runs
+from cifar_flax.reports.statistics import (
+    Difference,
+    ci95_of_mean,
+    ci95_of_share,
+    compare,
+    holm,
+)
+
+# A study of more entries than this is large: only its best are compared with each
+# other and drawn over the epochs. Up to it, all are: 190 pairs.
+WHOLE = 20
+BEST = 10
+
+# What makes a model, by which entries are always told apart.
+OF_MODEL = ("model", "model_args")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """All seeds of one configuration.
+
+    Attributes:
+      name: unique in its study.
+      runs: that hold them.
+    """
+
+    name: str
+    runs: list[RunRecord]
+
+    @property
+    def first(self) -> RunRecord:
+        """For what is the same in all runs."""
+        return self.runs[0]
+
+    @functools.cached_property
+    def accuracies(self) -> dict[int, float]:
+        """Test accuracy of each seed that came to its end."""
+        return {
+            seed: accuracy
+            for run in self.runs
+            for seed, accuracy, at in _of_seeds(run, run.result.test_accuracy)
+            if at is None and accuracy is not None
+        }
+
+    @functools.cached_property
+    def diverged(self) -> list[int]:
+        """Seeds that did not come to the end."""
+        return [
+            seed
+            for run in self.runs
+            for seed, _, at in _of_seeds(run, run.result.seeds)
+            if at is not None
+        ]
+
+    @property
+    def seeds(self) -> list[int]:
+        """All of them, those that diverged included."""
+        return sorted([*self.accuracies, *self.diverged])
+
+    @property
+    def mean(self) -> float:
+        """Mean of the test accuracies of the finished seeds; NaN where there is none.
+
+        Equal accuracies have their own value as their mean, to the last bit.
+        """
+        values = list(self.accuracies.values())
+        return (
+            values[0] + float(np.mean(np.subtract(values, values[0])))
+            if values
+            else np.nan
+        )
+
+    @property
+    def mean_of_all(self) -> float:
+        """The mean over all seeds, where one that diverged has got no image right."""
+        return (
+            self.mean * len(self.accuracies) / len(self.seeds)
+            if self.accuracies
+            else 0.0
+        )
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the test accuracies; None for fewer than two."""
+        values = list(self.accuracies.values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the 95 % interval: over seeds, or over the test images for one seed."""
+        values = list(self.accuracies.values())
+        if not values:
+            return None
+        half = ci95_of_mean(values)
+        if half is not None:
+            return half
+        return ci95_of_share(values[0], self.first.result.test_size)
+
+    @functools.cached_property
+    def right(self) -> np.ndarray:
+        """Whether each finished seed is right, bool [n, N], as in ``accuracies``."""
+        rows = [
+            run.right[index]
+            for run in self.runs
+            for index, at in enumerate(run.result.diverged_at)
+            if at is None
+        ]
+        return np.array(rows)
+
+    @functools.cached_property
+    def validation(self) -> float | None:
+        """Mean accuracy on the validation split at the end of training."""
+        _, values = self.curve("val_accuracy")
+        return float(values[:, -1].mean()) if len(values) else None
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The lowest and the highest of its runs' learning rates."""
+        rates = [run.used["lr"] for run in self.runs]
+        return min(rates), max(rates)
+
+    @property
+    def seconds_per_seed(self) -> float:
+        """Seconds of training, mean over the seeds."""
+        seconds = sum(run.result.train_seconds for run in self.runs)
+        return seconds / len(self.seeds)
+
+    @property
+    def predictions(self) -> list[dict[str, np.ndarray]]:
+        """The ``predictions.npz`` of each run, read anew each time."""
+        return [run.predictions for run in self.runs]
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """Over the predictions of all finished seeds."""
+        first, *others = (run.scores for run in self.runs)
+        return sum(others, start=first).calibration
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A column of the metrics.
+
+        Args:
+          name: as in ``metrics.jsonl``.
+
+        Returns:
+          Epochs [E], and the values [R, E] of the seeds that came to the end; R is 0
+          where it was not recorded.
+        """
+        whole = [run for run in self.runs if run.result.status == "finished"]
+        if not whole:
+            return np.empty(0), np.empty((0, 0))
+        epochs = np.array([line.epoch for line in whole[0].metrics])
+        rows = []
+        for run in whole:
+            values = [np.atleast_1d(getattr(line, name)) for line in run.metrics]
+            rows.append(np.array(values, dtype=np.float64).T)  # None becomes NaN
+        table = np.concatenate(rows)
+        return epochs, table[~np.isnan(table).any(1)]
+
+
+def _of_seeds(run: RunRecord, values: Sequence[Any]) -> list[tuple[int, Any, Any]]:
+    result = run.result
+    return list(zip(result.seeds, values, result.diverged_at, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+    """Entries that may be compared.
+
+    Attributes:
+      dataset: what they share.
+      version: of this package, that trained them.
+      key: what tells it from other studies.
+      entries: the ranking, the best first; those of which a seed diverged come last.
+      apart: those that another entry of the same model is ranked for, and then too.
+      compared: settings beside the model by which the ranked entries are told apart.
+      baseline: the entry with which all others are compared; None: those of ``best``
+        are compared with each other.
+    """
+
+    dataset: records.DatasetInfo
+    version: str
+    key: str
+    entries: list[Entry]
+    apart: list[Entry]
+    compared: tuple[str, ...] = ()
+    baseline: Entry | None = None
+
+    @property
+    def everything(self) -> list[Entry]:
+        """The ranked entries, and then those apart."""
+        return [*self.entries, *self.apart]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has too many entries to compare and to draw all of them."""
+        return len(self.entries) > WHOLE
+
+    @property
+    def best(self) -> list[Entry]:
+        """The best entries of a large study, all of another one."""
+        return self.entries[:BEST] if self.is_large else self.entries
+
+    @property
+    def shown(self) -> list[Entry]:
+        """The best entries, and the baseline."""
+        others = [self.baseline] if self.baseline else []
+        return [*self.best, *(entry for entry in others if entry not in self.best)]
+
+    @functools.cached_property
+    def comparisons(self) -> list[tuple[Entry, Entry, Difference]]:
+        """What is compared, with p adjusted for the number of these comparisons.
+
+        All entries with the baseline where there is one, else every pair of the best
+        entries, the better one first. Entries with one seed and those of which a seed
+        diverged are not compared: no interval speaks for them.
+        """
+        able = [e for e in self.entries if len(e.accuracies) > 1 and not e.diverged]
+        pairs = list(itertools.combinations([e for e in able if e in self.best], 2))
+        if self.baseline is not None:
+            others = [entry for entry in able if entry is not self.baseline]
+            pairs = [(e, self.baseline) for e in others if self.baseline in able]
+        found = [
+            compare(first.accuracies, second.accuracies, (first.right, second.right))
+            for first, second in pairs
+        ]
+        adjusted = holm([one for one in found if one is not None])
+        return [(*pair, one) for pair, one in zip(pairs, adjusted, strict=True)]
+
+    @functools.cached_property
+    def differing(self) -> list[str]:
+        """Settings that are not the same in all entries that are shown."""
+        return differing([entry.first.used for entry in self.shown])
+
+
+def read_studies(
+    folder: pathlib.Path,
+    baseline: str | None = None,
+    compared: Sequence[str] = (),
+) -> tuple[list[Study], list[str]]:
+    """The studies of all finished runs below a folder, the largest first.
+
+    Args:
+      folder: that holds them, at any depth.
+      baseline: name of the entry with which the others of its study are compared; that
+        study has no entries apart.
+      compared: settings whose values are compared, beside the models. By default none,
+        or, in a study of one model, all that differ but the rate.
+
+    Returns:
+      The studies, and a line for each run that is left out, with the reason.
+
+    Raises:
+      UserError: there is no such folder, no finished run in it, or no such entry or
+        setting.
+    """
+    runs, left_out = read_runs(folder)
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(repr(_study_key(run)), []).append(run)
+    made = [
+        (key, group, _make_entries(group, left_out)) for key, group in groups.items()
+    ]
+    _check_names(made, baseline, compared)
+    studies = [
+        _make_study(key, group[0], entries, baseline, compared)
+        for key, group, entries in made
+    ]
+    return sorted(studies, key=lambda study: -len(study.entries)), left_out
+
+
+def _check_names(
+    made: list[tuple[str, list[RunRecord], list[Entry]]],
+    baseline: str | None,
+    compared: Sequence[str],
+) -> None:
+    """UserError where there is no such entry, or no such setting that differs."""
+    names = [entry.name for _, _, entries in made for entry in entries]
+    if baseline is not None and baseline not in names:
+        near = difflib.get_close_matches(baseline, names, n=3, cutoff=0)
+        shown = ", ".join(one_line(repr(word), 100) for word in near)
+        raise UserError(
+            f"--baseline={one_line(baseline, 100)}: none of the {len(names)} "
+            f"configurations has this name; the nearest are {shown}"
+        )
+    known = {
+        name
+        for _, _, entries in made
+        for name in differing([entry.first.settings for entry in entries])
+    }
+    for name in compared:
+        if name not in known:
+            those = ", ".join(sorted(known)) or "none"
+            raise UserError(
+                f"--compare={one_line(name, 100)}: no setting that differs between "
+                f"these runs has this name; those that differ: {those}"
+            )
+
+
+def _study_key(run: RunRecord) -> tuple:
+    data = run.config.dataset
+    sizes = ("train_size", "val_size", "test_size")
+    return (
+        *(getattr(data, n) for n in ("name", "fingerprint", "class_names", *sizes)),
+        run.labels_sha256,
+        run.config.versions.get("cifar-flax"),
+    )
+
+
+def _make_entries(runs: list[RunRecord], left_out: list[str]) -> list[Entry]:
+    by_settings: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        same = by_settings.setdefault(repr(sorted(run.settings.items())), [])
+        taken = {seed for other in same for seed in other.result.seeds}
+        twice = taken & set(run.result.seeds)
+        if twice:
+            left_out.append(
+                f"{run.folder} repeats seed {min(twice)} of {same[0].folder}"
+            )
+        else:
+            same.append(run)
+    groups = list(by_settings.values())
+    names = _names([group[0] for group in groups])
+    return [Entry(*pair) for pair in zip(names, groups, strict=True)]
+
+
+def _make_study(
+    key: str,
+    run: RunRecord,
+    entries: list[Entry],
+    baseline: str | None,
+    compared: Sequence[str],
+) -> Study:
+    by_name = {entry.name: entry for entry in entries}
+    base = None if baseline is None else by_name.get(baseline)
+    told_apart = tuple(compared) or _compared_by_default(entries)
+    ranked = entries if base is not None else _chosen(entries, told_apart)
+    kept = set(map(id, ranked))
+    return Study(
+        dataset=run.config.dataset,
+        version=run.config.versions.get("cifar-flax", "of no known version"),
+        key=key,
+        entries=sorted(ranked, key=_rank),
+        apart=sorted((e for e in entries if id(e) not in kept), key=_rank),
+        compared=told_apart,
+        baseline=base,
+    )
+
+
+def _rank(entry: Entry) -> tuple[bool, float]:
+    return bool(entry.diverged), -np.nan_to_num(entry.mean)
+
+
+def _compared_by_default(entries: list[Entry]) -> tuple[str, ...]:
+    names = differing([entry.first.settings for entry in entries])
+    if set(names) & set(OF_MODEL):
+        return ()
+    return tuple(name for name in names if name != "lr")
+
+
+def _chosen(entries: list[Entry], compared: Sequence[str]) -> list[Entry]:
+    """Of the entries that are tuned, the best on the validation split.
+
+    Without a validation split nothing chooses among them, and all are ranked.
+    """
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        names = (*OF_MODEL, *compared)
+        key = repr([entry.first.settings.get(name) for name in names])
+        groups.setdefault(key, []).append(entry)
+    chosen = []
+    for group in groups.values():
+        if any(entry.validation is None and entry.accuracies for entry in group):
+            chosen += group
+            continue
+        chosen.append(
+            min(
+                group,
+                key=lambda e: (len(e.diverged) / len(e.seeds), -(e.validation or 0)),
+            )
+        )
+    return chosen
+
+
+def _names(runs: list[RunRecord]) -> list[str]:
+    """The model, and what tells a run from the other runs of its model."""
+    names = _names_by([run.used for run in runs], runs)
+    if len(set(names)) == len(names):
+        return names
+    # Two settings may come to the same, such as a rate and the recipe's own.
+    return _names_by([run.settings for run in runs], runs)
+
+
+def _names_by(every: list[dict[str, Any]], runs: list[RunRecord]) -> list[str]:
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for own, run in zip(every, runs, strict=True):
+        by_model.setdefault(run.result.model, []).append(own)
+    varied = {model: set(differing(those)) for model, those in by_model.items()}
+    names = []
+    for own, run in zip(every, runs, strict=True):
+        model = run.result.model
+        words = [f"{name}={own[name]}" for name in own if name in varied[model]]
+        names.append(" ".join([model, *words]))
+    return names
+
+
+def differing(every: list[dict[str, Any]]) -> list[str]:
+    """Settings that are not the same in all of these."""
+    return [
+        name
+        for name in dict.fromkeys(itertools.chain(*every))
+        if any(settings.get(name) != every[0].get(name) for settings in every)
+    ]
