@@ -32,6 +32,7 @@ _HOME = {
     "Sgdr": "training.phases",
     "Split": "data",
     "Splits": "data",
+    "Summary": "runs.tables",
     "TensorBoard": "runs.tensorboard",
     "Trainer": "training.trainer",
     "Trapezoid": "training.phases",
@@ -43,6 +44,7 @@ _HOME = {
     "load_results": "reports.tables",
     "make_dataset": "data",
     "open_checkpoints": "runs.checkpoint",
+    "plot_images": "runs.figures",
     "plot_loss": "runs.figures",
     "plot_lr": "runs.figures",
     "range_test": "runs.range_tests",
@@ -71,12 +73,13 @@ if TYPE_CHECKING:
     from cifar_flax.runs.checkpoint import open_checkpoints
     from cifar_flax.runs.console import ConsoleDisplay
     from cifar_flax.runs.export import export_safetensors, export_stablehlo
-    from cifar_flax.runs.figures import plot_loss, plot_lr
+    from cifar_flax.runs.figures import plot_images, plot_loss, plot_lr
     from cifar_flax.runs.inference import Run
     from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
     from cifar_flax.runs.range_tests import range_test
     from cifar_flax.runs.session import run
     from cifar_flax.runs.settings import Settings
+    from cifar_flax.runs.tables import Summary
     from cifar_flax.runs.tensorboard import TensorBoard
     from cifar_flax.training.lr_range import RangeSettings
     from cifar_flax.training.optimizers import Group

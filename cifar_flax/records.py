@@ -282,21 +282,20 @@ class Result(Record, kw_only=True):
             )
         if len(set(self.seeds)) < count:
             raise ValueError("a seed is there twice")
-        pairs = zip(self.test_loss, self.diverged_at, strict=True)
-        if any(loss is None and at is None for loss, at in pairs):
-            raise ValueError("a seed has no test loss, and has not diverged")
-        if None in self.finished:
-            raise ValueError("a seed has no test accuracy, and has not diverged")
+        for name in ("test_accuracy", "test_loss"):
+            pairs = zip(getattr(self, name), self.diverged_at, strict=True)
+            if any(value is None and at is None for value, at in pairs):
+                raise ValueError(f"a seed has no {name}, and has not diverged")
         if len(self.finished) > 1 and self.test_accuracy_ci95 is None:
             raise ValueError("test_accuracy_ci95 is null, for more than one seed")
         if (self.status == "diverged") != (None not in self.diverged_at):
             raise ValueError("status does not agree with diverged_at")
 
     @property
-    def finished(self) -> list[float | None]:
+    def finished(self) -> list[float]:
         """The test accuracies of the seeds that came to their end."""
         pairs = zip(self.test_accuracy, self.diverged_at, strict=True)
-        return [accuracy for accuracy, at in pairs if at is None]
+        return [one for one, at in pairs if one is not None and at is None]
 
 
 class Suggestion(msgspec.Struct, kw_only=True):

@@ -4,9 +4,9 @@ import os
 import signal
 import sys
 
-# While ``python -m experiments.NAME`` loads its libraries, for two seconds, Ctrl-C ends
-# it without a traceback. ``cli.main`` takes over from here.
-if sys.argv[0] == "-m":
+# While ``python -m experiments.NAME`` or ``cifar-flax NAME`` loads its libraries, for
+# two seconds, Ctrl-C ends it without a traceback. ``cli.command`` takes over from here.
+if os.path.basename(sys.argv[0]) in ("-m", "cifar-flax", "cifar-flax.exe"):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Standard channels that are closed: a file would be opened in their place, and what
     # a library prints would go into it.

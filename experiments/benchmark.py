@@ -30,9 +30,10 @@ from rich.table import Table
 from cifar_flax.errors import UserError
 from cifar_flax.json_files import write_json
 from cifar_flax.models.own import is_own
-from cifar_flax.runs.console import make_console, make_table
+from cifar_flax.runs.console import make_console
 from cifar_flax.runs.figures import FORMATS, new_figure, save_figure
 from cifar_flax.runs.settings import choices_of
+from cifar_flax.runs.tables import make_table
 from experiments import cli
 from experiments.our_turns import EVAL_IMAGES, OTHERS, TRAIN_IMAGES
 from experiments.setting_flags import check_models

@@ -5,8 +5,10 @@ import io
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -16,6 +18,7 @@ from absl import logging as absl_logging
 
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_local, check_text, printable
+from cifar_flax.runs.flag_text import as_text
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -32,6 +35,11 @@ SIGNALS = [
 SIGPIPE = 13
 
 logger = logging.getLogger("cifar_flax")
+
+
+# Flags by what they are of, for --help; ``setting_flags`` fills it.
+GROUPS: dict[str, Sequence[str]] = {}
+_OTHERS = "Run"
 
 
 class _Text(flags.ArgumentParser):
@@ -225,12 +233,43 @@ def _parse_flags(argv: list[str]) -> list[str]:
             for one in flag:  # or --help would list the flags of this file's caller
                 flags.FLAGS.register_key_flag_for_module(argv[0], one)
     if {"--help", "-help", "--helpshort"} & set(argv):
-        app.usage(shorthelp=True, writeto_stdout=True)
-        sys.exit(0)  # absl itself would end with status 1
+        with contextlib.suppress(BrokenPipeError):  # | head
+            print(help_text(flags.FLAGS.get_key_flags_for_module(argv[0])), flush=True)
+        drop_output()
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
     except (flags.Error, ValueError) as error:  # the latter from absl's own flags
         fail(str(error), USAGE_ERROR)
+
+
+def help_text(known: Sequence[flags.Flag]) -> str:
+    """What ``--help`` prints: the command's own text, and its flags in groups."""
+    groups: dict[str, list[str]] = {name: [] for name in (*GROUPS, _OTHERS)}
+    for flag in sorted(known, key=lambda flag: flag.name):
+        name = next((n for n, names in GROUPS.items() if flag.name in names), _OTHERS)
+        text = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl's list of the choices
+        if flag.default is not None and "default:" not in text:
+            default = as_text(flag.default)
+            text = f"{text.removesuffix('.')} (default: {default})."
+        words = textwrap.fill(
+            text, 80, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+        groups[name].append(f"  {_usage_of(flag)}\n{words}")
+    shown = [f"{name}:\n" + "\n".join(each) for name, each in groups.items() if each]
+    return "\n\n".join([(sys.modules["__main__"].__doc__ or "").strip(), *shown])
+
+
+def _usage_of(flag: flags.Flag) -> str:
+    """A flag with the kind of its value."""
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    choices = getattr(flag.parser, "enum_values", None)
+    if choices and len(choices) < 10:
+        return f"--{flag.name}={'|'.join(choices)}"
+    kind = flag.flag_type()
+    word = {"int": "INTEGER", "float": "NUMBER"}.get(kind, "TEXT")
+    return f"--{flag.name}={'A,B,...' if 'comma' in kind else word}"
 
 
 def _stop(signum: int, frame: Any) -> None:

@@ -15,8 +15,9 @@ from absl import flags
 
 from cifar_flax.data.images import find_images, read_image
 from cifar_flax.errors import UserError
-from cifar_flax.runs.console import make_console, make_table
+from cifar_flax.runs.console import make_console
 from cifar_flax.runs.inference import Run
+from cifar_flax.runs.tables import make_table
 from experiments import cli
 
 FLAGS = flags.FLAGS

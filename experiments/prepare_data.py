@@ -19,7 +19,7 @@ from rich.console import Console
 from cifar_flax.data import Dataset, default_data_dir, prepare_cifar
 from cifar_flax.data.archive import open_archive
 from cifar_flax.runs.console import make_console, print_pairs
-from cifar_flax.runs.figures import FORMATS, draw_images, save_figure
+from cifar_flax.runs.figures import FORMATS, plot_images, save_figure
 from cifar_flax.runs.recipe_choice import OF_AUGMENTATION
 from experiments import cli
 from experiments.setting_flags import define_settings, settings_from_flags
@@ -40,7 +40,7 @@ def main() -> int:
         start = time.perf_counter()
         dataset = settings.load_data()
         seconds = time.perf_counter() - start
-        figure = draw_images(dataset, settings.make_recipe().augmentation)
+        figure = plot_images(dataset, settings.make_recipe().augmentation)
         save_figure(figure, picture, f"--picture={picture}")
         if FLAGS.data_archive:
             take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)

@@ -14,6 +14,8 @@ from cifar_flax.runs.recipe_choice import OF_RECIPE
 from cifar_flax.runs.settings import (
     DEFAULTS,
     HELP,
+    OF_DATA,
+    OF_MODEL,
     SINGLE,
     TYPES,
     Settings,
@@ -28,6 +30,12 @@ from cifar_flax.training.placement import parse_mesh
 from experiments import cli
 
 FLAGS = flags.FLAGS
+
+cli.GROUPS |= {
+    "Model": (*OF_MODEL, "lowering"),
+    "Data": OF_DATA,
+    "Recipe": (*OF_RECIPE, "lr_check"),
+}
 
 # What absl calls the types, for --help.
 _KINDS = {

@@ -10,9 +10,9 @@ from absl import flags
 from rich.table import Table
 
 from cifar_flax.models import MODELS, create_model
-from cifar_flax.models.summary import layer_rows
-from cifar_flax.runs.console import make_console, make_table
+from cifar_flax.runs.console import make_console
 from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.tables import Summary, make_table
 from experiments import cli
 from experiments.setting_flags import define_settings
 
@@ -29,7 +29,8 @@ def main() -> int:
             console.print(all_models())
         else:
             settings = settings_of(FLAGS.model)
-            console.print(one_model(settings))
+            model = settings.make_model(FLAGS.num_classes)
+            console.print(Summary(model, name=settings.model_label).table)
         console.print(
             "\nFLOPs are of the products of one 32x32 image: a multiplication and its "
             "addition count 2."
@@ -43,39 +44,18 @@ def settings_of(name: str) -> Settings:
         return Settings(model=name, model_args=FLAGS.model_args)
 
 
-def one_model(settings: Settings) -> Table:
-    """A row for each layer, and the sums."""
-    name, model = settings.model_label, settings.make_model(FLAGS.num_classes)
-    rows = layer_rows(model)
-    table = make_table("layer", "kind", "output", "parameters", "FLOPs")
-    for row in rows:
-        table.add_row(
-            row.path,
-            row.kind,
-            " x ".join(map(str, row.output_shape)),
-            f"{row.num_params:,}",
-            f"{row.flops:,}",
-        )
-    table.add_section()
-    params, flops = (
-        sum(getattr(row, name) for row in rows) for name in ("num_params", "flops")
-    )
-    table.add_row(name, "", str(FLAGS.num_classes), f"{params:,}", f"{flops:,}")
-    return table
-
-
 def all_models() -> Table:
     """A row for each model."""
     table = make_table("model", "class", "layers", "parameters", "FLOPs")
     for name in MODELS:
         model = create_model(name, FLAGS.num_classes)
-        rows = layer_rows(model)
+        summary = Summary(model)
         table.add_row(
             name,
             type(model).__name__,
-            str(sum(row.flops > 0 for row in rows)),
-            f"{sum(row.num_params for row in rows):,}",
-            f"{sum(row.flops for row in rows):,}",
+            str(sum(row.flops > 0 for row in summary.rows)),
+            f"{summary.num_params:,}",
+            f"{summary.flops:,}",
         )
     return table
 

@@ -23,7 +23,8 @@ from torch import nn
 from torch.nn import functional
 
 from cifar_flax.data import Split, split_dataset
-from cifar_flax.runs.console import make_console, make_table
+from cifar_flax.runs.console import make_console
+from cifar_flax.runs.tables import make_table
 from experiments import cli
 from experiments.setting_flags import define_settings, settings_from_flags
 from experiments.torch_peer import Airbench

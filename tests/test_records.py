@@ -141,7 +141,7 @@ def test_damage_in_the_middle_is_named(tmp_path):
         ({"test_accuracy": [0.5, 1.5]}, r"test_accuracy\[1\] is 1.5: .* <= 1"),
         ({"test_accuracy": [0.5]}, "not of 2 seeds each"),
         ({"test_accuracy_ci95": None}, "test_accuracy_ci95 is null"),
-        ({"test_loss": [None, 1.0]}, "a seed has no test loss"),
+        ({"test_loss": [None, 1.0]}, "a seed has no test_loss"),
         ({"status": "diverged"}, "status does not agree"),
         ({"seeds": [1, 1]}, "a seed is there twice"),
         ({"format": 2}, "of format 2, and not of 1"),

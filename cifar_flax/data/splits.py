@@ -200,8 +200,8 @@ def _stratified_order(labels: np.ndarray, seed: int | None) -> np.ndarray:
     Image i of the n images of a class, in random order, stands at (i + u) / n of the
     way, with one u of [0, 1) a class.
     """
-    usual = seed is None
-    rng = np.random.default_rng(_SPLIT_SEED if usual else [_SPLIT_SEED, seed % 2**32])
+    own = _SPLIT_SEED if seed is None else [_SPLIT_SEED, seed % 2**32]
+    rng = np.random.default_rng(own)
     position = np.empty(len(labels))
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))

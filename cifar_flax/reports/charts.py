@@ -221,7 +221,7 @@ def _put_numbers(axis: Axes, numbered: list[tuple[int, float, float]]) -> None:
     scale = figure.dpi / 72
     at = [axis.transData.transform(point) / scale for _, *point in numbered]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
-    for (number, *point), place in zip(numbered, at, strict=True):
+    for (number, x, y), place in zip(numbered, at, strict=True):
         boxes = {
             (dx, dy): _box(place, len(str(number)), dx, dy)
             for dy in (5, -5, 17, -17, 29, -29)
@@ -231,7 +231,7 @@ def _put_numbers(axis: Axes, numbered: list[tuple[int, float, float]]) -> None:
         taken.append(boxes[dx, dy])
         axis.annotate(
             str(number),
-            point,
+            (x, y),
             xytext=(dx, dy),
             textcoords="offset points",
             ha="left" if dx > 0 else "right",

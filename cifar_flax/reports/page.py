@@ -75,6 +75,17 @@ class Report:
             f"{str(self.folder / 'report.html')!r})"
         )
 
+    def _repr_html_(self) -> str:
+        return _notebook_html(self.studies)
+
+
+def _notebook_html(studies: list[Study]) -> str:
+    """The rankings with their intervals, and what is shown."""
+    pages = [
+        {**_overview(study), "ranking": charts.ranking(study.best)} for study in studies
+    ]
+    return _template("notebook.html.j2", autoescape=True).render(studies=pages)
+
 
 def report(
     runs: str | pathlib.Path,
@@ -132,8 +143,9 @@ def _save_figures(studies: list[Study], folder: pathlib.Path) -> None:
         for chart in _charts(study):
             chart.save(folder, prefix)
         for rank, entry in enumerate(study.shown, start=1):
-            if (chart := charts.range_test(entry)) is not None:
-                chart.save(folder, f"{prefix}{rank}-")
+            curves = charts.range_test(entry)
+            if curves is not None:
+                curves.save(folder, f"{prefix}{rank}-")
 
 
 def write_markdown(studies: list[Study], left_out: list[str]) -> str:

@@ -15,12 +15,13 @@ from rich.table import Table
 from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
-from cifar_flax.runs.console import in_columns, make_table, mean_and_interval
+from cifar_flax.runs.console import in_columns
 from cifar_flax.runs.estimates import estimate_seconds
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.folder import check_same_settings
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.tables import make_table, mean_and_interval
 
 # More would not be a comparison but a mistake in a list.
 MAX_CELLS = 10_000

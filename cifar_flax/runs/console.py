@@ -8,22 +8,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from rich import progress as bars
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cifar_flax import records
 from cifar_flax.files import printable
 from cifar_flax.layers.conv import describe
-from cifar_flax.reports.range_curve import Consensus
-from cifar_flax.reports.statistics import (
-    ci95_of_mean,
-    ci95_of_share,
-    mean_of_finite,
-)
+from cifar_flax.reports.statistics import mean_of_finite
 from cifar_flax.runs.figures import RANGE_FIGURE
 from cifar_flax.runs.observers import (
     Observer,
@@ -32,26 +25,18 @@ from cifar_flax.runs.observers import (
     RangeTestResult,
     RunResult,
 )
-from cifar_flax.training.rate_check import RateCheck
+from cifar_flax.runs.tables import (
+    WORDS,
+    loss_in_words,
+    mean_and_interval,
+    result_table,
+    suggestions_table,
+    trials_table,
+)
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Progress
 
 logger = logging.getLogger(__name__)
-
-# Columns that hold words and not numbers.
-WORDS = (
-    "",
-    "model",
-    "data",
-    "method",
-    "cell",
-    "node",
-    "recipe",
-    "image",
-    "layer",
-    "kind",
-    "class",
-)
 
 
 class _Console(Console):
@@ -115,21 +100,6 @@ def make_console(on_broken: Callable[[], None] | None = None) -> Console:
     if not console.is_terminal:
         console = _Console(on_broken, **settings, soft_wrap=True, width=120)
     return console
-
-
-def make_table(*columns: str, title: str | None = None) -> Table:
-    """A table without lines; all columns but those of words are set to the right."""
-    table = Table(
-        show_edge=False,
-        pad_edge=False,
-        box=None,
-        padding=(0, 2, 0, 0),
-        title=title,
-        title_justify="left",
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if name in WORDS else "right")
-    return table
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> str:
@@ -222,12 +192,12 @@ class ConsoleDisplay(Observer):
         text = (
             f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  "
             f"rate {line.learning_rate:<9.3g}"
-            f"train loss {_loss(mean_of_finite(line.train_loss))}  "
+            f"train loss {loss_in_words(mean_of_finite(line.train_loss))}  "
             f"accuracy {100 * mean_of_finite(line.train_accuracy):5.2f} %"
         )
         if line.val_loss is not None:
             text += (
-                f"   val loss {_loss(mean_of_finite(line.val_loss))}  "
+                f"   val loss {loss_in_words(mean_of_finite(line.val_loss))}  "
                 f"accuracy {100 * mean_of_finite(line.val_accuracy):5.2f} %"
             )
         self._console.print(f"{text}   {line.images_per_second:,.0f} images/s")
@@ -261,18 +231,6 @@ class ConsoleDisplay(Observer):
             self._console.print(f"suggested rate: {result.rate:.3g}")
 
 
-def trials_table(check: RateCheck) -> Table:
-    """How the training began with each rate that was looked at."""
-    table = make_table("rate", "loss after the beginning of training", "breaks away")
-    for trial in check.trials:
-        table.add_row(
-            f"{trial.rate:.3g}",
-            ", ".join(_loss(loss) for loss in trial.last),
-            f"{trial.breaks.sum()} of {len(trial.breaks)} seeds",
-        )
-    return table
-
-
 def header(plan: Plan) -> list[tuple[str, str]]:
     """What will run: names, and what they stand for."""
     config, trainer, splits = plan.config, plan.trainer, plan.splits
@@ -303,43 +261,16 @@ def header(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
-    """A row for each method of a range test, with its rate for each seed."""
-    table = make_table(
-        "method", *(f"seed {seed}" for seed in seeds), "consensus", "spread"
-    )
-    for one in found:
-        table.add_row(
-            one.method,
-            *(f"{rate:.2g}" if np.isfinite(rate) else "-" for rate in one.rates),
-            "none" if one.rate is None else f"{one.rate:g}",
-            "-" if one.spread is None else f"x {one.spread:.1f}",
-        )
-    return table
-
-
 def print_result(
     console: Console, result: records.Result, folder: pathlib.Path | None
 ) -> None:
     """Prints the table at the end."""
-    table = make_table("model", "data", "seed", "test accuracy", "test loss")
-    columns = (result.seeds, result.test_accuracy, result.test_loss, result.diverged_at)
-    for seed, accuracy, loss, diverged_at in zip(*columns, strict=True):
-        table.add_row(
-            result.model,
-            result.dataset,
-            str(seed),
-            "-" if diverged_at is not None else f"{100 * accuracy:.2f} %",
-            f"diverged at step {diverged_at}"
-            if loss is None or diverged_at is not None
-            else _loss(loss),
-        )
     what = "mean of the finished seeds, 95 % interval"
     if len(result.finished) == 1:
         what = "one seed; 95 % interval over test images, not over seeds"
-    accuracy = mean_and_interval(result) + (f" ({what})" if result.finished else "")
+    what = f" ({what})" if result.finished else ""
     pairs = [
-        ("test accuracy", accuracy),
+        ("test accuracy", mean_and_interval(result) + what),
         (
             "time",
             f"{result.train_seconds:.1f} s of training, "
@@ -350,21 +281,6 @@ def print_result(
     if folder is not None:
         pairs.append(("files", str(folder)))
     console.print()
-    console.print(table)
+    console.print(result_table(result))
     console.print()
     print_pairs(console, pairs)
-
-
-def mean_and_interval(result: records.Result) -> str:
-    """A run's test accuracy over its finished seeds, in per cent."""
-    count, finished = len(result.seeds), result.finished
-    if not finished or finished[0] is None:
-        return "none: every seed diverged"
-    half = ci95_of_mean(finished) or ci95_of_share(finished[0], result.test_size)
-    text = f"{100 * mean_of_finite(finished):.2f} ± {100 * half:.2f} %"
-    some = f", {len(finished)} of {count} seeds" if len(finished) < count else ""
-    return text + some
-
-
-def _loss(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"

@@ -113,7 +113,7 @@ def _steps_of(
     return records.read_steps(pathlib.Path(run)), config.model, seeds
 
 
-def draw_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
+def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
     """Draws an image of each of the first ten classes, and variants of it.
 
     The images take the way that training takes: padded, cropped, flipped, normalised,

@@ -1,6 +1,7 @@
 """What a run tells those who watch it, and what it gives back at its end."""
 
 import dataclasses
+import html
 import pathlib
 from collections.abc import Iterable
 from typing import Literal
@@ -8,6 +9,12 @@ from typing import Literal
 from cifar_flax import records
 from cifar_flax.data import Dataset, Splits
 from cifar_flax.reports.range_curve import Consensus, RangeResult
+from cifar_flax.runs.tables import (
+    as_html,
+    mean_and_interval,
+    result_table,
+    suggestions_table,
+)
 from cifar_flax.training.evaluation import Evaluation
 from cifar_flax.training.rate_check import RateCheck
 from cifar_flax.training.state import TrainState
@@ -76,6 +83,12 @@ class RunResult:
             f"folder={self.folder and str(self.folder)!r})"
         )
 
+    def _repr_html_(self) -> str:
+        if self.record is None:
+            return f"stopped after step {int(self.state.step.max())}"
+        line = f"test accuracy {mean_and_interval(self.record)}"
+        return as_html(result_table(self.record)) + html.escape(line)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RangeTestResult:
@@ -104,10 +117,15 @@ class RangeTestResult:
         """The rate to train with; None where there is none, or the test was stopped."""
         if self.check is not None:
             return self.check.rate
-        return self.consensus and self.consensus.rate
+        return None if self.consensus is None else self.consensus.rate
 
     def __repr__(self) -> str:
         return f"RangeTestResult({self.status}, rate={self.rate})"
+
+    def _repr_html_(self) -> str:
+        if self.curves is None:
+            return self.status
+        return as_html(suggestions_table(self.curves.seeds, self.suggestions))
 
 
 @dataclasses.dataclass(frozen=True)

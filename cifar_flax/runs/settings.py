@@ -52,6 +52,7 @@ MAX_SIDE = 4096  # of an image
 # Settings by what they are of; a program may give the thing itself instead.
 _OF_OUR_MODELS = ("dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
 OF_MODEL = ("model", "model_args", *_OF_OUR_MODELS)
+OF_DATA = ("dataset", *PATHS, "archive_sha256", "image_size", "val_size", "train_size")
 
 
 def _setting(default: Any, help_text: str) -> Any:

@@ -86,7 +86,9 @@ def main():
     for seeds in counts:
         rng, row = np.random.default_rng(seeds), [seeds]
         for kind in kinds[:3]:
-            families = (judge(draw(rng, kind, seeds, GAP)) for _ in range(FAMILIES // 4))
+            families = (
+                judge(draw(rng, kind, seeds, GAP)) for _ in range(FAMILIES // 4)
+            )
             shares = [
                 np.mean([one[0, j].shown for j in range(1, ENTRIES)])
                 for one in families
@@ -96,7 +98,10 @@ def main():
     table(["seeds", *kinds[:3]], rows)
     print("Intervals that hold the true difference, on new test images each time:\n")
     rows = [
-        (seeds, *(f"{share:.3f}" for share in coverage(np.random.default_rng(1), seeds)))
+        (
+            seeds,
+            *(f"{share:.3f}" for share in coverage(np.random.default_rng(1), seeds)),
+        )
         for seeds in (3, 5, 10)
     ]
     table(["seeds", "over seeds", "over seeds and test images"], rows)

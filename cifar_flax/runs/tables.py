@@ -1,0 +1,170 @@
+"""Tables for a terminal and for a notebook."""
+
+import html
+
+import flax.linen as nn
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cifar_flax import records
+from cifar_flax.models.summary import layer_rows
+from cifar_flax.reports.range_curve import Consensus
+from cifar_flax.reports.statistics import (
+    ci95_of_mean,
+    ci95_of_share,
+    mean_of_finite,
+)
+from cifar_flax.training.rate_check import RateCheck
+
+# Columns that hold words and not numbers.
+WORDS = (
+    "",
+    "model",
+    "data",
+    "method",
+    "cell",
+    "node",
+    "recipe",
+    "image",
+    "layer",
+    "kind",
+    "class",
+)
+
+
+def make_table(*columns: str, title: str | None = None) -> Table:
+    """A table without lines; all columns but those of words are set to the right."""
+    table = Table(
+        show_edge=False,
+        pad_edge=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+        title=title,
+        title_justify="left",
+    )
+    for name in columns:
+        table.add_column(name, justify="left" if name in WORDS else "right")
+    return table
+
+
+def as_html(table: Table) -> str:
+    """A table for a notebook."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    heads = "".join(f"<th>{html.escape(str(c.header))}</th>" for c in table.columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in zip(*columns, strict=True)
+    )
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+class Summary:
+    """The layers of a model with their shapes, parameters and operations."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        image_shape: tuple[int, int, int] = (32, 32, 3),
+        name: str | None = None,
+    ):
+        """Traces the model; nothing is computed.
+
+        Args:
+          model: see ``models.calling``.
+          image_shape: (H, W, C).
+          name: of the model; None for that of its class.
+
+        Raises:
+          UserError: the images are too small for it.
+        """
+        self.rows = layer_rows(model, image_shape)
+        self._name = name or type(model).__name__
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of all layers."""
+        return sum(row.num_params for row in self.rows)
+
+    @property
+    def flops(self) -> int:
+        """Operations for one image; see ``LayerRow``."""
+        return sum(row.flops for row in self.rows)
+
+    @property
+    def table(self) -> Table:
+        """A row for each layer, and the sums."""
+        table = make_table("layer", "kind", "output", "parameters", "FLOPs")
+        for row in self.rows:
+            shape = " x ".join(map(str, row.output_shape))
+            params, flops = f"{row.num_params:,}", f"{row.flops:,}"
+            table.add_row(row.path, row.kind, shape, params, flops)
+        table.add_section()
+        output = " x ".join(map(str, self.rows[-1].output_shape))
+        sums = f"{self.num_params:,}", f"{self.flops:,}"
+        table.add_row(self._name, "", output, *sums)
+        return table
+
+    def __repr__(self) -> str:
+        console = Console(width=100, markup=False, emoji=False, highlight=False)
+        with console.capture() as capture:
+            console.print(self.table)
+        return capture.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table)
+
+
+def trials_table(check: RateCheck) -> Table:
+    """How the training began with each rate that was looked at."""
+    table = make_table("rate", "loss after the beginning of training", "breaks away")
+    for trial in check.trials:
+        table.add_row(
+            f"{trial.rate:.3g}",
+            ", ".join(loss_in_words(loss) for loss in trial.last),
+            f"{trial.breaks.sum()} of {len(trial.breaks)} seeds",
+        )
+    return table
+
+
+def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
+    """A row for each method of a range test, with its rate for each seed."""
+    table = make_table(
+        "method", *(f"seed {seed}" for seed in seeds), "consensus", "spread"
+    )
+    for one in found:
+        table.add_row(
+            one.method,
+            *(f"{rate:.2g}" if np.isfinite(rate) else "-" for rate in one.rates),
+            "none" if one.rate is None else f"{one.rate:g}",
+            "-" if one.spread is None else f"x {one.spread:.1f}",
+        )
+    return table
+
+
+def result_table(result: records.Result) -> Table:
+    """A row for each seed of a run."""
+    table = make_table("model", "data", "seed", "test accuracy", "test loss")
+    columns = (result.seeds, result.test_accuracy, result.test_loss, result.diverged_at)
+    for seed, accuracy, loss, diverged_at in zip(*columns, strict=True):
+        outcome = ["-", f"diverged at step {diverged_at}"]
+        if diverged_at is None and accuracy is not None and loss is not None:
+            outcome = [f"{100 * accuracy:.2f} %", loss_in_words(loss)]
+        table.add_row(result.model, result.dataset, str(seed), *outcome)
+    return table
+
+
+def mean_and_interval(result: records.Result) -> str:
+    """A run's test accuracy over its finished seeds, in per cent."""
+    count, finished = len(result.seeds), result.finished
+    if not finished:
+        return "none: every seed diverged"
+    half = ci95_of_mean(finished) or ci95_of_share(finished[0], result.test_size)
+    text = f"{100 * mean_of_finite(finished):.2f} ± {100 * half:.2f} %"
+    some = f", {len(finished)} of {count} seeds" if len(finished) < count else ""
+    return text + some
+
+
+def loss_in_words(value: float) -> str:
+    """A loss with the digits that matter."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
