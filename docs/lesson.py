@@ -21,6 +21,7 @@
 # says how many seeds it comes from. Each section ends with a question; click it to see an answer.
 
 # %%
+# %matplotlib inline
 import os
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import display
 
 import cifar_flax as cf
 from cifar_flax.data.augment import normalise
@@ -40,12 +42,6 @@ WHERE = {
     "val_size": int(os.environ.get("LESSON_VAL_SIZE", 5_000)),
 }
 FOLDER = os.environ.get("LESSON_RUNS", "runs/lesson")
-
-
-def train(model, name=None, seeds=SEEDS, **settings):
-    """Trains with a few settings, and keeps the records in a folder."""
-    settings = cf.Settings(model=model, seeds=seeds, **WHERE, **settings)
-    return cf.run(settings, name and f"{FOLDER}/{name}")
 
 
 # %% [markdown]
@@ -61,6 +57,13 @@ dataset = cf.load_dataset(
 splits = cf.split_dataset(dataset, WHERE["val_size"], WHERE["train_size"])
 print(dataset.name, splits.train.images.shape, splits.train.images.dtype)
 print("classes:", ", ".join(dataset.class_names))
+
+
+def train(model, name=None, seeds=SEEDS, **settings):
+    """Trains on these data with a few settings; with a name, it keeps the records."""
+    settings = cf.Settings(model=model, seeds=seeds, **WHERE, **settings)
+    return cf.run(settings, name and f"{FOLDER}/{name}", dataset=dataset)
+
 
 # %%
 cf.plot_images(dataset, cf.Augmentation())
@@ -111,7 +114,8 @@ cf.Summary(simplenet)
 # before it breaks.
 
 # %%
-found = cf.range_test(cf.Settings(model="simplenet", seeds=(0, 1, 2, 3, 4), **WHERE))
+settings = cf.Settings(model="simplenet", seeds=(0, 1, 2, 3, 4), **WHERE)
+found = cf.range_test(settings, dataset=dataset)
 figure, axis = plt.subplots(figsize=(7, 4.5))
 found.curves.plot(axis)
 found
@@ -132,9 +136,7 @@ found
 
 # %%
 first = train("simplenet", "simplenet")
-cf.plot_lr(first)
-cf.plot_loss(first)
-first
+display(cf.plot_lr(first), cf.plot_loss(first), first)
 
 # %% [markdown]
 # <details><summary>Question: why does the loss drop at the end of each cycle?</summary>
@@ -180,10 +182,10 @@ figure, axis = plt.subplots(figsize=(7, 3))
 axis.plot(losses.T)
 axis.set(xlabel="step", ylabel="loss", ylim=(0, 8))
 for seed, loss in zip(SEEDS, losses, strict=True):
-    lost = np.flatnonzero(~np.isfinite(loss) | (loss > 3 * loss[0]))
+    lost = np.flatnonzero(~np.isfinite(loss) | (loss > 1.5 * loss[0]))
+    where = f"breaks away at step {lost[0]}" if len(lost) else "does not break away"
     print(
-        f"seed {seed}:",
-        f"breaks at step {lost[0]}" if len(lost) else "does not break away",
+        f"seed {seed}: {where}; mean loss of the last 20 steps {np.mean(loss[-20:]):.3f}"
     )
 broken
 
@@ -272,7 +274,7 @@ def watch(norm, rate, steps=60, every=4, seed=0):
     return np.array(losses), np.array(deviations)
 
 
-figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True)
+figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, sharey="row")
 for column, norm in enumerate((False, True)):
     losses, deviations = watch(norm, rate=0.1)
     for layer in range(deviations.shape[1]):
@@ -288,7 +290,8 @@ figure.tight_layout()
 # %% [markdown]
 # Without normalisation, the deviations shrink with depth and then change by orders of magnitude when the network
 # starts to learn. A step that suits one layer does not suit another. With batch norm, every layer gives outputs
-# with deviation near 1 at every step, so one rate suits all layers.
+# with deviation near 1, so one rate suits all layers. (The deviation of the last layer falls because its scale is
+# learned: the classifier that follows wants smaller numbers.)
 #
 # <details><summary>Question: why does the loss without norm stay flat for so long?</summary>
 # The signal shrinks from layer to layer, so the last layer sees nearly the same for every image, and the

@@ -212,7 +212,8 @@ def _of_tuning(study: Study) -> list[str]:
         )
         return [
             f"The ranking holds the setting of each model{how} that is best on the "
-            f"validation split; the other {len(study.apart):,} are listed below it. "
+            f"validation split. The {len(study.apart):,} that are not ranked "
+            "are listed below it. "
             "--compare=SETTING compares the values of a setting as well."
         ]
     models = [

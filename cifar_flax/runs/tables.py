@@ -106,7 +106,9 @@ class Summary:
         return table
 
     def __repr__(self) -> str:
-        console = Console(width=100, markup=False, emoji=False, highlight=False)
+        console = Console(
+            width=100, color_system=None, force_jupyter=False, force_terminal=False
+        )
         with console.capture() as capture:
             console.print(self.table)
         return capture.get().rstrip()
