@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -343,6 +344,36 @@ def test_help_lists_the_flags_of_the_command():
     assert done.returncode == 0
     assert "--bn_freeze" in done.stdout.replace("[no]", "")
     assert "--data_archive" in done.stdout
+
+
+def test_help_has_groups_kinds_and_defaults():
+    text = command("run", "--help").stdout
+    groups = re.findall(r"^(\w+):$", text, re.M)
+    assert groups == ["Model", "Data", "Recipe", "Run"]
+    model, data, recipe, rest = re.split(
+        r"^(?:Model|Data|Recipe|Run):$", text, flags=re.M
+    )[1:]
+    assert "--dtype=float32|bfloat16" in model
+    assert "--val_size=INTEGER" in data
+    assert "--weight_decay=NUMBER" in recipe
+    assert "--[no]nesterov" in recipe
+    assert "(default: 0)" in rest.split("--seeds=")[1]
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_one_command_has_all_others():
+    def main(*words):
+        line = [sys.executable, "-m", "experiments", *words]
+        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+
+    listed = main("--help").stdout
+    for name in ("run", "sweep", "report", "lr_find"):
+        assert re.search(rf"^  {name} ", listed, re.M)
+    summary = main("summary", "--model=simplenet")
+    assert summary.stdout == command("summary", "--model=simplenet").stdout
+    wrong = main("summary", "--model=none")
+    assert_one_line_error(wrong, 2, "--model=none")
+    assert_one_line_error(main("rum"), 2, "'rum'", "run, sweep")
 
 
 def test_json_lines_are_json(finished):

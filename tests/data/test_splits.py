@@ -61,6 +61,21 @@ def test_the_division_is_fixed_and_validation_ignores_the_training_size():
     assert set(places(smaller.train)) < set(places(first.train))
 
 
+def test_a_seed_divides_otherwise_and_as_evenly():
+    dataset = make_numbered()
+    usual, one, again, other = (
+        split_dataset(dataset, 40, seed=seed) for seed in (None, 3, 3, -4)
+    )
+    for splits in (one, other):
+        assert len(splits.val) == 40
+        counts = np.bincount(splits.val.labels)
+        assert counts.max() - counts.min() <= 1
+        assert set(places(splits.val)) != set(places(usual.val))
+        assert sorted([*places(splits.train), *places(splits.val)]) == list(range(200))
+    np.testing.assert_array_equal(places(one.val), places(again.val))
+    assert set(places(one.val)) != set(places(other.val))
+
+
 def test_validation_images_are_spread_over_the_set():
     val = split_dataset(make_numbered(), 40).val
     assert 60 < places(val).mean() < 140

@@ -37,6 +37,13 @@ def test_a_name_ends_with_a_hash_of_all_settings_that_decide():
         assert cell.name == f"simplenet-lr{cell.settings.lr}-{digest}"
 
 
+def test_seeds_that_vary_in_more_than_their_random_numbers_are_cells():
+    cells = make(2, seeds_vary=[("split",)])
+    assert [cell.settings.seeds for cell in cells] == [(0,), (1,)] * 2
+    assert len({cell.name for cell in cells}) == 4
+    assert all(f"-seed{cell.settings.seeds[0]}-" in cell.name for cell in cells)
+
+
 def test_a_record_is_not_the_settings_themselves():
     settings = Settings(optimizer="adamw", optimizer_args={"b1": 0.8})
     settings.record()["optimizer_args"]["b1"] = 0.1

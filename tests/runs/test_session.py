@@ -19,6 +19,7 @@ from cifar_flax import records
 from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.reports.studies import read_studies
+from cifar_flax.reports.verdicts import given
 from cifar_flax.runs.folder import LOCK, lock_holder
 from cifar_flax.runs.observers import Observer
 from cifar_flax.runs.range_tests import range_test
@@ -478,6 +479,54 @@ def test_a_range_test_suggests_a_rate_and_records_it(tmp_path):
         *("--val_size=24", "--batch_size=32"),
         *("--start_lr=1e-06", "--end_lr=0.1", "--num_steps=60"),
     ]
+
+
+@pytest.mark.parametrize("checks", [None, False])
+def test_a_rate_that_is_found_is_checked_before_it_is_recorded(tmp_path, checks):
+    settings = Settings(
+        model="simplenet",
+        seeds=(5,),
+        lr="auto",
+        lr_check=checks,
+        epochs=1,
+        batch_size=32,
+        val_size=24,
+    )
+    data = {"dataset": make_tiny("cifar10")}
+    result = run(settings, tmp_path / "run", **data)
+    found = records.read_range_test(tmp_path / "run")
+    (lowest,) = (one for one in found.suggestions if one.method == "lowest")
+    trials = [trial.rate for trial in found.checked]
+    if checks is False:
+        assert trials == []
+        assert found.suggested_lr == lowest.rate
+    else:
+        assert trials[:2] == [lowest.rate, lowest.rate / 2]
+        assert len(trials) > 1
+        assert found.suggested_lr in trials
+    (phase,) = result.trainer.recipe.phases
+    assert phase.learning_rate == found.suggested_lr
+    again = run(settings, tmp_path / "run", resume=True, **data)
+    assert again.record == result.record
+
+
+def test_seeds_may_vary_in_their_split_and_their_rate(tmp_path):
+    common = {"model": "simplenet", "batch_size": 32, "val_size": 24, "epochs": 1}
+    data, made = make_tiny("cifar10"), {}
+    for seed in (1, 2):
+        settings = Settings(
+            seeds=(seed,), seeds_vary=("split", "rate"), lr="auto", **common
+        )
+        made[seed] = run(settings, tmp_path / str(seed), dataset=data)
+        found = records.read_range_test(tmp_path / str(seed))
+        assert found.seeds == [5 * seed + k for k in range(5)]
+    images = [result.splits.val.images for result in made.values()]
+    assert not np.array_equal(*images)
+    (study,), left_out = read_studies(tmp_path)
+    assert left_out == []
+    (entry,) = study.entries
+    assert entry.seeds == [1, 2]
+    assert given(study) == "this test set; rate and split are those of each seed"
 
 
 def test_a_range_test_can_be_stopped(tmp_path):

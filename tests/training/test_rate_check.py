@@ -1,0 +1,91 @@
+"""The check of a suggested rate: its losses are those of training; its decision."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cifar_flax.models import ConvNet, SimpleNet
+from cifar_flax.training.phases import Constant, Sgdr
+from cifar_flax.training.rate_check import (
+    MOST_HALVINGS,
+    Trial,
+    beginning,
+    check_rate,
+    is_better,
+)
+from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.trainer import Trainer
+
+RECIPE = Recipe((Sgdr(1.0, cycles=1, cycle_len=2),), batch_size=8, weight_decay=0.01)
+
+
+def make_trainer(splits, model, recipe=RECIPE, seeds=(0, 3)):
+    return Trainer(model, recipe, splits.spec, seeds)
+
+
+def test_losses_are_those_of_the_training_that_would_follow(splits):
+    unit = make_trainer(splits, SimpleNet(4))
+    losses = beginning(unit, splits.train, unit.init(splits.train))(0.02)
+    recipe = dataclasses.replace(RECIPE, phases=(Sgdr(0.02, cycles=1, cycle_len=2),))
+    trainer = make_trainer(splits, SimpleNet(4), recipe)
+    done = []
+    for progress in trainer.run(trainer.init(splits.train), splits.train):
+        done.append(progress.losses)
+        if progress.epoch_done:
+            break
+    expected = np.concatenate(done, axis=1)
+    assert losses.shape == (2, 12)
+    np.testing.assert_allclose(losses, expected[:, :12], rtol=1e-5)
+
+
+def trial(rate, *rows):
+    return Trial(rate, np.array(rows, np.float64))
+
+
+FALLS = np.linspace(2.3, 1.5, 100)
+BREAKS = {
+    "falls": (FALLS, False),
+    "is not finite": (np.where(np.arange(100) < 60, FALLS, np.nan), True),
+    "is infinite": (np.where(np.arange(100) < 99, FALLS, np.inf), True),
+    "rises": (np.where(np.arange(100) < 50, FALLS, 2.6), True),
+    "has one high batch": (np.where(np.arange(100) == 99, 9.0, FALLS), False),
+    "stays": (np.full(100, 2.303), False),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_seed_breaks_away_where_its_loss_rises_or_is_lost(name):
+    losses, breaks = BREAKS[name]
+    assert trial(0.1, losses, FALLS).breaks.tolist() == [breaks, False]
+
+
+def test_half_is_better_with_every_seed_or_where_one_breaks_away():
+    assert is_better(trial(0.1, FALLS - 0.1, FALLS - 0.1), trial(0.2, FALLS, FALLS))
+    assert not is_better(trial(0.1, FALLS - 0.1, FALLS), trial(0.2, FALLS, FALLS))
+    lost = np.full(100, np.nan)
+    assert is_better(trial(0.1, FALLS, FALLS), trial(0.2, FALLS - 1, lost))
+    assert not is_better(trial(0.1, FALLS, lost), trial(0.2, FALLS, FALLS))
+
+
+def test_a_good_rate_stays_and_one_that_is_too_high_is_halved(splits):
+    recipe = Recipe((Constant(1.0, 3),), batch_size=4)
+    unit = make_trainer(splits, ConvNet(4), recipe, (0, 1))
+    state = unit.init(splits.train)
+    good = check_rate(unit, splits.train, 0.02, state)
+    assert good.rate == 0.02
+    assert [one.rate for one in good.trials] == [0.02, 0.01]
+    found = check_rate(unit, splits.train, 1.0, state)
+    assert found.rate < 1.0
+    assert not found.trials[-1].breaks.any()
+    assert found.trials[0].breaks.any()
+
+
+def test_it_ends_after_a_few_halves(splits):
+    unit = make_trainer(splits, SimpleNet(4))
+    told = []
+    found = check_rate(
+        *(unit, splits.train, 1e9, unit.init(splits.train)), lambda: told.append(1)
+    )
+    assert found.rate == 1e9 / 2**MOST_HALVINGS
+    assert len(told) == len(found.trials) == MOST_HALVINGS + 1
