@@ -30,17 +30,13 @@ from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.json_files import read_json, write_json
 from cifar_flax.reports.range_curve import METHODS, RangeResult
-from cifar_flax.runs.console import (
-    ConsoleDisplay,
-    make_console,
-    make_table,
-    steps_bar,
-)
+from cifar_flax.runs.console import ConsoleDisplay, make_console, steps_bar
 from cifar_flax.runs.environment import device_name, use_compilation_cache
 from cifar_flax.runs.figures import RangeFigure
 from cifar_flax.runs.range_tests import range_test
 from cifar_flax.runs.settings import RANGE_SEEDS, Settings
 from cifar_flax.runs.subject import Subject
+from cifar_flax.runs.tables import make_table
 from cifar_flax.training.evaluation import replica_map
 from cifar_flax.training.lr_range import RangeSettings
 from cifar_flax.training.state import TrainState

@@ -372,7 +372,7 @@ def test_one_command_has_all_others():
     summary = main("summary", "--model=simplenet")
     assert summary.stdout == command("summary", "--model=simplenet").stdout
     wrong = main("summary", "--model=none")
-    assert_one_line_error(wrong, 2, "--model=none")
+    assert_one_line_error(wrong, 2, "--model='none'")
     assert_one_line_error(main("rum"), 2, "'rum'", "run, sweep")
 
 

@@ -572,6 +572,8 @@ TYPES: dict[str, Any] = {
     if name in DEFAULTS
 }
 
+_LOOSE_NUMBER = re.compile(r"[+-]?(\.[0-9]+|[0-9]+\.[0-9]*)(e[+-]?[0-9]+)?", re.I)
+
 # By the type of a setting: what to give.
 _WORDS = {
     bool: "true or false",
@@ -614,6 +616,9 @@ def parse_setting(name: str, text: str) -> Any:
         kind = type_of(name)
         if typing.get_origin(kind) is dict:
             return msgspec.json.decode(text, type=kind)
+        # Numbers as people write them, such as .1 and +1., are not all of JSON.
+        if float in (kind, *typing.get_args(kind)) and _LOOSE_NUMBER.fullmatch(text):
+            text = msgspec.json.encode(float(text)).decode()  # null if it is infinite
         # For msgspec 3.0 is a whole number, too.
         if kind is int and not re.fullmatch(r"[+-]?\d+", text):
             raise ValueError(text)
