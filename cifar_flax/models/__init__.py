@@ -34,7 +34,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def create_model(name: str, num_classes: int = 10, **fields) -> nn.Module:
+def create_model(name: str, num_classes: int = 10, **fields: Any) -> nn.Module:
     """The model of that name.
 
     Args:
