@@ -47,7 +47,9 @@ def test_every_flag_of_every_command_on_the_pages_is_known(run):
 
 
 def test_every_public_name_has_its_place_in_the_reference_and_a_docstring():
-    listed = re.findall(r"^::: cifar_flax\.([\w.]+)$", (DOCS / "api.md").read_text(), re.M)
+    listed = re.findall(
+        r"^::: cifar_flax\.([\w.]+)$", (DOCS / "api.md").read_text(), re.M
+    )
     assert sorted(path.rpartition(".")[2] for path in listed) == cifar_flax.__all__
     for path in listed:
         module, _, name = path.rpartition(".")

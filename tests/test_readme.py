@@ -1,4 +1,4 @@
-"""The README's example runs as it stands."""
+"""The examples of README and of the page on training run as they stand."""
 
 import pathlib
 import re
@@ -10,7 +10,8 @@ import cifar_flax
 from cifar_flax.runs.settings import Settings
 from tests.conftest import make_split
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
+README, TRAINING = ROOT / "README.md", ROOT / "docs" / "training.md"
 
 
 @pytest.fixture
@@ -25,19 +26,19 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def run_example(word):
+def run_example(word, page):
     """Runs the example with that word on a small model and data."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     (code,) = (block for block in blocks if word in block)
     code = code.replace("val_size=5_000", "val_size=40").replace(
         '"convbn"', '"convnet"'
     )
     code = code.replace("cycles=3)\nresult", "cycles=1, val_size=40)\nresult")
-    exec(compile(code, str(README), "exec"), {})
+    exec(compile(code, str(page), "exec"), {})
 
 
 def test_the_example_of_a_loop_runs(tiny, tmp_path, capsys):
-    run_example("cf.Trainer")
+    run_example("cf.Trainer", TRAINING)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4  # three epochs and the test
     accuracies = [float(word) for word in re.findall(r"\d\.\d*", lines[-1])]
@@ -46,8 +47,9 @@ def test_the_example_of_a_loop_runs(tiny, tmp_path, capsys):
     assert (tmp_path / "runs" / "best").is_dir()
 
 
-def test_the_example_of_a_run_runs(tiny, tmp_path, capsys):
-    run_example("cf.ConsoleDisplay")
+@pytest.mark.parametrize("page", [README, TRAINING])
+def test_the_example_of_a_run_runs(tiny, tmp_path, capsys, page):
+    run_example("cf.ConsoleDisplay", page)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("finished [0.")
     assert (tmp_path / "runs" / "mine" / "result.json").exists()

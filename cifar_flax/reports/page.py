@@ -277,7 +277,8 @@ def _overview(study: Study) -> dict[str, Any]:
 
 def _value(entry: Entry, name: str) -> Any:
     """The value of a setting as it was used; the rates may differ between seeds."""
-    return _rates(entry) if name == "lr" else entry.first.used.get(name)
+    value = _rates(entry) if name == "lr" else entry.first.used.get(name)
+    return "-" if value is None else value
 
 
 def _rates(entry: Entry) -> str:

@@ -54,6 +54,7 @@ class RunRecord:
         rates = [phase.get("learning_rate", 0) for phase in recipe.get("phases", [])]
         own = {**recipe, **recipe.get("augmentation", {}), "lr": max(rates, default=0)}
         own |= {"epochs": self.result.epochs, "optimizer_args": recipe.get("options")}
+        own["phases"] = len(recipe.get("phases", []))
         return {
             name: own.get(name, value) if value in (None, "auto") else value
             for name, value in self.settings.items()

@@ -405,25 +405,22 @@ def _chosen(entries: list[Entry], compared: Sequence[str]) -> list[Entry]:
 
 
 def _names(runs: list[RunRecord]) -> list[str]:
-    """The model, and what tells a run from the other runs of its model."""
-    names = _names_by([run.used for run in runs], runs)
+    """The model, and the settings that tell a run from the other runs of its model."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_model.setdefault(run.result.model, []).append(run.settings)
+    varied = {model: set(differing(those)) for model, those in by_model.items()}
+
+    def name_of(run: RunRecord, values: dict[str, Any]) -> str:
+        model = run.result.model
+        words = [f"{n}={value}" for n, value in values.items() if n in varied[model]]
+        return " ".join([model, *words])
+
+    names = [name_of(run, run.used) for run in runs]
     if len(set(names)) == len(names):
         return names
-    # Two settings may come to the same, such as a rate and the recipe's own.
-    return _names_by([run.settings for run in runs], runs)
-
-
-def _names_by(every: list[dict[str, Any]], runs: list[RunRecord]) -> list[str]:
-    by_model: dict[str, list[dict[str, Any]]] = {}
-    for own, run in zip(every, runs, strict=True):
-        by_model.setdefault(run.result.model, []).append(own)
-    varied = {model: set(differing(those)) for model, those in by_model.items()}
-    names = []
-    for own, run in zip(every, runs, strict=True):
-        model = run.result.model
-        words = [f"{name}={own[name]}" for name in own if name in varied[model]]
-        names.append(" ".join([model, *words]))
-    return names
+    # Two settings may have the same effect, such as a rate and the recipe's own.
+    return [name_of(run, run.settings) for run in runs]
 
 
 def differing(every: list[dict[str, Any]]) -> list[str]:
