@@ -14,16 +14,16 @@ Array = jax.Array
 def batch_statistics(
     inputs: Array, axis_name: str | None = None
 ) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel, stable even when |mean| >> std.
+    """Returns mean and biased variance per channel, stable even if |mean| >> std.
 
-    ``mean = c + E[x - c]`` and ``var = E[(x - c)^2] - E[x - c]^2``, with the mean of
-    the first example as the shift c. Without it the two terms of the variance cancel
-    in float32 as soon as ``mean / std`` exceeds about 1e3; with it both come from one
-    pass over the inputs.
+    ``mean = c + E[x - c]`` and ``var = E[(x - c)^2] - E[x - c]^2``, where the shift c
+    is the mean of the first example. Without the shift, the two terms of the variance
+    cancel in float32 if ``mean / std`` exceeds about 1e3. With it, one pass over the
+    inputs computes both results.
 
     Args:
       inputs: [N, ..., C].
-      axis_name: mapped axis over which the batch is spread as well, if any.
+      axis_name: mapped axis over which the batch is also split, if any.
 
     Returns:
       Mean and variance, float32 [C].
@@ -46,26 +46,26 @@ class BatchNorm(nn.Module):
 
     ``y = scale * (x - mean) / sqrt(var + epsilon) + bias``
 
-    In training, mean and var are those of the batch (Ioffe and Szegedy 2015), and the
-    running statistics in the collection ``batch_stats`` move towards them:
-    ``running = momentum * running + (1 - momentum) * batch``. In evaluation, or always
-    where ``frozen``, the running statistics normalise. Variances are biased, in both
-    places, so that ``momentum=0`` evaluates with just what the last batch trained with.
-    A channel that is constant over the batch comes out as ``bias``, with finite
-    gradients.
+    In training, mean and var are those of the batch (Ioffe and Szegedy 2015), and they
+    update the running statistics in the collection ``batch_stats``:
+    ``running = momentum * running + (1 - momentum) * batch``. In evaluation, and always
+    if ``frozen``, mean and var are the running statistics. Both variances are biased,
+    so that evaluation with ``momentum=0`` uses exactly the statistics of the last
+    batch. If a channel is constant over the batch, its output is ``bias`` and its
+    gradients are finite.
 
     In a compiled program over a sharded batch the statistics are those of the whole
-    batch; inside ``shard_map`` or ``pmap`` they are where ``axis_name`` is given.
+    batch; inside ``shard_map`` or ``pmap`` this needs an ``axis_name``.
 
     Attributes:
-      momentum: share of the running statistics that a step keeps; 0 keeps those of the
-        last batch alone.
+      momentum: share of the running statistics that a step keeps; with 0 they are
+        those of the last batch.
       epsilon: added to the variance.
-      use_scale: False: there is no parameter scale, and 1 stands for it.
-      frozen: also train with the running statistics, and never update them.
-      dtype: type of the result; statistics and parameters are float32. None: the
-        input's.
-      axis_name: mapped axis over which the batch is spread, if any.
+      use_scale: whether there is a parameter ``scale``; without it the scale is 1.
+      frozen: whether training also uses the running statistics and never updates them.
+      dtype: dtype of the result; None: that of the input. Statistics and parameters are
+        float32.
+      axis_name: mapped axis over which the batch is split, if any.
     """
 
     momentum: float = 0.9
@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Images, *, train: bool) -> Images:
-        """Normalises [N, ..., C] or tiles; updates ``batch_stats`` where ``train``."""
+        """Normalises [N, ..., C] or tiles; updates ``batch_stats`` if ``train``."""
         channels = inputs.shape[-1:]
         scale = jnp.ones(channels)
         if self.use_scale:
@@ -103,7 +103,7 @@ class BatchNorm(nn.Module):
             outputs, mean, var = batch_normalise(inputs, scale, bias, self.epsilon)
         else:
             array = inputs.images if tiles else inputs
-            # While the variables are made there is no mapped axis and no update.
+            # During initialisation there is no mapped axis and no update.
             axis_name = None if self.is_initializing() else self.axis_name
             mean, var = batch_statistics(array, axis_name)
             outputs = normalise(array, mean, var).astype(self.dtype or inputs.dtype)

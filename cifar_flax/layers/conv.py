@@ -1,4 +1,4 @@
-"""Convolution: one layer, with lowerings of its own for CPUs."""
+"""The convolution layer, with its own implementations (lowerings) for CPUs."""
 
 import contextlib
 import contextvars
@@ -29,12 +29,12 @@ _tiling = contextvars.ContextVar("tiling", default=False)
 
 @contextlib.contextmanager
 def convolving(lowering: Lowering) -> Iterator[None]:
-    """How the convolutions of a model are computed that is traced within the block.
+    """Sets the lowering of the convolutions that are traced within the block.
 
-    ``flax.linen.Conv`` takes the kernels as well, and ``tiled`` makes tiles.
+    It also applies to ``flax.linen.Conv``, and it lets ``tiled`` make tiles.
 
     Args:
-      lowering: for each layer whose own is ``"auto"``.
+      lowering: used by each layer whose own lowering is ``"auto"``.
     """
     one, other = _lowering.set(lowering), _tiling.set(True)
     try:
@@ -46,14 +46,17 @@ def convolving(lowering: Lowering) -> Iterator[None]:
 
 
 def resolve(lowering: Lowering) -> Lowering:
-    """What a lowering stands for here: kernels or, without them, products on a CPU.
+    """Replaces ``"auto"`` by the lowering that suits this device.
+
+    On a CPU it is ``"native"`` or, without the kernels, ``"product"``; on other devices
+    it is ``"xla"``.
 
     Raises:
-      UserError: ``"native"``, and there are no kernels.
+      UserError: ``lowering`` is ``"native"``, and the kernels are not available.
     """
     if lowering == "native":
         if jax.default_backend() != "cpu":
-            raise UserError("--lowering=native: the kernels are for a CPU; give auto")
+            raise UserError("--lowering=native: the kernels need a CPU; give auto")
         try:
             library.load()
         except library.BuildError as error:
@@ -66,7 +69,7 @@ def resolve(lowering: Lowering) -> Lowering:
 
 
 def describe(lowering: Lowering) -> str:
-    """How a lowering computes, in a few words."""
+    """Describes a lowering in a few words."""
     lowering = resolve(lowering)
     if lowering == "native":
         return f"native kernels ({library.load().description})"
@@ -74,14 +77,14 @@ def describe(lowering: Lowering) -> str:
 
 
 def tiled(images: Array, dtype: jnp.dtype | None = None) -> Images:
-    """Images as tiles, where the layers of a model may hand those to each other.
+    """Converts images to tiles if the layers of a model may pass tiles to each other.
 
-    That is where a trainer trains or evaluates with the kernels; else the images stay
-    as they are.
+    They may if a trainer trains or evaluates with the native kernels. Otherwise the
+    images are returned unchanged.
 
     Args:
       images: [N, H, W, C].
-      dtype: of the computation; None: the images'.
+      dtype: computation dtype; None: that of the images.
     """
     is_float32 = jnp.dtype(dtype or images.dtype) == images.dtype == jnp.float32
     if is_float32 and _tiling.get() and resolve(_lowering.get()) == "native":
@@ -92,14 +95,15 @@ def tiled(images: Array, dtype: jnp.dtype | None = None) -> Images:
 def conv2d(
     images: Images, kernel: Array, stride: int, padding: int, lowering: Lowering
 ) -> Images:
-    """Cross-correlation with zeros outside the image; see ``conv2d_product``.
+    """Cross-correlates with zeros outside the image; see ``conv2d_product``.
 
     Args:
       images: [N, H, W, C].
       kernel: [K, K, C, F].
       stride: in pixels.
       padding: in pixels.
-      lowering: the kernels are for float32 alone; other types take products.
+      lowering: see ``Conv``. The native kernels compute only float32; other dtypes use
+        matrix products instead.
     """
     lowering = resolve(lowering)
     if lowering == "native" and images.dtype != jnp.float32:
@@ -119,23 +123,23 @@ def conv2d(
 
 
 class Conv(nn.Module):
-    """A square convolution over [N, H, W, C] images, zero-padded alike on all sides.
+    """A square convolution over [N, H, W, C] images with equal padding on all sides.
 
     Padding is explicit because ``"SAME"`` pads (0, 1) for an even size and stride 2,
-    where these networks pad (1, 1). Unless ``kernel_init`` says otherwise, kernel and
-    bias start from ``fan_in_uniform``.
+    while these networks pad (1, 1). ``fan_in_uniform`` initialises the bias and,
+    without a ``kernel_init``, the kernel.
 
     Attributes:
       features: output channels F.
       kernel_size: K, in pixels.
       stride: step between output positions, in pixels.
       padding: zeros on each side, in pixels.
-      use_bias: adds a bias for each output channel.
+      use_bias: whether to add a bias to each output channel.
       kernel_init: initialiser of the kernel [K, K, C, F].
-      dtype: type of the computation; parameters stay float32. None: the input's.
-      lowering: how it is computed: ``"native"``, the kernels for a CPU; ``"product"``,
-        matrix products; ``"xla"``, XLA's convolution; ``"auto"``, what the trainer
-        says, else the first of these that suits the device.
+      dtype: computation dtype; None: that of the input. Parameters are float32.
+      lowering: how to convolve: ``"native"``, the kernels for a CPU; ``"product"``,
+        matrix products; ``"xla"``, XLA's convolution; ``"auto"``, the trainer's choice
+        or, without a trainer, the first of these that suits the device.
     """
 
     features: int
@@ -175,11 +179,11 @@ class Conv(nn.Module):
 
 
 def _use_lowering(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Lets a ``flax.linen.Conv`` convolve as the layer above does."""
+    """Makes a ``flax.linen.Conv`` use the same lowering as ``Conv``."""
     layer = context.module
     own = "conv_general_dilated", "conv_general_dilated_cls"
     if isinstance(layer, nn.Conv) and not any(getattr(layer, name) for name in own):
-        # The layer is a copy that this one call of the model has made.
+        # The layer is a copy that exists only for this call of the model.
         object.__setattr__(layer, own[0], _conv_general_dilated)
     return call(*args, **kwargs)
 
@@ -193,7 +197,7 @@ def _conv_general_dilated(
     rhs_dilation: Sequence[int],
     **settings: Any,
 ) -> Array:
-    """``lax.conv_general_dilated``, by ``conv2d`` where that can compute it."""
+    """Replaces ``lax.conv_general_dilated``, with ``conv2d`` if it can compute it."""
     square = images.ndim == 4 and kernel.shape[0] == kernel.shape[1]
     plain = {*lhs_dilation, *rhs_dilation, settings["feature_group_count"]} == {1}
     same_type = images.dtype == kernel.dtype and settings["precision"] is None

@@ -1,15 +1,15 @@
-"""Convolution as matrix products, with its gradients: the lowering for CPUs.
+"""Convolution and its gradients as matrix products, a lowering for CPUs.
 
 XLA's CPU convolutions, and above all their gradients inside a loop, are several times
-slower than a matrix product of the same size. Three ideas make the products here:
+slower than a matrix product of the same size. This module uses three ideas:
 
-- an image no larger than the kernel is one row of a dense matrix product;
-- else images are cut into windows, and where features are few a window is wide enough
-  for several neighbouring outputs of a row (block-Toeplitz);
+- an image that is no larger than the kernel is one row of a dense matrix product;
+- larger images are cut into windows; with few features, a window is wide enough for
+  several neighbouring outputs of a row (block-Toeplitz);
 - a small kernel of stride 1 shares work between neighbouring rows (Winograd's minimal
-  filtering), which halves the operations and the windows that memory has to hold.
+  filtering), which halves the operations and the memory for the windows.
 
-``docs/cpu-speed.md`` has what each gave, and what was tried without success.
+``docs/cpu-speed.md`` shows what each idea gained, and which attempts failed.
 """
 
 import functools
@@ -22,19 +22,19 @@ from jax import lax
 
 Array = jax.Array
 
-# Blocks of outputs grow until the product has this many columns, which keep the vector
-# units busy, or the window is this many kernels wide, which costs as many times the
-# operations.
+# A block of outputs grows up to two limits: the columns of the product (this many keep
+# the vector units busy), and the width of a window in kernel widths (the number of
+# operations grows by this factor).
 _MAX_COLUMNS = 40
 _MAX_WIDENING = 1.7
 
-# Windows of more than twice this size are made, used and forgotten in pieces, which
-# stay in a core's share of the cache.
+# Windows of more than twice this size are computed and used piece by piece, so that a
+# piece fits in a core's share of the cache.
 _CACHE_BYTES = 6e6
 
 
 def conv2d_product(images: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Cross-correlation by matrix products.
+    """Computes a cross-correlation by matrix products.
 
     ``y[n, a, b, f] = sum_{i, j, c} x[n, s*a + i - p, s*b + j - p, c] * w[i, j, c, f]``
     with stride s, padding p and zeros outside the image.
@@ -54,7 +54,7 @@ def conv2d_product(images: Array, kernel: Array, stride: int, padding: int) -> A
     if pieces == 1:
         return _windowed(images, kernel, stride, padding)
 
-    @jax.checkpoint  # the gradient makes the windows of a piece again
+    @jax.checkpoint  # the backward pass computes the windows again
     def convolve(piece):
         return _windowed(piece, kernel, stride, padding)
 
@@ -63,7 +63,7 @@ def conv2d_product(images: Array, kernel: Array, stride: int, padding: int) -> A
 
 
 def _pieces(images, kernel, stride, padding):
-    """How many parts of the batch to take one by one, so that windows stay in cache."""
+    """Returns the number of batch pieces; the windows of a piece stay in the cache."""
     windows = jax.eval_shape(
         lambda x, k: _forward(x, k, stride, padding)[1][0], images, kernel
     )
@@ -76,11 +76,11 @@ def _pieces(images, kernel, stride, padding):
 
 
 def _dense(images, kernel, stride, padding):
-    """One product [N, H*W*C] x [H*W*C, H'*W'*F]: few of the matrix's taps are zero."""
+    """Computes one product [N, H*W*C] x [H*W*C, H'*W'*F]; its matrix has few zeros."""
     size, features = kernel.shape[0], kernel.shape[-1]
 
     def taps(length):
-        """[U, O, I]: whether input u meets output o through tap i."""
+        """Returns whether tap i connects input u to output o, [U, O, I]."""
         outputs = (length + 2 * padding - size) // stride + 1
         u, o, i = np.ogrid[:length, :outputs, :size]
         return u + padding == stride * o + i
@@ -115,7 +115,7 @@ _windowed.defvjp(_forward, _backward)
 
 
 def _block_shape(rows, kernel, stride):
-    """Output rows and columns that a row of the products computes together."""
+    """Returns how many output rows and columns a row of the products computes."""
     size, _, _, features = kernel.shape
     columns = 1
     while (
@@ -123,8 +123,8 @@ def _block_shape(rows, kernel, stride):
         and stride * (2 * columns - 1) + size <= _MAX_WIDENING * size
     ):
         columns *= 2
-    # Its sums and differences cost low precision too many digits, and larger kernels
-    # any; for one row there is nothing to share.
+    # The sums and differences of minimal filtering lose too many digits in low
+    # precision, and with larger kernels in any. A single row shares no work.
     if stride > 1 or size not in (2, 3) or jnp.finfo(kernel.dtype).bits < 32:
         return 1, columns
     return (4 if rows > 2 else rows), columns
@@ -132,12 +132,12 @@ def _block_shape(rows, kernel, stride):
 
 @functools.cache
 def _minimal_filter(outputs: int, taps: int):
-    """Winograd's F(m, r): m outputs of a filter of r taps from m + r - 1 products.
+    """Returns Winograd's F(m, r): m outputs of an r-tap filter by m + r - 1 products.
 
-    ``y = A [(G w) * (B d)]`` with filter w [r], inputs d [m + r - 1] and y the
-    correlation ``y[k] = sum_i d[k + i] * w[i]`` (Winograd 1980). It is the transpose of
-    Toom and Cook's product of two polynomials, by their values at m + r - 2 points and
-    at infinity.
+    ``y = A [(G w) * (B d)]`` with filter w [r], inputs d [m + r - 1] and outputs
+    ``y[k] = sum_i d[k + i] * w[i]`` (Winograd 1980). It is the transpose of the
+    Toom-Cook product of two polynomials, which uses their values at m + r - 2 points
+    and at infinity.
 
     Returns:
       A [m, m + r - 1], G [m + r - 1, r] and B [m + r - 1, m + r - 1], as lists.
@@ -149,7 +149,7 @@ def _minimal_filter(outputs: int, taps: int):
         return np.concatenate([np.vander(points, degree, increasing=True), at_infinity])
 
     inverse = np.linalg.inv(values(outputs + taps - 1)).T
-    # Whole numbers where the many images are, fractions where the one kernel is.
+    # B, for the many images, has whole numbers; G, for the one kernel, has fractions.
     scale = np.abs(inverse).min(
         1, keepdims=True, where=np.abs(inverse) > 1e-9, initial=9
     )
@@ -158,7 +158,7 @@ def _minimal_filter(outputs: int, taps: int):
 
 
 def _combine(coefficients, arrays):
-    """The linear combinations of arrays that the rows of coefficients name."""
+    """Returns one linear combination of the arrays for each row of coefficients."""
     return [
         functools.reduce(
             operator.add, (c * x for c, x in zip(row, arrays, strict=True) if c)
@@ -168,25 +168,26 @@ def _combine(coefficients, arrays):
 
 
 def _correlate(images, pads, kernel, stride):
-    """Pads, cuts into windows and multiplies.
+    """Pads images, cuts them into windows and multiplies these by the kernel.
 
-    A row of a product gives B neighbouring outputs of an image row at once. Its window
-    is ``width = s*(B-1) + K`` columns wide, and its matrix holds the kernel B times,
-    each copy s columns further on. That costs ``width / K`` times the operations, but
-    a matrix with few columns would waste more than that.
+    A row of a product gives B neighbouring outputs of an image row. Its window is
+    ``width = s*(B-1) + K`` columns wide, and the matrix holds B copies of the kernel,
+    each shifted by s more columns. This costs ``width / K`` times the operations, but a
+    matrix with few columns would waste more.
 
     With one image row at a time there is one product, over windows of K rows. With m
-    at a time there are m + K - 1, each over the single rows of ``_minimal_filter``.
+    rows at a time there are m + K - 1 products, each over one of the rows into which
+    ``_minimal_filter`` transforms the image rows.
 
     Args:
       images: [N, H, W, C].
-      pads: of ``lax.pad``; negative ones cut.
+      pads: as for ``lax.pad``; negative values crop.
       kernel: [K, K, C, F].
       stride: s.
 
     Returns:
-      The outputs [N, A, B', F] and for each product its windows
-      [N, ceil(A / m), ceil(B' / B), ...].
+      The outputs [N, A, B', F], and the windows
+      [N, ceil(A / m), ceil(B' / B), ...] of each product.
     """
     size, _, _, features = kernel.shape
     rows, columns = (
@@ -220,7 +221,7 @@ def _correlate(images, pads, kernel, stride):
 
 
 def _column_tiles(images, pads, more_rows, columns, block, kernel, stride):
-    """Pads, and lays the columns of each window side by side.
+    """Pads images and puts the columns of each window side by side.
 
     Returns:
       [N, H + padding, ceil(columns / block), width * C].
@@ -229,7 +230,7 @@ def _column_tiles(images, pads, more_rows, columns, block, kernel, stride):
     blocks = -(-columns // block)
     width = stride * (block - 1) + size
     step = stride * block
-    # Whole steps of columns: as many as there are windows, and what the last overlaps.
+    # Steps of columns: one for each window, and more for the rest of the last window.
     steps = blocks - 1 + -(-width // step)
     (top, bottom, _), (left, _, _) = pads[1:3]
     pads = [
@@ -240,8 +241,8 @@ def _column_tiles(images, pads, more_rows, columns, block, kernel, stride):
     ]
     padded = lax.pad(images, jnp.zeros((), images.dtype), pads)
     tiles = padded.reshape(*padded.shape[:2], steps, step * channels)
-    # A concatenation of few pieces is fused with their slices; of many, each is copied.
-    # So the windows' columns come here, and their rows later.
+    # XLA fuses a concatenation with the slices of few pieces, but copies each of many.
+    # So this joins the columns of a window, and ``_correlate`` joins its rows.
     return jnp.concatenate(
         [
             tiles[:, :, j // step : j // step + blocks, : (width - j) * channels]
@@ -252,7 +253,7 @@ def _column_tiles(images, pads, more_rows, columns, block, kernel, stride):
 
 
 def _matrices(kernel, m, block, stride):
-    """The kernel [K, K, C, F] as the right-hand side of each product.
+    """Converts the kernel [K, K, C, F] to the right-hand side of each product.
 
     Returns:
       For m = 1 one matrix [K * width * C, block * F], zero where a copy of the kernel
@@ -274,8 +275,8 @@ def _matrices(kernel, m, block, stride):
 def _kernel_gradient(windows, grad, kernel, stride):
     """``dw[i, j, c, f] = sum_{n, a, b} x[n, s*a+i-p, s*b+j-p, c] * dy[n, a, b, f]``.
 
-    The products of ``_correlate`` transposed; the gradient of their matrices then
-    folds to the kernel's.
+    This transposes the products of ``_correlate`` and then folds the gradients of their
+    matrices to the gradient of the kernel.
     """
     size, _, _, features = kernel.shape
     m, block = _block_shape(grad.shape[1], kernel, stride)
@@ -289,8 +290,8 @@ def _kernel_gradient(windows, grad, kernel, stride):
         grads = _combine(mix, grads)
 
     def product(windows, grads):
-        # With the fewer columns first it is up to twice as fast; the barrier keeps XLA
-        # from moving the transposition into it.
+        # The product is up to twice as fast with the smaller operand first. The barrier
+        # keeps XLA from moving the transposition into the product.
         transposed = lax.dot_general(
             grads.reshape(-1, block * features),
             windows.reshape(-1, windows.shape[-1]),
@@ -303,17 +304,17 @@ def _kernel_gradient(windows, grad, kernel, stride):
 
 
 def _images_gradient(grad, kernel, images_shape, stride, padding):
-    """The transpose of the convolution, as a sub-pixel convolution of stride one.
+    """Computes the transposed convolution as a sub-pixel convolution of stride one.
 
-    An input position u takes part in output o with tap ``i = u + p - s*o``. Write
-    ``u = s*a + r`` and let e zeros before the kernel make ``p + e = s*P``; then
+    An input position u contributes to output o through tap ``i = u + p - s*o``. Write
+    ``u = s*a + r``, and put e zeros before the kernel, so that ``p + e = s*P``. Then
     ``i + e = s*t + r`` with ``o = a + P - t``, so that all s*s phases r come from the
     same T x T window of the output gradient:
 
     ``dx[s*a + r] = sum_t dy[a + P - t] * w[s*t + r - e]``
 
-    One convolution gives every phase, and a depth-to-space puts them in place. Summing
-    the overlapping windows instead would write K*K arrays of the input's size.
+    One convolution gives every phase, and a depth-to-space step puts them in place. A
+    sum over the overlapping windows would write K*K arrays of the input's size.
     """
     size, _, channels, features = kernel.shape
     count, height, width, _ = images_shape

@@ -8,15 +8,15 @@ from cifar_flax.layers.initializers import fan_in_uniform
 
 
 class Dense(nn.Module):
-    """``y = x @ kernel + bias``; both start from ``fan_in_uniform``.
+    """``y = x @ kernel + bias``; ``fan_in_uniform`` initialises both parameters.
 
-    ``flax.linen.Dense`` but for the bias, whose initialiser there cannot know the
-    fan-in.
+    The difference from ``flax.linen.Dense`` is the bias: the initialiser there does not
+    know the fan-in.
 
     Attributes:
-      features: outputs.
-      use_bias: adds the bias.
-      dtype: type of the computation; parameters stay float32. None: the input's.
+      features: number of outputs.
+      use_bias: whether to add the bias.
+      dtype: computation dtype; None: that of the input. Parameters are float32.
     """
 
     features: int

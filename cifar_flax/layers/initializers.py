@@ -1,4 +1,4 @@
-"""Initial distributions of kernels and biases."""
+"""Initialisers of kernels and biases."""
 
 import jax
 import jax.numpy as jnp
@@ -6,14 +6,15 @@ from jax.nn.initializers import Initializer
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
-    """Uniform on ``[-1/sqrt(fan_in), +1/sqrt(fan_in)]``.
+    """Makes an initialiser, uniform on ``[-1/sqrt(fan_in), +1/sqrt(fan_in)]``.
 
-    PyTorch's default for the kernels and biases of its linear and convolution layers.
-    For kernels it equals ``variance_scaling(1/3, "fan_in", "uniform")``; a bias has no
-    fan-in of its own, so that it has to be given.
+    This is PyTorch's default for the kernels and biases of its linear and convolution
+    layers. For kernels it equals ``variance_scaling(1/3, "fan_in", "uniform")``. The
+    shape of a bias does not show the fan-in, so the caller has to give it.
 
     Args:
-      fan_in: inputs of one output unit; for a convolution height * width * channels.
+      fan_in: number of inputs of one output unit; for a convolution
+        height * width * channels.
 
     Returns:
       An initialiser ``(key, shape, dtype) -> array``.
@@ -28,10 +29,10 @@ def fan_in_uniform(fan_in: int) -> Initializer:
 
 
 def partial_identity(key, shape, dtype=jnp.float32, out_sharding=None):
-    """A convolution's kernel [K, K, C, F] that passes its C input channels on.
+    """Initialises a convolution's kernel [K, K, C, F] to copy its C input channels.
 
-    The first ``min(C, F)`` output channels are copies of the input channels, by a one
-    in the middle of the kernel; the others are drawn from ``fan_in_uniform``.
+    The first ``min(C, F)`` output channels copy the input channels, through a one in
+    the middle of the kernel. The others are drawn from ``fan_in_uniform``.
 
     References:
       Zagoruyko and Komodakis, DiracNets, 2017, https://arxiv.org/abs/1706.00388; for a

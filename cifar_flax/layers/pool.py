@@ -9,12 +9,12 @@ from cifar_flax.layers.tiles import Images, Tiles, on_array
 
 
 def global_max_pool(images: Images) -> jax.Array:
-    """The largest value of each channel: [N, H, W, C] -> [N, C].
+    """Returns the maximum of each channel: [N, H, W, C] -> [N, C].
 
-    The gradient goes to the first position of the maximum, as in PyTorch. It is found
-    by its index: ``max`` itself finds it by comparing the input with the result, and
-    where XLA computes the input twice, rounded differently, nothing is equal and the
-    gradient is 0 / 0.
+    The gradient goes to the first position of the maximum, as in PyTorch. This position
+    is stored as an index. The gradient of ``max`` would compare the input with the
+    result; if XLA computes the input twice with different rounding, no value is equal
+    and the gradient is 0 / 0.
     """
     array = images.array if isinstance(images, Tiles) else images
     pixels = array.reshape(array.shape[0], -1, *array.shape[3:])
@@ -27,10 +27,10 @@ def global_max_pool(images: Images) -> jax.Array:
 
 
 def max_pool(images: Images, size: int) -> Images:
-    """The largest value of each window: [N, H, W, C] -> [N, H // size, W // size, C].
+    """Returns the maximum of each window: [N, H, W, C] -> [N, H // size, W // size, C].
 
-    Windows do not overlap; rows and columns that fill none are left out. The gradient
-    goes to the first position of the maximum, as in PyTorch.
+    Windows do not overlap; rows and columns that do not fill a window are dropped. The
+    gradient goes to the first position of the maximum, as in PyTorch.
     """
     return on_array(functools.partial(_max_pool, size=size), images)
 
@@ -41,7 +41,7 @@ def _max_pool(array: jax.Array, size: int) -> jax.Array:
 
 
 def _largest(array, size):
-    """The maximum of each window of [N, H, W, ...], and which of its pixels it is."""
+    """Returns the maximum of each window of [N, H, W, ...] and its index there."""
     height, width = (length // size for length in array.shape[1:3])
     shape = (array.shape[0], height, size, width, size, *array.shape[3:])
     windows = array[:, : height * size, : width * size].reshape(shape)

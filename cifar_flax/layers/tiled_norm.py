@@ -1,7 +1,8 @@
-"""Batch norm and biases of tiles, with gradients of few passes over memory.
+"""Batch norm and biases of tiles, with gradients that need few passes over memory.
 
-Autodiff's own gradients are right, but XLA takes each of their sums over a channel in a
-pass of its own, which costs more than the convolution between two norms.
+The gradients of autodiff are correct, but XLA computes each of their sums over a
+channel in a separate pass. These passes take longer than the convolution between two
+norms.
 """
 
 import functools
@@ -18,7 +19,7 @@ Array = jax.Array
 
 @jax.custom_vjp
 def add_bias(tiles: Tiles, bias: Array) -> Tiles:
-    """Adds [C] to the channels."""
+    """Adds a bias [C] to the channels."""
     return tiles.map(lambda array: array + bias[:, None])
 
 
@@ -39,7 +40,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 def batch_normalise(
     tiles: Tiles, scale: Array, bias: Array, epsilon: float
 ) -> tuple[Tiles, Array, Array]:
-    """Normalises by the statistics of the batch.
+    """Normalises tiles with the statistics of the batch.
 
     ``y = scale * (x - mean) / sqrt(var + epsilon) + bias``
 
@@ -57,7 +58,8 @@ def batch_normalise(
 
 def _forward(tiles, scale, bias, epsilon):
     array, (count, height, width, _) = tiles.array, tiles.shape
-    # Any values near the mean will do; a mean over more would depend on the threads.
+    # Any shift near the mean is good enough. A mean over more pixels would depend on
+    # the number of threads.
     shift = array[0, height // 2, width // 2, :, : min(count, TILE)].mean(-1)
     sums = jnp.stack(channel_sums(array, array, shift, shift, count))
     first, second = sums / (count * height * width)
@@ -69,13 +71,13 @@ def _forward(tiles, scale, bias, epsilon):
 
 
 def _backward(epsilon, residuals, grads):
-    """Gradients of tiles, scale and bias.
+    """Computes the gradients of tiles, scale and bias.
 
     With ``r = 1 / sqrt(var + epsilon)`` and means over the batch,
 
     ``dx = r * scale * (dy - mean(dy) - r^2 * (x - mean) * mean(dy * (x - mean)))``
 
-    and, through the statistics, ``(dmean + 2 * (x - mean) * dvar) / n``.
+    and the returned statistics add ``(dmean + 2 * (x - mean) * dvar) / n``.
     """
     tiles, mean, inverse, scale = residuals
     grad, mean_grad, var_grad = grads
@@ -86,7 +88,7 @@ def _backward(epsilon, residuals, grads):
     slope = (2 * var_grad - factor * jnp.square(inverse) * product) / size
     centred = array - mean[:, None]
     array_grad = slope[:, None] * centred + constant[:, None]
-    if count % TILE:  # lanes without an image take no part in the mean
+    if count % TILE:  # lanes without an image are not in the mean
         lanes = jnp.arange(array.shape[0] * TILE).reshape(-1, 1, 1, 1, TILE)
         array_grad = jnp.where(lanes < count, array_grad, 0)
     array_grad += factor[:, None] * grad.array

@@ -432,9 +432,9 @@ def load_anew(tmp_path, monkeypatch):
     [
         (None, "is not found"),
         ("exit 0", "neither AVX2 nor Neon"),
-        ("exit 3", "fails: it says nothing"),
+        ("exit 3", "fails: it printed no message"),
         ("echo from here >&2; echo an error >&2; exit 3", "fails: an error"),
-        ("exec sleep 100", "does not end within 1 s"),
+        ("exec sleep 100", "did not finish within 1 s"),
         ("echo '#define __AVX2__ 1'; echo '#define __FMA__ 1'", "No such file"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Builds the kernels for this processor, keeps the result, and loads it."""
+"""Builds the kernels for this processor, caches the result and loads it."""
 
 import contextlib
 import ctypes
@@ -24,16 +24,16 @@ from cifar_flax.files import cache_folder, replacing
 FOLDER = pathlib.Path(__file__).parent
 SOURCES = sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
 
-# The source's handlers of XLA's foreign function interface.
+# Handlers in the source for XLA's foreign function interface.
 HANDLERS = (
     *("conv_forward", "conv_input_gradient", "conv_kernel_gradient"),
     *("channel_sums", "tile", "untile"),
 )
 
-# Its functions that tell how large a workspace is.
+# Functions in the source that return the size of a workspace.
 SIZES = ("forward_size", "input_gradient_size", "kernel_gradient_size")
 
-# A build takes about a second; a compiler that hangs must not hang a run.
+# In seconds. A build takes about one; a compiler that hangs must not hang a run.
 _TIMEOUT = 120
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _lock = threading.Lock()
 
 
 class BuildError(Exception):
-    """There are no kernels; the message says why in a few words."""
+    """The kernels are not available; the message says why in a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Library:
     """The loaded kernels.
 
     Attributes:
-      functions: of the source, as ctypes sees them.
+      functions: the functions of the source, for ctypes.
       description: compiler and vector instructions.
     """
 
@@ -58,10 +58,10 @@ class Library:
 
 
 def load() -> Library:
-    """The kernels; the first call of a process finds, or builds, and registers them.
+    """Returns the kernels; the first call finds or builds them and registers them.
 
     Raises:
-      BuildError: there are none.
+      BuildError: the kernels are not available.
     """
     with _lock:
         found = _load()
@@ -71,7 +71,7 @@ def load() -> Library:
 
 
 def available() -> bool:
-    """Whether there are kernels; see ``load``."""
+    """Returns whether the kernels are available; see ``load``."""
     try:
         load()
     except BuildError:
@@ -80,7 +80,7 @@ def available() -> bool:
 
 
 def target(handler: str) -> str:
-    """The name by which XLA knows a handler."""
+    """Returns the name by which XLA knows a handler."""
     return f"cifar_flax_{handler}"
 
 
@@ -101,8 +101,8 @@ def _load() -> Library | BuildError:
             jax.ffi.register_ffi_target(target(name), capsule, platform="cpu")
     except (BuildError, OSError, AttributeError) as error:
         logger.warning(
-            "no kernels for this CPU: %s; convolutions take matrix products, which are "
-            "slower",
+            "no native kernels for this CPU: %s; convolutions use matrix products, "
+            "which are slower",
             one_line(error),
         )
         return BuildError(one_line(error))
@@ -113,7 +113,7 @@ def _load() -> Library | BuildError:
 
 
 def _find_compiler() -> list[str]:
-    """The command of a C compiler: ``CC``, else one of the usual names."""
+    """Returns the command of a C compiler: ``CC``, else one of the usual names."""
     if given := shlex.split(os.environ.get("CC", "")):
         if shutil.which(given[0]):
             return given
@@ -133,7 +133,7 @@ def _flags() -> list[str]:
 
 
 def _run(command: list[str]) -> str:
-    """What a command prints; BuildError where it fails."""
+    """Returns what a command prints, or raises BuildError if it fails."""
     try:
         done = subprocess.run(
             command,
@@ -144,19 +144,19 @@ def _run(command: list[str]) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise BuildError(
-            f"the C compiler {command[0]} does not end within {_TIMEOUT} s"
+            f"the C compiler {command[0]} did not finish within {_TIMEOUT} s"
         ) from error
     except (OSError, UnicodeError) as error:
         raise BuildError(f"the C compiler {command[0]} fails: {error}") from error
     if done.returncode:
-        lines = done.stderr.splitlines() or ["it says nothing"]
+        lines = done.stderr.splitlines() or ["it printed no message"]
         said = next((line for line in lines if "error" in line), lines[0])
         raise BuildError(f"the C compiler {command[0]} fails: {said}")
     return done.stdout
 
 
 def _instructions(macros: str) -> str:
-    """The vector instructions that the compiler may use."""
+    """Returns the name of the vector instructions that the compiler may use."""
     names = {line.split()[1] for line in macros.splitlines() if " " in line}
     if "__AVX512F__" in names:
         return "AVX-512"
@@ -169,11 +169,11 @@ def _instructions(macros: str) -> str:
 
 @contextlib.contextmanager
 def _built(command: list[str], macros: str) -> Iterator[pathlib.Path]:
-    """The file to load, from the user's cache or just built.
+    """Yields the file to load, from the user's cache or newly built.
 
-    Its name stands for all that decides its content: source, XLA's interface,
-    compiler, flags, and processor (by the compiler's macros). It ends with a checksum,
-    which a loader ignores: to load a file that was cut would kill the process.
+    Its name is a hash of all that determines its content: source, XLA's interface,
+    compiler, flags and processor (from the compiler's macros). It ends with a checksum,
+    because loading a truncated file would kill the process; the loader ignores it.
     """
     header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
     parts = [path.read_bytes() for path in (*SOURCES, header)]
@@ -188,7 +188,7 @@ def _built(command: list[str], macros: str) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory(prefix="cifar_flax-") as folder:
         built = _build(command, pathlib.Path(folder, "kernels.so"))
         content = built.read_bytes()
-        with contextlib.suppress(OSError):  # else each process builds its own
+        with contextlib.suppress(OSError):  # on failure each process builds its own
             if kept:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(kept) as file:

@@ -1,9 +1,9 @@
-"""The kernels as JAX primitives, with all their rules.
+"""The kernels as JAX primitives, with all their transformation rules.
 
-Each of the three sums over images, kernel and outputs is linear in both of its
-operands, and the transpose in either is another of the three. So they can be
-differentiated in both modes and as often as one likes. Under ``vmap`` they run one
-after the other. Programs for other platforms than a CPU hold XLA's own convolutions.
+The convolution and its gradients for the input and the kernel are each linear in both
+operands, and the transpose in either operand is another of the three. So forward and
+reverse mode can differentiate them any number of times. Under ``vmap`` they run one
+after the other. Programs for platforms other than a CPU use XLA's convolutions.
 """
 
 import functools
@@ -20,22 +20,22 @@ from cifar_flax.layers.native import library
 
 Array = jax.Array
 
-# Images in a tile: the lanes of the kernels' vectors.
+# Images in a tile, one for each lane of the kernels' vectors.
 TILE = 16
 
 
 def tile(images: Array) -> Array:
-    """[N, H, W, C] -> [ceil(N / 16), H, W, C, 16]; lanes without an image are 0."""
+    """Maps [N, H, W, C] to [ceil(N / 16), H, W, C, 16]; lanes without images are 0."""
     return _tile.bind(images)
 
 
 def untile(tiles: Array, count: int) -> Array:
-    """The first images of tiles: [T, H, W, C, 16] -> [count, H, W, C]."""
+    """Returns the first images of tiles: [T, H, W, C, 16] -> [count, H, W, C]."""
     return _untile.bind(tiles, count=count)
 
 
 def convolve(tiles: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Cross-correlation, as ``conv2d_product``, of tiles.
+    """Cross-correlates tiles, as ``conv2d_product`` does for images.
 
     Args:
       tiles: float32 [T, H, W, C, 16].
@@ -50,7 +50,7 @@ def convolve(tiles: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 
 def convolve_xla(images: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """The same of images [N, H, W, C], by XLA."""
+    """Cross-correlates images [N, H, W, C] with XLA's convolution."""
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -63,32 +63,32 @@ def convolve_xla(images: Array, kernel: Array, stride: int, padding: int) -> Arr
 def channel_sums(
     u: Array, v: Array, u_shift: Array, v_shift: Array, count: int
 ) -> tuple[Array, Array]:
-    """For each channel the sums of ``u - a`` and of ``(u - a) * (v - b)``.
+    """Returns for each channel the sums of ``u - a`` and of ``(u - a) * (v - b)``.
 
-    It has no rules of differentiation; it is for the rules of others.
+    It cannot be differentiated: only functions with custom gradients may call it.
 
     Args:
       u: float32 tiles [T, H, W, C, 16].
-      v: the same.
+      v: as ``u``.
       u_shift: a, float32 [C].
-      v_shift: b.
-      count: of the images, the first ones of the tiles.
+      v_shift: b, float32 [C].
+      count: number of images, the first ones of the tiles.
 
     Returns:
-      Twice float32 [C].
+      Two arrays, float32 [C].
     """
     first, second = _channel_sums.bind(u, v, u_shift, v_shift, count=count)
     return first, second
 
 
 def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
-    """A primitive of float arrays.
+    """Makes a primitive on float arrays.
 
     Args:
-      name: of it.
-      shape: of its result, from the operands' shapes and its parameters.
-      on_cpu: computes it from float32, by a kernel.
-      elsewhere: computes it, by XLA.
+      name: name of the primitive.
+      shape: returns the result's shape from the operands' shapes and the parameters.
+      on_cpu: computes the result from float32 operands with a kernel.
+      elsewhere: computes the result with XLA.
     """
     primitive = Primitive(name)
 
@@ -139,7 +139,7 @@ def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
 
 
 def _call(handler: str, operands: tuple, shapes: tuple, **attributes: int) -> Any:
-    """Calls a kernel. Its first result counts; a second one is its workspace."""
+    """Calls a kernel and returns its first result; a second one is its workspace."""
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     numbers = {name: np.int64(value) for name, value in attributes.items()}
     name = library.target(handler)
@@ -150,7 +150,7 @@ def _call(handler: str, operands: tuple, shapes: tuple, **attributes: int) -> An
 def _workspace(
     name: str, tiles: tuple, kernel: tuple, stride: int, padding: int
 ) -> tuple[int]:
-    """Shape of a workspace, as one of ``library.SIZES`` tells."""
+    """Returns the shape of a workspace; ``name`` is one of ``library.SIZES``."""
     size, _, channels, features = kernel
     function = getattr(library.load().functions, name)
     return (function(*tiles[:3], channels, features, size, stride, padding),)
@@ -305,8 +305,8 @@ def _height_and_width(tiles: Any) -> dict[str, int]:
     return {"height": tiles.aval.shape[1], "width": tiles.aval.shape[2]}
 
 
-# With y = F(x, w), dx = D(dy, w) and dw = W(x, dy): for all three, <dy, y> = <dx, x> =
-# <dw, w>, so that F, D and W are each other's transposes.
+# Let y = F(x, w), dx = D(dy, w) and dw = W(x, dy). Then <dy, y> = <dx, x> = <dw, w>, so
+# that F, D and W are transposes of each other.
 ad.deflinear2(_tile, lambda ct, x: [untile(ct, x.aval.shape[0])])
 ad.deflinear2(
     _untile,
@@ -338,5 +338,5 @@ ad.defbilinear(
 
 
 def _pad_tiles(tiles: Array, count: int) -> Array:
-    """Tiles without any image after those that there are."""
+    """Appends tiles without images, up to ``count`` tiles."""
     return jnp.pad(tiles, [(0, count - len(tiles))] + [(0, 0)] * 4)
