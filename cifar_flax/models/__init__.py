@@ -1,8 +1,8 @@
 """The models, by name.
 
 Every model is called as ``model.apply(variables, images, train=...)`` on images
-[N, H, W, C] and returns logits [N, num_classes]; ``models.calling`` has the contract
-that a model of one's own has to keep.
+[N, H, W, C] and returns logits [N, num_classes]; ``models.calling`` describes the
+contract for a user's own model.
 """
 
 import functools
@@ -35,7 +35,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def create_model(name: str, num_classes: int = 10, **fields: Any) -> nn.Module:
-    """The model of that name.
+    """Creates the model of a given name.
 
     Args:
       name: a key of ``MODELS``.
@@ -47,7 +47,7 @@ def create_model(name: str, num_classes: int = 10, **fields: Any) -> nn.Module:
       A linen module, without variables.
 
     Raises:
-      UserError: no model of that name.
+      UserError: there is no model of that name.
     """
     if name not in MODELS:
         raise UserError(f"no model {name!r}; the models are {', '.join(MODELS)}")
@@ -63,15 +63,15 @@ def make_model(
     bn_epsilon: float | None = None,
     bn_freeze: bool = False,
 ) -> nn.Module:
-    """The model that the settings of a run describe, by their names there.
+    """Creates the model that the settings of a run describe.
 
     Args:
       name: a key of ``MODELS``.
       num_classes: number of logits.
-      dtype: name of the type of the computation.
-      bn_momentum: of every ``BatchNorm``; None for the model's own. Without effect on a
-        model that has none, as the next two.
-      bn_epsilon: the same.
+      dtype: name of the computation dtype.
+      bn_momentum: momentum of every ``BatchNorm``; None: the model's own. A model
+        without batch norm ignores this and the next two.
+      bn_epsilon: epsilon of every ``BatchNorm``; None: the model's own.
       bn_freeze: whether every ``BatchNorm`` is frozen.
     """
     fields: dict[str, Any] = {}
@@ -86,10 +86,11 @@ def make_model(
 
 @functools.cache
 def norm_fields(name: str) -> dict[str, float]:
-    """``momentum`` and ``epsilon`` of a model's batch norms, as it has them itself.
+    """Returns the default ``momentum`` and ``epsilon`` of a model's batch norms.
 
     Args:
-      name: of the model; what ``BatchNorm`` has by default for any that has none.
+      name: name of the model. The result is the defaults of ``BatchNorm`` if the model
+        has no batch norm or is not in ``MODELS``.
     """
     norm = _norm_of(name) if name in MODELS and has_norm(name) else BatchNorm
     fields = norm.keywords if isinstance(norm, functools.partial) else {}
@@ -102,7 +103,7 @@ def _norm_of(name: str) -> Callable[..., nn.Module]:
 
 
 def has_norm(name: str) -> bool:
-    """Whether the model has batch norm."""
+    """Returns whether the model has batch norm."""
     return hasattr(create_model(name), "norm")
 
 

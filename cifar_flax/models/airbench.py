@@ -1,6 +1,6 @@
 """The network of airbench94, the fastest known way to 94 % on CIFAR-10.
 
-Jordan 2024, https://arxiv.org/abs/2404.00498. The recipes that go with it are in
+Jordan 2024, https://arxiv.org/abs/2404.00498. Its recipes are in
 ``training.named_recipes``.
 """
 
@@ -25,16 +25,16 @@ from cifar_flax.layers.conv import conv2d
 from cifar_flax.layers.initializers import partial_identity
 from cifar_flax.layers.tiles import Images
 
-# The variance of patches that is taken for noise, in units of the normalised images.
+# Variance of patches that counts as noise, in units of the normalised images.
 WHITENING_EPSILON = 5e-4
 
 
 def whitening(images: Images, epsilon: float = WHITENING_EPSILON) -> Initializer:
-    """A kernel whose outputs are uncorrelated and of variance 1 over such images.
+    """Makes a kernel whose outputs on these images are uncorrelated with variance 1.
 
-    With the covariance ``S = E[p p^T]`` of the patches p, ``S = V diag(l) V^T``, the
-    filters are ``V_i / sqrt(l_i + epsilon)``, the largest l first, and the same with
-    the other sign, since what follows is no odd function.
+    The covariance of the patches p is ``S = E[p p^T]``, with ``S = V diag(l) V^T``. The
+    filters are ``V_i / sqrt(l_i + epsilon)``, the largest l first, and then the same
+    filters with the opposite sign, because the next layer is not an odd function.
 
     References:
       Page, How to train your ResNet, 2019; with both signs Jordan 2024.
@@ -61,10 +61,11 @@ def whitening(images: Images, epsilon: float = WHITENING_EPSILON) -> Initializer
 
 
 def patch_covariance(images: Images, size: int) -> jax.Array:
-    """``E[p p^T]`` over all patches p of so many pixels a side, [P, P], P = size^2 C.
+    """Returns ``E[p p^T]`` over all size x size patches p: [P, P], P = size^2 C.
 
-    The gradient of a convolution's kernel is the sum of products of patches and what
-    comes in from above; with the patches themselves as the latter it is this one.
+    The gradient of a convolution's kernel is the sum of the products of patches and
+    output gradients. With the patches themselves as output gradients it is the sum of
+    ``p p^T``.
     """
     count, height, width, channels = images.shape
     length = size * size * channels
@@ -80,17 +81,18 @@ def patch_covariance(images: Images, size: int) -> jax.Array:
 class Airbench(nn.Module):
     """A whitening 2x2 convolution, three stages of two 3x3 convolutions, a dense layer.
 
-    The kernel of the first layer is made from the images that the variables are
-    initialised with (see ``whitening``), and is meant to stay as it is. The first
-    convolution of a stage is followed by a max pool of 2; each by batch norm without a
-    scale, and by GELU. Kernels of stages start as ``partial_identity``.
+    The kernel of the first layer is computed from the images with which the variables
+    are initialised (see ``whitening``), and it should not be trained. A 2x2 max pool
+    follows the first convolution of a stage. Batch norm without a scale and GELU then
+    follow both convolutions. ``partial_identity`` initialises the kernels of the
+    stages.
 
     Attributes:
       num_classes: number of logits.
       features: output channels of both convolutions of each stage.
       logit_scale: factor of the logits.
-      norm: makes the normalisation; called with ``dtype``.
-      dtype: type of the computation; parameters and logits are float32.
+      norm: makes the normalisation layer; called with ``dtype``.
+      dtype: computation dtype; parameters and logits are float32.
     """
 
     num_classes: int = 10
@@ -129,6 +131,6 @@ class Airbench(nn.Module):
                     x = max_pool(x, 2)
                 norm = self.norm(dtype=self.dtype, name=f"stage{i}_norm{j}")
                 x = gelu(norm(x, train=train))
-        x = global_max_pool(x)  # of 3 x 3 pixels, where the images have 32 x 32
+        x = global_max_pool(x)  # over 3 x 3 pixels if the images have 32 x 32
         head = Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="head")
         return head(x).astype(jnp.float32) * self.logit_scale

@@ -1,8 +1,8 @@
 """How a model is called.
 
 A model is a linen module that maps normalised images [N, H, W, C] to logits [N, K]. It
-may take ``train`` as a keyword, hold any collections beside ``params``, and draw from
-any random streams while it trains.
+may take ``train`` as a keyword, hold any collections besides ``params``, and draw from
+any random streams in training.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
 from cifar_flax.layers.conv import Lowering, convolving
 
-# Other libraries' names of what is called ``train`` here.
+# Names that other libraries use instead of ``train``.
 _OTHER_NAMES = ("deterministic", "training", "is_training", "use_running_average")
 
 
 def init_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
-    """The model's variables, by collection; ``batch_stats`` is there, maybe empty."""
+    """Initialises the variables by collection, always including ``batch_stats``."""
     variables = model.init(key, images, **train_argument(model, False))
     return {"batch_stats": {}, **variables}
 
@@ -30,7 +30,7 @@ def init_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
 def evaluate_logits(
     model: nn.Module, variables: Any, images: jax.Array, lowering: Lowering = "auto"
 ) -> jax.Array:
-    """Logits [N, K] in evaluation: nothing is drawn and nothing is updated."""
+    """Returns logits [N, K] in evaluation, without random numbers or updates."""
     with convolving(lowering):
         logits: Any = model.apply(variables, images, **train_argument(model, False))
     return logits
@@ -44,20 +44,20 @@ def train_logits(
     lowering: Lowering = "auto",
     is_frozen: Callable[[str], bool] | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """Logits [N, K] in training, and the collections as the model left them.
+    """Returns logits [N, K] in training, and the updated collections.
 
     Args:
       model: see the module.
-      variables: of all collections.
+      variables: variables of all collections.
       images: normalised, [N, H, W, C].
-      key: for all that the model draws.
-      lowering: of its convolutions.
-      is_frozen: tells by its path whether a parameter is frozen; the batch norms whose
-        scales are normalise with their running statistics, and do not update them.
-        None: there are none.
+      key: PRNG key for all random streams of the model.
+      lowering: lowering of the convolutions.
+      is_frozen: tells from its path whether a parameter is frozen. A batch norm with a
+        frozen scale normalises with its running statistics and does not update them.
+        None: no parameter is frozen.
     """
     collections = {n: value for n, value in variables.items() if n != "params"}
-    # Linen takes the stream "params" for every stream that has no key of its own.
+    # Linen uses the stream "params" for every stream without its own key.
     streams = {"dropout": key, "params": jax.random.fold_in(key, 1)}
     with convolving(lowering), _freezing(is_frozen):
         logits, updated = model.apply(
@@ -80,7 +80,7 @@ def _freezing(
         layer = context.module
         is_norm = isinstance(layer, nn.BatchNorm | BatchNorm)
         if is_norm and is_frozen("/".join((*layer.path, "scale"))):
-            # The layer is a copy that this one call of the model has made.
+            # The layer is a copy that exists only for this call of the model.
             if isinstance(layer, nn.BatchNorm):
                 object.__setattr__(layer, "use_running_average", True)
                 kwargs.pop("use_running_average", None)
@@ -92,21 +92,21 @@ def _freezing(
 
 
 def train_argument(model: nn.Module, train: bool) -> dict[str, Any]:
-    """The keyword ``train``, for a model that takes it.
+    """Returns the keyword argument ``train`` if the model takes it, else no argument.
 
     Raises:
-      UserError: it takes the same under another name, and would not be told.
+      UserError: the model has this argument under another name and would not get it.
     """
-    # flax.nnx.bridge.ToLinen passes all on to the module that it holds.
+    # flax.nnx.bridge.ToLinen passes all arguments on to the module that it wraps.
     called = getattr(model, "nnx_class", type(model))
     parameters = inspect.signature(called.__call__).parameters
     passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    # nn.Sequential would pass it on to its first layer, whatever that is.
+    # nn.Sequential would pass it on to its first layer, which may not take it.
     if "train" in parameters or (passes_on and not isinstance(model, nn.Sequential)):
         return {"train": train}
     if other := [name for name in _OTHER_NAMES if name in parameters]:
         raise UserError(
-            f"its __call__ takes {other[0]!r}, and only 'train' is given; name the "
-            "argument so"
+            f"its __call__ takes {other[0]!r}, but only 'train' is passed; rename the "
+            "argument to 'train'"
         )
     return {}

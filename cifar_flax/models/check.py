@@ -1,4 +1,4 @@
-"""The check that a model can be trained, before anything is compiled."""
+"""Checks that a model can be trained, before anything is compiled."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from cifar_flax.models.summary import LayerRow, trace_layers
 def check_model(
     model: nn.Module, image_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[list[LayerRow], Any]:
-    """Checks, without computing anything, that a model can be trained on such images.
+    """Checks that a model can be trained on such images, without any computation.
 
     Args:
       model: see ``models.calling``.
@@ -26,10 +26,10 @@ def check_model(
       num_classes: K.
 
     Returns:
-      Its layers, and its variables as shapes.
+      The layers of the model, and the shapes of its variables.
 
     Raises:
-      UserError: it cannot; the message says why.
+      UserError: the model cannot be trained; the message says why.
     """
     if not isinstance(model, nn.Module):
         name = getattr(model, "__name__", type(model).__name__)
@@ -43,7 +43,7 @@ def check_model(
         train_argument(model, True)
         rows, variables = trace_layers(model, image_shape)
         if not jax.tree.leaves(variables.get("params")):
-            raise UserError("it has no parameters, so that there is nothing to train")
+            raise UserError("it has no parameters, so there is nothing to train")
         trained, collections = jax.eval_shape(
             lambda v, x, k: train_logits(model, v, x, k), variables, images, key
         )
@@ -64,15 +64,15 @@ def check_model(
 def check_image_size(
     model: nn.Module, variables: Any, image_shape: tuple[int, int, int]
 ) -> None:
-    """Checks that a model with such variables can be trained on images of another size.
+    """Checks that a model with these variables can be trained on another image size.
 
     Args:
       model: see ``models.calling``.
-      variables: as shapes.
+      variables: shapes of the variables.
       image_shape: (H, W, C).
 
     Raises:
-      UserError: it cannot; the message says why.
+      UserError: the model cannot be trained; the message says why.
     """
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -84,7 +84,7 @@ def check_image_size(
         height, width, _ = image_shape
         raise UserError(
             f"the model {type(model).__name__} cannot be trained on images of {height} "
-            f"x {width} pixels, as image_size of a phase has it: {one_line(error, 200)}"
+            f"x {width} pixels, the image_size of a phase: {one_line(error, 200)}"
         ) from error
 
 
@@ -107,7 +107,7 @@ def _check_logits(logits: Any, when: str, num_classes: int) -> None:
 
 
 def _check_collections(before: Any, after: Any) -> None:
-    """A compiled loop needs arrays that keep their names, types and shapes."""
+    """Checks that arrays keep their names, dtypes and shapes, for a compiled loop."""
     wanted = {name: value for name, value in before.items() if name != "params"}
     shapes = [
         {

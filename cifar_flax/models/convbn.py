@@ -27,8 +27,8 @@ class ConvReluNorm(nn.Module):
       features: output channels.
       kernel_size: of the convolution, in pixels.
       stride: of the convolution, in pixels.
-      norm: makes the normalisation; called with ``dtype``.
-      dtype: type of the computation; parameters are float32.
+      norm: makes the normalisation layer; called with ``dtype``.
+      dtype: computation dtype; parameters are float32.
     """
 
     features: int
@@ -39,7 +39,7 @@ class ConvReluNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, *, train: bool) -> Images:
-        """Maps [N, H, W, C] to [N, H', W', features]; the padding is 1 throughout."""
+        """Maps [N, H, W, C] to [N, H', W', features]; the padding is always 1."""
         conv = Conv(
             self.features,
             kernel_size=self.kernel_size,
@@ -53,19 +53,19 @@ class ConvReluNorm(nn.Module):
         x = relu(conv(x))
         if isinstance(norm, BatchNorm):
             return norm(x, train=train)
-        return on_images(norm, x, train=train)  # one's own knows no tiles
+        return on_images(norm, x, train=train)  # users' norms take only images
 
 
 class ConvBnNet(nn.Module):
-    """A 5x5 stem without ReLU or norm, then stages of ConvReluNorm, the first strided.
+    """A 5x5 stem without ReLU or norm, and then stages of ConvReluNorm layers.
 
     Attributes:
       num_classes: number of logits.
       features: output channels of the stem and of each stage.
       blocks: ConvReluNorm layers in a stage; the first has stride 2, the others 1.
-        1 is the lesson's ConvBnNet, 2 its ConvBnNet2.
-      norm: makes the normalisation; called with ``dtype``.
-      dtype: type of the computation; parameters and logits are float32.
+        ``blocks=1`` is the lesson's ConvBnNet, ``blocks=2`` its ConvBnNet2.
+      norm: makes the normalisation layer; called with ``dtype``.
+      dtype: computation dtype; parameters and logits are float32.
     """
 
     num_classes: int = 10

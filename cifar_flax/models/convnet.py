@@ -1,4 +1,4 @@
-"""Strided convolutions with biases, and no normalisation."""
+"""Strided convolutions with biases and without normalisation."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from cifar_flax.layers import Conv, Dense, global_max_pool, relu, tiled
 
 
 class ConvNet(nn.Module):
-    """Convolutions 3x3 of stride 2 with ReLU, a global max pool, a dense head.
+    """3x3 convolutions of stride 2 with ReLU, a global max pool, a dense head.
 
     Attributes:
       num_classes: number of logits.
       features: output channels of each convolution.
-      padding: 0 shrinks 32 pixels to 15, 7, 3 (ConvNet of the lesson), 1 to 16, 8, 4
-        (its ConvNet2).
-      dtype: type of the computation; parameters and logits are float32.
+      padding: 0 shrinks 32 pixels to 15, 7, 3 (the lesson's ConvNet); 1 shrinks them
+        to 16, 8, 4 (its ConvNet2).
+      dtype: computation dtype; parameters and logits are float32.
     """
 
     num_classes: int = 10

@@ -1,7 +1,7 @@
-"""Models of one's own, named by where their code is: ``FILE.py:NAME``, ``MODULE:NAME``.
+"""Users' own models, named by their code's place: ``FILE.py:NAME``, ``MODULE:NAME``.
 
-Naming one runs its code. That is done where a user names it, and never because a record
-does.
+Loading such a model runs its code. This happens only if a user names the model, never
+because a record names it.
 """
 
 import contextlib
@@ -21,37 +21,37 @@ import flax.linen as nn
 
 from cifar_flax.errors import UserError, one_line
 
-MAX_BYTES = 2**20  # of a file whose text is recorded
+MAX_BYTES = 2**20  # largest file whose text is recorded
 
 
 def is_own(name: str) -> bool:
-    """Whether a name of a model says where its code is."""
+    """Returns whether the name of a model says where its code is."""
     place, _, what = name.rpartition(":")
     return bool(place) and what.isidentifier()
 
 
 def label_of(name: str) -> str:
-    """A name without the place, to show."""
+    """Returns the name without the place of the code, for display."""
     return name.rpartition(":")[2] if is_own(name) else name
 
 
 def whole_name(name: str) -> str:
-    """The name with the whole path of its file, so that it holds in any folder."""
+    """Returns the name with the absolute path of its file, valid in any folder."""
     place, _, what = name.rpartition(":")
     if not is_own(name) or not place.endswith(".py"):
         return name
-    # Where the home folder is not known, there is no such file, which is found later.
+    # If the home folder is unknown, the file is missing, which ``_load`` reports.
     return f"{os.path.abspath(os.path.expanduser(place))}:{what}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the code of a model is, and what it was.
+    """Place and content of a model's code.
 
     Attributes:
-      path: of its file; None where it has none.
-      sha256: of the file, in hex.
-      text: of the file, for the record; None where it is too large or no UTF-8.
+      path: path of the file; None if there is no file.
+      sha256: sha256 of the file, in hex.
+      text: text of the file, for the record; None if it is too large or not UTF-8.
     """
 
     path: str | None
@@ -60,10 +60,10 @@ class Source:
 
 
 def source_of(name: str) -> Source:
-    """Runs the code of a model, and tells what it was.
+    """Runs the code of a model and returns its source.
 
     Raises:
-      UserError: there is none, or its code fails.
+      UserError: the code does not exist, or it fails.
     """
     path = getattr(_load(name), "__file__", None)
     if path is None:
@@ -77,27 +77,28 @@ def source_of(name: str) -> Source:
 
 
 def make_own(name: str, args: Mapping[str, Any] | None, num_classes: int) -> nn.Module:
-    """Runs the code of a model and makes it.
+    """Runs the code of a model and makes the model.
 
     Args:
-      name: see above; NAME is a class of linen modules, or a function that makes one.
-      args: by their names; ``num_classes`` is given to those that take it.
+      name: see the module; NAME is a linen module class, or a function that makes a
+        linen module.
+      args: keyword arguments; ``num_classes`` is added if NAME takes it.
       num_classes: number of logits.
 
     Raises:
-      UserError: there is none, its code fails, or it makes something else.
+      UserError: the code does not exist, it fails, or it makes something else.
     """
     what = label_of(name)
     make = getattr(_load(name), what, None)
     if not callable(make):
-        raise UserError(f"--model={name}: there is no {what} that could be called")
+        raise UserError(f"--model={name}: there is no callable {what}")
     given = dict(args or {})
     try:
         parameters = inspect.signature(make).parameters
         if "num_classes" in parameters:
             given.setdefault("num_classes", num_classes)
         model = make(**given)
-    except Exception as error:  # whatever the code raises
+    except Exception as error:  # the code may raise anything
         raise UserError(
             f"--model={name} cannot be made with {given}: "
             f"{type(error).__name__}: {one_line(error)}"
@@ -105,7 +106,7 @@ def make_own(name: str, args: Mapping[str, Any] | None, num_classes: int) -> nn.
     if not isinstance(model, nn.Module):
         raise UserError(
             f"--model={name} makes a {type(model).__name__}; it must be a flax.linen "
-            "module (flax.nnx.bridge.ToLinen makes one of an nnx module)"
+            "module (flax.nnx.bridge.ToLinen makes one from an nnx module)"
         )
     return model
 
@@ -118,7 +119,7 @@ def _load(name: str) -> types.ModuleType:
         path = pathlib.Path(place).absolute()
         if not path.is_file():
             raise UserError(f"--model={name}: there is no file {path}")
-        # A name of its own: two files of the same name are two modules.
+        # A unique name, since two files of the same name are two modules.
         key = hashlib.sha256(str(path).encode()).hexdigest()[:12]
         title = f"cifar_flax_own_{path.stem}_{key}"
         if title in sys.modules:
@@ -127,7 +128,7 @@ def _load(name: str) -> types.ModuleType:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[title] = module  # dataclasses look themselves up there
+        sys.modules[title] = module  # dataclasses look up their module there
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -136,7 +137,7 @@ def _load(name: str) -> types.ModuleType:
         return module
     except UserError:
         raise
-    except Exception as error:  # whatever the code raises
+    except Exception as error:  # the code may raise anything
         raise UserError(
             f"--model={name} cannot be loaded: {type(error).__name__}: "
             f"{one_line(error)}"

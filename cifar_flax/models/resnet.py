@@ -11,20 +11,20 @@ from cifar_flax.models.convbn import ConvReluNorm
 
 
 class ResNet(nn.Module):
-    """Stages of one strided ConvReluNorm f and residual blocks ``x + f(x)``.
+    """Stages of one strided ConvReluNorm, followed by residual blocks ``x + f(x)``.
 
-    A residual block holds one convolution, and no ReLU follows the sum.
+    In a residual block, f is one ConvReluNorm; no ReLU follows the sum.
 
     Attributes:
       num_classes: number of logits.
       features: output channels of the stem and of each stage.
-      residuals: residual blocks in a stage, after the strided one.
-      norm_stem: False: a 5x5 convolution with bias, padding 2 (the lesson's Resnet);
-        True: a 7x7 ConvReluNorm, whose padding stays 1, so that 32 pixels become 28
-        (its Resnet2).
-      dropout_rate: share of the features before the head that training drops.
-      norm: makes the normalisation; called with ``dtype``.
-      dtype: type of the computation; parameters and logits are float32.
+      residuals: residual blocks in a stage, after the strided layer.
+      norm_stem: False: the stem is a 5x5 convolution with bias and padding 2 (the
+        lesson's Resnet). True: it is a 7x7 ConvReluNorm, whose padding is also 1, so
+        that 32 pixels become 28 (its Resnet2).
+      dropout_rate: dropout rate of the features before the head.
+      norm: makes the normalisation layer; called with ``dtype``.
+      dtype: computation dtype; parameters and logits are float32.
     """
 
     num_classes: int = 10

@@ -10,12 +10,12 @@ from cifar_flax.layers import Dense
 
 
 class SimpleNet(nn.Module):
-    """Flatten, then dense layers with ReLU in between.
+    """Dense layers on the flattened images, with ReLU between them.
 
     Attributes:
       num_classes: number of logits.
       features: width of each hidden layer.
-      dtype: type of the computation; parameters and logits are float32.
+      dtype: computation dtype; parameters and logits are float32.
     """
 
     num_classes: int = 10

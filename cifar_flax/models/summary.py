@@ -21,7 +21,7 @@ class LayerRow:
       path: names from the model down, joined by dots.
       kind: class of the module.
       output_shape: for one image, without the batch axis.
-      num_params: its own parameters.
+      num_params: number of its own parameters.
       flops: floating-point operations of its products for one image; a multiplication
         and its addition count 2. Biases, norms and activations are not counted.
     """
@@ -36,7 +36,7 @@ class LayerRow:
 def layer_rows(
     model: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)
 ) -> list[LayerRow]:
-    """The layers of a model in the order of their calls; see ``trace_layers``."""
+    """Returns a model's layers in the order of their calls; see ``trace_layers``."""
     return trace_layers(model, image_shape)[0]
 
 
@@ -44,12 +44,12 @@ def layer_rows(
 def trace_layers(
     model: nn.Module, image_shape: tuple[int, int, int]
 ) -> tuple[list[LayerRow], Any]:
-    """The layers of a model and its variables as shapes; nothing is computed.
+    """Returns a model's layers and the shapes of its variables, without computation.
 
-    The operations of a layer follow from its ``kernel`` [..., C, F]: every output of
-    its F channels takes one multiplication and addition for each of the kernel's
-    other elements. That holds for convolutions and dense layers alike, one's own
-    included, and counts taps that fall on the padding.
+    The operations of a layer follow from its ``kernel`` [..., C, F]: each output of
+    each of the F channels takes one multiplication and one addition for each kernel
+    element of that channel. This holds for convolutions and dense layers, including
+    users' own layers, and it counts taps that fall on the padding.
 
     Args:
       model: see ``models.calling``.
@@ -59,7 +59,7 @@ def trace_layers(
       The layers in the order of their calls, and the variables by collection.
 
     Raises:
-      UserError: a layer's output would be empty, for the images are too small.
+      UserError: a layer's output would be empty, because the images are too small.
     """
     rows: list[LayerRow] = []
 

@@ -90,8 +90,8 @@ def test_a_file_and_a_module_make_models(nets, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "args", "words"),
     [
-        ("{}:Missing", None, "there is no Missing that could be called"),
-        ("{}:VALUE", None, "there is no VALUE that could be called"),
+        ("{}:Missing", None, "there is no callable Missing"),
+        ("{}:VALUE", None, "there is no callable VALUE"),
         ("{}:number", None, "makes a int; it must be a flax.linen module"),
         ("{}:broken", None, "RuntimeError: mine in lines"),
         ("{}:Net", {"width": 3}, "unexpected keyword argument 'width'"),
