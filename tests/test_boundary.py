@@ -64,7 +64,10 @@ ARRAYS = {
     "one image": (lambda x, y: (x[0], y[0]), ["uint8 [32, 32, 3]", "images[None]"]),
     "images without channels": (lambda x, y: (x[..., 0], y), ["uint8 [40, 32, 32]"]),
     "images without pixels": (lambda x, y: (x[:, :0], y), ["no images"]),
-    "a list of different shapes": (lambda x, y: ([x, x[:3]], y), ["list", "no array"]),
+    "a list of different shapes": (
+        lambda x, y: ([x, x[:3]], y),
+        ["list, not an array"],
+    ),
     "something else": (lambda x, y: (None, y), ["object"]),
 }
 

@@ -1,8 +1,8 @@
 """The official archives of CIFAR-10 and CIFAR-100, packed or unpacked.
 
-Nothing is extracted to disk. An archive is read only once its checksum is known: the
-official one, or one that the user vouches for. Even then it is taken for hostile: sizes
-are bounded, and members that point elsewhere are refused.
+Nothing is extracted to disk. An archive is read only if its checksum is the official
+one or one that the user gives. Even then it may be hostile, so sizes are limited, and
+members that point outside the archive are refused.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 
-# Bounds on what is read of an archive: it may be made to unpack to terabytes.
+# Limits on what is read from an archive, which may unpack to terabytes.
 _MAX_OTHER = 2**20  # bytes of a member that is not one of the files to read
 _MAX_TOTAL = 512 * 2**20  # bytes altogether; the official archives have 187 MB
 _MAX_MEMBERS = 1000
@@ -39,12 +39,13 @@ class Archive:
     Attributes:
       path: the .tar.gz, or the folder that holds the files themselves.
       cifar: the data set that it holds.
-      layout: the version of it.
+      layout: the version of the archive.
       checksum: sha256, in hex, of the .tar.gz, or of the batches one after the other
-        (training in their order, then test).
-      cache_key: identifies all that is read: of a folder the class names, too.
-      trust: 'official', by a published checksum; 'given', by the user's; or
-        'unverified', an unpacked binary version, which has no published checksum.
+        (training batches in their order, then the test batch).
+      cache_key: identifies all that is read; for a folder also the class names.
+      trust: 'official': verified by a published checksum; 'given': verified by the
+        user's checksum; 'unverified': an unpacked binary version, which has no
+        published checksum.
     """
 
     path: pathlib.Path
@@ -56,7 +57,7 @@ class Archive:
 
     @property
     def source(self) -> str:
-        """Where the data come from, for a person to read."""
+        """Where the data come from, in words."""
         kind = "folder" if self.path.is_dir() else "archive"
         if self.trust == "given":
             return f"{kind} {self.path.name}, verified by the checksum given"
@@ -68,9 +69,9 @@ class Contents:
     """What an archive holds, in the order of its files.
 
     Attributes:
-      images: of 'train' and of 'test', uint8 [N, 32, 32, 3].
-      labels: of both, and by their feature (see ``cifar.Labels``), uint8 [N].
-      class_names: of each kind of label, by its feature.
+      images: images of 'train' and of 'test', uint8 [N, 32, 32, 3].
+      labels: labels of both, by feature (see ``cifar.Labels``), uint8 [N].
+      class_names: class names of each kind of label, by feature.
     """
 
     images: dict[str, np.ndarray]
@@ -84,17 +85,17 @@ def open_archive(
     """Finds an archive and verifies its checksum.
 
     Args:
-      path: the .tar.gz, the unpacked folder, or the folder that holds that one.
-      sha256: what the checksum must be, in hex; where it is not given, an official
-        one.
-      name: of the data set that it must be of; None: of either.
+      path: the .tar.gz, the unpacked folder, or the folder that contains the unpacked
+        folder.
+      sha256: checksum that the archive must have, in hex; None: an official one.
+      name: name of the data set that the archive must hold; None: any.
 
     Returns:
       The archive, for ``read_archive``.
 
     Raises:
-      UserError: it is missing, unreadable, has another checksum, or is of another data
-        set.
+      UserError: the archive is missing or unreadable, has another checksum, or holds
+        another data set.
     """
     path = expand_user(path)
     if sha256 is not None:
@@ -120,7 +121,7 @@ def open_archive(
 
 
 def check_sha256(sha256: str) -> str:
-    """A checksum as hashlib writes it; UserError where it is none."""
+    """Returns a checksum as hashlib writes it; raises a UserError if it is invalid."""
     digits = sha256.strip().lower()
     if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
         raise UserError(
@@ -140,7 +141,7 @@ def read_contents(archive: Archive) -> Contents:
             files = _read_tar(path, cifar, layout)
     batches = []
     for name in layout.batches:
-        content = files.pop(name)  # popped: its memory is needed for the images
+        content = files.pop(name)  # popped, since the images need its memory
         batches.append(read_batch(cifar, layout, f"{path}: {name}", content))
         del content
     splits = {"train": batches[:-1], "test": batches[-1:]}
@@ -168,13 +169,13 @@ def read_archive(archive: Archive) -> Dataset:
       The data set 'cifar10' or 'cifar100', in the order of the files.
 
     Raises:
-      UserError: it is damaged, refused as hostile, or not laid out as the official one.
+      UserError: the archive is damaged, hostile, or has another layout.
     """
     return as_dataset(archive, read_contents(archive))
 
 
 def as_dataset(archive: Archive, contents: Contents) -> Dataset:
-    """The data set that an archive's contents are, with the labels to train on."""
+    """Makes a data set from an archive's contents, with the labels to train on."""
     return make_dataset(
         archive.cifar.name,
         contents.images["train"],
@@ -189,15 +190,15 @@ def as_dataset(archive: Archive, contents: Contents) -> Dataset:
 
 
 def check_contents(archive: Archive, dataset: Dataset) -> None:
-    """Checks that the data are the official ones as far as no user vouches for them.
+    """Checks that the data are the official ones, unless the user gave the checksum.
 
     Args:
-      archive: what was read.
-      dataset: what it gave, now or, kept in the cache, at another time.
+      archive: the archive that was read.
+      dataset: its data set, decoded now or taken from the cache.
 
     Raises:
-      UserError: sizes or class names are not the official ones; or, in an unverified
-        folder, the classes differ in size.
+      UserError: sizes or class names are not the official ones, or the classes of an
+        unverified folder differ in size.
     """
     if archive.trust == "given":
         return
@@ -216,14 +217,14 @@ def check_contents(archive: Archive, dataset: Dataset) -> None:
         even = len(set(counts)) == 1 or archive.trust == "official"
         if len(labels) != expected or not even:
             raise UserError(
-                f"{archive.path} has {len(labels)} {split} images, of the classes "
-                f"{_some(counts)}; {cifar.title} has {expected}, as many of each; "
+                f"{archive.path} has {len(labels)} {split} images, by class "
+                f"{_some(counts)}; {cifar.title} has {expected}, equally many of each; "
                 f"{hint}"
             )
 
 
 def _some(values: Iterable[Any]) -> str:
-    """Up to ten of them, to fit in a line."""
+    """Joins up to ten values, to fit in a line."""
     words = [str(value) for value in values]
     return ", ".join(words if len(words) <= 10 else [*words[:9], "..."])
 
@@ -234,26 +235,26 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Turns what damaged and unreadable files raise into a UserError."""
+    """Turns the errors of damaged and unreadable files into a UserError."""
     try:
         yield
     except (
         *(gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError),
-        *(ValueError, RecursionError),  # of tarfile, for headers that make no sense
+        *(ValueError, RecursionError),  # from tarfile, for invalid headers
     ) as error:
         raise UserError(
-            f"{path} is not a whole .tar.gz archive ({error}); get it again"
+            f"{path} is not a complete .tar.gz archive ({error}); get it again"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _require_given(path: pathlib.Path, checksum: str, sha256: str | None) -> None:
-    """Raises a UserError unless the user has vouched for this very checksum."""
+    """Raises a UserError unless the user gave this checksum."""
     if sha256 is None:
         raise UserError(
-            f"{path} has the sha256 {checksum}, which is not an official one: an "
-            f"incomplete download gives that, too; if you trust the file, pass "
+            f"{path} has the sha256 {checksum}, which is not an official one; the "
+            f"file may be an incomplete download; if you trust it, pass "
             f"--data_archive={path} --archive_sha256={checksum}"
         )
     if sha256 != checksum:
@@ -266,12 +267,12 @@ def _require_given(path: pathlib.Path, checksum: str, sha256: str | None) -> Non
 def _check_size(where: str, size: int, limit: int) -> None:
     if size > limit:
         raise UserError(
-            f"{where} has {size} bytes, more than the {limit} that are read; refused"
+            f"{where} has {size} bytes, more than the limit of {limit}; refused"
         )
 
 
 def _versions() -> list[tuple[Cifar, Layout]]:
-    """Every archive that can be read."""
+    """Returns every archive that can be read."""
     return [(cifar, layout) for cifar in CIFARS.values() for layout in cifar.layouts]
 
 
@@ -282,7 +283,7 @@ def _open_packed(path: pathlib.Path, sha256: str | None) -> Archive:
         if sha256 is None and checksum == layout.sha256:
             return Archive(path, cifar, layout, checksum, checksum, "official")
     _require_given(path, checksum, sha256)
-    # The first file tells which one it is.
+    # The first file shows which version it is.
     with contextlib.closing(_members(path)) as members:
         for cifar, layout, _, _ in members:
             return Archive(path, cifar, layout, checksum, checksum, "given")
@@ -292,7 +293,7 @@ def _open_packed(path: pathlib.Path, sha256: str | None) -> Archive:
 def _find_folder(
     path: pathlib.Path, name: str | None
 ) -> tuple[pathlib.Path, Cifar, Layout]:
-    """The folder with the files, at best of the data set that is asked for."""
+    """Finds the folder with the files, preferably of the data set ``name``."""
     for cifar, layout in sorted(_versions(), key=lambda pair: pair[0].name != name):
         for folder in (path, path / layout.folder):
             if any((folder / batch).is_file() for batch in layout.batches):
@@ -329,7 +330,7 @@ def _open_folder(path: pathlib.Path, sha256: str | None, name: str | None) -> Ar
 
 
 def _official_sizes(cifar: Cifar, layout: Layout) -> list[int]:
-    """The sizes of the official batches; none of pickles, whose sizes may vary."""
+    """Returns the sizes of the official batches; none for pickles, which may vary."""
     if layout.pickled:
         return []
     (train, test), parts = cifar.sizes, len(layout.batches) - 1
@@ -362,11 +363,11 @@ class _Bounded:
 def _members(
     path: pathlib.Path,
 ) -> Generator[tuple[Cifar, Layout, str, IO[bytes]], None, None]:
-    """The files to read of a .tar.gz, in its order; what is hostile is refused."""
+    """Yields the files to read of a .tar.gz, in its order; refuses hostile members."""
     known = {of.folder: (cifar, of) for cifar, of in _versions()}
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(gzip.open(path))
-        bounded: Any = _Bounded(path, stream)  # reading is all that tarfile asks of it
+        bounded: Any = _Bounded(path, stream)  # tarfile only reads from it
         # "r|": a stream, read once and in order.
         tar = stack.enter_context(
             tarfile.open(fileobj=bounded, mode="r|", bufsize=2**20)
@@ -382,12 +383,12 @@ def _members(
             if count >= _MAX_MEMBERS:
                 raise UserError(f"{path} has over {_MAX_MEMBERS} members; refused")
             content = tar.extractfile(member)
-            if name in limits and content is not None:  # else a folder, readme.html
+            if name in limits and content is not None:  # not a folder or readme.html
                 yield cifar, layout, name, content
 
 
 def _read_tar(path: pathlib.Path, cifar: Cifar, layout: Layout) -> dict[str, bytes]:
-    """The files of a .tar.gz by name."""
+    """Returns the files of a .tar.gz by name."""
     files: dict[str, bytes] = {}
     with contextlib.closing(_members(path)) as members:
         for _, of, name, content in members:
@@ -414,7 +415,7 @@ def _not_one_folder(path: pathlib.Path, found: list[str]) -> UserError:
 
 
 def _safe_path(where: str, member: tarfile.TarInfo) -> tuple[str, str]:
-    """Folder and name of a member, once it is a plain file or folder in its place."""
+    """Returns a member's folder and name; refuses links, devices and outside paths."""
     name = pathlib.PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         raise UserError(f"{where} points outside the archive; refused")

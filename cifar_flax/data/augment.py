@@ -12,11 +12,11 @@ from cifar_flax.errors import UserError
 
 PADDING_MODES = ("symmetric", "constant", "reflect")
 
-# As wide as the images; a crop from further out would show nothing of them.
+# The width of the images; a crop from further out would show nothing of them.
 MAX_PADDING = 32
 
 
-MAX_CUTOUT = 4096  # as wide as any image
+MAX_CUTOUT = 4096  # the width of the widest images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,23 +25,24 @@ class Augmentation:
 
     Attributes:
       padding: pixels added on each side before a window of the original size is cut
-        out at a uniformly drawn offset; 0 cuts nothing.
-      padding_mode: what they hold, in NumPy's words: ``symmetric`` mirrors the image
-        with its edge pixel (what the lesson's library did), ``reflect`` without it,
-        ``constant`` is black.
+        out at a uniformly drawn offset; 0 for no crop.
+      padding_mode: content of the added pixels, in NumPy's terms: ``symmetric`` mirrors
+        the image with its edge pixel (as the lesson's library did), ``reflect`` mirrors
+        it without the edge pixel, ``constant`` is black.
       flip: mirror an image left to right with probability 1/2.
-      alternate: flip every image on every other epoch, from a coin of its own on
-        (Jordan 2024, https://arxiv.org/abs/2404.00498), and not by chance.
-      cutout: side of a square, in pixels, that shows the mean colour; its centre is
-        anywhere in the image (DeVries and Taylor 2017,
-        https://arxiv.org/abs/1708.04552). 0 for none.
-      brightness: each image is made brighter or darker by up to this share of white.
-      contrast: each image's distance from its mean colour is multiplied by 1 - c to
-        1 + c.
+      alternate: flip each image in every second epoch instead of at random; whether it
+        starts with a flip is random (Jordan 2024, https://arxiv.org/abs/2404.00498).
+      cutout: side, in pixels, of a square filled with the mean colour; its centre is
+        random in the image (DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552).
+        0 for none.
+      brightness: each image becomes brighter or darker by up to this share of white.
+      contrast: c; each image's difference from its mean colour is multiplied by 1 - c
+        to 1 + c.
       mixup: alpha of Beta(alpha, alpha), from which a batch's share of another image is
         drawn (Zhang et al. 2018, https://arxiv.org/abs/1710.09412). 0 for none.
       cutmix: the same for the area of a rectangle of another image (Yun et al. 2019,
-        https://arxiv.org/abs/1905.04899). With both, each takes every second batch.
+        https://arxiv.org/abs/1905.04899). With both, each batch draws one of the two
+        with equal probability.
     """
 
     padding: int = 4
@@ -61,7 +62,7 @@ class Augmentation:
 
     @property
     def varies(self) -> bool:
-        """Whether ``vary`` does anything."""
+        """Whether ``vary`` changes images."""
         return bool(self.cutout or self.brightness or self.contrast)
 
     def __post_init__(self):
@@ -87,7 +88,7 @@ class Augmentation:
             if not number or not 0 <= value <= most:
                 raise UserError(f"{name} is {value!r}; it must be from 0 to {most:g}")
         if self.alternate and not self.flip:
-            raise UserError("alternate is true and flip is false; give one of them")
+            raise UserError("alternate is true and flip is false; set flip to true")
         if self.padding_mode not in PADDING_MODES:
             raise UserError(
                 f"padding_mode is {self.padding_mode!r}; it must be one of "
@@ -112,18 +113,19 @@ def sample_images(
     augmentation: Augmentation,
     flips: jax.Array | None = None,
 ) -> jax.Array:
-    """A batch of randomly cropped and flipped images.
+    """Returns a batch of randomly cropped and flipped images.
 
-    Offsets are uniform (to 2^-15) over 0, ..., 2 * padding in both directions, flips
-    are fair coins, all independent. One gather with explicit indices does the
-    selection, the crop and the flip, so that nothing is copied twice.
+    Offsets are uniform (to 2^-15) over 0, ..., 2 * padding in both directions. Flips
+    have probability 1/2, and all draws are independent. One gather with explicit
+    indices does the selection, the crop and the flip, so that pixels are copied once.
 
     Args:
       key: a PRNG key, the only source of randomness.
       padded: [N, H + 2p, W + 2p, C], as ``pad_images`` gives.
       indices: [B], which images to take.
       augmentation: as given to ``pad_images``.
-      flips: whether to mirror each, [B, 1]; None: by chance, where that is asked for.
+      flips: whether to mirror each image, [B, 1]; None: at random if
+        ``augmentation.flip``.
 
     Returns:
       [B, H, W, C] of the type of ``padded``.
@@ -151,7 +153,7 @@ def normalise(images: jax.Array, mean, std) -> jax.Array:
 
 
 def denormalise(images, mean, std) -> np.ndarray:
-    """The inverse of ``normalise``, rounded and clipped: float [..., C] -> uint8."""
+    """Inverts ``normalise``, then rounds and clips: float [..., C] -> uint8."""
     pixels = (np.asarray(images, np.float32) * np.float32(std) + np.float32(mean)) * 255
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
@@ -159,13 +161,13 @@ def denormalise(images, mean, std) -> np.ndarray:
 def alternating_flips(
     key: jax.Array, indices: jax.Array, epoch: jax.Array, count: int
 ) -> jax.Array:
-    """Whether to mirror images in an epoch: each on every other one, [B, 1].
+    """Returns whether to mirror each image in an epoch, [B, 1]: in every second one.
 
     Args:
-      key: the same in all epochs, from which each image's coin is.
-      indices: of the images, [B].
-      epoch: counted from 0.
-      count: images in all.
+      key: PRNG key, the same in all epochs; it chooses each image's first epoch.
+      indices: indices of the images, [B].
+      epoch: number of the epoch, from 0.
+      count: number of all images.
     """
     coins = jax.random.bits(key, (count,), jnp.uint8) & 1
     return ((coins[indices] + epoch) % 2 == 1)[:, None]
@@ -174,7 +176,7 @@ def alternating_flips(
 def vary(
     key: jax.Array, images: jax.Array, std: Any, augmentation: Augmentation
 ) -> jax.Array:
-    """Contrast, brightness and cutout of normalised images [B, H, W, C]."""
+    """Applies contrast, brightness and cutout to normalised images [B, H, W, C]."""
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 3)
     if augmentation.contrast:
@@ -201,7 +203,7 @@ def mix(
     """Mixes each image of a batch with the one before it, by mixup or cutmix.
 
     Returns:
-      The images, and the share that each has kept, one number.
+      The mixed images, and the share that every image keeps of itself, a scalar.
     """
     height, width = images.shape[1:3]
     keys = jax.random.split(key, 3)
@@ -225,7 +227,7 @@ def mix(
 
 
 def _rectangle(centre: jax.Array, sides: Any, height: int, width: int) -> jax.Array:
-    """Pixels whose middle is in a rectangle, [B, H, W], of [2, B, 1] or [2, 1, 1]."""
+    """Marks pixels with centre in a rectangle: [2, B, 1] or [2, 1, 1] -> [B, H, W]."""
     sides = jnp.broadcast_to(jnp.asarray(sides, jnp.float32), centre.shape)
     rows, columns = (
         jnp.abs(jnp.arange(length) + 0.5 - centre[axis]) < sides[axis] / 2
@@ -234,17 +236,18 @@ def _rectangle(centre: jax.Array, sides: Any, height: int, width: int) -> jax.Ar
     return rows[:, :, None] & columns[:, None, :]
 
 
-# How an image is seen in evaluation; see ``views``.
+# Test-time augmentation; see ``views``.
 Tta = Literal["none", "flip", "multicrop"]
 
 
 def views(images: jax.Array, tta: Tta) -> list[tuple[float, jax.Array]]:
-    """What test-time augmentation looks at: weights, which add up to 1, and images.
+    """Returns the views of test-time augmentation, with weights that sum to 1.
 
-    ``flip``: each image and its mirror image, half each. ``multicrop``: half of that,
-    and a quarter each of the same moved by a pixel up and left, and down and right, the
-    border reflected (Jordan 2024, https://arxiv.org/abs/2404.00498). The logits of an
-    image are the weighted mean of its views'.
+    ``flip``: each image and its mirror image, with equal weights. ``multicrop``: the
+    image with weight 1/2, and two copies with weight 1/4 each, moved by a pixel up and
+    left, or down and right, with a reflected border; each of the three is flipped as
+    above (Jordan 2024, https://arxiv.org/abs/2404.00498). The logits of an image are
+    the weighted mean of the logits of its views.
 
     Args:
       images: [N, H, W, C].

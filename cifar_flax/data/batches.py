@@ -1,8 +1,8 @@
 """Decoding of the official CIFAR files, binary and Python version.
 
-The Python version is pickled, and a pickle can call anything it names. Here it can name
-only what the official files name, and gets stand-ins for it: no NumPy code runs until
-the bytes of an array have been checked.
+The Python version is pickled, and a pickle can call any function that it names. Here a
+pickle can name only what the official files name, and these names give stand-ins: no
+NumPy code runs until the bytes of an array have been checked.
 """
 
 import io
@@ -15,7 +15,7 @@ import numpy as np
 from cifar_flax.data.cifar import PIXELS, Cifar, Labels, Layout
 from cifar_flax.errors import UserError
 
-# Images uint8 [N, 32, 32, 3], and by their feature the labels uint8 [N].
+# Images uint8 [N, 32, 32, 3], and labels uint8 [N] by feature.
 Batch = tuple[np.ndarray, dict[str, np.ndarray]]
 
 
@@ -24,15 +24,15 @@ def read_batch(cifar: Cifar, layout: Layout, where: str, content: bytes) -> Batc
 
     Args:
       cifar: the data set.
-      layout: the version of it.
-      where: names the file in errors.
+      layout: the version of its archive.
+      where: name of the file, for error messages.
       content: the file's bytes.
 
     Returns:
       Images and labels of each kind, in the file's order.
 
     Raises:
-      UserError: the content is not what the official files hold.
+      UserError: the content does not have the format of the official files.
     """
     if layout.pickled:
         return _read_pickled(cifar, where, content)
@@ -63,15 +63,15 @@ def read_class_names(
     if not isinstance(names, list) or len(names) != kind.num_classes:
         raise UserError(f"{where} does not hold {kind.num_classes} class names")
     try:
-        # Half a character, which a pickle may hold, is no text either.
+        # A pickle may hold half a character, which is not text either.
         contents = [n.encode() if isinstance(n, str) else n for n in names]
         return tuple(content.decode().strip() for content in contents)
     except (UnicodeError, AttributeError) as error:
-        raise UserError(f"{where}: class names that are not text ({error})") from error
+        raise UserError(f"{where}: class names are not text ({error})") from error
 
 
 def _images(planes: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, 32, 32, 3] from their colour planes [N, 3072]."""
+    """Converts colour planes [N, 3072] to images uint8 [N, 32, 32, 3]."""
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
@@ -91,7 +91,7 @@ def _read_pickled(cifar: Cifar, where: str, content: bytes) -> Batch:
         values = batch.get(kind.key)
         if not isinstance(values, list) or len(values) != len(planes):
             raise UserError(
-                f"{where} has no list of {len(planes)} {kind.key}, one an image"
+                f"{where} has no list of {len(planes)} {kind.key}, one for each image"
             )
         for label in values:
             if type(label) is not int or not 0 <= label < kind.num_classes:
@@ -101,7 +101,7 @@ def _read_pickled(cifar: Cifar, where: str, content: bytes) -> Batch:
 
 
 def _planes(where: str, array: object) -> np.ndarray:
-    """The colour planes uint8 [N, 3072] of a pickled array, once it has that shape."""
+    """Checks a pickled array and returns its colour planes, uint8 [N, 3072]."""
     try:
         _, shape, dtype, fortran, content = array.state  # type: ignore[attr-defined]
         count, width = shape
@@ -122,7 +122,7 @@ def _planes(where: str, array: object) -> np.ndarray:
 
 
 class _Array:
-    """Stands for a pickled ndarray: the state that would be given to NumPy."""
+    """Replaces a pickled ndarray; keeps the state that NumPy would get."""
 
     state: object = None
 
@@ -131,7 +131,7 @@ class _Array:
 
 
 class _Dtype:
-    """Stands for a pickled dtype, by its code such as 'u1'."""
+    """Replaces a pickled dtype; keeps its code, such as 'u1'."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = code
@@ -145,7 +145,7 @@ def _reconstruct(*_: object) -> _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    # Python 3 writes bytes so in pickles that Python 2 can read.
+    # Python 3 writes bytes in this way in pickles that Python 2 can read.
     if encoding != "latin1":
         raise ValueError(f"encoding {reprlib.repr(encoding)}")
     return text.encode("latin1")
@@ -160,14 +160,14 @@ _STAND_INS = {
 }
 
 
-_Python: Any = pickle._Unpickler  # of which mypy knows only what the one in C has
+_Python: Any = pickle._Unpickler  # mypy knows only the C version
 
 
 class _Unpickler(_Python):
-    """The one in Python: the one in C makes room for any index that its memo is given.
+    """Unpickles in Python, because the C version allocates memory for any memo index.
 
-    Texts alone are keys, since hashing tuples of tuples may take for ever; sets and
-    buffers are not needed; and only a stand-in has a state.
+    Only texts may be keys, since hashing tuples of tuples may take forever. Sets and
+    buffers are not needed. Only a stand-in may have a state.
     """
 
     dispatch = _Python.dispatch.copy()
@@ -183,7 +183,7 @@ class _Unpickler(_Python):
     def _fill(self, target: Any, items: list) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, (str, bytes)) or type(target) is not dict:
-                raise pickle.UnpicklingError("a key that is no text")
+                raise pickle.UnpicklingError("a key is not text")
             target[key] = value
 
     def _load_dict(self) -> None:
@@ -202,7 +202,7 @@ class _Unpickler(_Python):
     def _load_build(self) -> None:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], (_Array, _Dtype)):
-            raise pickle.UnpicklingError("a state of what has none")
+            raise pickle.UnpicklingError("a state for an object that has none")
         self.stack[-1].__setstate__(state)
 
     dispatch[pickle.DICT[0]] = _load_dict
@@ -214,7 +214,7 @@ class _Unpickler(_Python):
 
 
 def _unpickle(where: str, content: bytes) -> dict[str, Any]:
-    """The dictionary in a pickle, its keys as text."""
+    """Returns the dictionary in a pickle, with its keys as text."""
     try:
         # Python 2 wrote the official files: their text comes as bytes.
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()

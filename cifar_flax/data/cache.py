@@ -1,7 +1,7 @@
-"""Decoded data sets kept on disk, so that the next run need not decode them again.
+"""Keeps decoded data sets on disk, so that the next run does not decode them again.
 
-A file of this cache is an uncompressed .npz: the arrays, and a line of JSON. The zip
-format keeps a CRC of each, which finds damage while it reads.
+A file of this cache is an uncompressed .npz with the arrays and a line of JSON. The zip
+format stores a CRC of each, so that reading detects damage.
 """
 
 import logging
@@ -14,7 +14,7 @@ import numpy as np
 from cifar_flax.data.dataset import Dataset, Statistics, make_dataset
 from cifar_flax.files import InUseError, locked, remove_partial, replacing
 
-# Raise it when what is decoded changes, so that files of older versions are not read.
+# Increase it when decoding changes, so that files of older versions are not read.
 VERSION = 1
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Details(msgspec.Struct):
-    """What a data set is beside its arrays."""
+    """The fields of a data set other than its arrays."""
 
     name: str
     class_names: tuple[str, ...]
@@ -37,10 +37,10 @@ class _Details(msgspec.Struct):
 def load_or_build(
     data_dir: pathlib.Path, name: str, key: str, build: Callable[[], Dataset]
 ) -> Dataset:
-    """The data set under ``key`` in the cache; built, and stored, where it is not.
+    """Loads the data set under ``key`` from the cache, or builds and stores it.
 
     The cache never makes loading fail: a damaged file is built again, and a file that
-    cannot be written costs a warning.
+    cannot be written only causes a warning.
 
     Args:
       data_dir: the cache is its folder ``cifar_flax``.
@@ -49,7 +49,7 @@ def load_or_build(
       build: reads and decodes the source.
 
     Returns:
-      The data set. ``source`` is that of the run which stored it.
+      The data set, with the ``source`` of the run that stored it.
     """
     path = data_dir / "cifar_flax" / f"{name}-v{VERSION}-{key}.npz"
     dataset = _load(path)
@@ -62,11 +62,11 @@ def load_or_build(
 def _load(path: pathlib.Path) -> Dataset | None:
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("not a plain file")  # a pipe would be waited for
+            raise ValueError("not a plain file")  # reading a pipe would block
         # Opened here, since np.load leaves the file of a damaged zip open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if any(member.compress_type for member in stored.zip.infolist()):
-                raise ValueError("compressed, which this cache never is")
+                raise ValueError("compressed, but files of this cache are not")
             text = stored["details"].item()
             optional = [key for key in _OPTIONAL if key in stored.files]
             arrays = {key: stored[key] for key in (*_ARRAYS, *optional)}
@@ -74,7 +74,7 @@ def _load(path: pathlib.Path) -> Dataset | None:
         return make_dataset(**arrays, **msgspec.structs.asdict(details))
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever the damage is, the source is still there
+    except Exception as error:  # after any damage, the source is still there
         logger.warning(
             "cannot read the cache %s (%s: %s); decoding again",
             path,
@@ -96,7 +96,7 @@ def _store(path: pathlib.Path, dataset: Dataset) -> None:
                 text = msgspec.json.encode(details).decode()
                 np.savez(file, details=np.array(text), **arrays)
     except InUseError:
-        pass  # another process stores the same
+        pass  # another process stores the same file
     except OSError as error:
         logger.warning(
             "cannot write the cache %s (%s); it will be decoded again next time",

@@ -6,7 +6,7 @@ from cifar_flax.data.dataset import Statistics
 
 PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, then the blue plane
 
-_MAX_NAMES = 2**16  # bytes that are read of a file of class names
+_MAX_NAMES = 2**16  # largest file of class names that is read, in bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Labels:
     Attributes:
       feature: its name in tensorflow-datasets; 'label' is the one to train on.
       num_classes: labels are from 0 to ``num_classes`` - 1.
-      key: of the labels in a pickled batch.
-      names_key: of the class names in a pickled file.
+      key: key of the labels in a pickled batch.
+      names_key: key of the class names in a pickled file.
     """
 
     feature: str
@@ -28,16 +28,16 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A version of an archive, and what its files are called.
+    """A version of an archive, with the names of its files.
 
     Attributes:
-      archive: the .tar.gz.
-      sha256: of the official .tar.gz.
-      folder: in which the archive holds its files.
+      archive: name of the .tar.gz.
+      sha256: checksum of the official .tar.gz, in hex.
+      folder: folder in the archive that holds the files.
       batches: the training files in their order, and the test file.
       names: for each kind of label, the file that holds its class names.
       pickled: True for the Python version, False for the binary one.
-      md5: published checksums of unpacked files; none are known of binary versions.
+      md5: published checksums of unpacked files; the binary versions have none.
     """
 
     archive: str
@@ -54,19 +54,19 @@ class Cifar:
     """A data set with official archives.
 
     Attributes:
-      name: as ``load_dataset`` takes it; also that of tensorflow-datasets.
-      title: for a person to read.
-      url: of the binary archive.
-      num_bytes: of the binary archive.
+      name: name for ``load_dataset``, the same as in tensorflow-datasets.
+      title: name to display.
+      url: address of the binary archive.
+      num_bytes: size of the binary archive.
       python: layout of the Python version.
       binary: layout of the binary version.
       labels: kinds of labels, in the order of their bytes in a binary record.
-      class_names: of the labels to train on.
-      sizes: training and test images.
-      max_batch: bytes that are read of a batch file; the official ones have about
-        half as many.
+      class_names: class names of the labels to train on.
+      sizes: numbers of training and of test images.
+      max_batch: largest batch file that is read, in bytes; the official ones have about
+        half this size.
       mean: per channel, of pixels / 255; None: computed from the training images.
-      std: per channel; None as for ``mean``.
+      std: per channel, as ``mean``.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Cifar:
 
     @property
     def layouts(self) -> tuple[Layout, Layout]:
-        """Both, Python first: of unpacked folders, it alone can be verified."""
+        """Both layouts, Python first: only its unpacked folders can be verified."""
         return self.python, self.binary
 
     @property
@@ -93,7 +93,7 @@ class Cifar:
         return len(self.labels) + PIXELS
 
     def limits(self, layout: Layout) -> dict[str, int]:
-        """The largest size that is read of each file, in bytes."""
+        """Returns the largest size of each file that is read, in bytes."""
         batches = dict.fromkeys(layout.batches, self.max_batch)
         return batches | dict.fromkeys(layout.names, _MAX_NAMES)
 

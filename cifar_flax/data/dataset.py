@@ -22,16 +22,16 @@ class Dataset:
       train_labels: int32 [N], 0 to ``num_classes`` - 1.
       test_images: as ``train_images``, of the same H, W and C.
       test_labels: as ``train_labels``.
-      class_names: one a label.
-      mean: per channel, of pixels / 255, of the training images.
-      std: likewise the standard deviation.
+      class_names: one for each label.
+      mean: mean of each channel of the training images, of pixels / 255.
+      std: standard deviation of each channel, as ``mean``.
       fingerprint: sha256, in hex, of the training images and labels (little-endian
         int32), the test images and labels, the class names joined by newlines, and the
-        validation images and labels where there are some.
-      source: where it came from, for a person to read.
-      val_images: as ``train_images``; None where the data set has no validation images
-        of its own.
-      val_labels: as ``train_labels``; None where ``val_images`` is.
+        validation images and labels if there are any.
+      source: where the data come from, in words.
+      val_images: as ``train_images``; None if the data set has no validation images of
+        its own.
+      val_labels: as ``train_labels``; None if ``val_images`` is None.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Dataset:
 
     @property
     def has_validation(self) -> bool:
-        """Whether it has validation images of its own."""
+        """Whether the data set has validation images of its own."""
         return self.val_images is not None
 
     @property
@@ -73,24 +73,24 @@ def make_dataset(
     val_images: np.ndarray | None = None,
     val_labels: np.ndarray | None = None,
 ) -> Dataset:
-    """Checks arrays and makes a ``Dataset`` of them.
+    """Checks arrays and makes a ``Dataset`` from them.
 
     Args:
-      name: see ``Dataset``, as for the arguments below.
+      name: see ``Dataset``, also for the arguments below.
       train_images: uint8 [N, H, W, C].
       train_labels: [N], of any integer type.
       test_images: as ``train_images``.
       test_labels: as ``train_labels``.
-      class_names: one a label.
-      source: where the data came from.
-      mean: computed from the training images where not given.
-      std: likewise.
-      fingerprint: likewise; hashing CIFAR-10 takes about 0.2 s.
-      val_images: as ``train_images``, where the data set has validation images.
-      val_labels: as ``train_labels``, with ``val_images``.
+      class_names: one for each label.
+      source: where the data come from.
+      mean: see ``Dataset``; None: computed from the training images.
+      std: as ``mean``.
+      fingerprint: see ``Dataset``; None: computed (about 0.2 s for CIFAR-10).
+      val_images: as ``train_images``; None: the data set has no validation images.
+      val_labels: as ``train_labels``; given if ``val_images`` is.
 
     Returns:
-      The data set. It keeps the image arrays, it does not copy them.
+      The data set. It keeps the image arrays and does not copy them.
 
     Raises:
       UserError: an array has another shape or type, a split is empty, a label has no
@@ -99,7 +99,7 @@ def make_dataset(
     names = _checked_names(name, class_names)
     if (val_images is None) != (val_labels is None):
         given = "val_images" if val_labels is None else "val_labels"
-        raise UserError(f"{name}: {given} alone is given; give images and labels")
+        raise UserError(f"{name}: only {given} is given; give images and labels")
     images, labels, shape = {}, {}, None
     splits = [
         ("train", train_images, train_labels),
@@ -132,11 +132,11 @@ def make_dataset(
 
 
 def channel_statistics(images: np.ndarray) -> tuple[Statistics, Statistics]:
-    """Mean and standard deviation of pixels / 255, a channel at a time.
+    """Computes mean and standard deviation of pixels / 255 for each channel.
 
-    Exact up to the last division: pixels are counted by value, a thousand images at a
-    time so that memory stays small. A channel that never varies gets the standard
-    deviation 1/255, since images are divided by it.
+    The result is exact up to the last division: pixels are counted by value, a thousand
+    images at a time to save memory. A constant channel gets the standard deviation
+    1/255, since images are divided by it.
 
     Args:
       images: uint8 [N, H, W, C].
@@ -161,7 +161,7 @@ def channel_statistics(images: np.ndarray) -> tuple[Statistics, Statistics]:
 def _fingerprint(
     images: dict[str, np.ndarray], labels: dict[str, np.ndarray], names: tuple[str, ...]
 ) -> str:
-    """See ``Dataset.fingerprint``."""
+    """Computes ``Dataset.fingerprint``."""
     digest = hashlib.sha256()
 
     def update(split: str) -> None:
@@ -179,11 +179,11 @@ def _fingerprint(
 def check_images(
     where: str, images: Any, shape: tuple[int, ...] | None = None
 ) -> np.ndarray:
-    """Images as a contiguous array, or a UserError that names what is wrong.
+    """Checks images and returns them as a contiguous array, or raises a UserError.
 
     Args:
-      where: what they are, for the message.
-      images: uint8 [N, H, W, C], one or more; anything that NumPy takes as an array.
+      where: name of the images, for the message.
+      images: uint8 [N, H, W, C], at least one; anything that NumPy takes as an array.
       shape: the (H, W, C) that they must have, if any.
     """
     array = _as_array(where, "images", images)
@@ -208,13 +208,13 @@ def check_images(
 def check_labels(
     where: str, labels: Any, count: int, num_classes: int | None = None
 ) -> np.ndarray:
-    """Labels as int32 [N], or a UserError that names what is wrong.
+    """Checks labels and returns them as int32 [N], or raises a UserError.
 
     Args:
-      where: what they are, for the message.
+      where: name of the labels, for the message.
       labels: whole numbers [N] from 0 to ``num_classes`` - 1.
-      count: N, the number of images that they belong to.
-      num_classes: how many classes there are; None where that is not known yet.
+      count: N, the number of images.
+      num_classes: number of classes; None if it is not known yet.
     """
     array = _as_array(where, "labels", labels)
     if array.dtype.kind not in "iu" or array.shape != (count,):
@@ -230,8 +230,8 @@ def check_labels(
     low, high = int(array.min()), int(array.max())
     if num_classes is None:
         if low < 0:
-            raise UserError(f"{where}: label {low}; labels must be from 0 on")
-        num_classes = 2**31  # what int32 holds
+            raise UserError(f"{where}: label {low}; labels must be 0 or above")
+        num_classes = 2**31  # the limit of int32
     if low < 0 or high >= num_classes:
         hint = "; subtract 1" if (low, high) == (1, num_classes) else ""
         raise UserError(
@@ -244,7 +244,7 @@ def check_labels(
 def check_statistics(
     where: str, mean: Any, std: Any, channels: int
 ) -> tuple[Statistics, Statistics]:
-    """Mean and standard deviation of each channel, or a UserError."""
+    """Checks and returns mean and standard deviation of each channel."""
     for name, values in (("mean", mean), ("std", std)):
         array = _as_array(where, name, values)
         good = array.shape == (channels,) and array.dtype.kind in "fiu"
@@ -252,23 +252,23 @@ def check_statistics(
         good = good and np.isfinite(array).all()
         if not good or (name == "std" and array.min() <= 0):
             raise UserError(
-                f"{where}: {name} is {values}; it must be {channels} numbers, one a "
+                f"{where}: {name} is {values}; it must be {channels} numbers, one per "
                 f"channel, of pixels / 255, each {must}"
             )
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def describe(array: Any) -> str:
-    """Type and shape of an array, as ``float32 [8, 32, 32, 3]``."""
+    """Returns dtype and shape of an array, such as ``float32 [8, 32, 32, 3]``."""
     return f"{array.dtype} [{', '.join(map(str, array.shape))}]"
 
 
 def _as_array(where: str, what: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
-    except Exception as error:  # of ragged lists, or of another library's arrays
+    except Exception as error:  # from ragged lists or another library's arrays
         raise UserError(
-            f"{where}: {what} are {type(value).__name__} and no array: "
+            f"{where}: {what} are {type(value).__name__}, not an array: "
             f"{one_line(error)}"
         ) from error
 
@@ -278,8 +278,8 @@ def _checked_names(where: str, class_names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(class_names, str) or not names or len(set(names)) < len(names):
         raise UserError(
             f"{where}: class_names is {class_names!r}; give one or more different "
-            "names, one a label"
+            "names, one for each label"
         )
     if wrong := [name for name in names if not isinstance(name, str)]:
-        raise UserError(f"{where}: the class name {wrong[0]!r} is no text")
+        raise UserError(f"{where}: the class name {wrong[0]!r} is not text")
     return names

@@ -1,6 +1,6 @@
-"""Fetching an official archive: a quick check, then a download that can resume.
+"""Fetches an official archive, with a quick check and a download that can resume.
 
-requests is used for both, so that the proxies and certificates of the environment hold.
+Both use requests, so that the proxies and certificates of the environment apply.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, locked
 
 _SAMPLE_BYTES = 400_000
-_CHUNK = 2**14  # read at once, and lost where a connection breaks off
+_CHUNK = 2**14  # bytes per read; a broken connection loses the last read
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +33,20 @@ def fetch_cifar(
     url: str | None = None,
     max_seconds: float | None = None,
 ) -> pathlib.Path:
-    """Downloads an official binary archive, unless it is there already.
+    """Downloads an official binary archive, unless it already exists.
 
     Args:
-      name: of the data set, 'cifar10' or 'cifar100'.
-      data_dir: the archive goes to its folder ``downloads/manual``, where tfds looks,
-        too. A download that was interrupted is taken up again.
-      url: where from; None: the official address.
-      max_seconds: the longest that the download may be expected to take.
+      name: name of the data set, 'cifar10' or 'cifar100'.
+      data_dir: the archive goes to its folder ``downloads/manual``, where tfds also
+        looks. An interrupted download is resumed.
+      url: address of the archive; None: the official one.
+      max_seconds: longest expected duration of the download; None: no limit.
 
     Returns:
       The archive's path; its checksum is the official one.
 
     Raises:
-      UserError: the server does not answer within seconds, is too slow, or breaks off;
+      UserError: the server does not answer within seconds, is too slow or breaks off,
         or the file cannot be written.
     """
     cifar = CIFARS[name]
@@ -59,7 +59,7 @@ def fetch_cifar(
     duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
     if max_seconds is not None and seconds > max_seconds:
         raise UserError(
-            f"{urlsplit(url).hostname} is slow, the download would take about "
+            f"{urlsplit(url).hostname} is slow: the download would take about "
             f"{duration}"
         )
     logger.info(
@@ -71,18 +71,18 @@ def fetch_cifar(
 def measure_rate(
     url: str, *, seconds: float = 5.0, sample_seconds: float = 2.0
 ) -> float:
-    """How fast a server sends, from the first few hundred kilobytes of a file.
+    """Measures how fast a server sends the first few hundred kilobytes of a file.
 
     Args:
-      url: the file.
-      seconds: the longest that this takes, even where names are not resolved.
-      sample_seconds: the longest that it measures.
+      url: address of the file.
+      seconds: time limit of the call, even if names are not resolved.
+      sample_seconds: time limit of the measurement.
 
     Returns:
       Bytes per second.
 
     Raises:
-      UserError: no answer in that time, or another than the file.
+      UserError: the server does not answer in time, or does not send the file.
     """
     sample = _Sample(url, seconds, sample_seconds)
     sample.start()
@@ -98,8 +98,8 @@ def measure_rate(
 class _Sample(threading.Thread):
     """Downloads the beginning of a file.
 
-    A thread, since looking up a name cannot be given a time limit; a daemon, so that
-    the program need not wait for it.
+    It is a thread, because a name look-up has no time limit, and a daemon, so that the
+    program does not wait for it.
     """
 
     def __init__(self, url: str, seconds: float, sample_seconds: float) -> None:
@@ -119,7 +119,7 @@ class _Sample(threading.Thread):
                     elapsed = time.monotonic() - self.started
                     if self.received >= _SAMPLE_BYTES or elapsed > self._sample:
                         break
-        except Exception as error:  # the caller is another thread, and is told
+        except Exception as error:  # reported to the caller, another thread
             self.error = _reason(error)
 
 
@@ -134,31 +134,31 @@ def download(
     attempts: int = 5,
     pause: float = 1.0,
 ) -> pathlib.Path:
-    """Downloads a file, going on where an attempt broke off.
+    """Downloads a file, and resumes where an attempt broke off.
 
-    What has arrived is kept beside ``path`` as ``.part``, also for the next run. The
-    file gets its name once its checksum is right.
+    The part that has arrived is kept next to ``path`` as ``.part``, also for the next
+    run. The file gets its name after its checksum has been verified.
 
     Args:
-      url: where from.
-      path: where to; its folder is made.
-      size: bytes that the file has; no more are written.
-      sha256: what the file's must be, in hex.
-      timeout: seconds for the connection and for each piece.
-      slowest: bytes a second that must come, as a mean over so many seconds.
-      attempts: in a row, without anything new, before giving up.
-      pause: seconds before the second attempt, doubled for each one more.
+      url: address of the file.
+      path: the file to write; its folder is created.
+      size: size of the file in bytes; no more are written.
+      sha256: expected checksum of the file, in hex.
+      timeout: time limits in seconds for the connection and for each piece.
+      slowest: lowest rate in bytes per second, and seconds over which it is averaged.
+      attempts: number of attempts in a row without new data before it gives up.
+      pause: seconds before the second attempt, doubled for each further one.
 
     Returns:
       ``path``.
 
     Raises:
-      UserError: the server refuses, breaks off or is too slow, size or checksum are
-        others (what has arrived is deleted then), or the file cannot be written.
+      UserError: the server refuses, breaks off or is too slow; size or checksum differ
+        (the part that has arrived is then deleted); or the file cannot be written.
     """
     part = path.with_name(path.name + ".part")
     try:
-        # Two processes writing to one .part would spoil it.
+        # Two processes that write to one .part would corrupt it.
         with locked(path.with_name(path.name + ".lock"), wait=True):
             if path.exists():  # fetched by the process that had the lock
                 return path
@@ -169,8 +169,8 @@ def download(
             if found != sha256:
                 part.unlink()
                 raise UserError(
-                    f"{url} gave a file with the sha256 {found} instead of {sha256}, "
-                    f"which was deleted; try again"
+                    f"{url} gave a file with the sha256 {found} instead of {sha256}; "
+                    f"the file was deleted; try again"
                 )
             os.replace(part, path)
     except OSError as error:
@@ -188,7 +188,7 @@ def _fetch_all(
     attempts: int,
     pause: float,
 ) -> None:
-    """Downloads a file to ``part``, in as many attempts as bring it forward."""
+    """Downloads a file to ``part``, with new attempts while they make progress."""
     import requests
     import urllib3
 
@@ -203,10 +203,10 @@ def _fetch_all(
             if failures >= attempts:
                 raise UserError(
                     f"{url} broke off after {size} bytes, {attempts} times in a row: "
-                    f"{_reason(error)}; run it again to go on from there"
+                    f"{_reason(error)}; run it again to continue from there"
                 ) from error
             logger.warning(
-                "the download broke off after %d bytes (%s); going on",
+                "the download broke off after %d bytes (%s); continuing",
                 size,
                 _reason(error),
             )
@@ -214,15 +214,15 @@ def _fetch_all(
 
 
 class _Pace:
-    """Whether a server sends what it should, and fast enough, over all attempts."""
+    """Checks over all attempts that a server sends the right size fast enough."""
 
     def __init__(self, url: str, size: int, rate: float, seconds: float):
-        """For a file of ``size`` bytes, at a mean rate over so many seconds."""
+        """Expects ``size`` bytes, at a mean ``rate`` per second over ``seconds``."""
         self._url, self._size, self._rate, self._seconds = url, size, rate, seconds
         self._since, self._from = time.monotonic(), 0
 
     def check_total(self, total: int) -> None:
-        """UserError where the file is announced with another size."""
+        """Raises a UserError if the server announces another size."""
         if total != self._size:
             raise UserError(
                 f"{self._url} has {total} bytes instead of {self._size}: it is another "
@@ -230,12 +230,12 @@ class _Pace:
             )
 
     def check(self, part: pathlib.Path, done: int) -> None:
-        """UserError where too much has come, or too little of late."""
+        """Raises a UserError if too much has arrived, or recently too little."""
         if done > self._size:
             part.unlink(missing_ok=True)
             raise UserError(
-                f"{self._url} sends more than the {self._size} bytes of the file; what "
-                "had arrived was deleted; try again"
+                f"{self._url} sends more than the {self._size} bytes of the file; the "
+                "part that had arrived was deleted; try again"
             )
         seconds = time.monotonic() - self._since
         if seconds < self._seconds:
@@ -243,8 +243,8 @@ class _Pace:
         rate = (done - self._from) / seconds
         if rate < self._rate:
             raise UserError(
-                f"{self._url} sends {rate:.0f} bytes a second, too few to wait for; "
-                "run it again later to go on from there, or save the archive yourself "
+                f"{self._url} sends {rate:.0f} bytes a second, which is too slow; run "
+                "it again later to continue from there, or save the archive yourself "
                 "and pass --data_archive=PATH"
             )
         self._since, self._from = time.monotonic(), done
@@ -253,11 +253,11 @@ class _Pace:
 def _fetch_rest(
     url: str, part: pathlib.Path, timeout: tuple[float, float], pace: _Pace
 ) -> None:
-    """Downloads what ``part`` lacks, or everything where the server cannot resume."""
+    """Downloads the rest of ``part``, or everything if the server cannot resume."""
     done = part.stat().st_size if part.exists() else 0
     with _get(url, done, timeout) as response:
         if response.status_code == 416:
-            return  # nothing comes after what is there: the checksum will tell
+            return  # no bytes are left; the checksum is tested later
         span = response.headers.get("Content-Range", "")
         resumed = span.startswith(f"bytes {done}-")  # not every server can
         if not resumed:
@@ -279,11 +279,11 @@ def _fetch_rest(
 
 
 def _get(url: str, start: int, timeout: tuple[float, float]) -> Any:
-    """Asks for a file from byte ``start`` on; a streamed response, to be closed.
+    """Requests a file from byte ``start`` on; the caller must close the response.
 
     Raises:
-      UserError: the server refuses in a way that asking again does not change.
-      requests.RequestException: another failure.
+      UserError: the server refuses, and another attempt would not help.
+      requests.RequestException: any other failure.
     """
     import requests
 
@@ -302,7 +302,7 @@ def _get(url: str, start: int, timeout: tuple[float, float]) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the bottom of a chain of network errors, in a line."""
+    """Returns the root cause of a chain of network errors, in one line."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     text = " ".join(str(error).split()) or type(error).__name__
@@ -311,7 +311,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows how far a download is: a bar on a terminal, else a log line every 10 %."""
+    """Shows a download's progress: a bar on a terminal, else a log line every 10 %."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (

@@ -1,4 +1,4 @@
-"""Pictures of any kind as the small square images that a model takes."""
+"""Converts pictures of any kind to the small images that a model takes."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cifar_flax.errors import UserError
 
-# Others are refused: of EPS, Pillow would have Ghostscript run the program in it.
+# Others are refused: an EPS is a program, which Pillow would run with Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
-_ORIENTATION = 0x0112  # of EXIF
+_ORIENTATION = 0x0112  # tag of EXIF
 
-# Endings that are looked for in a folder.
+# File name endings of the pictures in a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -25,22 +25,22 @@ def read_image(
 ) -> np.ndarray:
     """Reads a picture of any size and mode.
 
-    Its largest centred part of the right proportions is taken and resized. It is turned
-    as its EXIF data say, what is transparent becomes white, 16-bit values lose their
-    lower half, and of an animation the first frame counts.
+    The largest centred part with the right proportions is cropped and resized. The
+    picture is rotated as its EXIF data say, transparent pixels become white, 16-bit
+    values lose their lower 8 bits, and an animation gives its first frame.
 
     Args:
-      path: of the file.
-      height: of the result, in pixels.
-      width: of the result, in pixels.
+      path: path of the file.
+      height: height of the result, in pixels.
+      width: width of the result, in pixels.
       channels: 3 for RGB, 1 for grey.
 
     Returns:
       uint8 [height, width, channels].
 
     Raises:
-      UserError: it is no picture of a known format, it is damaged, or it would fill the
-        memory.
+      UserError: the file is not a picture of a known format, is damaged, or would fill
+        the memory.
     """
     with _opened(path) as picture:
         picture.load()
@@ -52,20 +52,20 @@ def read_image(
 
 
 def shape_of(path: pathlib.Path) -> tuple[int, int, int]:
-    """Height, width and channels (1 for grey, else 3) of a picture as it is read.
+    """Returns height, width and channels (1 for grey, else 3) of a picture as read.
 
     Raises:
-      UserError: see ``read_image``; its pixels are not looked at.
+      UserError: see ``read_image``; the pixels are not checked.
     """
     with _opened(path) as picture:
         width, height = picture.size
-        if picture.getexif().get(_ORIENTATION, 1) > 4:  # lies on its side
+        if picture.getexif().get(_ORIENTATION, 1) > 4:  # turned by 90 degrees
             width, height = height, width
         return height, width, 1 if picture.mode in ("1", "L") else 3
 
 
 def fit_array(images: np.ndarray, size: int) -> np.ndarray:
-    """Images [N, H, W, C] as [N, size, size, C], cut and resized as pictures are."""
+    """Crops and resizes [N, H, W, C] to [N, size, size, C], as ``read_image`` does."""
     if images.shape[1:3] == (size, size):
         return images
 
@@ -82,7 +82,7 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
         raise UserError(f"{path} is not a plain file; give a picture")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damage that Pillow can live with
+            warnings.simplefilter("ignore")  # about damage that Pillow tolerates
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as picture:
                 yield picture
@@ -90,7 +90,7 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
         raise UserError(f"{path} is not a picture that can be read") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is too large a picture: {error}") from error
-    except Exception as error:  # Pillow raises anything for damaged files
+    except Exception as error:  # Pillow may raise anything for damaged files
         why = getattr(error, "strerror", None) or error or type(error).__name__
         raise UserError(f"cannot read the picture {path}: {why}") from error
 
@@ -109,14 +109,14 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def find_images(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """The files that the places name; of a folder, all pictures in it, at any depth.
+    """Returns the given files, and all pictures in the given folders at any depth.
 
     Raises:
-      UserError: a place is not there, or a folder has no picture.
+      UserError: a place does not exist, or a folder has no picture.
     """
     found: list[pathlib.Path] = []
     for place in places:
-        if not os.path.exists(place):  # False for too long a name
+        if not os.path.exists(place):  # False if the name is too long
             raise UserError(f"there is no file or folder {place}")
         if not place.is_dir():
             found.append(place)

@@ -1,4 +1,4 @@
-"""Finding a data set by its name: on disk, from the network, or built in."""
+"""Loads a data set by its name: from disk, from the network, or built in."""
 
 import dataclasses
 import logging
@@ -13,14 +13,14 @@ from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 
-# With name='auto' a longer download is not begun.
+# With name='auto' a longer download is not started.
 MAX_AUTO_SECONDS = 15 * 60
 
 logger = logging.getLogger(__name__)
 
 
 def default_data_dir() -> pathlib.Path:
-    """The folder that tensorflow-datasets uses, too: TFDS_DATA_DIR, or its default."""
+    """Returns the folder of tensorflow-datasets: TFDS_DATA_DIR, or its default."""
     return expand_user(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
@@ -37,24 +37,24 @@ def load_dataset(
 
     Args:
       name: 'cifar10' or 'cifar100' (with its 100 fine labels); 'shapes', which is
-        built in; 'auto', the data set of the ``archive`` where one is given, else
-        CIFAR-10 where it is on disk or quickly fetched, else 'shapes' with a warning;
-        the name of a prepared data set of tensorflow-datasets, of images of one size
-        with class labels; 'folder:PATH' or 'npz:PATH', see ``data.own``.
-      data_dir: where prepared data sets, archives and this project's cache are;
-        ``default_data_dir()`` where it is not given.
+        built in; 'auto', which is the data set of ``archive`` if that is given, else
+        CIFAR-10 if it is on disk or quickly downloaded, else 'shapes' with a warning;
+        the name of a data set that tensorflow-datasets has prepared, with class labels
+        and images of one size; 'folder:PATH' or 'npz:PATH', see ``data.own``.
+      data_dir: folder of prepared data sets, archives and this project's cache; None:
+        ``default_data_dir()``.
       archive: an official archive of CIFAR-10 or CIFAR-100 (binary or Python version,
-        a .tar.gz or unpacked), to be read instead of what is in ``data_dir``.
-      archive_sha256: the checksum, in hex, of an ``archive`` that is not the official
-        one but laid out like it, for example a small part of it.
-      image_size: height and width that the images get; None: they keep theirs.
+        a .tar.gz or unpacked), which is read instead of ``data_dir``.
+      archive_sha256: checksum, in hex, of an ``archive`` that is not official but has
+        the same layout, for example a small part of it.
+      image_size: height and width to resize images to; None: they keep their size.
       fetch: whether CIFAR-10 may be downloaded.
 
     Returns:
       The data set. CIFAR-10 takes about half a second once it is in the cache.
 
     Raises:
-      UserError: it cannot be had, is damaged, or is of another kind.
+      UserError: the data set is not available, is damaged, or is of another kind.
     """
     if name == "shapes" and not (archive or archive_sha256):
         return _fit(_make_shapes(), image_size)
@@ -69,7 +69,7 @@ def load_dataset(
 
 
 def _fit(dataset: Dataset, size: int | None) -> Dataset:
-    """The same with images of another size."""
+    """Returns the data set with images of another size."""
     if size is None or dataset.train_images.shape[1:3] == (size, size):
         return dataset
     from cifar_flax.data.images import fit_array  # Pillow takes a while to load
@@ -105,7 +105,7 @@ def _load(
         return _load_archive(pathlib.Path(archive), folder, archive_sha256, wanted)
     if archive_sha256 is not None:
         raise UserError(
-            "archive_sha256 was given without an archive; give --data_archive, too"
+            "archive_sha256 was given without an archive; also give --data_archive"
         )
     if name in ("auto", *CIFARS):
         cifar = CIFARS["cifar10" if name == "auto" else name]
@@ -118,7 +118,7 @@ def _load(
 
 
 def check_name(name: str) -> None:
-    """Raises a UserError for what is not the name of a data set, known or not."""
+    """Raises a UserError for an invalid name; an unknown data set is not an error."""
     if own.is_own(str(name)):
         return
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", str(name)):

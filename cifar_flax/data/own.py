@@ -1,13 +1,13 @@
-"""Data sets of one's own: folders of pictures, and .npz files.
+"""Users' own data sets: folders of pictures, and .npz files.
 
-``folder:PATH``  ``PATH/train/CLASS/*.png``, ``PATH/test/CLASS/*.png`` and, if it is to
-                 have validation images of its own, ``PATH/val/CLASS/*.png``; or
-                 ``PATH/CLASS/*.png``, of which a part is held out as the test set
-``npz:PATH``     arrays ``images`` and ``labels``, or ``train_images`` and so on, or by
-                 Keras's names, ``x_train`` and so on
+``folder:PATH``  ``PATH/train/CLASS/*.png``, ``PATH/test/CLASS/*.png`` and, for its own
+                 validation images, ``PATH/val/CLASS/*.png``; or ``PATH/CLASS/*.png``,
+                 of which a part is held out as the test set
+``npz:PATH``     arrays ``images`` and ``labels``, or ``train_images`` and so on, or
+                 with the names of Keras, ``x_train`` and so on
 
-``val`` may also be called ``valid`` or ``validation``. Where there is no test set, the
-validation images are the test set.
+``val`` may also be called ``valid`` or ``validation``. If there is no test set, the
+validation images are used as the test set.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from cifar_flax.files import check_text, expand_user
 
 KINDS = ("folder", "npz")
 
-# Where there is no test set, so much of each class is held out for it.
+# If there is no test set, this share of each class is held out for it.
 TEST_SHARE = 1 / 6
 
 MAX_CLASSES = 10_000
@@ -60,27 +60,27 @@ _Pair = tuple[np.ndarray, np.ndarray]
 
 
 def is_own(name: str) -> bool:
-    """Whether a name of a data set says where it is."""
+    """Returns whether the name of a data set says where it is."""
     kind, colon, path = name.partition(":")
     return bool(colon and path) and kind in KINDS
 
 
 def whole_name(name: str) -> str:
-    """The name with the whole path, so that it holds in any folder."""
+    """Returns the name with the absolute path, valid in any folder."""
     kind, _, path = name.partition(":")
     return f"{kind}:{expand_user(path).absolute()}" if is_own(name) else name
 
 
 def load_own(name: str, data_dir: pathlib.Path, size: int | None) -> Dataset:
-    """Reads a data set of one's own.
+    """Reads a user's own data set.
 
     Args:
-      name: see above.
-      data_dir: of the cache for decoded pictures.
-      size: height and width that the images get; None: they keep theirs.
+      name: see the module.
+      data_dir: folder of the cache for decoded pictures.
+      size: height and width to resize images to; None: they keep their size.
 
     Raises:
-      UserError: it is not there, or is no data set.
+      UserError: the data set does not exist or is not valid.
     """
     kind, _, text = name.partition(":")
     path = expand_user(text)
@@ -103,7 +103,7 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
             arrays = {key: stored[key] for key in stored.files}
     except UserError:
         raise
-    except Exception as error:  # of a damaged file, NumPy raises anything
+    except Exception as error:  # NumPy may raise anything for a damaged file
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     found = {split: _split_of(arrays, split, str(path)) for split in _NAMES}
     pairs = {split: pair for split, pair in found.items() if pair is not None}
@@ -123,10 +123,10 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
 
 
 def _with_test(pairs: dict[str, _Pair], source: str) -> tuple[dict[str, _Pair], str]:
-    """The splits with a test set among them, and a source that says where it is from.
+    """Returns the splits with a test set, and a source that says where it is from.
 
-    Where there is none, it is the validation images, or else a part of the training
-    images.
+    If there is no test set, the validation images become it, or else a part of the
+    training images.
     """
     if "test" in pairs:
         return pairs, source
@@ -153,12 +153,12 @@ def _make(
 
 
 def _split_of(arrays: dict[str, np.ndarray], split: str, where: str) -> _Pair | None:
-    """The arrays of a split, checked; None where there are none."""
+    """Checks and returns the arrays of a split; None if there are none."""
     found = [pair for pair in _NAMES[split] if all(name in arrays for name in pair)]
     if not found:
         return None
     images, labels = (arrays[name] for name in found[0])
-    if images.ndim == 3:  # grey, without the axis of one channel
+    if images.ndim == 3:  # grey, without a channel axis
         images = images[..., None]
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -171,7 +171,8 @@ def _class_names(given: np.ndarray | None, count: int, where: str) -> Sequence[s
         return [str(label) for label in range(count)]
     if given.dtype.kind != "U" or given.ndim != 1:
         raise UserError(
-            f"{where}: class_names is {describe(given)}; it must be texts, one a class"
+            f"{where}: class_names is {describe(given)}; it must be texts, one for "
+            "each class"
         )
     return [_checked_name(str(name), where) for name in given]
 
@@ -183,14 +184,14 @@ def _checked_name(name: str, where: str) -> str:
         raise UserError(f"{where}: a class is named {name!r}; {error}") from error
 
 
-# Of each split its files with their labels, and the names of the classes.
+# The files of each split with their labels, and the class names.
 _Listing = tuple[dict[str, list[tuple[pathlib.Path, int]]], list[str]]
 
 
 def _find_splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The folders of the splits by their own names: train, and others that are there.
+    """Returns the folders of the splits by name: train, and the others that exist.
 
-    Without one called train the folder itself has the training images.
+    Without a folder ``train``, the folder itself has the training images.
     """
     inside = {path.name: path for path in _folders(folder)}
     if "train" not in inside:
@@ -200,8 +201,8 @@ def _find_splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     used += vals[:1]
     if len(used) == 1:
         raise UserError(
-            f"{folder} has train and no test or {' or '.join(_VALS)}; add one, or put "
-            "the folders of the classes into it as they are"
+            f"{folder} has train but no test or {' or '.join(_VALS)}; add one, or put "
+            "the folders of the classes directly into it"
         )
     for other in vals[1:]:
         logger.warning(
@@ -214,7 +215,7 @@ def _find_splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _list_folder(folder: pathlib.Path) -> _Listing:
-    """The pictures of each split, and the classes."""
+    """Returns the pictures of each split, and the classes."""
     from cifar_flax.data.images import find_images
 
     if not folder.is_dir():
@@ -230,7 +231,7 @@ def _list_folder(folder: pathlib.Path) -> _Listing:
     found: dict[str, list[tuple[pathlib.Path, int]]] = {}
     for split, place in splits.items():
         if unknown := [p.name for p in _folders(place) if p.name not in names]:
-            raise UserError(f"{place / unknown[0]} is no class of {train}")
+            raise UserError(f"{place / unknown[0]} is not a class of {train}")
         found[split] = [
             (path, label)
             for label, name in enumerate(names)
@@ -251,7 +252,7 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _key(folder: pathlib.Path, listing: _Listing, size: int | None) -> str:
-    """Changes with any file of the folder."""
+    """Returns a cache key that changes with any file of the folder."""
     digest = hashlib.sha256(repr(size).encode())
     for split, files in listing[0].items():
         for path, label in files:
@@ -288,7 +289,7 @@ def _read_folder(
 
 
 def _common_shape(paths: list[pathlib.Path], size: int | None) -> tuple[int, int, int]:
-    """Height, width and channels of all pictures: grey where all of them are."""
+    """Returns the height, width and channels of all pictures; 1 channel if all grey."""
     from cifar_flax.data.images import shape_of
 
     shapes = {path: shape_of(path) for path in paths}
@@ -309,7 +310,7 @@ def _common_shape(paths: list[pathlib.Path], size: int | None) -> tuple[int, int
 def _hold_out(
     images: np.ndarray, labels: np.ndarray, source: str
 ) -> tuple[_Pair, _Pair, str]:
-    """Training and test set, of each class its share, and a source that says so."""
+    """Divides images into training and test set by class; also returns a new source."""
     rng, held = np.random.default_rng(0), np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
@@ -322,7 +323,7 @@ def _hold_out(
 
 
 def _memory() -> int | None:
-    """Bytes of the machine; None where the system does not tell."""
+    """Returns the machine's memory in bytes; None if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf

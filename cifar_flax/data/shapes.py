@@ -1,15 +1,15 @@
-"""Shapes: a procedural stand-in for CIFAR-10, made in a second or two.
+"""Shapes: a procedural replacement for CIFAR-10, made in a second or two.
 
 Ten figures (disk, ring, square, ...) are drawn at random places, sizes and angles, in
 random colours, on textured and cluttered backgrounds, as 32x32 RGB images. The task is
 built so that architectures rank on it as on CIFAR-10. The figure's outline decides the
-class; its place varies, which defeats linear models and hurts fully connected ones,
-but not convolutions. Each class also has a weak habit of colour, as ships have on
-CIFAR-10: an axis (red to cyan, green to magenta or blue to yellow) along which its
-background is tinted, and one for its figure. Either end is as likely as the other, so
-that mean images show no tint and a linear model cannot use it.
+class. Its place varies, which defeats linear models and hurts fully connected ones,
+but not convolutions. Each class also has a weak colour cue, as ships have on CIFAR-10:
+its background and its figure are each tinted along one axis (red to cyan, green to
+magenta or blue to yellow). Both ends of an axis are equally likely, so that mean images
+show no tint and a linear model cannot use it.
 
-Every figure is its own mirror image or comes in both, so horizontal flips are safe.
+Every figure is symmetric or occurs in both mirror images, so horizontal flips are safe.
 
 Pixels are computed with correctly rounded operations only (``+ - * / sqrt floor min
 max``, no ``sin`` or ``exp``), whose results do not depend on the processor: the same
@@ -26,7 +26,7 @@ SIZE = 32  # height and width of an image, in pixels
 BATCH = 200  # images drawn together: few enough that the arrays stay in the cache
 
 # Without a cue that is learnt early, networks without normalisation first see no
-# gradient and then diverge at the rates that are usual for CIFAR-10.
+# gradient and then diverge at the usual learning rates for CIFAR-10.
 TINT = 0.35
 TINT_AXES = np.eye(3, dtype=np.float32) - np.float32(1 / 3)
 
@@ -127,7 +127,7 @@ def _coverage(distance: Array, softness: Array | float = 1.0) -> Array:
 
 
 def _figures(labels: Array, rng: np.random.Generator) -> Array:
-    """Returns the coverage ``[N, H, W]`` of a figure a label, each placed at random."""
+    """Returns the coverage ``[N, H, W]`` of one randomly placed figure per label."""
     n = len(labels)
     limits = np.array([limit for _, limit in FIGURES.values()], np.float32)
     cos, sin = _directions(rng, limits[labels])
@@ -239,8 +239,8 @@ def make_shapes(
     """Draws the data set.
 
     Args:
-      num_train: training images, the classes as even as the number allows.
-      num_test: test images, likewise.
+      num_train: number of training images; class sizes differ by at most one.
+      num_test: number of test images, as ``num_train``.
       seed: another seed gives another set of the same kind.
 
     Returns:

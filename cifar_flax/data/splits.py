@@ -14,7 +14,7 @@ from cifar_flax.data.dataset import (
 )
 from cifar_flax.errors import UserError
 
-# Training images held out where a data set has no validation images of its own.
+# Training images held out if a data set has no validation images of its own.
 VAL_SIZE = 5_000
 
 # The split must not depend on the seed of a run, so that runs can be compared.
@@ -23,14 +23,14 @@ _SPLIT_SEED = 20_260_101
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What a program must know of its data, without the data themselves.
+    """What a program must know about its data, without the data themselves.
 
     Attributes:
       image_shape: (H, W, C).
       num_classes: K.
       mean: per channel, of pixels / 255.
       std: per channel, of pixels / 255.
-      train_size: images in the training split.
+      train_size: number of images in the training split.
     """
 
     image_shape: tuple[int, int, int]
@@ -42,10 +42,10 @@ class DataSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, H, W, C] and their labels int32 [N]; checked when it is made.
+    """Images uint8 [N, H, W, C] and labels int32 [N]; the constructor checks them.
 
     Raises:
-      UserError: another type or shape, lengths that differ, or nothing at all.
+      UserError: a type or shape is wrong, the lengths differ, or there are no images.
     """
 
     images: np.ndarray
@@ -66,20 +66,20 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set, divided; checked when it is made.
+    """The splits of a data set; the constructor checks them.
 
     Attributes:
-      train: what the parameters are fitted to.
-      val: for every choice made along the way: the data set's own validation images,
-        or some held out of the training set; None where there are none.
-      test: evaluated once, at the end.
+      train: images to which the parameters are fitted.
+      val: images for all choices before the end: the data set's own validation images,
+        or some held out of the training set; None if there are none.
+      test: images that are evaluated once, at the end.
       num_classes: number of classes.
       mean: per channel, of pixels / 255.
       std: per channel, of pixels / 255.
 
     Raises:
-      UserError: images of different sizes, a label that is no class, or statistics
-        that do not fit the channels.
+      UserError: the images have different sizes, a label is not a class, or the
+        statistics do not fit the channels.
     """
 
     train: Split
@@ -104,7 +104,7 @@ class Splits:
 
     @property
     def spec(self) -> DataSpec:
-        """What a program must know of these data."""
+        """What a program must know about these data."""
         height, width, channels = self.train.images.shape[1:]
         return DataSpec(
             image_shape=(height, width, channels),
@@ -121,27 +121,27 @@ def split_dataset(
     train_size: int | None = None,
     seed: int | None = None,
 ) -> Splits:
-    """The training, validation and test split of a data set.
+    """Divides a data set into training, validation and test split.
 
-    Where the data set has no validation images of its own, the training set is divided.
+    If the data set has no validation images of its own, the training set is divided.
     Both parts are stratified: each class has the same share in them as in the training
     set, to within one image. The validation split does not depend on ``train_size``.
 
     Args:
       dataset: what to divide.
-      val_size: images to hold out of the training set for validation; 0 for no
-        validation; None for the data set's own validation images where it has some,
-        else ``VAL_SIZE``.
-      train_size: images to train on, at most what the validation split leaves; None
-        for all of them.
-      seed: of another division than the usual one, which is the same in all runs.
+      val_size: number of images to hold out of the training set for validation; 0: no
+        validation; None: the data set's own validation images if it has some, else
+        ``VAL_SIZE``.
+      train_size: number of images to train on, at most what the validation split
+        leaves; None: all of them.
+      seed: seed of the division; None: the usual division, the same in all runs.
 
     Returns:
       The splits. Images keep the order of the data set.
 
     Raises:
-      UserError: a size that the training set cannot give, or a ``val_size`` where the
-        data set has validation images of its own.
+      UserError: the training set does not allow a size, or ``val_size`` is given
+        although the data set has validation images of its own.
     """
     total = len(dataset.train_labels)
     held = _held_out(dataset, val_size)
@@ -181,7 +181,7 @@ def split_dataset(
 
 
 def _held_out(dataset: Dataset, val_size: int | None) -> int:
-    """Images to hold out of the training set."""
+    """Returns the number of images to hold out of the training set."""
     if dataset.val_labels is None:
         return VAL_SIZE if val_size is None else val_size
     if val_size is None or val_size == 0:
@@ -194,11 +194,10 @@ def _held_out(dataset: Dataset, val_size: int | None) -> int:
 
 
 def _stratified_order(labels: np.ndarray, seed: int | None) -> np.ndarray:
-    """A shuffle in which every run of images has the classes in proportion.
+    """Returns a random order in which any section has the classes in proportion.
 
-    It is the same whenever the seed is.
-    Image i of the n images of a class, in random order, stands at (i + u) / n of the
-    way, with one u of [0, 1) a class.
+    The same seed gives the same order. Image i of the n images of a class, in random
+    order, gets the position (i + u) / n, with one u from [0, 1) for each class.
     """
     own = _SPLIT_SEED if seed is None else [_SPLIT_SEED, seed % 2**32]
     rng = np.random.default_rng(own)

@@ -1,7 +1,7 @@
 """Data sets prepared by tensorflow-datasets (tfds), without TensorFlow.
 
-Importing tfds costs a second or two, so that it is imported where it is used, and
-whether a data set is prepared is found out without it.
+The import of tfds takes a second or two. So it is imported only where it is used, and
+the search for a prepared data set does without it.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from cifar_flax.files import expand_user, locked
 
 CIFAR_VERSION = "3.0.2"  # of the stock builders of CIFAR-10 and CIFAR-100
 
-VALIDATION = "validation"  # what tfds calls the split
+VALIDATION = "validation"  # name of the split in tfds
 
 _MAX_RECORD = 2**20  # bytes; a 32x32 PNG has about 2,500
 _INFO = "dataset_info.json"
@@ -33,19 +33,19 @@ _FEATURES = "tensorflow_datasets.core.features."
 
 
 def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Where tfds has prepared a data set, or None.
+    """Returns the folder where tfds has prepared a data set, or None.
 
     Args:
       data_dir: tfds's folder.
-      name: the data set's; of CIFAR-10 and CIFAR-100 the stock version is meant, of
-        others the newest that is there.
+      name: name of the data set; of CIFAR-10 and CIFAR-100 the stock version counts, of
+        others the newest version in the folder.
 
     Returns:
       A folder ``data_dir/name/version``.
     """
     versions = {}
     for folder in (data_dir / name).glob("*.*.*"):
-        # What was interrupted is in incomplete.<random>_<version>, and does not match.
+        # An interrupted one is in incomplete.<random>_<version>, which does not match.
         if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / _INFO).is_file():
             versions[tuple(map(int, folder.name.split(".")))] = folder
     if name in CIFARS:
@@ -54,7 +54,7 @@ def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def prepared_key(folder: pathlib.Path) -> str:
-    """Sha256, in hex, of what tfds says of a prepared set and of its files' sizes."""
+    """Returns the sha256, in hex, of a prepared set's information and file sizes."""
     info = (folder / _INFO).read_bytes()
     digest = hashlib.sha256(info)
     # The cache of an earlier version lacks the validation images.
@@ -66,7 +66,7 @@ def prepared_key(folder: pathlib.Path) -> str:
 
 
 def is_known(name: str) -> bool:
-    """Whether tfds has a data set of that name."""
+    """Returns whether tfds has a data set of that name."""
     import tensorflow_datasets as tfds
 
     return name in tfds.list_builders(with_community_datasets=False)
@@ -75,18 +75,18 @@ def is_known(name: str) -> bool:
 def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
     """Reads an image classification set that tfds has prepared.
 
-    Its validation split, where it has one, becomes that of the data set.
+    If it has a validation split, so does the data set.
 
     Args:
       folder: from ``prepared_folder``; array_record or tfrecord files.
-      name: the data set's.
+      name: name of the data set.
 
     Returns:
-      The data set. Where the examples have an ``id`` they are in its order, which for
-      CIFAR is that of the official files; else in tfds's, which is shuffled.
+      The data set. Examples with an ``id`` are in the order of their ids, which for
+      CIFAR is that of the official files; others are in the shuffled order of tfds.
 
     Raises:
-      UserError: it is damaged, or another kind of data set.
+      UserError: the data set is damaged or of another kind.
     """
     with _quiet_tfds(), _reading(folder):
         import tensorflow_datasets as tfds
@@ -121,11 +121,11 @@ def prepare_cifar(
 ) -> pathlib.Path:
     """Prepares an official archive for tfds, as ``tfds.builder(name)`` does.
 
-    Other programs then find it by ``tfds.data_source(name, data_dir=data_dir)``.
-    Takes about half a minute and 150 MB; where it is prepared already, nothing is done.
+    Other programs then load it with ``tfds.data_source(name, data_dir=data_dir)``. The
+    preparation takes about half a minute and 150 MB; it is skipped if already done.
 
     Args:
-      name: of the data set, 'cifar10' or 'cifar100'.
+      name: name of the data set, 'cifar10' or 'cifar100'.
       archive_path: the official archive or folder, see ``archive.open_archive``.
       data_dir: tfds's folder.
 
@@ -153,7 +153,7 @@ def prepare_cifar(
                 _prepare(name, contents, data_dir)
     except UserError:
         raise
-    except Exception as error:  # tfds raises anything, and disks are full
+    except Exception as error:  # tfds may raise anything, and the disk may be full
         raise UserError(
             f"cannot prepare {cifar.title} in {folder} ({_in_a_line(error)}); give "
             f"another --data_dir, or make space"
@@ -168,8 +168,8 @@ def _prepare(dataset: str, contents: archive.Contents, data_dir: pathlib.Path) -
 
     stock: Any = tfds.builder_cls(dataset)
 
-    # Name, version, features and order are the stock builder's. The stock builder's
-    # own two methods unpack the archive and encode the images with TensorFlow.
+    # Name, version, features and order are those of the stock builder. Its own versions
+    # of these two methods unpack the archive and encode the images with TensorFlow.
     with registered.skip_registration():
 
         class Builder(stock):
@@ -195,9 +195,9 @@ def _prepare(dataset: str, contents: archive.Contents, data_dir: pathlib.Path) -
 
 
 def _refuse_hostile(folder: pathlib.Path) -> None:
-    """Refuses features of which tfds would import, and so run, the module named."""
+    """Refuses features that name a module, which tfds would import and so run."""
     for path in folder.iterdir():
-        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        if not (path.is_file() or path.is_dir()):  # reading a pipe would block
             raise UserError(f"{path} is not a plain file; refused")
 
     def look_at(fields: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ def _refuse_hostile(folder: pathlib.Path) -> None:
                     f"{_FEATURES[:-1]}; refused, since it could run a program"
                 )
         for value in fields.values():
-            with contextlib.suppress(ValueError):  # JSON may be text in JSON
+            with contextlib.suppress(ValueError):  # a text may be JSON itself
                 json.loads(
                     value if isinstance(value, str) else "0", object_hook=look_at
                 )
@@ -219,7 +219,7 @@ def _refuse_hostile(folder: pathlib.Path) -> None:
 
 
 def _check_features(name: str, info: Any) -> tuple[str, str]:
-    """The keys of image and label, once they are what this project trains on."""
+    """Returns the keys of image and label, and checks that both have a valid type."""
     import tensorflow_datasets as tfds
 
     features = info.features
@@ -253,7 +253,7 @@ def _check_splits(folder: pathlib.Path, name: str, splits: Any) -> None:
     sizes = (splits["train"].num_examples, splits["test"].num_examples)
     cifar = CIFARS.get(name)
     if cifar is not None and sizes != cifar.sizes:
-        # tfds takes a preparation that was cut short on purpose for a whole one.
+        # tfds accepts a preparation that was shortened on purpose as complete.
         raise UserError(
             f"{folder} has {sizes[0]} training and {sizes[1]} test images, not "
             f"{cifar.title}'s {cifar.sizes[0]} and {cifar.sizes[1]}; delete that "
@@ -264,7 +264,7 @@ def _check_splits(folder: pathlib.Path, name: str, splits: Any) -> None:
 def _read_split(
     builder: Any, split: str, image_key: str, label_key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, C] and labels int32 [N] of a split."""
+    """Returns images uint8 [N, H, W, C] and labels int64 [N] of a split."""
     count = builder.info.splits[split].num_examples
     images = np.empty((count, *builder.info.features[image_key].shape), np.uint8)
     labels = np.empty(count, np.int64)  # as tfds has them, until they are checked
@@ -304,7 +304,7 @@ def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _tfrecords(path: pathlib.Path) -> Iterator[bytes]:
-    """The records of a TFRecord file.
+    """Yields the records of a TFRecord file.
 
     A record is its length (uint64, little-endian), a CRC of that (4 bytes), the data,
     and a CRC of the data (4 bytes). The CRCs are not checked: Python has no CRC-32C,
@@ -329,7 +329,7 @@ def _reading(folder: pathlib.Path) -> Iterator[None]:
         if str(folder) in str(error):
             raise
         raise UserError(f"{folder}: {error}") from error
-    except Exception as error:  # whatever tfds raises for damaged or missing files
+    except Exception as error:  # tfds may raise anything for damaged files
         raise UserError(
             f"cannot read {folder} ({_in_a_line(error)}); delete that folder and "
             f"prepare it again"
@@ -340,14 +340,14 @@ def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-# Warnings of tfds that are wrong here: of a data set that is about to be prepared, and
-# of a library that is no faster with images this small.
+# Warnings of tfds that are wrong here: about a data set that is about to be prepared,
+# and about a library that is not faster for such small images.
 _WRONG_WARNINGS = ("Variant folder", "OpenCV is not installed")
 
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Keeps tfds's progress bars, prints and notes from the user, but not warnings."""
+    """Hides the progress bars, prints and notes of tfds, but not its warnings."""
     import absl.logging
     import tensorflow_datasets as tfds
 

@@ -287,7 +287,7 @@ class TestUnverifiedFolder:
         content[place] = (content[place] + 1) % 10
         first.write_bytes(content)
         opened = open_archive(folder)
-        with pytest.raises(UserError, match="as many of each") as error:
+        with pytest.raises(UserError, match="equally many of each") as error:
             check_contents(opened, read_archive(opened))
         assert len(str(error.value)) < len(str(folder)) + 300
 
@@ -325,13 +325,13 @@ class TestDamage:
     def test_not_a_gzip_file(self, tmp_path):
         path = tmp_path / "c.tar.gz"
         path.write_bytes(b"<html>404</html>" * 100)
-        with pytest.raises(UserError, match=r"not a whole \.tar\.gz"):
+        with pytest.raises(UserError, match=r"not a complete \.tar\.gz"):
             read(path)
 
     def test_not_a_tar_file(self, tmp_path):
         path = tmp_path / "c.tar.gz"
         path.write_bytes(gzip.compress(b"<html>404</html>" * 100))
-        with pytest.raises(UserError, match=r"not a whole \.tar\.gz"):
+        with pytest.raises(UserError, match=r"not a complete \.tar\.gz"):
             read(path)
 
     @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])

@@ -143,8 +143,8 @@ def test_other_arrays_are_refused(arrays, key, change, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"val_images": 1}, "val_images alone is given"),
-        ({"val_labels": 1}, "val_labels alone is given"),
+        ({"val_images": 1}, "only val_images is given"),
+        ({"val_labels": 1}, "only val_labels is given"),
         ({"val_images": slice(4), "val_labels": 1}, "val split: labels"),
         ({"val_images": (..., 0), "val_labels": 1}, r"val split: images .*\[10, 32"),
     ],

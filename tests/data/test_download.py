@@ -417,7 +417,7 @@ def test_a_server_that_is_too_slow_is_left_in_the_end(server, path, fault):
     else:
         server.drops = [1] * 1000
     start = time.monotonic()
-    with pytest.raises(UserError, match="bytes a second, too few to wait for"):
+    with pytest.raises(UserError, match="bytes a second, which is too slow"):
         fetch(server, path, slowest=(1e6, 0.4), pause=0.01)
     assert 0.4 < time.monotonic() - start < 5
     server.rate, server.drops = None, []

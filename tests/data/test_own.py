@@ -262,10 +262,10 @@ TEN = {"images": pixels(4, 5, 5, 3), "labels": np.arange(4)}
             r"a class is named '\\x1b\['",
         ),
         (folders("one"), "has 1 folders; there must be one for each class"),
-        (folders("train/a", "train/b"), "has train and no test or val"),
+        (folders("train/a", "train/b"), "has train but no test or val"),
         (
             folders("train/a", "train/b", "test/c"),
-            "test/c is no class of",
+            "test/c is not a class of",
         ),
         (damaged, "x.png is not a picture"),
     ],
