@@ -265,8 +265,10 @@ def print_result(
     console: Console, result: records.Result, folder: pathlib.Path | None
 ) -> None:
     """Prints the table at the end."""
-    what = "mean of the finished seeds, 95 % interval"
-    if len(result.finished) == 1:
+    finished, seeds = len(result.finished), len(result.test_accuracy)
+    of = "" if finished == seeds else f" that finished, of {seeds}"
+    what = f"mean of {finished} seeds{of}, 95 % interval"
+    if finished == 1:
         what = "one seed; 95 % interval over test images, not over seeds"
     what = f" ({what})" if result.finished else ""
     pairs = [
