@@ -43,6 +43,8 @@ class Augmentation:
       cutmix: the same for the area of a rectangle of another image (Yun et al. 2019,
         https://arxiv.org/abs/1905.04899). With both, each batch draws one of the two
         with equal probability.
+      last_offset: whether the offset 2 * padding is also drawn; in the lesson's library
+        it is not.
     """
 
     padding: int = 4
@@ -54,6 +56,7 @@ class Augmentation:
     contrast: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    last_offset: bool = True
 
     @property
     def mixes(self) -> bool:
@@ -71,7 +74,7 @@ class Augmentation:
             raise UserError(
                 f"padding is {self.padding}; it must be from 0 to {MAX_PADDING} pixels"
             )
-        for name in ("flip", "alternate"):
+        for name in ("last_offset", "flip", "alternate"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise UserError(f"{name} is {value!r}; it must be True or False")
@@ -115,8 +118,9 @@ def sample_images(
 ) -> jax.Array:
     """Returns a batch of randomly cropped and flipped images.
 
-    Offsets are uniform (to 2^-15) over 0, ..., 2 * padding in both directions. Flips
-    have probability 1/2, and all draws are independent. One gather with explicit
+    Offsets are uniform (to 2^-15) over 0, ..., 2 * padding in both directions, or 0,
+    ..., 2 * padding - 1 without ``last_offset``. Flips have probability 1/2, and all
+    draws are independent. One gather with explicit
     indices does the selection, the crop and the flip, so that pixels are copied once.
 
     Args:
@@ -136,8 +140,9 @@ def sample_images(
     bits = jax.random.bits(key, (batch, 1))
     if flips is None:
         flips = (bits >> 31 == 1) & augmentation.flip
+    offsets = max(1, 2 * p + augmentation.last_offset)
     top, left = (
-        ((bits >> shift & 0x7FFF) * (2 * p + 1) >> 15).astype(jnp.int32)
+        ((bits >> shift & 0x7FFF) * offsets >> 15).astype(jnp.int32)
         for shift in (0, 15)
     )
     rows = top + jnp.arange(height)

@@ -33,7 +33,7 @@ from cifar_flax.runs.recipe_choice import (
 )
 from cifar_flax.training import optimizers, processes
 from cifar_flax.training.checks import MAX_FLOAT, MAX_SHARE, MIN_FLOAT
-from cifar_flax.training.named_recipes import NAMES, own_name
+from cifar_flax.training.named_recipes import NAMES, bn_momentum_for, own_name
 from cifar_flax.training.recipe_files import from_plain, to_plain
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import check_seeds
@@ -394,11 +394,14 @@ class Settings:
         """The model that they describe; code of one's own runs."""
         if is_own(self.model):
             return make_own(self.model, self.model_args, num_classes)
+        momentum = self.bn_momentum
+        if momentum is None and self.recipe is not None:
+            momentum = bn_momentum_for(self.recipe)
         return make_model(
             self.model,
             num_classes,
             dtype=self.dtype,
-            bn_momentum=self.bn_momentum,
+            bn_momentum=momentum,
             bn_epsilon=self.bn_epsilon,
             bn_freeze=bool(self.bn_freeze),
         )
@@ -452,7 +455,8 @@ class Settings:
             record["seeds_vary"] = list(self.seeds_vary)
         if self.val_size is None and not has_validation:
             record["val_size"] = VAL_SIZE
-        for name, value in {**_own(self.model), "tta": self._recipe.tta}.items():
+        own_values = _own(self.model, self.recipe)
+        for name, value in {**own_values, "tta": self._recipe.tta}.items():
             record[name] = value if record[name] is None else record[name]
         return record
 
@@ -474,7 +478,8 @@ class Settings:
         if not names and config.recipe is not None and _is_elsewhere(config.settings):
             recipe = from_plain(config.recipe, where)
         found = {n: config.settings.get(n, DEFAULTS[n]) for n in names or TYPES}
-        for name, value in _own(str(config.settings["model"])).items():
+        model, recipe_name = str(config.settings["model"]), config.settings.get("recipe")
+        for name, value in _own(model, recipe_name).items():
             if name in found and found[name] == value:
                 found[name] = None
         # An older record lacks settings that came later; it is a run without them.
@@ -533,12 +538,12 @@ class Settings:
         return cls(**{**values, **origin, **changes})
 
 
-def _own(model: str) -> dict[str, Any]:
-    """What a model's own settings are, for which None stands."""
-    norm = norm_fields(model)
+def _own(model: str, recipe: Any) -> dict[str, Any]:
+    """Returns the settings for which None stands, with a model and a recipe."""
+    norm, asked = norm_fields(model), bn_momentum_for(str(recipe))
     return {
         "recipe": own_name(model),
-        "bn_momentum": norm["momentum"],
+        "bn_momentum": norm["momentum"] if asked is None else asked,
         "bn_epsilon": norm["epsilon"],
     }
 

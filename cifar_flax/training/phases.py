@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -270,12 +271,15 @@ class Sgdr(_Phase):
       cycles: number of cycles.
       cycle_len: length of the first, in epochs, whole or not.
       cycle_mult: each is this many times as long as the one before.
+      slow_start: share of the first cycle, at its start, in which the rate is a
+        hundredth of ``learning_rate``.
     """
 
     learning_rate: float
     cycles: int
     cycle_len: float = 1
     cycle_mult: int = 1
+    slow_start: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -283,6 +287,7 @@ class Sgdr(_Phase):
         require_whole(self.cycles, "cycles", MAX_CYCLES)
         require_epochs(self.cycle_len, "cycle_len")
         require_whole(self.cycle_mult, "cycle_mult")
+        require_share(self.slow_start, "slow_start")
         object.__setattr__(self, "cycle_len", plain(self.cycle_len))
         # As whole numbers, which do not overflow.
         if sum(self.cycle_mult**i for i in range(self.cycles)) > MAX_STEPS or (
@@ -305,18 +310,23 @@ class Sgdr(_Phase):
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """The rate at each step, from the phase's own step 0."""
-        return sgdr(self.learning_rate, count_steps(self.lengths, steps_per_epoch))
+        steps = count_steps(self.lengths, steps_per_epoch)
+        slow_steps = math.ceil(self.slow_start * steps[0])
+        return sgdr(self.learning_rate, steps, slow_steps)
 
     def stretched(self, factor: float) -> "Sgdr":
         """The same shape over so many times as many epochs."""
         return dataclasses.replace(self, cycle_len=self.cycle_len * factor)
 
     def __str__(self) -> str:
-        rate = f"{self.learning_rate:g}"
-        if self.cycles == 1:
-            return f"a cosine cycle of {in_words(self.epochs)} from {rate}"
         lengths = " + ".join(f"{length:g}" for length in self.lengths)
-        return f"cosine cycles of {lengths} epochs from {rate}"
+        words = f"cosine cycles of {lengths} epochs"
+        if self.cycles == 1:
+            words = f"a cosine cycle of {in_words(self.epochs)}"
+        words = f"{words} from {self.learning_rate:g}"
+        if self.slow_start:
+            words += f" ({self.slow_start:.3g} of the first at a hundredth of it)"
+        return words
 
 
 # By what a file calls them.

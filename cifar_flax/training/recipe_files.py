@@ -40,7 +40,8 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(recipe)]
     fields = {name: getattr(recipe, name) for name in names}
     if recipe.optimizer != "sgd":  # they are of SGD
-        del fields["momentum"], fields["nesterov"]
+        for name in ("momentum", "nesterov", "restart_momentum"):
+            del fields[name]
     own = type(recipe).make_optimizer is not Recipe.make_optimizer
     return fields | {
         "phases": [_phase_to_plain(phase) for phase in recipe.phases],

@@ -34,14 +34,15 @@ from cifar_flax.training.phases import (
     plain,
 )
 from cifar_flax.training.schedules import chain_schedules
-from cifar_flax.training.stages import Stage, make_stages, paused, spans_of
+from cifar_flax.training.stages import Stage, make_stages, paused, spans_of, with_restarts
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Phases one after the other, with one optimizer.
 
-    The optimizer's state goes on from one phase to the next. A subclass with another
+    The optimizer's state goes on from one phase to the next, unless
+    ``restart_momentum`` is set. A subclass with another
     ``make_optimizer`` trains with that one, and is recorded by its own name.
 
     Attributes:
@@ -51,6 +52,7 @@ class Recipe:
       options: of the optimizer, beside its rate and weight decay.
       momentum: of SGD; 0 for none.
       nesterov: Nesterov's form of the momentum of SGD.
+      restart_momentum: whether each phase starts SGD with a momentum buffer of zeros.
       weight_decay: see ``optimizers.make_optimizer``.
       decay: of ``all`` parameters, or of ``kernels`` alone, which are those of two
         axes or more, and not norms and biases.
@@ -76,6 +78,7 @@ class Recipe:
     options: Options = dataclasses.field(default_factory=dict)
     momentum: float = 0.9
     nesterov: bool = False
+    restart_momentum: bool = False
     weight_decay: float = 0.0
     decay: Literal["all", "kernels"] = "all"
     groups: tuple[Group, ...] = ()
@@ -111,8 +114,9 @@ class Recipe:
         if self.clip_norm is not None:
             require_float(self.clip_norm, "clip_norm", least=1e-30)
         require(self.decay in ("all", "kernels"), "decay", self.decay, "all or kernels")
-        good = isinstance(self.freeze_norms, bool)
-        require(good, "freeze_norms", self.freeze_norms, "true or false")
+        for name in ("freeze_norms", "restart_momentum"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, value, "true or false")
         for group in self.groups:
             require(isinstance(group, Group), "a group", group, "a Group")
         good = isinstance(self.augmentation, Augmentation)
@@ -134,6 +138,11 @@ class Recipe:
             raise UserError(
                 f"momentum={self.momentum} and nesterov={self.nesterov} are of sgd; "
                 f"{self.optimizer} takes its own options"
+            )
+        if self.restart_momentum and self.optimizer != "sgd":
+            raise UserError(
+                f"restart_momentum is true and the optimizer is {self.optimizer}; it "
+                "needs sgd"
             )
         if self.optimizer != "sgd" or self.options:
             check_options(self.optimizer, self._options)
@@ -186,9 +195,17 @@ class Recipe:
         return dataclasses.replace(self, phases=phases)
 
     def stages(self, steps_per_epoch: int) -> list[Stage]:
-        """The stages of the phases, in steps; one where they change only the rate."""
+        """Returns the stages of the phases, in steps.
+
+        Phases that differ only in their rates share one, unless the momentum restarts.
+        """
         sizes = [getattr(phase, "image_size", None) for phase in self.phases]
-        return make_stages(self._phase_steps(steps_per_epoch), self._freezes, sizes)
+        return make_stages(
+            self._phase_steps(steps_per_epoch),
+            self._freezes,
+            sizes,
+            merge=not self.restart_momentum,
+        )
 
     @property
     def _freezes(self) -> list[str | None]:
@@ -203,7 +220,7 @@ class Recipe:
         Args:
           schedule: of the learning rate, by the step of training; the recipe's own is
             ``self.schedule(...)``.
-          stages: when phases freeze parameters; none: they do not.
+          stages: of the recipe, if phases freeze parameters or restart the momentum.
         """
         every = self.accumulate
         changes = any(stage.freeze is not None for stage in stages)
@@ -242,6 +259,9 @@ class Recipe:
         tx = of_kind(Kind(1.0, True))
         if self.groups or self.decay != "all" or changes:
             tx = by_kind(kind_of, of_kind, check)
+        if self.restart_momentum:
+            starts = [-(-stage.start // every) for stage in stages[1:]]
+            tx = with_restarts(tx, starts)
         if self.clip_norm is not None:
             tx = optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
         if every > 1:
@@ -268,6 +288,7 @@ class Recipe:
         extras: dict[str, Any] = dict(self.options)
         if self.optimizer == "sgd":
             extras = {"momentum": self.momentum, "Nesterov": self.nesterov, **extras}
+            extras |= {"momentum restarted by each phase": self.restart_momentum}
         decay = "weight decay" if self.decay == "all" else "weight decay of kernels"
         extras |= {decay: self.weight_decay, "gradients clipped at": self.clip_norm}
         extras |= {"steps accumulated": self.accumulate if self.accumulate > 1 else 0}

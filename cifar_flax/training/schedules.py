@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 
-def sgdr(peak_value: float, cycle_steps: Sequence[int]) -> optax.Schedule:
+def sgdr(
+    peak_value: float, cycle_steps: Sequence[int], slow_steps: int = 0
+) -> optax.Schedule:
     """Stochastic gradient descent with warm restarts.
 
     t steps into a cycle of T steps the rate is ``peak_value * (1 + cos(pi * t / T)) /
@@ -22,14 +24,19 @@ def sgdr(peak_value: float, cycle_steps: Sequence[int]) -> optax.Schedule:
     Args:
       peak_value: rate at the start of each cycle.
       cycle_steps: length of each cycle, in steps.
+      slow_steps: number of steps at the start of the first cycle whose rate is
+        ``peak_value / 100`` instead.
 
     Returns:
       A schedule, step -> rate.
     """
-    return chain_schedules(
+    cosines = chain_schedules(
         [optax.cosine_decay_schedule(peak_value, steps) for steps in cycle_steps],
         cycle_steps,
     )
+    if not slow_steps:
+        return cosines
+    return lambda step: jnp.where(step < slow_steps, peak_value / 100, cosines(step))
 
 
 def warm_cosine(

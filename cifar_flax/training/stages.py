@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,18 +45,21 @@ def make_stages(
     steps: Sequence[int],
     patterns: Sequence[str | None],
     sizes: Sequence[int | None],
+    merge: bool = True,
 ) -> list[Stage]:
-    """The stages of phases; phases that differ in their rates alone share one.
+    """Returns the stages of phases.
 
     Args:
       steps: of each phase.
       patterns: of what each phase freezes.
       sizes: of the images of each phase.
+      merge: whether consecutive phases that differ only in their rates share a stage.
     """
     bounds = itertools.pairwise(itertools.accumulate(steps, initial=0))
     stages: list[Stage] = []
     for (start, stop), pattern, size in zip(bounds, patterns, sizes, strict=True):
-        if stages and (stages[-1].freeze, stages[-1].image_size) == (pattern, size):
+        last = stages[-1] if stages and merge else None
+        if last and (last.freeze, last.image_size) == (pattern, size):
             start = stages.pop().start
         stages.append(Stage(start, stop, pattern, size))
     return stages
@@ -80,6 +84,36 @@ def spans_of(path: str, stages: Sequence[Stage], every: int) -> Spans:
         spans.append((start, stop))
     whole = [(-(-start // every), stop // every) for start, stop in spans]
     return tuple((start, stop) for start, stop in whole if start < stop)
+
+
+def with_restarts(
+    tx: optax.GradientTransformation, starts: Sequence[int]
+) -> optax.GradientTransformation:
+    """Returns an optimizer whose momentum is zero again at some of its steps.
+
+    The arrays of floating-point numbers in its state become zero, and its counts go on.
+
+    Args:
+      tx: SGD with momentum.
+      starts: steps of the optimizer, from 0, that begin without momentum.
+    """
+    at = np.array(starts, np.int32)
+
+    def init(params: optax.Params) -> tuple[jax.Array, optax.OptState]:
+        return jnp.int32(0), tx.init(params)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        step, inner = state
+        keep = ~(step == at).any()
+
+        def kept(leaf: jax.Array) -> jax.Array:
+            is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return jnp.where(keep, leaf, 0) if is_float else leaf
+
+        updates, inner = tx.update(grads, jax.tree.map(kept, inner), params)
+        return updates, (step + 1, inner)
+
+    return optax.GradientTransformation(init, update)
 
 
 def paused(

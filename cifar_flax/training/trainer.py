@@ -219,9 +219,11 @@ class Trainer:
         for size in {stage.image_size for stage in self.stages}:
             if size is not None:
                 check_image_size(model, variables, (size, size, spec.image_shape[-1]))
-        freezes = any(stage.freeze is not None for stage in self.stages)
+        needs_stages = recipe.restart_momentum or any(
+            stage.freeze is not None for stage in self.stages
+        )
         # A make_optimizer of one's own takes the schedule alone, and freezes nothing.
-        given = (self.schedule, self.stages) if freezes else (self.schedule,)
+        given = (self.schedule, self.stages) if needs_stages else (self.schedule,)
         tx = recipe.make_optimizer(*given)
         self.train_step = TrainStep(
             model=model,

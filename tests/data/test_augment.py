@@ -227,3 +227,12 @@ def test_with_both_each_takes_its_turns():
 def test_wrong_augmentations_are_named(settings, words):
     with pytest.raises(UserError, match=words):
         Augmentation(**settings)
+
+
+def test_the_last_offset_can_be_left_out():
+    augmentation = Augmentation(padding=2, flip=False, last_offset=False)
+    padded = pad_images(make_images(), augmentation)
+    windows = every_crop(padded[1], 2)
+    batch = sample(padded, augmentation, jnp.ones(4_000, jnp.int32))
+    drawn = {windows[image.tobytes()] for image in batch}
+    assert drawn == {(i, j, False) for i in range(4) for j in range(4)}

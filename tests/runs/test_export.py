@@ -35,7 +35,7 @@ from cifar_flax.runs.settings import Settings
 from tests.forked import command
 from tests.runs.test_session import make_tiny
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+ROOT = pathlib.Path(__file__).parents[2]
 BOTH = [export_safetensors, export_stablehlo]
 
 
@@ -90,7 +90,7 @@ def test_safetensors_holds_the_checkpoint_and_what_one_has_to_know(
             about = opened.metadata()
         assert about["seed"] == ["3", "-5"][number]
     assert (about["model"], about["step"], about["tta"]) == ("Net", "3", "flip")
-    project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert about["cifar_flax"] == project["version"]
     assert json.loads(about["class_names"]) == ["a", "b", "c", "d"]
     assert json.loads(about["image_shape"]) == [32, 32, 3]
@@ -105,11 +105,11 @@ def test_safetensors_holds_the_checkpoint_and_what_one_has_to_know(
 
 
 def test_stablehlo_predicts_without_this_project(trained, loaded, tmp_path):
-    """By the lines of the README, in a process that imports jax and numpy alone."""
+    """By the lines of the documentation, in a process that imports jax and numpy alone."""
     images = trained.splits.test.images
     files = export_stablehlo(loaded, tmp_path, images)
     (lines,) = re.findall(
-        r"```python\n(import jax\.export.*?)```", README.read_text(), 16
+        r"```python\n(import jax\.export.*?)```", (ROOT / "docs/training.md").read_text(), 16
     )
     np.save(tmp_path / "images.npy", images[:7])
     for logits, file in zip(trained.test.logits, files, strict=True):

@@ -519,7 +519,8 @@ def test_seeds_may_vary_in_their_split_and_their_rate(tmp_path):
         )
         made[seed] = run(settings, tmp_path / str(seed), dataset=data)
         found = records.read_range_test(tmp_path / str(seed))
-        assert found.seeds == [5 * seed + k for k in range(5)]
+        # A training of less than 100 steps has a range test of three seeds.
+        assert found.seeds == [5 * seed + k for k in range(3)]
     images = [result.splits.val.images for result in made.values()]
     assert not np.array_equal(*images)
     (study,), left_out = read_studies(tmp_path)

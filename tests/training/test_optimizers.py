@@ -238,6 +238,32 @@ def test_what_a_phase_freezes_stands_still_with_its_optimizer(settings):
             np.testing.assert_allclose(params[layer][name], expected, rtol=2e-5)
 
 
+def test_each_phase_may_start_without_momentum():
+    phases = (Constant(0.5, 1), Constant(0.25, 2))
+    recipe = Recipe(phases, momentum=0.9, restart_momentum=True)
+    stages = recipe.stages(2)
+    assert [stage.start for stage in stages] == [0, 2]
+    tx = recipe.make_optimizer(recipe.schedule(2), stages)
+    weight, state = jnp.float32(1.0), tx.init(jnp.float32(1.0))
+    grads = np.float32([1, -2, 3, 4, 0.5, -1])
+    seen = []
+    for grad in grads:
+        update, state = tx.update(jnp.asarray(grad), state, weight)
+        weight = weight + update
+        seen.append(float(weight))
+    expected, value, buffer = [], 1.0, 0.0
+    for step, grad in enumerate(grads):
+        buffer = 0.9 * (0.0 if step == 2 else buffer) + grad
+        value -= (0.5 if step < 2 else 0.25) * buffer
+        expected.append(value)
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+
+
+def test_momentum_restarts_only_for_sgd():
+    with pytest.raises(UserError, match="restart_momentum is true and the optimizer"):
+        Recipe(ONE, optimizer="adamw", restart_momentum=True)
+
+
 def test_a_mean_gradient_counts_where_the_parameter_is_trained_in_all_its_steps():
     stages = make_stages([3, 6, 2], ["stem", None, "stem"], [None] * 3)
     assert spans_of("stem/kernel", stages, 1) == ((3, 9),)

@@ -70,6 +70,14 @@ def test_sgdr_ends_at_zero():
     np.testing.assert_allclose(sgdr(0.1, [STEPS] * 2)(2 * STEPS), 0, atol=1e-8)
 
 
+def test_sgdr_may_start_slowly_in_its_first_cycle():
+    phase = Sgdr(0.2, 2, cycle_len=1, slow_start=0.05)
+    rates = evaluate(phase.schedule(50), 100)
+    expected = np.array(evaluate(Sgdr(0.2, 2).schedule(50), 100))
+    expected[:3] = 0.002  # 5 % of 50 steps are 2.5
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
 def test_phases_follow_one_another():
     recipe = Recipe((Constant(0.5, 2), Sgdr(0.2, 2, 1, 2), Constant(0.1, 1)))
     expected = [0.5] * 2 * STEPS + closed_form(0.2, 2, STEPS, 2) + [0.1] * STEPS
@@ -284,6 +292,19 @@ def test_named_recipes_are_for_their_models():
     assert recipe_for("modern", "mine").epochs == MODERN.epochs
     assert recipe_for("lesson", "airbench") is None
     assert recipe_for(own_name("airbench"), "airbench") == AIRBENCH94
+
+
+def test_the_original_recipe_differs_from_the_lessons_in_what_its_library_does():
+    for model, lesson in LESSON.items():
+        original = recipe_for("original", model)
+        assert original.epochs == lesson.epochs
+        assert original.restart_momentum
+        assert not original.augmentation.last_offset
+        rates, usual = (evaluate(r.schedule(40), 160) for r in (original, lesson))
+        slow = rates != usual
+        assert slow.sum() == slow[80:82].sum() == 2  # 5 % of the first cycle
+        np.testing.assert_allclose(rates[slow], usual.max() / 100, rtol=1e-6)
+    assert recipe_for("original", "airbench") is None
 
 
 def test_the_rate_of_airbench94_is_the_published_one():
