@@ -478,8 +478,8 @@ class Settings:
         if not names and config.recipe is not None and _is_elsewhere(config.settings):
             recipe = from_plain(config.recipe, where)
         found = {n: config.settings.get(n, DEFAULTS[n]) for n in names or TYPES}
-        model, recipe_name = str(config.settings["model"]), config.settings.get("recipe")
-        for name, value in _own(model, recipe_name).items():
+        model, recipe_name = (config.settings.get(n) for n in ("model", "recipe"))
+        for name, value in _own(str(model), recipe_name).items():
             if name in found and found[name] == value:
                 found[name] = None
         # An older record lacks settings that came later; it is a run without them.

@@ -1,7 +1,7 @@
 """The recipes that have a name.
 
-``lesson`` and ``original`` are for the lesson's models, ``modern`` is for any model, and
-the others are for ``airbench``.
+``lesson`` and ``original`` are for the lesson's models, ``modern`` is for any model,
+and the others are for ``airbench``.
 """
 
 import dataclasses

@@ -34,7 +34,13 @@ from cifar_flax.training.phases import (
     plain,
 )
 from cifar_flax.training.schedules import chain_schedules
-from cifar_flax.training.stages import Stage, make_stages, paused, spans_of, with_restarts
+from cifar_flax.training.stages import (
+    Stage,
+    make_stages,
+    paused,
+    spans_of,
+    with_restarts,
+)
 
 
 @dataclasses.dataclass(frozen=True)

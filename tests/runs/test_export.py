@@ -105,12 +105,11 @@ def test_safetensors_holds_the_checkpoint_and_what_one_has_to_know(
 
 
 def test_stablehlo_predicts_without_this_project(trained, loaded, tmp_path):
-    """By the lines of the documentation, in a process that imports jax and numpy alone."""
+    """By the lines of the documentation, in a process that has jax and numpy alone."""
     images = trained.splits.test.images
     files = export_stablehlo(loaded, tmp_path, images)
-    (lines,) = re.findall(
-        r"```python\n(import jax\.export.*?)```", (ROOT / "docs/training.md").read_text(), 16
-    )
+    page = (ROOT / "docs/training.md").read_text()
+    (lines,) = re.findall(r"```python\n(import jax\.export.*?)```", page, re.DOTALL)
     np.save(tmp_path / "images.npy", images[:7])
     for logits, file in zip(trained.test.logits, files, strict=True):
         assert file.tolerance == pytest.approx(1e-4 * np.abs(logits).max(), rel=1e-4)
