@@ -16,11 +16,15 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 from absl import flags
 from rich.table import Table
-from torch import nn
-from torch.nn import functional
+
+try:
+    import torch
+    from torch import nn
+    from torch.nn import functional
+except ModuleNotFoundError:
+    sys.exit("error: this command needs PyTorch: pip install -e '.[bench]'")
 
 from cifar_flax.data import Split, split_dataset
 from cifar_flax.runs.console import make_console

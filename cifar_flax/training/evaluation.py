@@ -1,4 +1,4 @@
-"""Logits of images by trained replicas, and the exact figures on a split."""
+"""Computes the logits of trained replicas, and their loss and accuracy on a split."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from cifar_flax.training.placement import Placement, split_batch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Exact figures of R replicas on a split.
+    """Loss and accuracy of R replicas on a split, over all of its images.
 
     Attributes:
       logits: float32 [R, N, K].
       loss: mean cross-entropy, float64 [R].
-      accuracy: share of the images classified correctly, float64 [R]; NaN, as is the
-        loss, for a replica with logits that are NaN.
+      accuracy: share of the images classified correctly, float64 [R]. If a replica has
+        logits that are NaN, its loss and its accuracy are NaN.
     """
 
     logits: np.ndarray
@@ -42,10 +42,10 @@ class Evaluation:
 
 
 def replica_map() -> Callable[[Callable, Any], Any]:
-    """How to map a function of one replica over the leading axis of all replicas.
+    """Returns the map of a function of one replica over the leading axis of replicas.
 
-    An accelerator runs the replicas side by side (``vmap``); a CPU, which one replica
-    keeps busy and where grouped convolutions are slow, runs one after the other.
+    An accelerator runs the replicas side by side (``vmap``). A CPU runs them one after
+    the other, because one replica keeps it busy and grouped convolutions are slow.
 
     Returns:
       A function like ``jax.lax.map``.
@@ -65,18 +65,18 @@ def logits_of_pixels(
     lowering: Lowering = "auto",
     tta: Tta = "none",
 ) -> jax.Array:
-    """Logits of one replica, from pixels to the weighted mean over the views.
+    """Computes the logits of one replica from pixels, averaged over the views.
 
     Args:
       model: see ``models.calling``.
       variables: of the replica.
       images: uint8 [N, H, W, C].
-      spec: of the data that it was made for.
+      spec: of the data that the model was made for.
       lowering: of the model's convolutions.
       tta: see ``augment.views``.
 
     Returns:
-      [N, K], of the type that the model computes them in.
+      [N, K], in the dtype of the model's output.
     """
     images = normalise(images, spec.mean, spec.std)
     if tta == "none":
@@ -87,11 +87,11 @@ def logits_of_pixels(
 
 
 class Predictor:
-    """The compiled logits of a model; holds neither variables nor data.
+    """Computes the logits of a model; it holds neither variables nor data.
 
     Attributes:
-      batch_size: images at a time. More would leave a CPU's cache; an accelerator
-        needs more to be busy.
+      batch_size: images at a time. It is small on a CPU, so that a batch fits in the
+        cache, and larger on an accelerator, which needs more work to be busy.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Predictor:
         tta: Tta = "none",
         placement: Placement | None = None,
     ):
-        """Makes the program; nothing is compiled yet.
+        """Makes the program, which is compiled when it is first called.
 
         Args:
           model: see ``models.calling``.
-          spec: of the data that it was made for.
-          batch_size: images at a time; None for what suits the device.
+          spec: of the data that the model was made for.
+          batch_size: images at a time; None for a size that suits the device.
           lowering: of the model's convolutions.
           tta: see ``augment.views``.
           placement: of the replicas; None for one device.
@@ -118,7 +118,7 @@ class Predictor:
         self.batch_size = batch_size or (256 if on_cpu else 1_000)
 
         def logits_of_all(variables: Any, batches: jax.Array) -> jax.Array:
-            """Logits [R, M * B, K] of images [M, B, H, W, C]."""
+            """Computes the logits [R, M * B, K] of images [M, B, H, W, C]."""
 
             def logits_of_one(variables: Any) -> jax.Array:
                 def of_batch(images: jax.Array) -> jax.Array:
@@ -136,17 +136,18 @@ class Predictor:
 
     @known_settings()
     def __call__(self, variables: Any, images: np.ndarray) -> np.ndarray:
-        """Logits of every replica, float32 [R, N, K].
+        """Computes the logits of every replica, float32 [R, N, K].
 
-        One compiled call takes all batches. The last one is filled up to the common
-        size; what the filling gives is cut off.
+        One compiled call takes all batches. The last batch is padded to the common
+        size, and the logits of the padding are removed.
 
         Args:
           variables: of R replicas.
           images: uint8 [N, H, W, C].
 
         Raises:
-          UserError: images of another type, size or number of channels, or none.
+          UserError: there are no images, or their dtype, size or number of channels is
+            not that of the data.
         """
         images = check_images("images to classify", images, self._spec.image_shape)
         place, count = self._placement, len(images)
@@ -159,15 +160,15 @@ class Predictor:
 
 
 def evaluate(predictor: Predictor, variables: Any, split: Split) -> Evaluation:
-    """Exact loss and accuracy of every replica on a split.
+    """Computes loss and accuracy of every replica on a split.
 
     Args:
       predictor: of the model.
       variables: of R replicas.
-      split: its labels are classes of the model.
+      split: images with labels that are classes of the model.
     """
     logits = predictor(variables, split.images)
-    with np.errstate(invalid="ignore"):  # of a replica that has diverged
+    with np.errstate(invalid="ignore"):  # the logits of a diverged replica are NaN
         logs = log_softmax(logits.astype(np.float64), axis=-1)
     losses = -logs[:, np.arange(len(split)), split.labels]
     correct = logits.argmax(-1) == split.labels

@@ -1,7 +1,7 @@
 """The learning-rate range test: train while the rate rises, and watch the loss.
 
-Where the loss falls fastest, and where it breaks away, bound the rates worth training
-with. The test starts from a copy of the state that it is given.
+A rate is worth training with if the loss falls at it and does not yet diverge. The test
+works on a copy of the state that it is given.
 
     trainer = Trainer(model, recipe, splits.spec, seeds=range(5))
     result = range_curves(trainer, splits.train)
@@ -36,26 +36,28 @@ from cifar_flax.training.state import TrainState
 from cifar_flax.training.steps import DeviceData, TrainStep, first_order
 from cifar_flax.training.trainer import Trainer, next_chunk
 
-# Normal in float32, and so is their ratio.
+# These limits and their ratio are normal numbers in float32.
 MIN_RATE, MAX_RATE = 1e-30, MAX_FLOAT
 MAX_RISE = 1e30
 
-# The indices of the images of all steps are made at once: 256 MB a replica.
+# The test makes the indices of the images of all steps at once: at most 256 MB per
+# replica.
 MAX_IMAGES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
 class RangeSettings:
-    """How the rate rises, and when the test stops.
+    """Describes how the rate rises, and when the test stops.
 
     Attributes:
       start_lr: rate of the first step.
-      end_lr: rate of the last one.
-      num_steps: steps; None for an epoch, or 100 where it is shorter.
-      linear: rise by equal differences instead of equal ratios.
+      end_lr: rate of the last step.
+      num_steps: number of steps; None for an epoch, or for 100 steps if an epoch is
+        shorter.
+      linear: whether the rate rises by equal differences instead of equal ratios.
       smoothing: beta of the debiased moving average of the loss, in [0, 1).
-      stop_factor: a replica stops where its smoothed loss is this many times its
-        minimum so far, or its loss is not finite.
+      stop_factor: a replica stops if its smoothed loss exceeds its minimum so far by
+        this factor, or if its loss is NaN or infinite.
     """
 
     start_lr: float = 1e-5
@@ -90,10 +92,10 @@ class RangeSettings:
             raise UserError(f"smoothing is {self.smoothing}; it must be in [0, 1)")
 
     def steps_for(self, trainer: Trainer) -> int:
-        """The steps that the test of a trainer takes.
+        """Returns the number of steps of the test of a trainer.
 
         Raises:
-          UserError: with the trainer's batches they are too many images.
+          UserError: with the trainer's batch size, the steps take too many images.
         """
         steps = self.num_steps or max(100, trainer.steps_per_epoch)
         size = trainer.recipe.batch_size
@@ -106,10 +108,12 @@ class RangeSettings:
 
 
 def smooth(losses: np.ndarray, beta: float) -> np.ndarray:
-    """``s_k = (1 - beta) * sum_{i <= k} beta**(k - i) * l_i / (1 - beta**(k + 1))``.
+    """Returns the debiased moving average of losses.
+
+    ``s_k = (1 - beta) * sum_{i <= k} beta**(k - i) * l_i / (1 - beta**(k + 1))``
 
     Args:
-      losses: [..., S], over the last axis.
+      losses: [..., S], averaged over the last axis.
       beta: share of the average that a step keeps.
     """
     average = np.zeros(losses.shape[:-1])
@@ -122,15 +126,15 @@ def smooth(losses: np.ndarray, beta: float) -> np.ndarray:
 
 @flax.struct.dataclass
 class _Carry:
-    """One replica in the midst of its test.
+    """The state of one replica during its test.
 
     Attributes:
       state: a copy that trains, from step 0.
-      order: the images of all steps, [steps * B].
-      losses: of each step, [steps]; NaN for those not done.
+      order: indices of the images of all steps, [steps * B].
+      losses: loss of each step, [steps]; NaN for steps that are not done.
       average: moving average of the losses, biased towards 0.
       best: lowest smoothed loss so far.
-      going: False once the loss has broken away.
+      going: whether the replica still trains; False after its loss has diverged.
     """
 
     state: TrainState
@@ -151,19 +155,20 @@ def range_curves(
 ) -> RangeResult:
     """Runs the test for every replica of a trainer, in one compiled program.
 
-    Data, augmentation, batch size, momentum and regularisation are those of training;
-    the momentum starts from zero.
+    Data, augmentation, batch size, momentum and regularisation are those of training.
+    The momentum starts from zero.
 
     Args:
-      trainer: what would train.
+      trainer: the trainer whose rate is looked for.
       split: the training images.
       settings: of the test.
-      state: to start from; None for the initial one. It is left as it is.
-      on_progress: called with the number of steps done, about once a second; what it
-        raises ends the test.
+      state: where the test starts; None for the initial state. The test does not change
+        it.
+      on_progress: called with the number of steps done, about once a second; an
+        exception that it raises ends the test.
 
     Raises:
-      UserError: no replica has a finite loss at the start.
+      UserError: the loss of every replica is NaN or infinite at the start.
     """
     steps = settings.steps_for(trainer)
     schedule = ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
@@ -208,11 +213,11 @@ def _result(
     losses: np.ndarray,
     times: dict[str, float],
 ) -> RangeResult:
-    """The curves of the losses [R, steps] that a test gave."""
+    """Makes the result of a test from its losses [R, steps]."""
     if not np.isfinite(losses[:, 0]).any():
         raise UserError(
-            f"the loss is not finite at the first step, at a rate of "
-            f"{settings.start_lr:g}; the model cannot be trained as it starts"
+            f"the loss is NaN or infinite at the first step, at a rate of "
+            f"{settings.start_lr:g}; check the initial values of the model"
         )
     done, steps = int(np.isfinite(losses).sum(1).max()), losses.shape[1]
     schedule = ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
@@ -228,7 +233,7 @@ def _result(
 
 
 def _begin(train_step: TrainStep, steps: int, state: TrainState) -> _Carry:
-    """One replica before its first step."""
+    """Returns one replica before its first step."""
     opt_state = train_step.tx.init(state.params)
     size, count = train_step.batch_size, train_step.spec.train_size
     return _Carry(
@@ -248,7 +253,7 @@ def _advance(
     data: DeviceData,
     stop: jax.Array,
 ) -> _Carry:
-    """Takes one replica on to a step, or to where its loss breaks away."""
+    """Trains one replica up to a step, or until its loss diverges."""
     beta = settings.smoothing
 
     def body(carry: _Carry) -> _Carry:

@@ -1,4 +1,4 @@
-"""Optimizers of optax by name, for all parameters or for groups of them."""
+"""Makes optimizers of optax by name, for all parameters or for groups of them."""
 
 import dataclasses
 import functools
@@ -16,28 +16,28 @@ from cifar_flax.errors import UserError, one_line
 from cifar_flax.training.checks import require, require_float, require_pattern
 from cifar_flax.training.stages import Spans
 
-# They take more than gradients and a schedule, or have to be evaluated elsewhere than
-# at their parameters.
+# These optimizers need more than gradients and a schedule, or must be evaluated at
+# other values than the parameters.
 _OTHERS = (
     *("dpsgd", "galore", "lbfgs", "momo", "momo_adam", "noisy_sgd", "optimistic_adam"),
     *("rprop", "schedule_free_adamw", "schedule_free_sgd", "sm3", "sophia"),
 )
 
-FROZEN = "frozen"  # label of the parameters that never move
+FROZEN = "frozen"  # label of the parameters that are not trained
 
 Options = Mapping[str, bool | int | float | str | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Parameters that are trained in their own way.
+    """A group of parameters with its own rate and weight decay.
 
     Attributes:
-      pattern: a regular expression that is found in their paths, such as
+      pattern: a regular expression that matches in the paths of the parameters, such as
         ``head/kernel``.
       rate: factor of the learning rate.
-      decay: whether their weights decay; or the factor by which, of ``weight_decay``.
-      frozen: they keep their values.
+      decay: whether the parameters decay, or a factor of ``weight_decay``.
+      frozen: whether the parameters keep their initial values.
     """
 
     pattern: str
@@ -56,7 +56,7 @@ class Group:
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """The optimizers that can be named: those of optax that take a learning rate."""
+    """Returns the names of the optimizers of optax that need only a learning rate."""
     found = (
         name
         for module in (optax, optax.contrib)
@@ -68,17 +68,17 @@ def names() -> tuple[str, ...]:
 
 
 def options_of(name: str) -> list[str]:
-    """What can be said of an optimizer beside its rate and its decay.
+    """Returns the options of an optimizer besides learning rate and weight decay.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: no optimizer has that name.
     """
     ours = ("learning_rate", "weight_decay")
     return [option for option in _parameters(_factory(name)) if option not in ours]
 
 
 def check_options(name: str, options: Options) -> None:
-    """UserError where an optimizer cannot be made with options, or not be used here."""
+    """Raises a UserError if an optimizer does not accept the options."""
     known = options_of(name)
     if wrong := [option for option in options if option not in known]:
         raise UserError(
@@ -92,9 +92,9 @@ def check_options(name: str, options: Options) -> None:
         raise UserError(f"{name} cannot be used with {dict(options)}: {problem}")
 
 
-@functools.cache  # a sweep asks thousands of times for the same
+@functools.cache  # a sweep checks the same options thousands of times
 def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None:
-    """What an optimizer says of options, in a line; None where it takes them."""
+    """Returns what an optimizer says against its options in one line, or None."""
     shapes = {"kernel": (2, 2), "bias": (2,)}
 
     def update() -> Any:
@@ -104,7 +104,7 @@ def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None
 
     try:
         jax.eval_shape(update)
-    except Exception as error:  # whatever its own checks raise
+    except Exception as error:  # the checks of optax raise different types
         return one_line(error)
     return None
 
@@ -112,21 +112,21 @@ def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None
 def make_optimizer(
     name: str, options: Options, schedule: optax.Schedule, weight_decay: float
 ) -> optax.GradientTransformation:
-    """An optimizer of optax.
+    """Makes an optimizer of optax.
 
-    Where it has weight decay of its own, that is decoupled from the gradient,
-    ``parameter -= rate * weight_decay * parameter``, this is what ``weight_decay`` is;
-    else it is an L2 penalty, ``gradient += weight_decay * parameter``.
+    If the optimizer has decoupled weight decay, ``weight_decay`` is its factor:
+    ``parameter -= rate * weight_decay * parameter``. Otherwise ``weight_decay`` is the
+    factor of an L2 penalty: ``gradient += weight_decay * parameter``.
 
     Args:
       name: one of ``names()``.
       options: see ``options_of``.
-      schedule: of the learning rate.
+      schedule: the learning rate at each step.
       weight_decay: see above.
     """
     given: dict[str, Any] = dict(options)
     factory = _factory(name)
-    if name == "muon":  # all of a kernel but its outputs is one side of a matrix
+    if name == "muon":  # a kernel is a matrix of (all other axes) x (outputs)
         given["muon_weight_dimension_numbers"] = _matrices
     if "weight_decay" in _parameters(factory):
         return factory(schedule, **given, weight_decay=weight_decay)
@@ -137,12 +137,12 @@ def make_optimizer(
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How parameters are trained, of one group or of several.
+    """How parameters are trained; parameters of several groups may share a kind.
 
     Attributes:
       rate: factor of the learning rate.
       decay: factor of the weight decay.
-      spans: steps of the optimizer in which they are trained; None for all of them.
+      spans: steps of the optimizer in which the parameters are trained; None: all.
     """
 
     rate: float
@@ -150,7 +150,7 @@ class Kind:
     spans: Spans | None = None
 
     def __str__(self) -> str:
-        # Part of the names of an optimizer's state in checkpoints.
+        # Checkpoints contain this text in the names of the optimizer's state.
         words = f"{self.rate:g} {'decay' if self.decay else 'no decay'}"
         if self.decay not in (0, 1):
             words = f"{words} times {self.decay:g}"
@@ -163,12 +163,13 @@ def by_kind(
     make: Callable[[Kind], optax.GradientTransformation],
     check: Callable[[list[str]], None],
 ) -> optax.GradientTransformation:
-    """A transformation for each kind of parameters.
+    """Makes an optimizer that trains each kind of parameters in its own way.
 
     Args:
-      kind_of: the kind of a parameter, by its path and its array; None: it is frozen.
-      make: the transformation of a kind.
-      check: is given the paths of all parameters, and may raise a UserError.
+      kind_of: returns the kind of a parameter from its path and its array; None if the
+        parameter is frozen.
+      make: makes the optimizer of a kind.
+      check: called with the paths of all parameters; it may raise a UserError.
     """
 
     def of(params: Any) -> optax.GradientTransformation:
@@ -190,7 +191,7 @@ def by_kind(
 
 
 def check_patterns(paths: list[str], patterns: Sequence[str]) -> None:
-    """UserError where a pattern is found in no parameter's path."""
+    """Raises a UserError if a pattern matches in no parameter's path."""
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             raise UserError(
@@ -200,19 +201,19 @@ def check_patterns(paths: list[str], patterns: Sequence[str]) -> None:
 
 
 def group_of(groups: Sequence[Group], path: str) -> Group:
-    """The first group whose pattern is found in a path; a plain one without any."""
+    """Returns the first group that matches a path, or a default group."""
     return next((g for g in groups if re.search(g.pattern, path)), Group(""))
 
 
 def path_in_words(path: tuple) -> str:
-    """The place of a parameter, as ``stage0_block0/conv/kernel``."""
+    """Returns the path of a parameter, such as ``stage0_block0/conv/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _parameters(factory: Callable[..., Any]) -> list[str]:
     try:
         return list(inspect.signature(factory).parameters)
-    except ValueError:  # of what C has made
+    except ValueError:  # functions written in C have no signature
         return []
 
 

@@ -1,4 +1,4 @@
-"""The phases of a recipe: how long, and at what learning rate."""
+"""The phases of a recipe: their lengths and learning rates."""
 
 import dataclasses
 import itertools
@@ -29,58 +29,60 @@ from cifar_flax.training.schedules import (
 
 MAX_SIDE = 4096  # of an image
 
-# The compiled schedule has a branch for each; a thousand compile in seconds.
+# The compiled schedule has a branch for each cycle; a thousand compile in seconds.
 MAX_CYCLES = 1_000
 
 
 class Phase(Protocol):
-    """A stretch of training; one of your own takes part like those below."""
+    """A part of training. You can write your own phase with these two members."""
 
     @property
     def epochs(self) -> float:
-        """Its length."""
+        """Length of the phase."""
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The rate at each step, from the phase's own step 0."""
+        """Returns the rate at each step of the phase, from step 0."""
 
 
 def count_steps(lengths: Sequence[float], steps_per_epoch: int) -> list[int]:
-    """Stretches of so many epochs, one after the other, in steps.
+    """Converts the lengths of consecutive parts from epochs to steps.
 
-    Each ends at the step next to its end, so that errors do not add up.
+    Each part ends at the step nearest to its end, so that rounding errors do not add
+    up.
 
     Raises:
-      UserError: one is shorter than a step.
+      UserError: a part is shorter than half a step.
     """
     ends = [round(end * steps_per_epoch) for end in itertools.accumulate(lengths)]
     counts = [end - start for start, end in itertools.pairwise([0, *ends])]
     for length, count in zip(lengths, counts, strict=True):
         if count < 1:
             raise UserError(
-                f"{length:g} epochs of {steps_per_epoch} steps are no step; give more"
+                f"{length:g} epochs of {steps_per_epoch} steps are less than one step; "
+                "give more epochs"
             )
     return counts
 
 
 def in_words(epochs: float) -> str:
-    """A length, as ``1 epoch`` or ``2.5 epochs``."""
+    """Returns a length as text, such as ``1 epoch`` or ``2.5 epochs``."""
     return "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
 
 
 def plain(epochs: float) -> float:
-    """The same number, whole where it is."""
+    """Returns a number as an int if it is whole."""
     return int(epochs) if epochs == int(epochs) else epochs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Phase:
-    """What a phase may change beside the rate, while it lasts.
+    """What a phase may change besides the rate.
 
     Attributes:
-      freeze: a regular expression; the parameters in whose path it is found keep their
-        values.
+      freeze: a regular expression; parameters keep their values if it matches in their
+        paths.
       image_size: height and width to which the training images are resized, after all
-        augmentation; None: they stay as they are.
+        augmentation; None: no resizing.
     """
 
     freeze: str | None = None
@@ -95,11 +97,11 @@ class _Phase:
 
 @dataclasses.dataclass(frozen=True)
 class _Timed(_Phase):
-    """A phase of so many epochs from, at, or up to a rate.
+    """A phase with a number of epochs and a highest rate.
 
     Attributes:
-      learning_rate: the highest.
-      epochs: its length, whole or not.
+      learning_rate: the highest rate.
+      epochs: length of the phase; it need not be whole.
     """
 
     learning_rate: float
@@ -112,7 +114,7 @@ class _Timed(_Phase):
         object.__setattr__(self, "epochs", plain(self.epochs))
 
     def stretched(self, factor: float) -> Any:
-        """The same shape over so many times as many epochs."""
+        """Returns a phase of the same shape with ``factor`` times as many epochs."""
         return dataclasses.replace(self, epochs=self.epochs * factor)
 
     def _steps(self, steps_per_epoch: int) -> int:
@@ -124,7 +126,7 @@ class Constant(_Timed):
     """A constant learning rate."""
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The rate at each step, from the phase's own step 0."""
+        """Returns the rate at each step of the phase, from step 0."""
         del steps_per_epoch
         return optax.constant_schedule(self.learning_rate)
 
@@ -134,11 +136,11 @@ class Constant(_Timed):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(_Timed):
-    """A straight line from one rate to another.
+    """A rate that changes linearly.
 
     Attributes:
-      learning_rate: the unit of the next two.
-      epochs: its length, whole or not.
+      learning_rate: the rate that ``start`` and ``end`` are shares of.
+      epochs: length of the phase; it need not be whole.
       start: share of the rate at the beginning.
       end: share of the rate at the end.
     """
@@ -153,7 +155,7 @@ class Linear(_Timed):
             require(is_number(share) and 0 <= share <= 1, name, share, "from 0 to 1")
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The rate at each step, from the phase's own step 0."""
+        """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         first, last = (self.learning_rate * share for share in (self.start, self.end))
         return through([(0, first), (steps, last)])
@@ -168,10 +170,10 @@ class Cosine(_Timed):
     """A linear warm-up, then half a cosine; see ``schedules.warm_cosine``.
 
     Attributes:
-      learning_rate: where the warm-up ends.
-      epochs: its length, whole or not.
-      warmup: epochs of the warm-up, part of ``epochs``.
-      final: share of the rate that is left at the end.
+      learning_rate: rate at the end of the warm-up.
+      epochs: length of the phase; it need not be whole.
+      warmup: epochs of the warm-up, which are part of ``epochs``.
+      final: share of the rate at the end.
     """
 
     warmup: float = 0
@@ -186,13 +188,13 @@ class Cosine(_Timed):
         object.__setattr__(self, "warmup", plain(self.warmup))
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The rate at each step, from the phase's own step 0."""
+        """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         warmup = min(round(self.warmup * steps_per_epoch), steps - 1)
         return warm_cosine(self.learning_rate, steps, warmup, self.final)
 
     def stretched(self, factor: float) -> "Cosine":
-        """The same shape over so many times as many epochs."""
+        """Returns a phase of the same shape with ``factor`` times as many epochs."""
         epochs, warmup = self.epochs * factor, self.warmup * factor
         return dataclasses.replace(self, epochs=epochs, warmup=warmup)
 
@@ -206,13 +208,13 @@ class Cosine(_Timed):
 
 @dataclasses.dataclass(frozen=True)
 class OneCycle(_Timed):
-    """Up and down in straight lines, then to nothing; see ``schedules.one_cycle``.
+    """A linear rise, a linear fall, then to zero; see ``schedules.one_cycle``.
 
     Attributes:
-      learning_rate: at the top.
-      epochs: its length, whole or not.
-      start: share of the rate at the beginning, and at the end of the way down.
-      tail: share of the epochs in which the rate then goes to 0.
+      learning_rate: the highest rate.
+      epochs: length of the phase; it need not be whole.
+      start: share of the rate at the beginning, and at the end of the fall.
+      tail: share of the epochs, at the end, in which the rate goes to 0.
     """
 
     start: float = 0.1
@@ -224,7 +226,7 @@ class OneCycle(_Timed):
         require_share(self.tail, "tail")
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The rate at each step, from the phase's own step 0."""
+        """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         return one_cycle(self.learning_rate, steps, self.start, self.tail)
 
@@ -234,11 +236,11 @@ class OneCycle(_Timed):
 
 @dataclasses.dataclass(frozen=True)
 class Trapezoid(_Timed):
-    """Up, flat, and down to 0 in straight lines; see ``schedules.trapezoid``.
+    """A linear rise, a constant rate, a linear fall; see ``schedules.trapezoid``.
 
     Attributes:
-      learning_rate: where it is flat.
-      epochs: its length, whole or not.
+      learning_rate: the constant rate.
+      epochs: length of the phase; it need not be whole.
       rise: share of the epochs in which the rate rises from 0.
       fall: share of the epochs in which it falls to 0.
     """
@@ -254,7 +256,7 @@ class Trapezoid(_Timed):
         require(both <= 1, "rise and fall together", both, "1 at most")
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The rate at each step, from the phase's own step 0."""
+        """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         return trapezoid(self.learning_rate, steps, self.rise, self.fall)
 
@@ -267,10 +269,10 @@ class Sgdr(_Phase):
     """Cosine cycles from a peak rate to zero; see ``schedules.sgdr``.
 
     Attributes:
-      learning_rate: at the start of each cycle.
+      learning_rate: rate at the start of each cycle.
       cycles: number of cycles.
-      cycle_len: length of the first, in epochs, whole or not.
-      cycle_mult: each is this many times as long as the one before.
+      cycle_len: length of the first cycle in epochs; it need not be whole.
+      cycle_mult: each cycle is this many times as long as the one before.
       slow_start: share of the first cycle, at its start, in which the rate is a
         hundredth of ``learning_rate``.
     """
@@ -289,7 +291,7 @@ class Sgdr(_Phase):
         require_whole(self.cycle_mult, "cycle_mult")
         require_share(self.slow_start, "slow_start")
         object.__setattr__(self, "cycle_len", plain(self.cycle_len))
-        # As whole numbers, which do not overflow.
+        # Python's whole numbers do not overflow.
         if sum(self.cycle_mult**i for i in range(self.cycles)) > MAX_STEPS or (
             self.epochs > MAX_STEPS
         ):
@@ -300,7 +302,7 @@ class Sgdr(_Phase):
 
     @property
     def epochs(self) -> float:
-        """Length of all cycles together."""
+        """Total length of all cycles."""
         return plain(sum(self.lengths))
 
     @property
@@ -309,13 +311,13 @@ class Sgdr(_Phase):
         return [self.cycle_len * self.cycle_mult**i for i in range(self.cycles)]
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The rate at each step, from the phase's own step 0."""
+        """Returns the rate at each step of the phase, from step 0."""
         steps = count_steps(self.lengths, steps_per_epoch)
         slow_steps = math.ceil(self.slow_start * steps[0])
         return sgdr(self.learning_rate, steps, slow_steps)
 
     def stretched(self, factor: float) -> "Sgdr":
-        """The same shape over so many times as many epochs."""
+        """Returns a phase of the same shape with ``factor`` times as many epochs."""
         return dataclasses.replace(self, cycle_len=self.cycle_len * factor)
 
     def __str__(self) -> str:
@@ -329,6 +331,6 @@ class Sgdr(_Phase):
         return words
 
 
-# By what a file calls them.
+# The phases by their names in a recipe file.
 _KINDS = (Constant, Linear, Sgdr, Cosine, OneCycle, Trapezoid)
 PHASES: dict[str, type] = {kind.__name__.lower(): kind for kind in _KINDS}

@@ -1,9 +1,9 @@
-"""Where replicas and their batches are computed: on a mesh of devices.
+"""Distributes replicas and their batches over a mesh of devices.
 
-The mesh has the axes ``seed`` and ``data``. Each row of devices has its own replicas,
-which need no communication and get the same bits as alone. The devices of a row share
-the batches of its replicas: the compiler adds up their gradients, and the sums of batch
-norm, over the whole batch.
+The mesh has the axes ``seed`` and ``data``. Each row of devices trains its own
+replicas. They need no communication and get the same bits as on a device of their own.
+The devices of a row share the batches of its replicas: the compiler sums their
+gradients, and the statistics of batch norm, over the whole batch.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ SEED, DATA = AXES = ("seed", "data")
 
 
 def default_devices() -> list[jax.Device]:
-    """All accelerators of all processes; of a CPU one, whose cores all work for it."""
+    """Returns all accelerators of all processes, or the CPU as a single device."""
     if jax.default_backend() == "cpu" and jax.process_count() == 1:
         return jax.local_devices()[:1]
     return jax.devices()
@@ -36,13 +36,13 @@ def make_mesh(
     count: int | None = None,
     shape: Mapping[str, int] | None = None,
 ) -> Mesh:
-    """Spreads the replicas over the devices first, and then their batches.
+    """Makes a mesh that divides first the replicas over the devices, then the batches.
 
     Args:
-      replicas: how many.
-      batch_size: images in a step of each.
-      count: of the devices to use; None for ``default_devices()``.
-      shape: devices along ``seed`` and ``data``, where that is to be chosen otherwise.
+      replicas: number of replicas.
+      batch_size: images in a step of each replica.
+      count: number of devices to use; None for ``default_devices()``.
+      shape: number of devices along ``seed`` and ``data``; None to choose it.
 
     Raises:
       UserError: there are fewer devices, or the batch cannot be divided.
@@ -74,9 +74,9 @@ def make_mesh(
 
 
 def _shape_for(devices: int, replicas: int, batch_size: int) -> tuple[int, int]:
-    """Rows and columns; as many rows as replicas, where the devices can be divided."""
+    """Returns rows and columns, with as many rows as devices and replicas allow."""
     rows = max(n for n in range(1, min(devices, replicas) + 1) if devices % n == 0)
-    # Devices by which a batch cannot be divided have no work.
+    # If a batch cannot be divided by all devices, the remaining ones are not used.
     columns = range(1, devices // rows + 1)
     return rows, max(n for n in columns if batch_size % n == 0)
 
@@ -84,7 +84,7 @@ def _shape_for(devices: int, replicas: int, batch_size: int) -> tuple[int, int]:
 def _check_shape(
     shape: Mapping[str, int], devices: int, replicas: int, batch_size: int
 ) -> tuple[int, int]:
-    """Rows and columns of a mesh that is given."""
+    """Returns rows and columns of the mesh that the user gives."""
     given = "--mesh=" + ",".join(f"{axis}:{size}" for axis, size in shape.items())
     sizes = [shape.get(axis, 1) for axis in AXES]
     whole = all(isinstance(n, int) and n >= 1 for n in sizes)
@@ -97,8 +97,7 @@ def _check_shape(
         )
     if rows > replicas:
         raise UserError(
-            f"{given}: seeds are spread over at most as many devices as there are of "
-            f"them, {replicas}"
+            f"{given}: {replicas} seeds can be spread over at most {replicas} devices"
         )
     if batch_size % columns:
         raise UserError(
@@ -109,10 +108,10 @@ def _check_shape(
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Devices along each axis, from a text such as ``seed:2,data:4``.
+    """Reads the number of devices along each axis from text such as ``seed:2,data:4``.
 
     Raises:
-      UserError: it is no such text.
+      UserError: the text has another form.
     """
     words = [re.fullmatch(r"(\w+):(\d{1,9})", word) for word in text.split(",")]
     shape = {word[1]: int(word[2]) for word in words if word}
@@ -122,7 +121,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def split_batch(batch: jax.Array) -> jax.Array:
-    """The same batch, divided between the devices of a row; see ``Placement.map``."""
+    """Divides a batch between the devices of a row; see ``Placement.map``."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape[DATA] == 1:
         return batch
@@ -133,8 +132,8 @@ def split_batch(batch: jax.Array) -> jax.Array:
 class Placement:
     """R replicas on a mesh, or on one device.
 
-    The rows of the mesh have equally many replicas; where R cannot be divided, copies
-    of the last one fill up, and what they give is dropped.
+    Every row of the mesh has the same number of replicas. If R cannot be divided by the
+    number of rows, copies of the last replica are added, and their results are dropped.
 
     Attributes:
       replicas: R.
@@ -146,25 +145,26 @@ class Placement:
 
     @property
     def columns(self) -> int:
-        """Devices that share a batch."""
+        """Number of devices that share a batch."""
         return 1 if self.mesh is None else self.mesh.shape[DATA]
 
     @property
     def devices(self) -> int:
-        """How many work."""
+        """Number of devices of the mesh."""
         return 1 if self.mesh is None else self.mesh.size
 
     def map(self, fn: Callable, spread: int, shared: int) -> Any:
-        """A function of replicas as a program for the mesh.
+        """Makes a program for the mesh from a function of several replicas.
 
         Args:
-          fn: takes and gives arrays with a leading axis of replicas, as many as there
-            are; what it does with a batch is divided where ``split_batch`` says so.
-          spread: its first arguments, which have that axis.
-          shared: its other arguments, which all replicas see.
+          fn: a function whose results are arrays with a leading axis of replicas. It
+            must work for any number of replicas. Its work on a batch is divided between
+            devices if it calls ``split_batch``.
+          spread: number of leading arguments of ``fn`` that have the axis of replicas.
+          shared: number of the other arguments, which are the same for all replicas.
 
         Returns:
-          What ``jax.jit`` gives, for arguments as of ``spread`` and ``share``.
+          A jitted function. It takes arguments from ``self.spread`` and ``self.share``.
         """
         if self.mesh is None:
             return jax.jit(fn)
@@ -174,13 +174,13 @@ class Placement:
             mesh=self.mesh,
             in_specs=(by_seed,) * spread + (whole,) * shared,
             out_specs=by_seed,
-            axis_names={SEED},  # ``data`` is left to the compiler
+            axis_names={SEED},  # the compiler divides the axis ``data``
             check_vma=False,
         )
         return jax.jit(mapped)
 
     def spread(self, tree: Any) -> Any:
-        """Arrays [R, ...] on the devices that compute the replicas."""
+        """Moves arrays [R, ...] to the devices that compute the replicas."""
         if self.mesh is None:
             return tree
         rows = self.mesh.shape[SEED]
@@ -191,19 +191,19 @@ class Placement:
         return _put(filled, NamedSharding(self.mesh, PartitionSpec(SEED)))
 
     def share(self, tree: Any) -> Any:
-        """Arrays on all devices."""
+        """Copies arrays to all devices."""
         if self.mesh is None:
             return tree
         return _put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def collect(self, tree: Any) -> Any:
-        """Arrays [R, ...] from those that ``spread`` or a program gave, everywhere."""
+        """Gathers arrays [R, ...] from ``spread`` or a program on every device."""
         return tree if self.mesh is None else self._collect(tree)
 
     @functools.cached_property
     def _collect(self) -> Any:
         assert self.mesh is not None
-        replicas = self.replicas  # not this object, which would then never be freed
+        replicas = self.replicas  # capturing self would keep it alive in jit's cache
         return jax.jit(
             lambda tree: jax.tree.map(lambda leaf: leaf[:replicas], tree),
             out_shardings=NamedSharding(self.mesh, PartitionSpec()),
@@ -219,7 +219,7 @@ class Placement:
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays, the same in all processes, where a sharding says."""
+    """Places arrays, which are equal in all processes, according to a sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 

@@ -1,8 +1,8 @@
-"""Several processes that train one run together, each with its own devices.
+"""Coordinates processes that train one run together, each with its own devices.
 
-``jax.distributed`` needs the same calls in the same order in every process. What a
-clock, a signal or a file decides is therefore decided by one process, and told to the
-others by the functions below. With one process, they cost nothing.
+``jax.distributed`` needs the same calls in the same order in every process. If a
+decision depends on a clock, a signal or a file, one process makes it and tells the
+others through the functions below. With a single process these functions cost nothing.
 """
 
 import contextlib
@@ -20,43 +20,44 @@ from jax.experimental import multihost_utils
 
 from cifar_flax.errors import UserError, one_line
 
-# A process is given up where it has not been heard of for so long.
+# A process that has not been heard of for this long counts as lost.
 HEARTBEAT_SECONDS = 30
 
-# The others must have started by then.
+# All processes must have started within this time.
 START_SECONDS = 50
 
-# Words of the libraries for messages on CPUs and GPUs, and of JAX's own service.
+# Words in the error messages of the communication libraries for CPUs and GPUs, and of
+# JAX's own service, when another process is lost.
 _LOST = "Gloo|NCCL|UNAVAILABLE|Connection closed|heartbeat"
 
 
 def join(
     coordinator: str | None = None, total: int | None = None, number: int | None = None
 ) -> None:
-    """Connects this process with the others; to be called before anything computes.
+    """Connects this process with the others; call it before JAX computes anything.
 
     Args:
-      coordinator: ``HOST:PORT`` of process 0; None where JAX finds all of this out, as
-        under Slurm, on TPU pods and under Kubernetes.
-      total: of the processes.
-      number: of this one, from 0.
+      coordinator: ``HOST:PORT`` of process 0; None if JAX can detect all arguments, as
+        it does under Slurm, on TPU pods and under Kubernetes.
+      total: number of processes.
+      number: index of this process, from 0.
 
     Raises:
-      UserError: JAX finds nothing out, or the others cannot be reached.
+      UserError: JAX cannot detect the arguments or cannot reach the other processes.
     """
     given = coordinator is not None
     where = f"--coordinator={coordinator}" if given else "--distributed"
 
     def give_up() -> None:
         print(
-            f"error: {where}: the processes do not find each other within "
-            f"{START_SECONDS} s; all {total or ''} must be started in that time, and "
-            "reach the first one",
+            f"error: {where}: the processes could not connect within "
+            f"{START_SECONDS} s; start all {total or ''} of them within that time, and "
+            "check that each can reach the first one",
             file=sys.stderr,
         )
         leave(1)
 
-    # JAX would take SIGTERM, which asks the caller to stop; and it would abort.
+    # JAX's service would handle SIGTERM itself and abort; here it asks a run to stop.
     jax.config.update("jax_enable_preemption_service", False)
     timer = threading.Timer(START_SECONDS, give_up)
     timer.start()
@@ -69,7 +70,7 @@ def join(
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except Exception as error:  # JAX and gRPC raise anything
+    except Exception as error:  # JAX and gRPC raise many different types
         hint = "outside of Slurm, TPU pods and Kubernetes give --coordinator, too"
         raise UserError(
             f"{where}: the processes cannot be connected: {one_line(error)}"
@@ -81,15 +82,15 @@ def join(
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Within it, a process that is lost is one line in the others.
+    """Turns the loss of another process into an error of one line.
 
     Raises:
-      UserError: the device's library for messages finds that a process is gone.
+      UserError: the communication library reports that another process is gone.
     """
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # A lost connection comes as either.
+        # A lost connection raises either of the two.
         if count() == 1 or not re.search(_LOST, str(error)):
             raise
         raise UserError(
@@ -99,38 +100,38 @@ def together() -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process, which has failed, without waiting for the others."""
+    """Ends this process after a failure, without waiting for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def count() -> int:
-    """How many there are; without starting JAX's devices."""
+    """Returns the number of processes, without initialising JAX's devices."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process decides, and writes the records."""
+    """Returns whether this is the process that decides and writes the records."""
     return count() == 1 or jax.process_index() == 0
 
 
 def of_first(tree: Any) -> Any:
-    """Arrays or numbers as the first process has them; of the same shapes in all."""
+    """Returns the first process's values; the shapes must agree in all processes."""
     if count() == 1:
         return tree
     return multihost_utils.broadcast_one_to_all(tree)
 
 
 def in_any(flag: bool) -> bool:
-    """Whether it is true in one of the processes."""
+    """Returns whether a flag is true in at least one process."""
     if count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.int32(flag)).any())
 
 
 def of_all(value: Any) -> list[Any]:
-    """What each process has, as JSON holds it."""
+    """Returns the values of all processes; JSON must be able to hold them."""
     if count() == 1:
         return [value]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -144,10 +145,10 @@ def of_all(value: Any) -> list[Any]:
 
 
 def by_first(action: Callable[[], Any]) -> Any:
-    """Lets the first process do something; its UserError is raised in all.
+    """Runs an action in the first process; all processes raise its UserError.
 
     Returns:
-      What came of it; None in the other processes.
+      The result of the action; None in the other processes.
     """
     result, problem = None, None
     if is_first():
@@ -164,7 +165,7 @@ def by_first(action: Callable[[], Any]) -> Any:
 
 
 def in_turn(action: Callable[[], Any]) -> Any:
-    """Lets the first process do something before the others, such as fill a cache."""
+    """Runs an action in the first process, then in the others (to share a cache)."""
     if count() == 1:
         return action()
     try:

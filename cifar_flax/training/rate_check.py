@@ -1,9 +1,10 @@
-"""Whether a rate is too high: training begins with it and with half of it.
+"""Checks whether a rate is too high by training with it and with half of it.
 
-A range test trains for a step at each rate, and a net without norm may bear a rate for
-a step that breaks it within an epoch. So it begins the very training that would follow,
-with the rate and with half of it and the same seeds; where half of it is safer or
-better, it halves and looks again.
+A range test trains for one step at each rate. A network without normalisation may
+survive a rate for a step and diverge at the same rate within an epoch. The check
+therefore begins the training that would follow, once with the rate and once with half
+of it, with the same seeds. If half of the rate is safer or better, it becomes the rate,
+and the check is repeated.
 """
 
 import dataclasses
@@ -21,21 +22,21 @@ from cifar_flax.training.state import TrainState
 from cifar_flax.training.steps import DeviceData, first_order
 from cifar_flax.training.trainer import Trainer
 
-WINDOW = 25  # steps that losses are averaged over, or a quarter of them
-RISE = 0.5  # nats that the mean loss rises by where a seed breaks away
-GAIN = 0.05  # nats by which half the rate must be better, with every seed
+WINDOW = 25  # steps of an average of losses, or a quarter of the steps if fewer
+RISE = 0.5  # in nats; a seed diverges if its mean loss rises by more than this
+GAIN = 0.05  # in nats; half the rate is better if every seed gains more than this
 MOST_HALVINGS = 4
-CHECK_SEEDS = 3  # of the range test's
+CHECK_SEEDS = 3  # the first of the seeds of the range test
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """How training with a rate began.
+    """The beginning of training with one rate.
 
     Attributes:
-      rate: the highest of the schedule.
-      losses: of the batch of each step, float64 [R, S]; NaN or infinite from where a
-        replica diverged.
+      rate: the highest rate of the schedule.
+      losses: loss of each step's batch, float64 [R, S]; NaN or infinite after a replica
+        has diverged.
     """
 
     rate: float
@@ -43,7 +44,7 @@ class Trial:
 
     @property
     def averages(self) -> np.ndarray:
-        """Means over ``WINDOW`` steps, one window after the other, [R, W]."""
+        """Means of the losses over consecutive windows of ``WINDOW`` steps, [R, W]."""
         replicas, steps = self.losses.shape
         window = max(1, min(WINDOW, steps // 4))
         count = steps // window
@@ -52,23 +53,24 @@ class Trial:
 
     @property
     def last(self) -> np.ndarray:
-        """Mean loss of the last steps, [R]."""
+        """Mean loss of the last window, [R]."""
         return self.averages[:, -1]
 
     @property
     def breaks(self) -> np.ndarray:
-        """Whether each replica breaks away: its loss is not finite, or rises, [R]."""
+        """Whether the loss of each replica ends NaN or infinite, or has risen, [R]."""
         averages = self.averages
         return ~(averages[:, -1] < averages.min(1) + RISE)  # also where it is NaN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RateCheck:
-    """What came out.
+    """The result of a check.
 
     Attributes:
-      rate: to train with: the highest that is neither unsafe nor worse than its half.
-      trials: with the suggested rate, with half of it, and so on.
+      rate: the rate to train with; the highest that is neither unsafe nor worse than
+        half of it.
+      trials: the trials with the suggested rate, with half of it, and so on.
     """
 
     rate: float
@@ -83,14 +85,14 @@ def check_rate(
     state: TrainState,
     on_progress: Callable[[], None] = lambda: None,
 ) -> RateCheck:
-    """Begins the training with a rate and with halves of it.
+    """Begins the training with a rate, and halves the rate while that is better.
 
     Args:
-      trainer: of the recipe with 1 as its highest rate, and a few seeds.
+      trainer: a trainer of a few seeds, with a recipe whose highest rate is 1.
       split: the training images.
-      rate: suggested.
-      state: to start from; it is left as it is.
-      on_progress: called before each trial; what it raises ends the check.
+      rate: the rate to check.
+      state: where each trial starts; the check does not change it.
+      on_progress: called before each trial; an exception that it raises ends the check.
     """
     begin = beginning(trainer, split, state)
     trials: list[Trial] = []
@@ -104,7 +106,7 @@ def check_rate(
 
 
 def is_better(half: Trial, whole: Trial) -> bool:
-    """Whether half of a rate is the better one to train with."""
+    """Returns whether half of a rate is better to train with than the rate."""
     if whole.breaks.any():
         return True
     return bool((half.last < whole.last - GAIN).all())
@@ -113,14 +115,14 @@ def is_better(half: Trial, whole: Trial) -> bool:
 def beginning(
     trainer: Trainer, split: Split, state: TrainState
 ) -> Callable[[float], np.ndarray]:
-    """A function that trains for an epoch with a rate; it gives losses [R, S].
+    """Returns a function that trains for an epoch with a rate and returns the losses.
 
-    The program is compiled once, for all rates.
+    The program is compiled once, for all rates. The losses have the shape [R, S].
 
     Args:
-      trainer: of the recipe with 1 as its highest rate.
+      trainer: a trainer of a recipe whose highest rate is 1.
       split: the training images.
-      state: to start from; it is left as it is.
+      state: where training starts; it is not changed.
     """
     steps = min(trainer.steps_per_epoch, trainer.total_steps)
     recipe, schedule, place = trainer.recipe, trainer.schedule, trainer.placement

@@ -1,6 +1,6 @@
-"""Recipes as plain values, and as TOML files that people write.
+"""Converts recipes to plain values, and reads them from TOML files.
 
-A file has the fields of ``Recipe``; those that it leaves out have their defaults:
+A file has the fields of ``Recipe``. Fields that it leaves out have their defaults:
 
     optimizer = "adamw"
     weight_decay = 0.01
@@ -32,14 +32,14 @@ from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import PHASES
 from cifar_flax.training.recipes import Recipe
 
-MAX_BYTES = 2**20  # no recipe comes near it
+MAX_BYTES = 2**20  # far more than any recipe needs
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as numbers, texts, lists and dictionaries."""
+    """Converts a recipe to numbers, strings, lists and dictionaries."""
     names = [field.name for field in dataclasses.fields(recipe)]
     fields = {name: getattr(recipe, name) for name in names}
-    if recipe.optimizer != "sgd":  # they are of SGD
+    if recipe.optimizer != "sgd":  # only SGD has these
         for name in ("momentum", "nesterov", "restart_momentum"):
             del fields[name]
     own = type(recipe).make_optimizer is not Recipe.make_optimizer
@@ -53,14 +53,14 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_plain(plain: Any, where: str) -> Recipe:
-    """The recipe that plain values stand for.
+    """Makes a recipe from plain values.
 
     Args:
-      plain: as of ``to_plain``; what is left out has its default.
-      where: they are from, for the message.
+      plain: values as from ``to_plain``; missing ones have their defaults.
+      where: the source of the values, for error messages.
 
     Raises:
-      UserError: they stand for none; it names the value.
+      UserError: a value is not valid; the message names it.
     """
     values = dict(_table(plain, where))
     phases = _tables(values.pop("phases", None), f"{where}: phases")
@@ -82,10 +82,10 @@ def from_plain(plain: Any, where: str) -> Recipe:
 
 
 def read_recipe(path: str | pathlib.Path) -> Recipe:
-    """Reads a TOML file.
+    """Reads a recipe from a TOML file.
 
     Raises:
-      UserError: there is none, or it holds no recipe.
+      UserError: the file cannot be read, or it is not a valid recipe.
     """
     path = pathlib.Path(path)
     try:
@@ -94,25 +94,25 @@ def read_recipe(path: str | pathlib.Path) -> Recipe:
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is no recipe: it has more than {MAX_BYTES} bytes")
+        raise UserError(f"{path} is not a recipe: it has more than {MAX_BYTES} bytes")
     try:
         plain = tomllib.loads(content.decode())
-    except ValueError as error:  # of UTF-8 or of TOML
-        raise UserError(f"{path} is no TOML file: {error}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise UserError(f"{path} is not a TOML file: {error}") from error
     return from_plain(plain, str(path))
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The text of a file that ``read_recipe`` reads as the same recipe.
+    """Returns the text of a file from which ``read_recipe`` reads the same recipe.
 
     Raises:
-      UserError: a phase or the optimizer is of one's own, which no file can hold.
+      UserError: a phase or the optimizer is custom code, which a file cannot hold.
     """
     plain = to_plain(recipe)
     unknown = [p["kind"] for p in plain["phases"] if p["kind"] not in PHASES]
     if unknown or plain["optimizer"] != recipe.optimizer:
         own = unknown[0] if unknown else plain["optimizer"]
-        raise UserError(f"the recipe has {own}, of a program, which no file can hold")
+        raise UserError(f"the recipe has {own}, custom code that a file cannot hold")
     return tomli_w.dumps(
         {name: value for name, value in plain.items() if value not in (None, {}, [])}
     )
@@ -122,7 +122,7 @@ def _phase_to_plain(phase: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if dataclasses.is_dataclass(phase) and not isinstance(phase, type):
         values = dataclasses.asdict(phase)
-        for name in ("freeze", "image_size"):  # most phases have neither
+        for name in ("freeze", "image_size"):  # most phases have none of the two
             if values.get(name) is None:
                 values.pop(name, None)
     kind = type(phase).__name__.lower()
@@ -144,7 +144,7 @@ def _phase_from_plain(plain: dict[str, Any]) -> Any:
 
 
 def _make(kind: type, values: Any, what: str) -> Any:
-    """An object of a dataclass; UserError where the values are not its fields."""
+    """Makes an object of a dataclass; raises a UserError if a field is wrong."""
     values = _table(values, what)
     known = {field.name: field for field in dataclasses.fields(kind)}
     if wrong := [name for name in values if name not in known]:
@@ -156,7 +156,7 @@ def _make(kind: type, values: Any, what: str) -> Any:
         and name not in values
     ]
     if missing:
-        raise UserError(f"{what} lacks {missing[0]!r}")
+        raise UserError(f"{what} needs {missing[0]!r}")
     return kind(**values)
 
 

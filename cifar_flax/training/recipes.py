@@ -1,4 +1,4 @@
-"""A recipe says how a model is trained: data, which is printed and recorded."""
+"""A recipe: how a model is trained, as data that can be printed and recorded."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -45,34 +45,34 @@ from cifar_flax.training.stages import (
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Phases one after the other, with one optimizer.
+    """Consecutive phases with one optimizer.
 
-    The optimizer's state goes on from one phase to the next, unless
-    ``restart_momentum`` is set. A subclass with another
-    ``make_optimizer`` trains with that one, and is recorded by its own name.
+    The optimizer keeps its state from one phase to the next, unless
+    ``restart_momentum`` is set. A subclass may override ``make_optimizer`` to train
+    with its own optimizer; the record then contains the name of the subclass.
 
     Attributes:
-      phases: at least one.
-      batch_size: images in a step, of each replica.
-      optimizer: its name in optax.
-      options: of the optimizer, beside its rate and weight decay.
-      momentum: of SGD; 0 for none.
-      nesterov: Nesterov's form of the momentum of SGD.
+      phases: one or more phases.
+      batch_size: images in a step of each replica.
+      optimizer: name of the optimizer in optax.
+      options: options of the optimizer besides its rate and weight decay.
+      momentum: momentum of SGD; 0 for none.
+      nesterov: whether SGD uses Nesterov's momentum.
       restart_momentum: whether each phase starts SGD with a momentum buffer of zeros.
       weight_decay: see ``optimizers.make_optimizer``.
-      decay: of ``all`` parameters, or of ``kernels`` alone, which are those of two
-        axes or more, and not norms and biases.
-      groups: of parameters that are trained in their own way; the first that matches
-        a parameter has it.
-      freeze_norms: batch norms whose parameters are frozen normalise with their running
-        statistics, and do not update them.
-      clip_norm: gradients whose norm over all parameters is larger are scaled to it.
-      accumulate: steps whose mean gradient makes one step of the optimizer.
-      ema: share that the moving average of the variables keeps a step; they are then
-        evaluated by that average. 0 for none.
-      lookahead: training goes on from the moving average every so many steps (Zhang et
-        al. 2019, https://arxiv.org/abs/1907.08610); see ``steps.lookahead_share``. 0
-        for never.
+      decay: whether ``all`` parameters decay, or only ``kernels``: parameters with two
+        or more axes, which excludes biases and norms.
+      groups: groups of parameters with their own rate and decay; a parameter belongs to
+        the first group that matches.
+      freeze_norms: whether batch norms with frozen parameters normalise with their
+        running statistics and do not update them.
+      clip_norm: gradients with a larger norm over all parameters are scaled to it.
+      accumulate: number of steps whose mean gradient makes one optimizer step.
+      ema: share per step that the moving average of the variables keeps. With an
+        average, evaluation uses it. 0: no average.
+      lookahead: training continues from the moving average every so many steps (Zhang
+        et al. 2019, https://arxiv.org/abs/1907.08610); see ``steps.lookahead_share``.
+        0: never.
       label_smoothing: share of the target that is spread over all classes.
       augmentation: of the training images.
       tta: test-time augmentation; see ``augment.views``.
@@ -103,7 +103,7 @@ class Recipe:
         require(several, "phases", phases, "a tuple of one or more phases")
         for phase in phases:
             good = callable(getattr(phase, "schedule", None))
-            require(good, "a phase", phase, "a Constant, an Sgdr, or the like")
+            require(good, "a phase", phase, "a phase such as Constant or Sgdr")
             require_epochs(getattr(phase, "epochs", None), "epochs of a phase")
         object.__setattr__(self, "phases", tuple(phases))
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -114,7 +114,7 @@ class Recipe:
         require_share(self.ema, "ema")
         if self.lookahead:
             require_whole(self.lookahead, "lookahead")
-            must = "given together with ema, the average that it goes on from"
+            must = "given together with ema, the average that training continues from"
             require(self.ema > 0, "lookahead", self.lookahead, must)
         require_whole(self.accumulate, "accumulate")
         if self.clip_norm is not None:
@@ -134,16 +134,18 @@ class Recipe:
     def _check_optimizer(self) -> None:
         if type(self).make_optimizer is not Recipe.make_optimizer:
             freeze = self._freezes[0] if any(self._freezes) else None
-            must = "left out, since the optimizer is your own"
+            must = "left out, because the recipe has a custom optimizer"
             require(freeze is None, "freeze of a phase", freeze, must)
+            restarts = self.restart_momentum
+            require(not restarts, "restart_momentum", restarts, must)
             return
         require(
             isinstance(self.options, Mapping), "options", self.options, "a dictionary"
         )
         if self.optimizer != "sgd" and (self.momentum, self.nesterov) != (0.9, False):
             raise UserError(
-                f"momentum={self.momentum} and nesterov={self.nesterov} are of sgd; "
-                f"{self.optimizer} takes its own options"
+                f"momentum={self.momentum} and nesterov={self.nesterov} are options of "
+                f"sgd; give the options of {self.optimizer} instead"
             )
         if self.restart_momentum and self.optimizer != "sgd":
             raise UserError(
@@ -155,14 +157,14 @@ class Recipe:
 
     @property
     def epochs(self) -> float:
-        """Length of all phases together."""
+        """Total length of all phases."""
         return plain(sum(phase.epochs for phase in self.phases))
 
     def count_steps(self, steps_per_epoch: int) -> int:
-        """The same in steps.
+        """Returns the total length in steps.
 
         Raises:
-          UserError: it has more steps than can be counted.
+          UserError: int32 cannot hold the number of steps.
         """
         if self.epochs * steps_per_epoch > MAX_STEPS:
             raise UserError(
@@ -172,10 +174,10 @@ class Recipe:
         return sum(self._phase_steps(steps_per_epoch))
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The learning rate at each step of the whole recipe.
+        """Returns the learning rate at each step of the whole recipe.
 
         Raises:
-          UserError: it has more steps than can be counted.
+          UserError: int32 cannot hold the number of steps.
         """
         self.count_steps(steps_per_epoch)
         return chain_schedules(
@@ -187,10 +189,10 @@ class Recipe:
         return count_steps([phase.epochs for phase in self.phases], steps_per_epoch)
 
     def stretched(self, epochs: float) -> "Recipe":
-        """The same shape over so many epochs.
+        """Returns a recipe of the same shape with a total length of ``epochs``.
 
         Raises:
-          UserError: a phase of one's own cannot be stretched.
+          UserError: a custom phase has no ``stretched`` method.
         """
         for phase in self.phases:
             good = callable(getattr(phase, "stretched", None))
@@ -215,16 +217,16 @@ class Recipe:
 
     @property
     def _freezes(self) -> list[str | None]:
-        """For each phase, the pattern of the parameters that it freezes."""
+        """The pattern of the parameters that each phase freezes."""
         return [getattr(phase, "freeze", None) for phase in self.phases]
 
     def make_optimizer(
         self, schedule: optax.Schedule, stages: Sequence[Stage] = ()
     ) -> optax.GradientTransformation:
-        """The optimizer, for all parameters.
+        """Makes the optimizer of all parameters.
 
         Args:
-          schedule: of the learning rate, by the step of training; the recipe's own is
+          schedule: the learning rate at each step of training, usually
             ``self.schedule(...)``.
           stages: of the recipe, if phases freeze parameters or restart the momentum.
         """
@@ -275,7 +277,7 @@ class Recipe:
         return tx
 
     def is_frozen(self, path: str, stage: Stage | None = None) -> bool:
-        """Whether the parameter at a path is frozen: by its group, or in a stage."""
+        """Returns whether a parameter is frozen by its group or in a stage."""
         by_stage = stage is not None and stage.freezes(path)
         return by_stage or group_of(self.groups, path).frozen
 
@@ -288,7 +290,7 @@ class Recipe:
 
     @property
     def optimizer_in_words(self) -> str:
-        """What ``make_optimizer`` gives, for a person to read."""
+        """Description of the optimizer that ``make_optimizer`` makes."""
         if type(self).make_optimizer is not Recipe.make_optimizer:
             return f"of {type(self).__name__}"
         extras: dict[str, Any] = dict(self.options)

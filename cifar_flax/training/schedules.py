@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the step, traceable by ``jit``."""
+"""Learning-rate schedules: functions of the step that ``jit`` can trace."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ import optax
 def sgdr(
     peak_value: float, cycle_steps: Sequence[int], slow_steps: int = 0
 ) -> optax.Schedule:
-    """Stochastic gradient descent with warm restarts.
+    """Returns the rate of stochastic gradient descent with warm restarts.
 
-    t steps into a cycle of T steps the rate is ``peak_value * (1 + cos(pi * t / T)) /
-    2``. The first step of a cycle has the full rate, the last one a little more than
-    zero. After the last cycle the rate is zero.
+    At step t of a cycle of T steps the rate is ``peak_value * (1 + cos(pi * t / T)) /
+    2``. The first step of a cycle has the full rate, and the last step has a little
+    more than zero. After the last cycle the rate is zero.
 
     References:
       Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts,
@@ -42,15 +42,15 @@ def sgdr(
 def warm_cosine(
     peak_value: float, num_steps: int, warmup_steps: int = 0, final: float = 0.0
 ) -> optax.Schedule:
-    """A linear warm-up, and then half a cosine.
+    """Returns a linear warm-up followed by half a cosine.
 
-    With w steps of warm-up, step t < w has ``peak * (t + 1) / (w + 1)``; after it, and
-    over the other n - w steps, t' steps in, ``peak * (final + (1 - final) * (1 + cos(pi
-    * t' / (n - w))) / 2)``.
+    With w steps of warm-up, step t < w has the rate ``peak * (t + 1) / (w + 1)``. Of
+    the other n - w steps, step t' has ``peak * (final + (1 - final) * (1 + cos(pi * t'
+    / (n - w))) / 2)``.
 
     Args:
-      peak_value: rate where the warm-up ends.
-      num_steps: n, the warm-up included.
+      peak_value: rate at the end of the warm-up.
+      num_steps: n, including the warm-up.
       warmup_steps: w, below n.
       final: share of the rate at the end.
 
@@ -68,10 +68,10 @@ def warm_cosine(
 def one_cycle(
     peak_value: float, num_steps: int, start: float = 0.1, tail: float = 0.1
 ) -> optax.Schedule:
-    """Straight lines up, down as far, and then to zero.
+    """Returns a rate that rises linearly, falls linearly, and then goes to zero.
 
-    Of n steps the last ``tail * n`` go from ``start * peak`` to 0; in the middle of the
-    others is the peak.
+    In the last ``tail * n`` of n steps the rate falls from ``start * peak`` to 0. In
+    the other steps it rises from ``start * peak`` to the peak, and falls back.
 
     References:
       Smith, A disciplined approach to neural network hyper-parameters: Part 1, 2018,
@@ -94,11 +94,11 @@ def one_cycle(
 def trapezoid(
     peak_value: float, num_steps: int, rise: float = 0.1, fall: float = 0.4
 ) -> optax.Schedule:
-    """Straight lines up from zero, along, and down to zero.
+    """Returns a rate that rises linearly from zero, stays, and falls to zero.
 
     Args:
       peak_value: the highest rate.
-      num_steps: in all.
+      num_steps: number of all steps.
       rise: share of the steps in which the rate rises.
       fall: share of the steps in which it falls.
 
@@ -110,10 +110,9 @@ def trapezoid(
 
 
 def through(points: list[tuple[float, float]]) -> optax.Schedule:
-    """Straight lines through points (step, rate).
+    """Returns straight lines through points (step, rate).
 
-    The rate of a step is that of its middle, so that neither the first nor the last
-    step of a triangle is lost at a rate of 0.
+    A step has the rate in its middle, so that no step of a triangle has a rate of 0.
     """
     steps, rates = zip(*points, strict=True)
 
@@ -127,16 +126,16 @@ def through(points: list[tuple[float, float]]) -> optax.Schedule:
 def ramp(
     start_value: float, end_value: float, num_steps: int, linear: bool = False
 ) -> optax.Schedule:
-    """A rising rate, for the range test.
+    """Returns the rising rate of a range test.
 
-    ``start * (end / start) ** (k / (n - 1))`` at step k of n; where it is linear,
+    At step k of n it is ``start * (end / start) ** (k / (n - 1))``, or, if ``linear``,
     ``start + (end - start) * k / (n - 1)``.
 
     Args:
       start_value: at the first step.
       end_value: at the last step.
       num_steps: n, at least 2.
-      linear: whether equal differences, and not equal ratios, are between steps.
+      linear: whether the rate rises by equal differences instead of equal ratios.
 
     Returns:
       A schedule, step -> rate.
@@ -151,11 +150,11 @@ def ramp(
 def chain_schedules(
     schedules: Sequence[optax.Schedule], lengths: Sequence[int]
 ) -> optax.Schedule:
-    """Schedules one after the other, each from its own step 0.
+    """Returns schedules one after the other; each counts its steps from 0.
 
     Args:
-      schedules: at least one.
-      lengths: steps that each one lasts; the last one then goes on.
+      schedules: one or more schedules.
+      lengths: number of steps of each; after these, the last schedule continues.
 
     Returns:
       A schedule, step -> rate.

@@ -1,7 +1,7 @@
-"""The stages of a recipe: which parameters are frozen when, and the images' size.
+"""The stages of a recipe: when parameters are frozen, and the size of the images.
 
-A phase may freeze parameters, and a later one train them again. While a parameter is
-frozen its optimizer stands still: the momentum and the counts stay as they are.
+A phase may freeze parameters, and a later phase may train them again. While a parameter
+is frozen, its momentum and its counts in the optimizer do not change.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Steps of the optimizer in which a parameter is trained: first, and one after the last.
+# Spans of optimizer steps in which a parameter is trained: (first, last + 1).
 Spans = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps one after the other that are compiled as one program.
+    """Consecutive steps that are compiled as one program.
 
     Attributes:
       start: the first step.
       stop: the step after the last.
-      freeze: a regular expression that is found in the paths of the frozen parameters;
-        None where there are none.
-      image_size: of the training images; None: as they are.
+      freeze: a regular expression that matches in the paths of the frozen parameters;
+        None if no parameter is frozen.
+      image_size: size of the training images; None: their own.
     """
 
     start: int
@@ -37,7 +37,7 @@ class Stage:
     image_size: int | None = None
 
     def freezes(self, path: str) -> bool:
-        """Whether the parameter at a path is frozen."""
+        """Returns whether the parameter at a path is frozen."""
         return self.freeze is not None and re.search(self.freeze, path) is not None
 
 
@@ -50,9 +50,9 @@ def make_stages(
     """Returns the stages of phases.
 
     Args:
-      steps: of each phase.
-      patterns: of what each phase freezes.
-      sizes: of the images of each phase.
+      steps: number of steps of each phase.
+      patterns: pattern of the parameters that each phase freezes.
+      sizes: size of the images of each phase.
       merge: whether consecutive phases that differ only in their rates share a stage.
     """
     bounds = itertools.pairwise(itertools.accumulate(steps, initial=0))
@@ -66,13 +66,13 @@ def make_stages(
 
 
 def spans_of(path: str, stages: Sequence[Stage], every: int) -> Spans:
-    """When the parameter at a path is trained.
+    """Returns the spans of optimizer steps in which the parameter at a path is trained.
 
     Args:
       path: of the parameter.
       stages: of the recipe.
-      every: steps of training whose mean gradient makes one step of the optimizer; it
-        counts where the parameter is trained in all of them.
+      every: number of training steps whose mean gradient makes one optimizer step. The
+        optimizer step counts if all of its training steps train the parameter.
     """
     spans: list[tuple[int, int]] = []
     for stage in stages:
@@ -121,19 +121,19 @@ def paused(
     schedule: optax.Schedule,
     spans: Spans,
 ) -> optax.GradientTransformation:
-    """An optimizer that takes a step only within spans, and stands still between them.
+    """Returns an optimizer that takes steps only within spans.
 
     Args:
-      make: the optimizer with a schedule.
-      schedule: the rate at each step, within the spans or not.
-      spans: at least one.
+      make: makes the optimizer with a schedule.
+      schedule: the rate at every step, also outside of the spans.
+      spans: one or more spans.
     """
     starts, stops = np.array(spans, np.int32).T
-    done = np.cumsum(stops - starts)  # of its own steps at the end of each span
+    done = np.cumsum(stops - starts)  # optimizer steps taken at the end of each span
     skipped = stops - done
 
     def rate(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-        # The optimizer counts the steps that it takes.
+        # The optimizer counts only the steps that it takes.
         span = jnp.searchsorted(done[:-1], count, side="right")
         return schedule(count + jnp.asarray(skipped)[span])
 

@@ -1,4 +1,4 @@
-"""What training carries from step to step: arrays, and nothing else."""
+"""The state of training: a tree of arrays that goes from step to step."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ class Totals:
 
     Attributes:
       loss: sum of the loss over the images, float32.
-      correct: correctly classified ones, int32.
-      count: how many, int32.
+      correct: number of correctly classified images, int32.
+      count: number of images, int32.
     """
 
     loss: jax.Array
@@ -28,11 +28,11 @@ class Totals:
 
     @classmethod
     def zero(cls) -> "Totals":
-        """Nothing seen yet."""
+        """Returns the sums before the first image."""
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
     def cleared(self) -> "Totals":
-        """Zero; but a loss that is NaN or infinite stays, as the mark of divergence."""
+        """Returns zeros; a loss that is NaN or infinite stays, to mark divergence."""
         finite = jnp.isfinite(self.loss)
         return jax.tree.map(lambda x: jnp.where(finite, jnp.zeros_like(x), x), self)
 
@@ -42,15 +42,15 @@ class TrainState:
     """The state of one replica, or of R of them with a leading axis on every array.
 
     Attributes:
-      step: steps done, int32.
+      step: number of steps done, int32.
       params: parameters, float32.
-      collections: the model's other variables by collection, such as ``batch_stats``,
-        which is there for every model, maybe empty.
+      collections: the model's other variables by collection. ``batch_stats`` exists for
+        every model, and may be empty.
       opt_state: the optimizer's state.
       key: the replica's key; every random number is a function of it and of the step.
-      totals: sums since the last log point, kept here so that a resumed run reports
-        the same numbers.
-      average: moving average of the variables; None where there is none.
+      totals: sums since the last log point; they are part of the state so that a
+        resumed run reports the same numbers.
+      average: moving average of the variables; None if the recipe has none.
     """
 
     step: jax.Array
@@ -63,30 +63,30 @@ class TrainState:
 
     @property
     def trained(self) -> dict[str, Any]:
-        """The variables that training goes on from."""
+        """The variables that the next step trains."""
         return {"params": self.params, **self.collections}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables to evaluate: the average where there is one."""
+        """The variables to evaluate: the moving average if there is one."""
         return self.trained if self.average is None else self.average
 
     @property
     def batch_stats(self) -> Any:
-        """Running statistics; empty for a model without."""
+        """Running statistics of batch norm; empty for a model without batch norm."""
         return self.collections["batch_stats"]
 
     @property
     def diverged_at(self) -> tuple[int | None, ...]:
-        """For each of R replicas the step whose loss was NaN or infinite.
+        """For each of R replicas, the step at which it diverged, or None.
 
-        A replica ends with that step. None for one that goes on.
+        A replica diverges if the loss of a step is NaN or infinite. It ends there.
         """
         return ended_at(self.totals, self.step)
 
     @property
     def all_diverged(self) -> bool:
-        """Whether none of the R replicas goes on."""
+        """Whether all R replicas have diverged."""
         return None not in self.diverged_at
 
     def __repr__(self) -> str:
@@ -103,7 +103,7 @@ class TrainState:
 
 
 def ended_at(totals: Totals, steps: jax.typing.ArrayLike) -> tuple[int | None, ...]:
-    """For each of R replicas the step at which it has diverged, or None."""
+    """Returns for each of R replicas the step at which it diverged, or None."""
     finite, steps = np.isfinite(totals.loss), np.asarray(steps)
     return tuple(None if ok else int(at) for ok, at in zip(finite, steps, strict=True))
 
@@ -115,14 +115,14 @@ def init_state(
     images: jax.Array,
     ema: float = 0.0,
 ) -> TrainState:
-    """The state of one replica before its first step.
+    """Returns the state of one replica before its first step.
 
     Args:
       key: the replica's key, ``jax.random.key(seed)``.
       model: see ``models.calling``.
       tx: the optimizer.
-      images: normalised [N, H, W, C], which the model is initialised with, so that an
-        initialiser may go by them.
+      images: normalised images [N, H, W, C] that initialise the model; an initialiser
+        may compute its values from them.
       ema: see ``Recipe``.
     """
     init_key, key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""The training step: one optimizer step of one replica, a pure function."""
+"""The training step of one replica, as a pure function."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,19 +26,20 @@ from cifar_flax.training.placement import split_batch
 from cifar_flax.training.state import Totals, TrainState
 
 # Padded training images, uint8 [N, H + 2p, W + 2p, C], and labels [N], on the device.
-# An argument of every compiled program: as a constant it would take seconds to compile.
+# Every compiled program takes them as an argument, because a constant of this size
+# would take seconds to compile.
 DeviceData = tuple[jax.Array, jax.Array]
 
-# What a replica carries from step to step: its state, and losses of steps, float32 [S].
+# A replica's state and the losses of its steps, float32 [S].
 Carry = tuple[TrainState, jax.Array]
 
 
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """``-sum_k t_k log softmax(logits)_k`` of each example.
+    """Computes ``-sum_k t_k log softmax(logits)_k`` of each example.
 
-    The target t is one-hot, or with smoothing ``(1 - s) * onehot + s / K``.
+    The target t is one-hot; with label smoothing it is ``(1 - s) * onehot + s / K``.
 
     Args:
       logits: [N, K].
@@ -55,11 +56,11 @@ def cross_entropy(
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
-    """The order in which a replica sees the training images in an epoch, [N].
+    """Returns the order in which a replica sees the training images in an epoch, [N].
 
     Args:
-      key: of the replica, ``TrainState.key``.
-      epoch: counted from 0.
+      key: the replica's key, ``TrainState.key``.
+      epoch: number of the epoch, from 0.
       count: N, the number of training images.
     """
     shuffle_key, _ = jax.random.split(key)
@@ -67,13 +68,14 @@ def epoch_order(key: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
 
 
 def first_order(key: jax.Array, steps: int, batch_size: int, count: int) -> jax.Array:
-    """The images of a replica's first steps one after the other, [steps * B].
+    """Returns the indices of the images of a replica's first steps, [steps * B].
 
     Args:
-      key: of the replica, ``TrainState.key``.
-      steps: how many; they may be more than an epoch.
+      key: the replica's key, ``TrainState.key``.
+      steps: number of steps; they may be more than an epoch.
       batch_size: B.
-      count: number of training images; those that do not fill a batch are left out.
+      count: number of training images. Each epoch leaves out the last images of its
+        order that do not fill a batch.
     """
     per_epoch = count // batch_size
     epochs = jnp.arange(-(-steps // per_epoch))
@@ -82,16 +84,17 @@ def first_order(key: jax.Array, steps: int, batch_size: int, count: int) -> jax.
 
 
 def update_average(average: Any, variables: Any, step: jax.Array, ema: float) -> Any:
-    """``a <- d a + (1 - d) v`` with ``d = min(ema, (1 + step) / (10 + step))``.
+    """Updates a moving average of the variables after a step.
 
-    The smaller share of the first steps lets it leave the initial values behind. What
-    is no real number, such as a count, is taken as it is.
+    ``a <- d a + (1 - d) v`` with ``d = min(ema, (1 + step) / (10 + step))``. The share
+    d is smaller in the first steps, so that the average forgets the initial values.
+    Arrays that are not floating-point numbers, such as counts, are copied.
 
     Args:
-      average: of the variables before the step; None: there is none.
-      variables: after it.
-      step: counted from 0.
-      ema: the share that the average keeps in the end.
+      average: average before the step; None if the recipe has no average.
+      variables: variables after the step.
+      step: number of the step, from 0.
+      ema: the share that the average keeps in the long run.
     """
     if average is None:
         return None
@@ -99,7 +102,7 @@ def update_average(average: Any, variables: Any, step: jax.Array, ema: float) ->
 
 
 def interpolate(average: Any, variables: Any, keep: jax.Array) -> Any:
-    """``keep * average + (1 - keep) * variables`` of all that are real numbers."""
+    """Returns ``keep * average + (1 - keep) * variables`` of floating-point arrays."""
 
     def mix(mean: jax.Array, value: jax.Array) -> jax.Array:
         if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -110,17 +113,17 @@ def interpolate(average: Any, variables: Any, keep: jax.Array) -> Any:
 
 
 def lookahead_share(done: jax.Array, every: int, ema: float, total: int) -> jax.Array:
-    """What the average of Lookahead keeps after so many steps: ``ema^k * (t / T)^3``.
+    """Returns the share that the average of Lookahead keeps, ``ema^k * (t / T)^3``.
 
-    Between its updates, which are k steps apart, it keeps all. The share grows with the
-    cube of the time, so that the average follows closely at first (Jordan 2024,
-    https://arxiv.org/abs/2404.00498).
+    The average is updated every k steps; between updates the share is 1. The share
+    grows with the cube of the time, so that the average follows the variables closely
+    at first (Jordan 2024, https://arxiv.org/abs/2404.00498).
 
     Args:
-      done: t, steps done.
+      done: t, number of steps done.
       every: k.
-      ema: share that the average keeps a step, in the end.
-      total: T, steps of the recipe.
+      ema: share per step that the average keeps at the end.
+      total: T, number of steps of the recipe.
     """
     share = ema**every * (done / total) ** 3
     return jnp.where(done % every == 0, share, 1.0)
@@ -128,7 +131,7 @@ def lookahead_share(done: jax.Array, every: int, ema: float, total: int) -> jax.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """Takes one replica one step on; a function that holds settings and no arrays.
+    """Trains one replica for one step. It holds settings and no arrays.
 
     Every random number is a function of ``state.key`` and ``state.step``.
 
@@ -140,12 +143,13 @@ class TrainStep:
       batch_size: images in a step.
       label_smoothing: see ``cross_entropy``.
       ema: see ``update_average``.
-      lookahead: steps between two updates of the average of Lookahead, from which
-        training then goes on; 0 for none, see ``Recipe``.
-      total_steps: of the recipe.
-      image_size: to resize the augmented images to; None: as they are.
-      is_frozen: tells by its path whether a parameter is frozen; None: none is.
-      freeze_norms: batch norms whose scales are frozen keep their statistics, too.
+      lookahead: number of steps between two updates of the average of Lookahead, after
+        which training continues from the average; 0: no Lookahead, see ``Recipe``.
+      total_steps: number of steps of the recipe.
+      image_size: size to which augmented images are resized; None: no resizing.
+      is_frozen: returns from its path whether a parameter is frozen; None: no parameter
+        is.
+      freeze_norms: whether batch norms with frozen parameters keep their statistics.
       lowering: of the model's convolutions.
     """
 
@@ -164,12 +168,12 @@ class TrainStep:
     lowering: Lowering = "auto"
 
     def __call__(self, carry: Carry, order: jax.Array, data: DeviceData) -> Carry:
-        """One step on the mean loss of a batch, with the sums for its log added up.
+        """Takes a step on the mean loss of a batch and adds to the sums of the log.
 
         Args:
           carry: of one replica; the loss of step s is written at s modulo S.
-          order: images in the order in which they are taken, [M]; step s takes the
-            batch s modulo M // batch_size.
+          order: indices of the images in their order, [M]; step s takes the batch s
+            modulo M // batch_size.
           data: see ``DeviceData``.
         """
         state, losses = carry
@@ -186,7 +190,7 @@ class TrainStep:
             )
             logits = logits.astype(jnp.float32)
             each = cross_entropy(logits, labels, self.label_smoothing)
-            if mixes:  # with the image before it, as ``mix`` does
+            if mixes:  # ``mix`` takes the previous image of the batch
                 before = jnp.roll(labels, 1)
                 others = cross_entropy(logits, before, self.label_smoothing)
                 each = share * each + (1 - share) * others
@@ -216,7 +220,7 @@ class TrainStep:
         return state, losses
 
     def _averaged(self, trained: Any, average: Any, step: jax.Array) -> tuple[Any, Any]:
-        """The variables that training goes on from after a step, and their average."""
+        """Returns the variables for the next step, and their average."""
         if not self.lookahead:
             return trained, update_average(average, trained, step, self.ema)
         done, every = step + 1, self.lookahead
@@ -227,7 +231,7 @@ class TrainStep:
         return jax.tree.map(lambda a, b: jnp.where(due, b, a), *pairs), average
 
     def _held(self, params: Any) -> Any:
-        """The parameters; the gradient of those that are frozen is 0."""
+        """Returns the parameters, with a gradient of 0 for frozen ones."""
         is_frozen = self.is_frozen
         if is_frozen is None:
             return params
@@ -241,11 +245,11 @@ class TrainStep:
     def batch(
         self, state: TrainState, order: jax.Array, data: DeviceData
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What a replica trains on at its step; arguments as of ``__call__``.
+        """Makes the batch of a replica's step; arguments as in ``__call__``.
 
         Returns:
-          Augmented and normalised images [B, H, W, C], labels [B], and a key for what
-          the model draws.
+          Augmented and normalised images [B, H, W, C], labels [B], and a key for the
+          random numbers of the model.
         """
         _, step_key = jax.random.split(state.key)
         augment_key, model_key = jax.random.split(

@@ -1,4 +1,4 @@
-"""Training as compiled chunks of steps; no files, no flags, and no data of its own."""
+"""Trains replicas in compiled chunks of steps, without files and flags."""
 
 import dataclasses
 import functools
@@ -35,39 +35,39 @@ from cifar_flax.training.stages import Stage
 from cifar_flax.training.state import Totals, TrainState, ended_at, init_state
 from cifar_flax.training.steps import Carry, DeviceData, TrainStep, epoch_order
 
-# A compiled call does about this many seconds of work: long enough that its start
-# costs nothing, short enough that a progress bar moves and an interrupt is heeded.
+# A compiled call takes about this many seconds. This is long enough to make the cost of
+# a call negligible, and short enough for a progress bar and for an interrupt.
 CHUNK_SECONDS = 1.0
 
 RATES_AT_ONCE = 1024  # steps
 
-# A model's initialisers are given images of this many pixels at most, and of more than
-# half of it where there are as many: 5,000 images of 32 x 32.
+# A model's initialisers get images of at most this many pixels in total, which is 5,000
+# images of 32 x 32, and more than half of it if there are enough images.
 INIT_PIXELS = 5_000 * 32 * 32
 
-# What jax.random.key takes as int32.
+# The seeds that jax.random.key takes as int32.
 SEED_RANGE = range(-(2**31), 2**31)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Progress:
-    """Where training stands after a compiled chunk of steps.
+    """The progress of training after a compiled chunk of steps.
 
     Attributes:
-      step: steps done.
+      step: number of steps done.
       diverged_at: see ``TrainState``.
-      epoch_done: whether an epoch has just ended; the figures are then of that epoch,
-        and before of its steps so far.
-      learning_rate: of the last step.
-      train_loss: mean over the images as they were seen, float64 [R]; NaN for a
-        replica that has diverged.
-      train_accuracy: share classified correctly as they were seen, float64 [R]; NaN
+      epoch_done: whether an epoch has just ended. Loss and accuracy are means over that
+        epoch; otherwise over the steps of the current epoch so far.
+      learning_rate: rate of the last step.
+      train_loss: mean loss of the training images during training, float64 [R]; NaN
         for a replica that has diverged.
-      losses: of each step of the last chunk, float32 [R, S], the mean over its batch;
-        NaN for the steps that a replica that has diverged did not do.
-      images: training images of the last chunk, over all replicas.
-      seconds: that the last chunk took.
-      spread: the state as it is spread over the devices.
+      train_accuracy: share of the training images classified correctly during training,
+        float64 [R]; NaN for a replica that has diverged.
+      losses: mean loss of the batch of each step of the last chunk, float32 [R, S]; NaN
+        for the steps that a diverged replica did not do.
+      images: number of training images of the last chunk, over all replicas.
+      seconds: duration of the last chunk.
+      spread: the state, spread over the devices.
       placement: of the replicas.
     """
 
@@ -85,7 +85,7 @@ class Progress:
 
     @functools.cached_property
     def state(self) -> TrainState:
-        """The state of all replicas, which stays as it is when training goes on."""
+        """The state of all replicas. Further training does not change it."""
         return self.placement.collect(self.spread)
 
     def __repr__(self) -> str:
@@ -99,34 +99,35 @@ class Progress:
 
 
 def next_chunk(steps: int, seconds: float) -> int:
-    """Steps for the next compiled call, after one of so many took so long."""
+    """Returns the steps of the next compiled call from the time of the last one."""
     return max(1, int(CHUNK_SECONDS * steps / seconds))
 
 
 def check_seeds(seeds: Any) -> tuple[int, ...]:
-    """Seeds as a tuple; UserError where they are not different numbers of 32 bits."""
+    """Returns seeds as a tuple; raises a UserError unless they differ and are int32."""
     try:
         found = tuple(int(seed) for seed in seeds)
         if found != tuple(seeds):
             raise ValueError("not whole numbers")
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"--seeds={seeds}: give whole numbers, as 0,1,2 (in Python a tuple)"
+            f"--seeds={seeds}: give whole numbers, such as 0,1,2 (in Python a tuple)"
         ) from error
     if not found or len(set(found)) < len(found):
         raise UserError(
             f"--seeds={','.join(map(str, found))}: give one or more different numbers, "
-            "as 0,1,2"
+            "such as 0,1,2"
         )
     if wrong := [seed for seed in found if seed not in SEED_RANGE]:
         raise UserError(
-            f"--seeds={wrong[0]}: a seed is from {SEED_RANGE[0]} to {SEED_RANGE[-1]}"
+            f"--seeds={wrong[0]}: a seed must be from {SEED_RANGE[0]} to "
+            f"{SEED_RANGE[-1]}"
         )
     return found
 
 
 def check_recipe(recipe: Recipe, spec: DataSpec) -> None:
-    """UserError where they are something else, or do not fit together."""
+    """Raises a UserError if recipe and data are not valid or do not fit together."""
     if not isinstance(recipe, Recipe):
         raise UserError(f"the recipe is {recipe!r}; it must be a Recipe")
     if not isinstance(spec, DataSpec):
@@ -140,9 +141,9 @@ def check_recipe(recipe: Recipe, spec: DataSpec) -> None:
 
 
 def _check_memory(spec: DataSpec, padding: int) -> None:
-    """UserError where the training images are more than the device can hold."""
+    """Raises a UserError if the device cannot hold the training images."""
     device = jax.local_devices()[0]
-    # None for a CPU, whose memory is the one that the images are in already.
+    # A CPU has no limit; the images are in its memory already.
     limit = (device.memory_stats() or {}).get("bytes_limit")
     height, width, channels = spec.image_shape
     size = (height + 2 * padding) * (width + 2 * padding) * channels + 4  # the label
@@ -156,26 +157,26 @@ def _check_memory(spec: DataSpec, padding: int) -> None:
 
 
 class Trainer:
-    """Trains R replicas of a model, one a seed, with one recipe: a compiled program.
+    """Trains R replicas of a model, one per seed, with one recipe.
 
-    The data are given to each call and not kept. Every random number is a function of
-    the seed and the step. A state taken from any point of a run therefore goes on to
-    the same bits, whatever the size of the chunks and in whatever process.
+    Each call takes the data; the trainer does not keep them. Every random number is a
+    function of the seed and the step. Training from any state of a run therefore gives
+    the same bits, for any size of the chunks and in any process.
 
-    A replica whose loss becomes NaN or infinite has diverged and ends with that step;
-    the others go on.
+    A replica whose loss becomes NaN or infinite has diverged. It ends with that step,
+    and the others continue.
 
     Attributes:
       layers: of the model, as ``models.summary`` counts them.
-      lowering: of the model's convolutions, as it is here.
-      steps_per_epoch: whole batches in the training split; the images that are left
-        over differ from epoch to epoch.
-      total_steps: steps of the whole recipe.
+      lowering: of the model's convolutions, resolved for this device.
+      steps_per_epoch: number of whole batches in the training split. The images that do
+        not fill a batch differ from epoch to epoch.
+      total_steps: number of steps of the whole recipe.
       schedule: the learning rate, a function of the step.
-      stages: what phases freeze, in steps.
-      train_step: what a replica does in a step in which no phase freezes anything.
-      predictor: what a replica does in evaluation.
-      compile_seconds: what compiling the training programs took so far.
+      stages: the stages of the recipe.
+      train_step: the training step of one replica if no phase freezes parameters.
+      predictor: computes logits in evaluation.
+      compile_seconds: time spent so far on compiling the training programs.
     """
 
     @known_settings()
@@ -189,15 +190,15 @@ class Trainer:
         lowering: Lowering = "auto",
         mesh: jax.sharding.Mesh | None = None,
     ):
-        """Makes the program and checks that it fits; nothing is compiled yet.
+        """Makes the programs and checks the arguments; nothing is compiled yet.
 
         Args:
           model: see ``models.calling``.
           recipe: how to train.
           spec: of the data, ``Splits.spec``.
-          seeds: one a replica.
+          seeds: one per replica.
           lowering: of the model's convolutions; see ``layers.Conv``.
-          mesh: devices to work on, see ``placement.make_mesh``; None for one.
+          mesh: the devices, see ``placement.make_mesh``; None for a single device.
 
         Raises:
           UserError: model, recipe, data or seeds do not fit together.
@@ -210,7 +211,7 @@ class Trainer:
         self.placement = Placement(len(self.seeds), mesh)
         self.lowering = resolve(lowering)
         if self.placement.columns > 1 and self.lowering == "native":
-            self.lowering = "product"  # the compiler cannot divide a kernel's batch
+            self.lowering = "product"  # the compiler cannot divide the kernels' batches
         self.steps_per_epoch = spec.train_size // recipe.batch_size
         self.total_steps = recipe.count_steps(self.steps_per_epoch)
         self.schedule = recipe.schedule(self.steps_per_epoch)
@@ -222,7 +223,8 @@ class Trainer:
         needs_stages = recipe.restart_momentum or any(
             stage.freeze is not None for stage in self.stages
         )
-        # A make_optimizer of one's own takes the schedule alone, and freezes nothing.
+        # A custom make_optimizer takes only the schedule; its recipe has no such
+        # stages.
         given = (self.schedule, self.stages) if needs_stages else (self.schedule,)
         tx = recipe.make_optimizer(*given)
         self.train_step = TrainStep(
@@ -250,7 +252,7 @@ class Trainer:
         self._make_programs()
 
     def _make_programs(self) -> None:
-        """Makes what is compiled when it is first called."""
+        """Makes the programs, which are compiled when they are first called."""
         model, spec, tx = self.model, self.spec, self.train_step.tx
         ema, schedule = self.recipe.ema, self.schedule
 
@@ -267,7 +269,7 @@ class Trainer:
 
         self._init = jax.jit(
             init_of_all,
-            # A program that runs once: optimising it would take seconds.
+            # The program runs once, and optimising it would take seconds.
             compiler_options={"xla_backend_optimization_level": 0},
         )
         self._orders = jax.jit(orders)
@@ -277,7 +279,7 @@ class Trainer:
         self._programs = {_kind(stage): self._program(stage) for stage in self.stages}
 
     def _program(self, stage: Stage) -> Any:
-        """The training program of a stage."""
+        """Makes the training program of a stage."""
         train_step, is_frozen = self.train_step, self.recipe.is_frozen
         train_step = dataclasses.replace(train_step, image_size=stage.image_size)
         if stage.freeze is not None:
@@ -293,10 +295,10 @@ class Trainer:
 
     @property
     def train_flops(self) -> int:
-        """Floating-point operations of one replica's training by the whole recipe.
+        """Floating-point operations of one replica's training with the whole recipe.
 
-        A step counts three times the products of the forward pass (see
-        ``models.summary``), on images of the size that they have in it.
+        A step counts as three times the multiplications and additions of the forward
+        pass (see ``models.summary``), on images of the size of its phase.
         """
         steps: dict[int | None, int] = {}
         for stage in self.stages:
@@ -312,12 +314,12 @@ class Trainer:
 
     @known_settings()
     def init(self, split: Split | None = None) -> TrainState:
-        """The state of all replicas before the first step.
+        """Returns the state of all replicas before the first step.
 
         Args:
-          split: the training images, some of which, evenly spaced, the model is
-            initialised with; None: with images that are NaN, which does for a model
-            whose initial values do not depend on them.
+          split: the training images; evenly spaced ones initialise the model. None:
+            images of NaN do, which is enough for a model whose initial values do not
+            depend on them.
 
         Raises:
           UserError: an initial value is NaN or infinite.
@@ -339,22 +341,22 @@ class Trainer:
 
     @known_settings()
     def blank(self) -> TrainState:
-        """The same as ``init()`` without the check, for a state that is read from disk.
+        """Returns ``init()`` without its check, as a template for a restored state.
 
-        What depends on images is NaN.
+        Initial values that depend on images are NaN.
         """
         images = np.full((1, *self.spec.image_shape), np.nan, np.float32)
         return self._init(jnp.asarray(self.seeds), images)
 
     @known_settings()
     def start_from(self, variables: dict[str, Any]) -> TrainState:
-        """The state before the first step, with other variables than ``init`` draws.
+        """Returns the state before the first step, with given variables.
 
         Args:
           variables: of all replicas, every array with a leading axis.
 
         Raises:
-          UserError: they are not those of this trainer's model.
+          UserError: the variables are not those of this trainer's model.
         """
         _check_tree("variables", variables, self._template.trained)
         params = variables["params"]
@@ -368,10 +370,10 @@ class Trainer:
 
     @known_settings()
     def put(self, split: Split) -> DeviceData:
-        """A training split on the device, padded as the augmentation needs it.
+        """Moves a training split to the device, padded for the augmentation.
 
         Raises:
-          UserError: it is not the training split that the program was made for.
+          UserError: the split does not have the size that the program was made for.
         """
         self._check_split("training split", split)
         if len(split) != self.spec.train_size:
@@ -385,8 +387,8 @@ class Trainer:
 
     @known_settings()
     def rates(self, steps: int) -> np.ndarray:
-        """The learning rates of the first steps of the recipe, float32 [steps]."""
-        # In pieces of one length, which are compiled once.
+        """Returns the learning rates of the recipe's first steps, float32 [steps]."""
+        # Pieces of equal length need only one compilation.
         pieces = [
             np.asarray(self._rates(jnp.int32(first)))
             for first in range(0, steps, RATES_AT_ONCE)
@@ -397,25 +399,25 @@ class Trainer:
         """Trains from a state to the end of the recipe.
 
         Args:
-          state: from ``init``, from a ``Progress``, or restored; it stays as it is.
+          state: from ``init``, from a ``Progress``, or restored; it is not changed.
           split: the training images.
 
         Yields:
-          Where training stands, after every chunk of about ``CHUNK_SECONDS`` and at
-          the end of every epoch; for the last time when all replicas have diverged.
+          The progress after every chunk of about ``CHUNK_SECONDS`` and at the end of
+          every epoch. Training ends early if all replicas have diverged.
 
         Raises:
-          UserError: state or images do not fit this trainer.
+          UserError: the state or the images do not fit this trainer.
         """
         _check_tree("state", state, self._template)
         return self._run(state, self.put(split))
 
     @known_settings()
     def evaluate(self, state: TrainState, split: Split) -> Evaluation:
-        """Exact loss and accuracy of every replica on a split.
+        """Computes loss and accuracy of every replica on a split.
 
         Raises:
-          UserError: state or images do not fit this trainer.
+          UserError: the state or the images do not fit this trainer.
         """
         self._check_split("split to evaluate", split)
         wanted = self._template.variables
@@ -473,7 +475,7 @@ class Trainer:
             yield progress
 
     def _spread_order(self, keys: jax.Array, epoch: int) -> jax.Array:
-        """The orders of an epoch, [R, N], where the replicas are."""
+        """Returns the orders of an epoch, [R, N], on the devices of the replicas."""
         return self.placement.spread(self._orders(keys, np.int32(epoch)))
 
     def _check_split(self, what: str, split: Split) -> None:
@@ -484,7 +486,7 @@ class Trainer:
 
 
 def _kind(stage: Stage) -> tuple[str | None, int | None]:
-    """What the program of a stage is compiled for."""
+    """Returns the properties of a stage that its compiled program depends on."""
     return stage.freeze, stage.image_size
 
 
@@ -496,11 +498,11 @@ def _train_steps(
     data: DeviceData,
     stop: jax.Array,
 ) -> tuple[TrainState, jax.Array]:
-    """Takes R replicas on to step ``stop``, within the epoch that ``orders`` are of.
+    """Trains R replicas up to step ``stop``, within the epoch of ``orders``.
 
     Returns:
-      The states, and the loss of each step by its place in the epoch, [R, S]; NaN for
-      the steps that were not done.
+      The states, and the loss of each step of the epoch, [R, S]; NaN for the steps that
+      were not done.
     """
 
     def of_one(replica: tuple[TrainState, jax.Array]) -> Carry:
@@ -517,7 +519,7 @@ def _train_steps(
 def _shapes_of_state(
     variables: Any, tx: optax.GradientTransformation, ema: float, replicas: int
 ) -> TrainState:
-    """A state of R replicas as shapes, without another trace of the model."""
+    """Returns the shapes of a state of R replicas without tracing the model again."""
     params = variables["params"]
     one = TrainState(
         step=jax.eval_shape(lambda: jnp.int32(0)),
@@ -534,7 +536,7 @@ def _shapes_of_state(
 
 
 def _check_tree(what: str, tree: Any, wanted: Any) -> None:
-    """UserError where the arrays of a tree are not those that the program takes."""
+    """Raises a UserError if a tree's arrays are not those that the program takes."""
     found, expected = (
         {
             jax.tree_util.keystr(path): f"{leaf.dtype} {list(leaf.shape)}"
