@@ -1,4 +1,4 @@
-"""The cells of a sweep: combinations of settings, each with a folder of its own."""
+"""The cells of a sweep: combinations of settings, each with its own folder."""
 
 import dataclasses
 import datetime
@@ -23,28 +23,28 @@ from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.tables import make_table, mean_and_interval
 
-# More would not be a comparison but a mistake in a list.
+# A list with more combinations is probably a mistake.
 MAX_CELLS = 10_000
 
-# More than these rows of a table nobody reads.
+# A table with more rows is abbreviated.
 MAX_ROWS = 100
 _SHOWN_GROUPS = ("running", "failed", "done")
 
 
 @dataclasses.dataclass
 class Cell:
-    """One combination.
+    """One combination of settings, which is one run.
 
     Attributes:
-      name: readable, and unique within the sweep; also of its folder.
+      name: readable name, unique within the sweep; its folder has the same name.
       settings: of its run.
       folder: of its run.
-      status: what became of it.
-      seconds: spent on it by this process.
-      rate: that was given, or that its range test has found.
+      status: state of its run in a few words.
+      seconds: time that this process has spent on it.
+      rate: the rate that was given, or that its range test found.
       result: its ``result.json``, once it is done.
-      problem: why it cannot be trained, if it cannot.
-      node: the machine that has it, where a cluster trains it.
+      problem: the reason if it cannot be trained.
+      node: the machine that trains it, in a cluster.
     """
 
     name: str
@@ -59,16 +59,16 @@ class Cell:
 
     @property
     def is_running(self) -> bool:
-        """Whether it is this cell's turn."""
+        """Whether the cell is being trained."""
         return self.status in ("runs", "goes on")
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is something to go on with."""
+        """Whether the cell has a record that a run can continue."""
         return (self.folder / records.CONFIG).exists()
 
     def check(self, dataset: Dataset) -> None:
-        """UserError where it is begun as another run, such as of other data."""
+        """Raises a UserError if its folder holds another run, such as of other data."""
         recorded = records.read_config(self.folder)
         recipe = self.settings.recipe_of(records.read_range_test(self.folder))
         now = self.settings.record(dataset.has_validation)
@@ -76,16 +76,16 @@ class Cell:
 
     @property
     def lock(self) -> pathlib.Path:
-        """A file whose lock a sweep holds while it has this cell."""
+        """The file that a sweep locks while it trains this cell."""
         return self.folder.with_name(f".{self.name}.cifar_flax.lock")
 
     @property
     def log(self) -> pathlib.Path:
-        """What the process that trains it says."""
+        """The file with the output of the process that trains it."""
         return self.folder.with_name(f"{self.name}.log")
 
     def read_result(self) -> bool:
-        """Whether it is done; takes note of its result and its rate."""
+        """Reads its result and its rate; returns whether it is done."""
         self.result = records.read_result(self.folder)
         if self.result is None:
             return False
@@ -97,7 +97,7 @@ class Cell:
         return True
 
     def finish(self, status: str) -> bool:
-        """Whether it has its result; takes note of it, and of a status then."""
+        """Reads its result and, if there is one, sets the status; returns whether."""
         if not self.read_result():
             return False
         self.status = self.diverged or status
@@ -105,7 +105,7 @@ class Cell:
 
     @property
     def line(self) -> str:
-        """What became of it, in a line."""
+        """Its state in one line."""
         if self.result is None:
             where = f", node {self.node}" if self.node and self.is_running else ""
             return f"{self.name}: {self.status}{where}"
@@ -117,7 +117,7 @@ class Cell:
 
     @property
     def diverged(self) -> str | None:
-        """Says so where all its seeds did: an outcome, and no failure."""
+        """A status if all seeds diverged, which is a result and not a failure."""
         if self.result is None or self.result.status != "diverged":
             return None
         return f"diverged at step {self.result.steps}"
@@ -126,15 +126,15 @@ class Cell:
 def make_cells(
     lists: Mapping[str, Sequence[Any]], seeds: tuple[int, ...], folder: pathlib.Path
 ) -> list[Cell]:
-    """Every combination of the values of some settings.
+    """Makes a cell for every combination of the values of some settings.
 
     Args:
-      lists: values of each setting, one or more.
+      lists: one or more values of each setting.
       seeds: of every cell.
       folder: of the sweep.
 
     Raises:
-      UserError: they are too many, two are the same, or one is no run; it is named.
+      UserError: there are too many combinations, two are equal, or one is not valid.
     """
     count = math.prod(map(len, lists.values()))
     if count > MAX_CELLS:
@@ -143,7 +143,7 @@ def make_cells(
             f"a sweep takes {MAX_CELLS} at most"
         )
     varied = [name for name, values in lists.items() if len(values) > 1]
-    # Where seeds vary in more than their random numbers, each is a cell of its own.
+    # If seeds vary in more than their random numbers, each seed is its own cell.
     alone = lists.get("seeds_vary", [None])[0] is not None
     groups = [(seed,) for seed in seeds] if alone else [seeds]
     cells = [
@@ -154,7 +154,7 @@ def make_cells(
     repeated = len(cells) - len({cell.name for cell in cells})
     if repeated:
         raise UserError(
-            f"{repeated} combinations stand twice in the lists of --"
+            f"{repeated} combinations appear twice in the lists of --"
             + ", --".join(varied)
         )
     return cells
@@ -166,7 +166,7 @@ def _make_cell(
     seeds: tuple[int, ...],
     folder: pathlib.Path,
 ) -> Cell:
-    """A cell, named by its model, what varies, and a hash of all that decides it."""
+    """Makes a cell, named by its model, the varied settings and a hash of them all."""
     try:
         settings = Settings(**given, seeds=seeds)
     except UserError as error:
@@ -183,32 +183,33 @@ def _make_cell(
 
 
 def pace_of(cells: Sequence[Cell], seconds: float) -> str:
-    """How many cells are done, how many an hour, and how long the others will take.
+    """Returns how many cells are done, the cells per hour, and the time left.
 
     Args:
       cells: of the sweep.
-      seconds: since this process began; cells that were done before tell no speed.
+      seconds: time since this process began. Cells that were done before do not count
+        for the speed.
     """
     done = sum(cell.result is not None for cell in cells)
     trained = sum(cell.result is not None and cell.seconds > 0 for cell in cells)
     failed = sum(cell.status.startswith("failed") for cell in cells)
     words = f"{done} of {len(cells)} done"
     if not trained:
-        return f"{words}, - cells an hour, time left -"
+        return f"{words}, - cells per hour, time left -"
     left = datetime.timedelta(
         seconds=round(seconds / trained * (len(cells) - done - failed))
     )
-    return f"{words}, {3600 * trained / seconds:.3g} cells an hour, time left {left}"
+    return f"{words}, {3600 * trained / seconds:.3g} cells per hour, time left {left}"
 
 
 def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS, pace: str = "") -> Table:
-    """How far each cell is and what came out.
+    """Makes a table of the progress and the result of each cell.
 
     Args:
       cells: of the sweep.
-      rows: where there are more cells, the table has about as many rows: of the cells
-        that run, that failed and that are done; and a line of counts.
-      pace: a line below it, see ``pace_of``.
+      rows: if there are more cells, the table has about this many rows, with cells that
+        run, that failed and that are done, and a line of counts.
+      pace: a line below the table, see ``pace_of``.
     """
     nodes = ["node"] if any(cell.node for cell in cells) else []
     table = make_table("cell", "epoch", "rate", "test accuracy", "time", *nodes, "")
@@ -232,13 +233,13 @@ def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS, pace: str = "") -> Tab
             mean_and_interval(result) if result else "-",
             f"{result.train_seconds if result else cell.seconds:.0f} s",
             *[cell.node or "-" for _ in nodes],
-            cell.status.partition(":")[0],  # a reason would need a page
+            cell.status.partition(":")[0],  # a reason would not fit
         )
     return table
 
 
 def _groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """The cells by what became of them."""
+    """Returns the cells grouped by their state."""
     groups: dict[str, list[Cell]] = {name: [] for name in (*_SHOWN_GROUPS, "not done")}
     for cell in cells:
         if cell.result is not None:
@@ -251,7 +252,7 @@ def _groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def plan_of(cells: Sequence[Cell]) -> str:
-    """What would be done, and about how long it would take, in columns."""
+    """Returns the cells and about how long each will take, in columns."""
     rows = [("cell", "recipe", "seeds", "estimate", "")]
     speeds = {
         cell.settings.model: cell.result.images_per_second

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: the only module that knows Orbax.
+"""Saves and restores the checkpoints of a run; the only module that uses Orbax.
 
 A run keeps its latest two checkpoints, the one with the best validation accuracy (mean
-over the replicas that have not diverged), and, once a replica has diverged, the last
-one before. Checksums tell what is not as it was saved, and that is not used.
+over the replicas that have not diverged), and, after a replica has diverged, the last
+one before that. Checksums detect a damaged checkpoint, which is not used.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ from cifar_flax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-# Written into a checkpoint's folder when Orbax has finished it.
+# This file is written into a checkpoint's folder after Orbax has finished.
 MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Manifest:
-    """What is known of a checkpoint before Orbax reads it.
+    """Information about a checkpoint that is needed before Orbax reads it.
 
     Attributes:
-      step: that it was saved at.
-      seconds: spent on training up to there.
-      val_accuracy: None where none was measured.
+      step: number of steps done.
+      seconds: time spent on training so far.
+      val_accuracy: validation accuracy; None if it was not measured.
       finite: whether no replica had diverged.
-      structure: of each part, its arrays with their types and shapes.
-      files: SHA-256 of each, by its path.
+      structure: the arrays of each part with their dtypes and shapes.
+      files: SHA-256 of each file, by its path.
     """
 
     step: int
@@ -61,7 +61,7 @@ class Checkpoints:
     """The checkpoints in one folder; made by ``open_checkpoints``.
 
     Attributes:
-      has_failed: whether one could not be saved.
+      has_failed: whether a checkpoint could not be saved.
     """
 
     def __init__(self, folder: pathlib.Path, owner: bool):
@@ -74,8 +74,8 @@ class Checkpoints:
             preservation_policy=_Kept(self._manifests),
             create=False,
             cleanup_tmp_directories=owner,
-            # A save takes a few hundredths of a second more than its copy would; and
-            # one that fails is known at once.
+            # A synchronous save takes only a few hundredths of a second longer, and it
+            # reports a failure at once.
             enable_async_checkpointing=False,
             multiprocessing_options=_alone(),
         )
@@ -84,29 +84,29 @@ class Checkpoints:
         if owner and unfinished:
             self._move_aside(unfinished)
         for step in self._steps():
-            # One that cannot be read is met again when it is to be restored.
+            # If this fails, restoring the checkpoint will report it.
             with contextlib.suppress(Exception):
                 self._manifests[step] = _read_manifest(folder / str(step))
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Closes Orbax's manager of the folder."""
         self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint, valid or not; None where there is none."""
+        """Step of the latest checkpoint, valid or not; None if there is none."""
         return max(self._steps(), default=None)
 
     @property
     def best_step(self) -> int | None:
-        """Step of the one with the best validation accuracy; None without any."""
+        """Step with the best validation accuracy; None if it was never measured."""
         return _best(self._manifests, self._steps())
 
     def is_sound(self, step: int) -> bool:
-        """Whether there is one of that step, as it was saved."""
+        """Returns whether the checkpoint of a step exists and is undamaged."""
         try:
             self._check(step)
-        except Exception:  # whatever it is, it cannot be used
+        except Exception:  # any error means that it cannot be used
             return False
         return True
 
@@ -117,19 +117,19 @@ class Checkpoints:
         seconds: float = 0.0,
         val_accuracy: float | None = None,
     ) -> None:
-        """Saves a state; what is in the folder is whole at any moment.
+        """Saves a state; the folder holds whole checkpoints at any moment.
 
         Args:
           state: of all replicas.
-          seconds: spent on training so far.
-          val_accuracy: by which the best one is kept.
+          seconds: time spent on training so far.
+          val_accuracy: validation accuracy, which decides the best checkpoint.
 
         Raises:
-          UserError: it cannot be written; what was there still is.
+          UserError: the state cannot be written; earlier checkpoints are kept.
         """
         step = int(state.step.max())
         parts = _to_tree(state)
-        if processes.count() > 1:  # this one alone writes, and has all of it
+        if processes.count() > 1:  # only this process writes, and it has all arrays
             parts = jax.tree.map(np.asarray, parts)
         manifest = _Manifest(
             step=step,
@@ -139,7 +139,7 @@ class Checkpoints:
             structure={name: _structure(tree) for name, tree in parts.items()},
             files={},
         )
-        self._manifests[step] = manifest  # decides which others are kept
+        self._manifests[step] = manifest  # the policy needs it to choose what to keep
         args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
         problem = self._try_to_save(state, ocp.args.Composite(**args), manifest)
         if problem is not None:
@@ -153,15 +153,15 @@ class Checkpoints:
     def restore(
         self, template: TrainState, step: int | None = None
     ) -> tuple[TrainState, float]:
-        """Reads a state and the seconds spent on training up to it.
+        """Reads a state and the time spent on training up to it, in seconds.
 
         Args:
-          template: a state of the same structure, as ``Trainer.blank`` gives.
-          step: of the checkpoint; None for the newest valid one. Newer ones are
-            then named in a warning and moved aside.
+          template: a state of the same structure, from ``Trainer.blank``.
+          step: step of the checkpoint; None for the newest valid one. Newer damaged
+            ones are then named in a warning and moved aside.
 
         Raises:
-          UserError: no checkpoint is valid and fits the structure; nothing changes.
+          UserError: no checkpoint is valid and has this structure; nothing is changed.
         """
         parts, manifest = self._read_newest(_to_tree(template), step)
         return _from_tree(parts), manifest.seconds
@@ -169,14 +169,14 @@ class Checkpoints:
     def restore_variables(
         self, template: Any, step: int | None = None
     ) -> tuple[Any, int]:
-        """Reads only what evaluation needs, and the step it is of.
+        """Reads the variables for evaluation, and their step.
 
         Args:
-          template: of the same structure; its arrays may be abstract.
-          step: of the checkpoint; None for the newest valid one.
+          template: variables of the same structure; the arrays may be abstract.
+          step: step of the checkpoint; None for the newest valid one.
 
         Raises:
-          UserError: no checkpoint is valid and fits the structure.
+          UserError: no checkpoint is valid and has this structure.
         """
         parts, manifest = self._read_newest({"variables": template}, step)
         return parts["variables"], manifest.step
@@ -184,22 +184,22 @@ class Checkpoints:
     def _try_to_save(
         self, state: TrainState, args: Any, manifest: _Manifest
     ) -> str | None:
-        """What went wrong, in a line.
+        """Saves; returns the error in one line, or None.
 
-        No exception: its traceback would keep Orbax's tasks, and these complain on
-        stderr when they go.
+        It does not raise, because a traceback would keep Orbax's tasks alive, and these
+        write to stderr when they are deleted.
         """
         try:
             check_space(self._folder, size_of(state))
             if not self._manager.save(manifest.step, args=args):
-                raise FileExistsError("there is one of that step already")
+                raise FileExistsError("there is already a checkpoint of that step")
             _write_manifest(self._folder / str(manifest.step), manifest)
-        except Exception as error:  # Orbax has many kinds of them
+        except Exception as error:  # Orbax raises many different types
             return one_line(error)
         return None
 
     def _steps(self) -> list[int]:
-        """Those of which the save came to its end."""
+        """Returns the steps whose save was completed."""
         every = self._manager.all_steps()
         return [s for s in every if (self._folder / str(s) / MANIFEST).exists()]
 
@@ -211,13 +211,13 @@ class Checkpoints:
         for one in sorted(every, reverse=True):
             try:
                 parts, manifest = self._read(one, templates)
-            except Exception as error:  # whatever it is, an older one may be valid
+            except Exception as error:  # after any error an older one may be valid
                 damaged[one] = one_line(error)
                 continue
             for other, why in damaged.items():
                 logger.warning(
-                    "the checkpoint of step %d in %s is damaged (%s); the one of step "
-                    "%d is used: %d steps are lost",
+                    "the checkpoint of step %d in %s is damaged (%s); using the one of "
+                    "step %d, which loses %d steps",
                     other,
                     self._folder,
                     why,
@@ -228,8 +228,8 @@ class Checkpoints:
                 self._move_aside(damaged)
             return parts, manifest
         if not damaged:
-            raise UserError(f"no checkpoint in {self._folder}")
-        problems = "; ".join(f"that of step {s}: {why}" for s, why in damaged.items())
+            raise UserError(f"there is no checkpoint in {self._folder}")
+        problems = "; ".join(f"step {s}: {why}" for s, why in damaged.items())
         raise UserError(
             f"no checkpoint in {self._folder} is valid and fits this model; nothing "
             f"was changed: {problems}"
@@ -238,8 +238,8 @@ class Checkpoints:
     def _read(
         self, step: int, templates: dict[str, Any]
     ) -> tuple[dict[str, Any], _Manifest]:
-        """These parts of a checkpoint; any kind of error where it is not valid."""
-        # Before Orbax sees them: it takes flipped bits for numbers, or fails loudly.
+        """Reads parts of a checkpoint; raises any type of error if it is not valid."""
+        # Check first: Orbax would read flipped bits as numbers, or print long errors.
         manifest = self._check(step)
         for name, tree in templates.items():
             different = set(_structure(tree)) ^ set(manifest.structure[name])
@@ -250,18 +250,18 @@ class Checkpoints:
         return {name: restored[name] for name in templates}, manifest
 
     def _check(self, step: int) -> _Manifest:
-        """The manifest of a checkpoint; any kind of error where a file is damaged."""
+        """Reads the manifest; raises any type of error if a file is damaged."""
         folder = self._folder / str(step)
         manifest = _read_manifest(folder)
         if manifest.step != step:
             raise ValueError(f"it is of step {manifest.step}")
         damaged = manifest.files.items() ^ _checksums(folder).items()
         if damaged:
-            raise ValueError(f"{min(damaged)[0]} is not as it was saved")
+            raise ValueError(f"{min(damaged)[0]} has changed since it was saved")
         return manifest
 
     def _move_aside(self, steps: Collection[int]) -> None:
-        """Makes room for the steps that will be trained again."""
+        """Renames checkpoints, so that their steps can be saved again."""
         for step in steps:
             names = (f"{step}.damaged-{number}" for number in itertools.count(1))
             paths = (self._folder / name for name in names)
@@ -270,16 +270,16 @@ class Checkpoints:
         self._manager.reload()
 
     def _remove_unfinished(self) -> None:
-        """Gives back the space of a save that failed."""
+        """Removes the files of a save that failed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # "was never awaited"
-            gc.collect()  # what is left of it, while Orbax is silenced
+            gc.collect()  # deletes Orbax's tasks now, while its messages are hidden
         for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 class _Kept:
-    """Orbax's preservation policy for what this module's first lines say."""
+    """Orbax's preservation policy for the checkpoints that a run keeps."""
 
     def __init__(self, manifests: dict[int, _Manifest]):
         self._manifests = manifests
@@ -301,13 +301,13 @@ class _Kept:
 def open_checkpoints(
     folder: str | pathlib.Path, owner: bool = True
 ) -> Iterator[Checkpoints]:
-    """Opens a folder for checkpoints, made where it is missing.
+    """Opens a folder for checkpoints, and makes it if it is missing.
 
     Args:
       folder: of the checkpoints.
-      owner: whether this process has the run, and may remove what is left of saves that
-        were cut short, and move aside what is damaged. To another process a save that
-        is being made looks the same.
+      owner: whether this process owns the run. Only the owner removes unfinished saves
+        and moves damaged checkpoints aside; for another process, a save in progress
+        looks like an unfinished one.
 
     Raises:
       UserError: the folder cannot be made or read.
@@ -324,11 +324,11 @@ def open_checkpoints(
         finally:
             checkpoints.close()
             if checkpoints.has_failed:
-                stack.pop_all()  # threads of Orbax may yet complain
+                stack.pop_all()  # Orbax's threads may still print errors
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """This process waits for no other, whose checkpoints these are not."""
+    """Returns options for a process that saves without waiting for others."""
     if processes.count() == 1:
         return ocp.options.MultiprocessingOptions()
     number = jax.process_index()
@@ -340,17 +340,17 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def size_of(state: TrainState) -> int:
-    """Bytes that a checkpoint of a state takes, at most."""
+    """Returns the largest size of a checkpoint of a state, in bytes."""
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     return 2 * arrays + 2**20  # files of a few kB each; arrays are compressed
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:
-    """UserError where a folder's disk has less room than this, in bytes."""
+    """Raises a UserError if a folder's disk has fewer free bytes than needed."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{needed / 1e6:.1f} MB may be needed in {folder}, whose disk has "
+            f"{folder} may need {needed / 1e6:.1f} MB, and its disk has only "
             f"{free / 1e6:.1f} MB free; make room"
         )
 
@@ -362,7 +362,7 @@ def _best(manifests: dict[int, _Manifest], steps: Sequence[int]) -> int | None:
 
 
 def _structure(tree: Any) -> list[str]:
-    """The arrays of a tree; keys of the random numbers are given as their words."""
+    """Returns the arrays of a tree as text: path, dtype and shape."""
     return [
         f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -372,7 +372,7 @@ def _structure(tree: Any) -> list[str]:
 def _write_manifest(folder: pathlib.Path, manifest: _Manifest) -> None:
     complete = dataclasses.replace(manifest, files=_checksums(folder))
     text = msgspec.json.encode(complete).decode()
-    # The first line vouches for the second.
+    # The first line is the checksum of the second.
     digest = hashlib.sha256(text.encode()).hexdigest()
     with replacing(folder / MANIFEST) as file:
         file.write(f"{digest}\n{text}\n".encode())
@@ -382,12 +382,12 @@ def _read_manifest(folder: pathlib.Path) -> _Manifest:
     content = (folder / MANIFEST).read_text(encoding="utf-8")
     digest, _, text = content.rstrip("\n").partition("\n")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
-        raise ValueError(f"{MANIFEST} is not as it was saved")
+        raise ValueError(f"{MANIFEST} has changed since it was saved")
     return msgspec.json.decode(text, type=_Manifest)
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
-    """SHA-256 of each file below a checkpoint's folder but its manifest."""
+    """Returns the SHA-256 of each file of a checkpoint except its manifest."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(
             path.read_bytes()
@@ -399,10 +399,10 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences Orbax: of a save that fails it logs at length what it raises, too.
+    """Hides the log messages of Orbax.
 
-    Its threads do so when the others have failed already, and TensorStore, which then
-    finds their event loop closed, and asyncio once more.
+    If a save fails, Orbax raises an error and also logs it at length. So do its
+    threads, TensorStore, which then finds a closed event loop, and asyncio.
     """
 
     def is_not_orbaxs(record: logging.LogRecord) -> bool:
@@ -426,7 +426,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
-    """What only training needs, and what evaluation needs; keys as their raw words."""
+    """Splits a state into a part only for training and the variables to evaluate."""
     training = {
         "step": state.step,
         "opt_state": state.opt_state,

@@ -1,4 +1,4 @@
-"""What a run shows on a terminal or in a log, as an observer of it."""
+"""Shows a run on a terminal or in a log, as an observer of the run."""
 
 import contextlib
 import logging
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Console(Console):
-    """Shows texts as they are: neither as markup nor as what a terminal obeys."""
+    """Prints text literally, without markup and without control characters."""
 
     def __init__(self, on_broken: Callable[[], None] | None, **settings: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
@@ -57,13 +57,13 @@ class _Console(Console):
 
 
 class _PatientOutput:
-    """Standard output, except that a full disk costs the words and not the run."""
+    """Standard output that ignores a full disk, so that the run continues."""
 
     def __init__(self):
         self._warned = False
 
     def write(self, text: str) -> int:
-        """Writes what can be written."""
+        """Writes text; a failure is only logged."""
         return self._try(lambda: sys.stdout.write(text)) or len(text)
 
     def flush(self) -> None:
@@ -85,16 +85,16 @@ class _PatientOutput:
 
 
 def make_console(on_broken: Callable[[], None] | None = None) -> Console:
-    """A console that breaks lines, and narrows tables, on a terminal only.
+    """Makes a console that breaks lines and narrows tables only on a terminal.
 
     Args:
-      on_broken: for a command whose words are recorded elsewhere: called once nobody
-        reads them any more, as in ``| head -1``. What cannot be printed for another
-        reason, as to a file on a full disk, costs a warning and is left out.
+      on_broken: for a command that also records what it prints. It is called when the
+        reader of the output has gone, as in ``| head -1``. Output that cannot be
+        printed for another reason, such as a full disk, is dropped with a warning.
     """
     output: Any = _PatientOutput() if on_broken else None
     settings: dict[str, Any] = {"file": output}
-    if Console().is_jupyter:  # plain text: rich would make a block of each call
+    if Console().is_jupyter:  # plain text; rich would make an HTML block of each call
         settings |= {"force_jupyter": False, "force_terminal": False}
     console = _Console(on_broken, **settings)
     if not console.is_terminal:
@@ -103,10 +103,10 @@ def make_console(on_broken: Callable[[], None] | None = None) -> Console:
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as lines of text, the first a heading that says what each column holds.
+    """Returns rows as aligned lines of text; the first row is the heading.
 
-    For thousands of rows, of which rich's tables take half a millisecond each. Print
-    it with ``soft_wrap=True``.
+    It is for thousands of rows, for which rich's tables are slow (half a millisecond
+    each). Print the text with ``soft_wrap=True``.
     """
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     is_left = [name in WORDS for name in rows[0]]
@@ -121,7 +121,7 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
-    """Prints names and what they stand for, one pair a line."""
+    """Prints names and values, one pair per line."""
     width = max(len(name) for name, _ in pairs)
     for name, text in pairs:
         console.print(f"{name:<{width}}  ", style="bold", end="")
@@ -132,10 +132,10 @@ def print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
 def steps_bar(
     console: Console, total: int, done: int = 0
 ) -> Iterator[Callable[[int, str], None]]:
-    """Shows a bar, only where the output is a terminal.
+    """Shows a progress bar if the output is a terminal.
 
     Yields:
-      A function that moves it to a step, with a few words beside it.
+      A function that moves the bar to a step and sets the words beside it.
     """
     bar = bars.Progress(
         bars.BarColumn(bar_width=24),
@@ -153,28 +153,28 @@ def steps_bar(
 
 
 class ConsoleDisplay(Observer):
-    """A header, a bar on a terminal, a line for every epoch, a table at the end."""
+    """Prints a header, a bar on a terminal, a line per epoch, and a final table."""
 
     def __init__(self, console: Console | None = None):
-        """Prints to a console, by default to standard output."""
+        """Makes the display for a console, by default standard output."""
         self._console = console or make_console()
         self._bar = contextlib.ExitStack()
         self._plan: Plan
         self._move: Callable[[int, str], None]
 
     def started(self, plan: Plan) -> None:
-        """Says what will run."""
+        """Prints the header."""
         if plan.kind == plan.config.kind:  # not the range test of a run
             print_pairs(self._console, header(plan))
         if 0 < plan.step < plan.total_steps:
             step = f"step {plan.step} of {plan.total_steps}"
-            self._console.print(f"going on after {step}")
+            self._console.print(f"continuing after {step}")
         self._plan = plan
         bar = steps_bar(self._console, plan.total_steps, plan.step)
         self._move = self._bar.enter_context(bar)
 
     def chunk_done(self, progress: Progress | RangeProgress) -> None:
-        """Moves the bar; loss and accuracy are means over the replicas that go on."""
+        """Moves the bar; loss and accuracy are means over replicas that train."""
         if isinstance(progress, RangeProgress):
             self._move(progress.step, "range test")
             return
@@ -186,7 +186,7 @@ class ConsoleDisplay(Observer):
         )
 
     def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
-        """Prints the figures of the epoch."""
+        """Prints loss and accuracy of the epoch."""
         del state
         epochs = math.ceil(self._plan.trainer.recipe.epochs)
         text = (
@@ -203,7 +203,7 @@ class ConsoleDisplay(Observer):
         self._console.print(f"{text}   {line.images_per_second:,.0f} images/s")
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
-        """Prints what came out."""
+        """Prints the result."""
         self._bar.close()
         if isinstance(result, RangeTestResult):
             self._print_range_test(result)
@@ -232,13 +232,13 @@ class ConsoleDisplay(Observer):
 
 
 def header(plan: Plan) -> list[tuple[str, str]]:
-    """What will run: names, and what they stand for."""
+    """Returns names and values that describe what will run."""
     config, trainer, splits = plan.config, plan.trainer, plan.splits
     recipe, settings = trainer.recipe, config.settings
     val = f"{len(splits.val):,}" if splits.val else "no"
     size = (
         f"{config.model}, {config.num_params:,} parameters, "
-        f"{config.flops_per_image / 1e6:.2f} MFLOP an image"
+        f"{config.flops_per_image / 1e6:.2f} MFLOP per image"
     )
     data = (
         f"{plan.dataset.name}: {len(splits.train):,} training, {val} validation and "

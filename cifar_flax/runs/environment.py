@@ -1,4 +1,4 @@
-"""What a run ran with: code, libraries, device."""
+"""Describes what a run runs with: code, libraries and device."""
 
 import contextlib
 import functools
@@ -26,14 +26,14 @@ PACKAGES = ("cifar-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 def describe_environment(
     lowering: Lowering, placement: Placement, *, any_cores: bool
 ) -> dict[str, Any]:
-    """Versions, device and revision, as ``config.json`` holds them.
+    """Returns versions, device and revision for ``config.json``.
 
     Args:
-      lowering: of the convolutions, which decides the last bits of a number as the
-        versions do.
-      placement: of the replicas. How the seeds are spread changes no number; how a
-        batch is divided changes the order of its sums.
-      any_cores: whether the number of a CPU's cores changes no number.
+      lowering: of the convolutions. Like the versions, it affects the last bits of the
+        results.
+      placement: of the replicas. Spreading the seeds does not change results; dividing
+        a batch changes the order of its sums.
+      any_cores: whether the results do not depend on the number of CPU cores.
     """
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
@@ -58,10 +58,11 @@ def describe_environment(
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder for the next command.
 
-    ``JAX_COMPILATION_CACHE_DIR`` names another folder, or none where it is empty. The
-    default one is of this processor and this jaxlib: a program for another processor
-    may end with an illegal instruction where a home folder is shared. Where it cannot
-    be written, and on other systems than Linux, there is no cache.
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder, or turns the cache off if it is
+    empty. The default folder depends on the processor and on the version of jaxlib,
+    because a home folder may be shared by machines, and a program for another processor
+    may fail with an illegal instruction. There is no cache if the folder cannot be
+    written, or on systems other than Linux.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or sys.platform != "linux":
         return
@@ -89,10 +90,9 @@ def use_compilation_cache() -> None:
 def _show_warning(
     folder: pathlib.Path, show: Callable[..., None], message: Warning | str, *args: Any
 ) -> None:
-    """Shows a warning; that of a damaged program in the cache removes it instead.
+    """Shows a warning, or removes the damaged program that it is about.
 
-    JAX compiles such a program again, but puts it into the cache only where there is
-    none of its name.
+    JAX compiles a damaged program again, but does not replace it in the cache.
     """
     name = re.match(r"Error reading persistent .* entry for '([\w.]+)'", str(message))
     if name is None:
@@ -104,7 +104,7 @@ def _show_warning(
 
 
 def device_name(placement: Placement | None = None) -> str:
-    """What computes: the accelerators, or the CPU with the cores it may use.
+    """Returns the name of the accelerators, or of the CPU with its usable cores.
 
     Args:
       placement: of the replicas; None for one device.

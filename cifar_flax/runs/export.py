@@ -1,11 +1,11 @@
-"""A run as files that other programs read, each one measured against the run.
+"""Exports a run to files for other programs, and compares each file with the run.
 
-``safetensors``  the variables of a seed, by their paths; what one has to know to use
-                 them is the metadata
-``stablehlo``    the program of a seed, from pixels to logits, with its variables;
-                 ``jax.export`` reads it
+``safetensors``  the variables of a seed by their paths; the metadata say how to use
+them ``stablehlo``    the program of a seed from pixels to logits, with its variables,
+for
+                 ``jax.export``
 
-A file gets its name only after it was read back and agrees with the run.
+A file gets its final name only after it was read back and agrees with the run.
 """
 
 import dataclasses
@@ -37,15 +37,15 @@ from cifar_flax.training.optimizers import path_in_words
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-# Images on which a file is compared with its run, where no others are given.
+# Number of random images for the comparison of a file with its run.
 DRAWN_IMAGES = 256
 
-# Images at a time that a program on a file computes.
+# Images at a time that the program of a file computes.
 _BATCH = 250
 
-# The largest difference of two logits, as a share of the largest logit, that rounding
-# explains. Sums in another order differ by 1e-7 to 2e-6 in float32, and by up to 7e-3
-# in bfloat16 (the models of this library, 1,000 images, on a CPU).
+# The largest difference of two logits that rounding can explain, as a share of the
+# largest logit. Sums in another order differ by 1e-7 to 2e-6 in float32, and by up to
+# 7e-3 in bfloat16 (the models of this library, 1,000 images, on a CPU).
 _TOLERANCE = 1e-4
 _LOW_TOLERANCE = 0.05
 
@@ -56,15 +56,15 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A file that was written, and how well it agrees with the run.
+    """A written file, and how well it agrees with the run.
 
     Attributes:
       path: of the file.
-      seed: of the replica that it holds.
-      difference: the largest one between a logit by the file and by the run.
-      tolerance: the largest difference that was allowed.
-      agreeing: images of which both predict the same class.
-      count: of the images on which they were compared.
+      seed: of the replica in the file.
+      difference: the largest difference between a logit of the file and of the run.
+      tolerance: the largest difference that is allowed.
+      agreeing: number of images for which both predict the same class.
+      count: number of images of the comparison.
     """
 
     path: pathlib.Path
@@ -80,18 +80,18 @@ def export_safetensors(
 ) -> list[Exported]:
     """Writes the variables of each seed to ``seedN.safetensors``.
 
-    Their names are paths, as ``params/stem/kernel``. The metadata, which are texts, are
+    The names are paths, such as ``params/stem/kernel``. The metadata are strings:
     ``model``, ``seed``, ``step``, ``tta``, ``cifar_flax`` (the version), and as JSON
     ``class_names``, ``image_shape``, ``mean`` and ``std``.
 
     Args:
-      run: whose variables they are.
+      run: the run to export.
       folder: for the files.
-      images: to compare on, uint8 [N, H, W, C]; None for drawn pixels.
+      images: images for the comparison, uint8 [N, H, W, C]; None for random pixels.
 
     Raises:
-      UserError: the package safetensors is missing; a file is there already or cannot
-        be written; what was written does not hold the same bits.
+      UserError: the package safetensors is missing, a file exists or cannot be written,
+        or the written file does not hold the same bits.
     """
     library = _import("safetensors")
     numpy_part = _import("safetensors.numpy")
@@ -102,7 +102,7 @@ def export_safetensors(
             return numpy_part.save(named, metadata=_about(run, seed))
         except (TypeError, library.SafetensorError) as error:
             raise UserError(
-                f"safetensors holds no such variables: {one_line(error)}"
+                f"safetensors cannot hold these variables: {one_line(error)}"
             ) from error
 
     def read(path: pathlib.Path, variables: Any, images: np.ndarray) -> np.ndarray:
@@ -111,7 +111,7 @@ def export_safetensors(
                 lambda where, _: file.get_tensor(path_in_words(where)), variables
             )
         if not all(jax.tree.leaves(jax.tree.map(_same_bits, variables, found))):
-            raise UserError("the variables on the file are not the bits of the run")
+            raise UserError("the variables in the file do not have the bits of the run")
         return _logits_of(run, found, images)
 
     return _export(run, folder, images, "safetensors", write, read)
@@ -122,20 +122,20 @@ def export_stablehlo(
 ) -> list[Exported]:
     """Writes the program of each seed to ``seedN.stablehlo``.
 
-    It maps uint8 images [N, H, W, C] to float32 logits [N, K] for any N: normalisation,
-    the views of the run's test-time augmentation, and the model with its variables. It
-    runs on any of ``PLATFORMS`` and needs JAX and the package flatbuffers alone:
-    ``jax.export.deserialize(content).call(images)``.
+    The program maps uint8 images [N, H, W, C] to float32 logits [N, K] for any N. It
+    includes the normalisation, the views of the run's test-time augmentation, and the
+    model with its variables. It runs on any of ``PLATFORMS`` and needs only JAX and the
+    package flatbuffers: ``jax.export.deserialize(content).call(images)``.
 
     Args:
-      run: whose program it is.
+      run: the run to export.
       folder: for the files.
-      images: to compare on, uint8 [N, H, W, C]; None for drawn pixels.
+      images: images for the comparison, uint8 [N, H, W, C]; None for random pixels.
 
     Raises:
-      UserError: the package flatbuffers is missing; the model cannot be a program for
-        any number of images; a file is there already or cannot be written; what was
-        written does not agree with the run.
+      UserError: the package flatbuffers is missing, the model cannot become a program
+        for any number of images, a file exists or cannot be written, or the written
+        file does not agree with the run.
     """
     _import("flatbuffers")
 
@@ -146,10 +146,10 @@ def export_stablehlo(
         try:
             exported = export.export(program, platforms=PLATFORMS)(images)
             return bytes(exported.serialize())
-        except Exception as error:  # whatever the code of a model raises
+        except Exception as error:  # the code of a model may raise anything
             raise UserError(
-                "the model cannot become a program for any number of images (which "
-                "x.shape[0] may be, and len(x) may not) and any platform: "
+                "the model cannot become a program for any number of images (use "
+                "x.shape[0] and not len(x)) and any platform: "
                 f"{type(error).__name__}: {one_line(error)}"
             ) from error
 
@@ -161,41 +161,41 @@ def export_stablehlo(
     return _export(run, folder, images, "stablehlo", write, read)
 
 
-# By the name of a format.
+# Functions by the name of their format.
 FORMATS = {"safetensors": export_safetensors, "stablehlo": export_stablehlo}
 
 
 def check_finished(folder: pathlib.Path) -> None:
-    """UserError where a folder holds no finished run."""
+    """Raises a UserError unless a folder holds a finished run."""
     records.read_config(folder)
     if records.read_result(folder) is None:
         raise UserError(
-            f"the run in {folder} is not finished; go on with it by experiments.run "
+            f"the run in {folder} is not finished; continue it with experiments.run "
             "--resume"
         )
 
 
 def read_test_images(folder: pathlib.Path, count: int) -> np.ndarray:
-    """The first test images that a run was evaluated on; nothing is downloaded.
+    """Returns the first test images of a run's data set, without a download.
 
     Args:
       folder: of the run.
-      count: of the images, at most.
+      count: largest number of images.
 
     Returns:
       uint8 [N, H, W, C].
 
     Raises:
-      UserError: the data set is not on this machine, or is another one now.
+      UserError: the data set is not on this machine, or it has changed.
     """
     config = records.read_config(folder)
     where, info = str(folder / records.CONFIG), config.dataset
     settings = Settings.from_record(config, where, _SETTINGS_OF_DATA)
-    if settings.dataset == "auto":  # which may be another one now
+    if settings.dataset == "auto":  # it may choose another data set now
         settings = dataclasses.replace(settings, dataset=info.name)
     dataset = settings.load_data(fetch=False)
     if dataset.fingerprint != info.fingerprint:
-        raise UserError(f"{dataset.name} ({dataset.source}) is not what it was then")
+        raise UserError(f"{dataset.name} ({dataset.source}) has changed since the run")
     return dataset.test_images[:count]
 
 
@@ -211,20 +211,18 @@ def _export(
     """Writes a file for each seed and compares it with the run.
 
     Args:
-      run: whose seeds they are.
-      folder: for the files; made where it is missing.
-      images: to compare on; None for drawn ones.
-      ending: of the files' names.
-      write: the content of a file, from a seed and its variables.
-      read: the logits [N, K] of images, from a file, variables of the same structure
-        and the images.
+      run: the run to export.
+      folder: for the files; it is made if it is missing.
+      images: images for the comparison; None for random ones.
+      ending: suffix of the files' names.
+      write: returns the content of a file from a seed and its variables.
+      read: returns the logits [N, K] of images from a file, variables of the same
+        structure and the images.
     """
     folder = pathlib.Path(folder)
     paths = [folder / f"seed{seed}.{ending}" for seed in run.seeds]
     if there := [path for path in paths if os.path.lexists(path)]:
-        raise UserError(
-            f"{there[0]} is there already; remove it, or give another folder"
-        )
+        raise UserError(f"{there[0]} already exists; remove it, or give another folder")
     if images is None:
         shape = (DRAWN_IMAGES, *run.image_shape)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -250,7 +248,7 @@ def _export(
         except UserError as error:
             raise UserError(f"{path} is not written: {error}") from error
     if not done:
-        raise UserError("no seed has logits that are finite; all have diverged")
+        raise UserError("the logits of all seeds are NaN or infinite")
     return done
 
 
@@ -261,19 +259,19 @@ def _compare(
     found: np.ndarray,
     tolerance: float,
 ) -> Exported:
-    """How well the logits by a file agree; UserError where they do not."""
+    """Compares the logits of a file; raises a UserError if they do not agree."""
     difference = float(np.abs(found - logits).max())
     if not difference <= tolerance:  # it may be NaN
         raise UserError(
-            f"a logit by the file differs from the run's by {difference:.2g}, and "
-            f"rounding explains {tolerance:.2g}"
+            f"a logit of the file differs from the run's by {difference:.2g}, and "
+            f"rounding can explain only {tolerance:.2g}"
         )
     agreeing = int((found.argmax(-1) == logits.argmax(-1)).sum())
     return Exported(path, seed, difference, tolerance, agreeing, len(logits))
 
 
 def _program(run: Run, variables: Any, images: jax.Array) -> jax.Array:
-    """Float32 logits [N, K] of uint8 images, by XLA alone."""
+    """Computes float32 logits [N, K] of uint8 images with XLA's own operations."""
     logits = logits_of_pixels(
         run.model, variables, images, run.spec, lowering="xla", tta=run.tta
     )
@@ -281,16 +279,16 @@ def _program(run: Run, variables: Any, images: jax.Array) -> jax.Array:
 
 
 def _logits_of(run: Run, variables: Any, images: np.ndarray) -> np.ndarray:
-    """The logits [N, K] that the run itself gives with the variables of one seed."""
+    """Computes the logits [N, K] of the run with the variables of one seed."""
     replica = jax.tree.map(lambda leaf: leaf[None], variables)
     return run.predictor(replica, images)[0]
 
 
 def _tolerance(run: Run, variables: Any) -> float:
-    """The share of the largest logit by which rounding may change a logit.
+    """Returns the largest effect of rounding on a logit, as a share of the largest.
 
-    It is larger where the model computes in a type of fewer bits, or the device
-    multiplies in one: GPUs and TPUs do, unless JAX is told otherwise.
+    It is larger if the model computes in a dtype of fewer bits, or the device
+    multiplies with fewer bits, as GPUs and TPUs do by default.
     """
     images = jax.ShapeDtypeStruct((1, *run.image_shape), np.uint8)
     program = str(jax.make_jaxpr(functools.partial(_program, run))(variables, images))
@@ -309,7 +307,7 @@ def _named_arrays(variables: Any) -> dict[str, np.ndarray]:
 
 
 def _about(run: Run, seed: int) -> dict[str, str]:
-    """The metadata of a file: texts, and JSON for what is more."""
+    """Returns the metadata of a file: strings, some of them JSON."""
     return {
         "model": run.model_name,
         "seed": str(seed),

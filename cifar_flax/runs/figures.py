@@ -1,4 +1,4 @@
-"""Figures on files."""
+"""Draws figures of runs and data sets, and saves them."""
 
 import pathlib
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class RangeFigure(Observer):
     """Draws the curves of a range test to ``lr_find.png`` in its folder."""
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
-        """Draws them."""
+        """Draws the curves."""
         if not isinstance(result, RangeTestResult) or result.curves is None:
             return
         if result.folder is None:
@@ -50,17 +50,17 @@ class RangeFigure(Observer):
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """A figure, in inches, that leaves the backend of pyplot alone."""
+    """Makes a figure, in inches, without changing the backend of pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def plot_loss(run: RunResult | str | pathlib.Path) -> "Figure":
-    """Draws the training loss of a run over its steps: of each, and smoothed.
+    """Draws the training loss of a run over its steps, as it is and smoothed.
 
     Args:
-      run: what ``run`` gave, or the folder of a run, finished or not.
+      run: the result of ``run``, or the folder of a run, finished or not.
 
     Raises:
       UserError: the folder has no record of its steps.
@@ -76,7 +76,7 @@ def plot_loss(run: RunResult | str | pathlib.Path) -> "Figure":
         axis.plot(at, each, color=color, alpha=0.25, linewidth=0.6)
         axis.plot(at, line, color=color, linewidth=1.4, label=f"seed {seed}")
     finite = steps.losses[np.isfinite(steps.losses)]
-    if finite.size:  # the few highest would leave no room for the others
+    if finite.size:  # a few very high losses would hide the others
         low, high = np.quantile(finite, [0, 0.99])
         axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-6)
     axis.set_xlabel("step")
@@ -88,7 +88,7 @@ def plot_loss(run: RunResult | str | pathlib.Path) -> "Figure":
 
 
 def plot_lr(run: RunResult | str | pathlib.Path) -> "Figure":
-    """Draws the learning rate of a run over its steps; arguments as ``plot_loss``."""
+    """Draws the learning rate of a run; arguments as in ``plot_loss``."""
     steps, name, _ = _steps_of(run)
     figure = new_figure(8, 3.5)
     axis = figure.subplots()
@@ -104,7 +104,7 @@ def plot_lr(run: RunResult | str | pathlib.Path) -> "Figure":
 def _steps_of(
     run: RunResult | str | pathlib.Path,
 ) -> tuple[records.Steps, str, Sequence[int]]:
-    """The steps of a run, the name of its model, and its seeds."""
+    """Returns the steps of a run, the name of its model, and its seeds."""
     if isinstance(run, RunResult):
         name = run.record.model if run.record else type(run.trainer.model).__name__
         return run.steps, name, run.trainer.seeds
@@ -114,10 +114,10 @@ def _steps_of(
 
 
 def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
-    """Draws an image of each of the first ten classes, and variants of it.
+    """Draws an image of each of the first ten classes, and augmented versions of it.
 
-    The images take the way that training takes: padded, cropped, flipped, normalised,
-    varied, mixed; and back to pixels.
+    The images are processed as in training (padded, cropped, flipped, normalised,
+    varied, mixed) and converted back to pixels.
     """
     classes = range(min(dataset.num_classes, 10))
     first = [int(np.argmax(dataset.train_labels == label)) for label in classes]
@@ -151,11 +151,11 @@ def save_figure(figure: "Figure", path: pathlib.Path, named: str) -> None:
 
     Args:
       figure: of matplotlib.
-      path: of the file; its ending tells the format.
-      named: the file in the words of an error.
+      path: of the file; its suffix decides the format.
+      named: the file's name in an error message.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     try:
         figure.savefig(path)

@@ -1,4 +1,4 @@
-"""Values as the flags of the commands take them."""
+"""Converts values to the text of flags."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 def as_text(value: Any) -> str:
-    """A value as a flag takes it."""
+    """Returns a value as the text of a flag."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, dict):

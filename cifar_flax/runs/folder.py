@@ -1,4 +1,4 @@
-"""The folder of a run: made, claimed for one process, and checked on a resume."""
+"""Makes the folder of a run, locks it for one process, and checks it on a resume."""
 
 import contextlib
 import fnmatch
@@ -12,14 +12,15 @@ from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.records import CONFIG
 from cifar_flax.runs.settings import differences
+from cifar_flax.training.recipe_files import completed
 
-LOCK = ".cifar_flax.lock"  # a name that nobody else gives a file
+LOCK = ".cifar_flax.lock"  # a name that no other program uses
 
 logger = logging.getLogger(__name__)
 
 
 def new_folder(parent: pathlib.Path, stem: str) -> pathlib.Path:
-    """Makes ``parent/stem-1``, or with the next number that nobody has taken."""
+    """Makes ``parent/stem-1``, or the same with the next free number."""
     number = 1
     while True:
         folder = parent / f"{stem}-{number}"
@@ -36,13 +37,13 @@ def new_folder(parent: pathlib.Path, stem: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def folder_for(folder: pathlib.Path | None, stem: str) -> Iterator[pathlib.Path]:
-    """A folder for a run: the one given, or a new one under ``runs/``.
+    """Yields a folder for a run: the given one, or a new one under ``runs/``.
 
-    A new one in which nothing was written is removed again.
+    A new folder is removed again if it is still empty.
 
     Args:
-      folder: that was asked for; None for a new one.
-      stem: the beginning of a new one's name.
+      folder: the given folder; None for a new one.
+      stem: the beginning of the name of a new folder.
     """
     if folder is not None:
         yield folder
@@ -51,19 +52,19 @@ def folder_for(folder: pathlib.Path | None, stem: str) -> Iterator[pathlib.Path]
     try:
         yield folder
     finally:
-        with contextlib.suppress(OSError):  # it is not empty
+        with contextlib.suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 
 def claim_folder(folder: pathlib.Path) -> None:
-    """Makes a folder for a new run; an empty one that is there will do, too.
+    """Makes a folder for a new run, or takes an empty one.
 
     Raises:
-      UserError: there is something in it, which is left as it is, or it cannot be made.
+      UserError: the folder is not empty (its files are kept), or it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # What a process of ours that was killed left behind is nobody's.
+        # Files that a killed process of this project left behind do not count.
         taken = any(
             not files.is_lock(path.name, LOCK)
             and not fnmatch.fnmatch(path.name, files.PARTIAL)
@@ -75,19 +76,20 @@ def claim_folder(folder: pathlib.Path) -> None:
         ) from error
     if (folder / CONFIG).exists():
         raise UserError(
-            f"{folder} holds a run; --resume (in Python resume=True) goes on with it, "
-            "or give another folder"
+            f"{folder} holds a run; --resume (in Python resume=True) continues it, or "
+            "give another folder"
         )
     if taken:
-        raise UserError(f"{folder} is not empty and holds no run; give another folder")
+        raise UserError(f"{folder} is not empty and has no run; give another folder")
 
 
 @contextlib.contextmanager
 def locked_folder(folder: pathlib.Path) -> Iterator[files.Lock]:
-    """Keeps a run's folder for this process, or this thread of it.
+    """Locks a run's folder for this process, or for this thread of it.
 
     Raises:
-      UserError: another one has it, or it cannot be written to or locked.
+      UserError: another process has the lock, or the folder cannot be written or
+        locked.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -107,29 +109,29 @@ def locked_folder(folder: pathlib.Path) -> Iterator[files.Lock]:
 
 
 def keep_folder(folder: pathlib.Path, lock: files.Lock) -> None:
-    """Takes a folder's lock anew where its file was removed.
+    """Takes a folder's lock again if its file was removed.
 
     Raises:
-      UserError: another process was faster.
+      UserError: another process has taken the lock in the meantime.
     """
     try:
         taken_anew = lock.keep()
     except files.InUseError as error:
         raise UserError(
             f"{folder / LOCK} was removed, and {error} has the folder now; this run "
-            "ends and writes no more, and that one goes on"
+            "ends and writes nothing more"
         ) from error
     except OSError:
-        return  # what is written next will tell
+        return  # the next write will report the problem
     if taken_anew:
         logger.warning(
-            "%s was removed and is made again: it keeps other processes out",
+            "%s was removed and is created again; it keeps other processes out",
             folder / LOCK,
         )
 
 
 def lock_holder(folder: pathlib.Path) -> str | None:
-    """Which process has a folder; None where no living one has."""
+    """Returns the living process that has locked a folder, or None."""
     return files.lock_holder(folder / LOCK)
 
 
@@ -137,18 +139,18 @@ def lock_holder(folder: pathlib.Path) -> str | None:
 def opened_folder(
     folder: str | pathlib.Path | None, config: records.Config, resume: bool
 ) -> Iterator[tuple[pathlib.Path | None, records.Config, files.Lock | None]]:
-    """The folder of a run with its ``config.json``: a new one, or one to go on in.
+    """Opens the folder of a run with its ``config.json``, new or to be continued.
 
     Yields:
-      The folder, the record that it holds, and its lock; nothing is written where the
-      folder is None.
+      The folder, the record in it, and its lock. Nothing is written if the folder is
+      None.
 
     Raises:
       UserError: the folder is in use, cannot be made, or holds another run.
     """
     if folder is None:
         if resume:
-            raise UserError("resume needs a folder, that of the run to go on with")
+            raise UserError("resume needs the folder of the run to continue")
         yield None, config, None
         return
     files.check_local(folder)
@@ -162,7 +164,7 @@ def opened_folder(
         if resume:
             yield folder, recorded, lock
             return
-        claim_folder(folder)  # another process may have been the first
+        claim_folder(folder)  # another process may have been faster
         records.write_config(folder, config)
         yield folder, config, lock
 
@@ -170,10 +172,10 @@ def opened_folder(
 def check_same_run(
     config: records.Config, recorded: records.Config, folder: pathlib.Path
 ) -> None:
-    """Refuses to go on with a run that was another one."""
+    """Raises a UserError if the recorded run is another one."""
     if recorded.kind != config.kind:
         raise UserError(
-            f"{folder} holds the outcome of {recorded.kind} and no run to go on with; "
+            f"{folder} holds the result of {recorded.kind} and not a run to continue; "
             "give another folder"
         )
     check_same_settings(
@@ -182,8 +184,8 @@ def check_same_run(
     was, now = recorded.model_source, config.model_source
     if was is not None and now is not None and was.sha256 != now.sha256:
         logger.warning(
-            "the code of the model in %s has changed since the run began; the rest of "
-            "it trains what is there now",
+            "the code of the model in %s has changed since the run began; the run "
+            "continues with the new code",
             now.path,
         )
     for name, version in config.versions.items():
@@ -203,15 +205,15 @@ def check_same_settings(
     dataset: Dataset | records.DatasetInfo,
     recipe: dict[str, Any] | None,
 ) -> None:
-    """Refuses settings, data or a recipe that a run did not have.
+    """Raises a UserError if settings, data or recipe differ from those of a run.
 
     Args:
-      now: asked for, as ``Settings.record`` gives them.
+      now: the settings, from ``Settings.record``.
       recorded: the run's ``config.json``.
       folder: of the run.
-      dataset: asked for.
-      recipe: that the settings stand for, as ``to_plain`` gives it; it may have
-        another meaning in another version. None where it is not known yet.
+      dataset: the data.
+      recipe: the recipe of the settings, from ``to_plain``, which another version may
+        have changed; None if it is not known yet.
     """
     different, was = differences(now, recorded.settings), recorded.dataset
     if was.fingerprint != dataset.fingerprint:
@@ -220,9 +222,7 @@ def check_same_settings(
             f"({dataset.source})"
         )
     if recipe is not None and recorded.recipe is not None and not different:
-        # Older records lack the first two.
-        older = {"lookahead": 0, "tta": recorded.settings.get("tta")}
-        before = {**older, **recorded.recipe}
+        before = completed({"tta": recorded.settings.get("tta"), **recorded.recipe})
         different = [
             f"the recipe's {name} was {before.get(name)} and is {value}"
             for name, value in recipe.items()

@@ -1,4 +1,4 @@
-"""A finished run as something to predict with."""
+"""Loads a run and predicts with it."""
 
 import dataclasses
 import functools
@@ -31,17 +31,17 @@ class Run:
     """A run's model with its trained variables.
 
     Attributes:
-      model: called as ``model.apply(variables, images, train=False)`` with the
-        variables of one replica, on normalised images.
-      variables: of R replicas, every array with a leading axis of that length.
+      model: the module; ``model.apply(variables, images, train=False)`` takes the
+        variables of one replica and normalised images.
+      variables: of R replicas; every array has a leading axis of length R.
       seeds: of the replicas.
-      class_names: in the order of the logits.
-      image_shape: (H, W, C) that it was trained on.
-      mean: per channel, of the training pixels / 255.
-      std: per channel, of the training pixels / 255.
+      class_names: names in the order of the logits.
+      image_shape: (H, W, C) of the training images.
+      mean: mean of the training pixels / 255, per channel.
+      std: standard deviation of the training pixels / 255, per channel.
       step: of the checkpoint.
       tta: test-time augmentation of the run; see ``augment.views``.
-      model_name: as the record has it, without the place of its code.
+      model_name: name in the record, without the path of the code.
     """
 
     model: nn.Module
@@ -67,19 +67,20 @@ class Run:
 
         Args:
           folder: of the run.
-          best: take the checkpoint with the best validation accuracy, not the latest.
-          model: of a run with a model of one's own, whose code no record runs: the
-            module, or its name as of ``--model``.
+          best: whether to take the checkpoint with the best validation accuracy instead
+            of the latest.
+          model: the module of a run with a custom model, or its name as given to
+            ``--model``. A record never runs code by itself.
 
         Raises:
-          UserError: no run, a damaged one, one without a valid checkpoint, or one whose
-            model has to be given, or is another.
+          UserError: the folder has no run or a damaged one, no checkpoint is valid, or
+            the model is missing or wrong.
         """
         folder = pathlib.Path(folder)
         config = records.read_config(folder)
         where, data = str(folder / records.CONFIG), config.dataset
         seeds = config.settings["seeds"]
-        assert isinstance(seeds, list)  # as it was read
+        assert isinstance(seeds, list)  # reading has checked it
         replicas = tuple(int(str(seed)) for seed in seeds)
         module = _model_of(config, where, model)
         try:
@@ -88,7 +89,7 @@ class Run:
             raise UserError(f"{where}: {error}") from error
         path = folder / records.CHECKPOINTS
         if not path.is_dir():
-            raise UserError(f"{folder} has no checkpoint; nothing was trained there")
+            raise UserError(f"{folder} has no checkpoint; it holds no training")
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((len(replicas), *leaf.shape), leaf.dtype),
             shapes,
@@ -96,7 +97,7 @@ class Run:
         with open_checkpoints(path, owner=False) as checkpoints:
             step = checkpoints.best_step if best else None
             if best and step is None:
-                raise UserError(f"no checkpoint with a validation accuracy in {path}")
+                raise UserError(f"no checkpoint in {path} has a validation accuracy")
             variables, step = checkpoints.restore_variables(template, step)
         return cls(
             model=module,
@@ -120,7 +121,7 @@ class Run:
         )
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Class probabilities by each replica.
+        """Computes class probabilities with each replica.
 
         Args:
           images: uint8 [N, H, W, C].
@@ -129,29 +130,30 @@ class Run:
           float32 [R, N, K].
 
         Raises:
-          UserError: images of another type, size or number of channels, or none.
+          UserError: there are no images, or their dtype, size or number of channels is
+            not that of the training images.
         """
         return softmax(self.predictor(self.variables, images), axis=-1)
 
     @property
     def spec(self) -> DataSpec:
-        """What the run knows of the data that it was trained on."""
+        """Description of the data that the run was trained on."""
         return DataSpec(
             image_shape=self.image_shape,
             num_classes=len(self.class_names),
             mean=self.mean,
             std=self.std,
-            train_size=0,  # nothing is trained
+            train_size=0,  # a loaded run does not train
         )
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """The logits of its model, for the variables of any number of replicas."""
+        """Computes logits with the variables of any number of replicas."""
         return Predictor(self.model, self.spec, tta=self.tta)
 
 
 def _tta_of(config: records.Config) -> Tta:
-    """How the run was evaluated; older records do not say it, or in their settings."""
+    """Returns the test-time augmentation; older records have it in their settings."""
     recorded = {**config.settings, **(config.recipe or {})}.get("tta")
     return next((one for one in get_args(Tta) if one == recorded), "none")
 
@@ -159,19 +161,19 @@ def _tta_of(config: records.Config) -> Tta:
 def _model_of(
     config: records.Config, where: str, given: nn.Module | str | None
 ) -> nn.Module:
-    """The model of a run: one that comes with cifar_flax, or the one that is given."""
+    """Returns the model of a run: one of cifar_flax, or the given one."""
     name, num_classes = str(config.settings["model"]), len(config.dataset.class_names)
     if name in MODELS:
         if given is not None:
-            raise UserError(f"{where}: its model is {name}; give no other")
-        # The file of its recipe, which other settings may name, need not be there.
+            raise UserError(f"{where}: its model is {name}; leave out model")
+        # Other settings may name a recipe file, which need not exist any more.
         settings = Settings.from_record(config, where, OF_MODEL)
         return settings.make_model(num_classes)
     if given is None:
         hint = f", such as {name}" if is_own(name) else ""
         raise UserError(
-            f"{where}: its model is {name}, which does not come with cifar_flax, and "
-            f"whose code no record runs; give it as --model{hint} (in Python model=)"
+            f"{where}: its model is {name}, which is not part of cifar_flax, and a "
+            f"record never runs code; give it as --model{hint} (in Python model=)"
         )
     if isinstance(given, nn.Module):
         return given
@@ -179,7 +181,5 @@ def _model_of(
     model = make_own(given, args if isinstance(args, dict) else None, num_classes)
     source, now = config.model_source, source_of(given)
     if source is not None and source.sha256 != now.sha256:
-        logger.warning(
-            "the code in %s is not the one that the run was trained with", now.path
-        )
+        logger.warning("the code in %s has changed since the run was trained", now.path)
     return model

@@ -1,4 +1,4 @@
-"""The records and checkpoints of a run, as an observer of it."""
+"""Writes the records and checkpoints of a run, as an observer of the run."""
 
 import contextlib
 import logging
@@ -25,45 +25,45 @@ from cifar_flax.runs.origin import Start, read_losses
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
 
-# Test images in the record that the run is most sure and wrong about.
+# Number of the most confidently misclassified test images in the record.
 WORST_IMAGES = 24
 
 logger = logging.getLogger(__name__)
 
 
 class Journal(Observer):
-    """Writes what a run does to its folder; made by ``open_journal``.
+    """Writes a run's records and checkpoints to its folder; see ``open_journal``.
 
-    What cannot be written does not end the run: it costs a warning and is tried again
-    an epoch later. Until then no checkpoint is saved, since a checkpoint promises that
-    the lines up to it are there.
+    If something cannot be written, the run continues with a warning and tries again
+    after the next epoch. Until then it saves no checkpoint, because a checkpoint
+    promises that the metrics up to its step are recorded.
 
     Attributes:
       unwritten: lines of metrics that could not be written yet.
     """
 
     def __init__(self, folder: pathlib.Path, lock: Lock, checkpoints: Checkpoints):
-        """For a folder that this process has by its lock."""
+        """Makes the journal for a folder that this process has locked."""
         self.unwritten: list[records.LogPoint] = []
         self._folder, self._lock, self._checkpoints = folder, lock, checkpoints
 
     def restore(
         self, trainer: Trainer, first_start: Callable[[], Start], test_size: int
     ) -> Start:
-        """Where to begin: the newest valid checkpoint, or the first state.
+        """Returns where to begin: at the newest valid checkpoint, or the first state.
 
         Args:
-          trainer: that trains.
-          first_start: makes what is before the first step.
-          test_size: images of which the predictions will be written.
+          trainer: the trainer of the run.
+          first_start: returns the start before the first step.
+          test_size: number of images whose predictions will be written.
 
         Raises:
-          UserError: no valid checkpoint among those that are there, or too little room.
+          UserError: there are checkpoints and none is valid, or the disk is full.
         """
         begun = self._checkpoints.latest_step is not None
         start = Start.new(trainer.blank()) if begun else first_start()
         logits = 4 * len(trainer.seeds) * test_size * trainer.spec.num_classes
-        # Checkpoints, one of them being made, and the records.
+        # The kept checkpoints, a new one, and the records.
         check_space(self._folder, 5 * size_of(start.state) + logits + 2**20)
         if not begun:
             records.cut_metrics(self._folder, 0)
@@ -88,7 +88,7 @@ class Journal(Observer):
     def save_stopped(
         self, state: TrainState, steps: records.Steps, seconds: float
     ) -> None:
-        """Saves the state of a run that is asked to stop."""
+        """Saves the state of a run that was asked to stop."""
         keep_folder(self._folder, self._lock)
         if self._checkpoints.latest_step == int(state.step.max()):
             return
@@ -100,16 +100,17 @@ class Journal(Observer):
         self._save(state, seconds, None)
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
-        """Writes what came out of a run that came to its end.
+        """Writes the result of a run that has finished.
 
         Raises:
-          UserError: it, or the last state, cannot be written; the run can be resumed.
+          UserError: the result or the last state cannot be written. The run can be
+            resumed.
         """
         if not isinstance(result, RunResult) or result.record is None:
             return
         assert result.test is not None
         keep_folder(self._folder, self._lock)
-        # Also of a run that has diverged in the midst of an epoch.
+        # A run that diverged within an epoch has steps after its last line.
         records.write_steps(self._folder, result.steps)
         if self.unwritten:
             records.append_metrics(self._folder, self.unwritten)
@@ -129,7 +130,7 @@ class Journal(Observer):
         records.write_result(self._folder, result.record)
 
     def _save_last(self, result: RunResult) -> None:
-        """Saves the last state, unless that is done: no result without its network."""
+        """Saves the last state if needed, so that every result has its network."""
         if self._checkpoints.latest_step == int(result.state.step.max()):
             return
         last = result.metrics[-1]
@@ -142,12 +143,12 @@ class Journal(Observer):
             )
         except UserError as error:
             raise UserError(
-                f"the run came to its end, but its result is not recorded: {error}; "
-                "--resume trains what is not saved again, to the same result"
+                f"the run has finished, but its result is not recorded: {error}; "
+                "--resume repeats the steps that are not saved, with the same result"
             ) from error
 
     def _append(self, line: records.LogPoint, steps: records.Steps) -> None:
-        """Writes a line, after those that could not be written before."""
+        """Writes a line, after the lines that could not be written before."""
         lines = [*self.unwritten, line]
         try:
             records.write_steps(self._folder, steps)
@@ -155,7 +156,8 @@ class Journal(Observer):
         except UserError as error:
             if not self.unwritten:
                 logger.warning(
-                    "%s; training goes on, but is not saved until it can be", error
+                    "%s; training continues, and nothing is saved until it can be",
+                    error,
                 )
             self.unwritten = lines
             return
@@ -174,7 +176,7 @@ class Journal(Observer):
 
 @contextlib.contextmanager
 def open_journal(folder: pathlib.Path, lock: Lock) -> Iterator[Journal]:
-    """The journal of a run in its folder, which this process has by its lock."""
+    """Opens the journal of a run in its folder, which this process has locked."""
     with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
         yield Journal(folder, lock, checkpoints)
 
@@ -187,7 +189,7 @@ def write_range_test(
     Args:
       folder: of the run or of the test.
       settings: of the test.
-      result: that was not stopped.
+      result: of a test that was not stopped.
     """
     curves, consensus = result.curves, result.consensus
     assert curves is not None

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it, and what it gives back at its end."""
+"""Observers of runs, and the results that runs return."""
 
 import dataclasses
 import html
@@ -25,18 +25,18 @@ Status = Literal["finished", "diverged", "stopped"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """What is about to run.
+    """A run or a range test that is about to begin.
 
     Attributes:
       kind: ``run``, or ``lr_find`` for a range test.
-      config: the record of the run; a range test that ``--lr=auto`` asks for is part
-        of a run, and ``config.kind`` is then ``run``.
-      trainer: that trains.
-      dataset: not yet divided.
-      splits: the same, divided.
-      folder: of the records; None where nothing is written.
-      step: steps that were done before.
-      total_steps: at the end.
+      config: the record of the run. The range test of ``--lr=auto`` is part of a run,
+        and its ``config.kind`` is ``run``.
+      trainer: the trainer.
+      dataset: the data set.
+      splits: the splits of the data set.
+      folder: of the records; None if nothing is written.
+      step: number of steps that are already done.
+      total_steps: number of steps at the end.
     """
 
     kind: Literal["run", "lr_find"]
@@ -51,19 +51,19 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunResult:
-    """What came out of a run.
+    """The result of a run.
 
     Attributes:
-      status: ``finished``; ``diverged`` where all seeds did; ``stopped`` where it was
-        asked to stop, after its state was saved.
-      state: the last one of all replicas.
-      record: as in ``result.json``; None for a run that was stopped.
-      test: on the test split; None for a run that was stopped.
+      status: ``finished``, ``diverged`` if all seeds diverged, or ``stopped`` if the
+        run was asked to stop; its state is then saved.
+      state: the last state of all replicas.
+      record: the content of ``result.json``; None if the run was stopped.
+      test: evaluation on the test split; None if the run was stopped.
       metrics: the line of each epoch.
       steps: loss and learning rate of each step.
-      trainer: that trained; evaluates ``state``, and makes predictions with it.
+      trainer: the trainer, which can evaluate ``state`` and predict with it.
       splits: of the data.
-      folder: of the records; None where nothing was written.
+      folder: of the records; None if nothing was written.
     """
 
     status: Status
@@ -92,16 +92,16 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RangeTestResult:
-    """What came out of a range test.
+    """The result of a range test.
 
     Attributes:
       status: ``finished`` or ``stopped``.
-      model: its name.
-      curves: of all seeds; None where it was stopped.
-      suggestions: of each method.
-      consensus: of the default method: the rate, or why there is none.
-      folder: of the records; None where nothing was written.
-      check: of that rate, by the beginning of the training; None where none was made.
+      model: name of the model.
+      curves: of all seeds; None if the test was stopped.
+      suggestions: the suggestion of each method.
+      consensus: the rate of the default method, or the reason why there is none.
+      folder: of the records; None if nothing was written.
+      check: the check of that rate by training; None if there was no check.
     """
 
     status: Literal["finished", "stopped"]
@@ -114,7 +114,7 @@ class RangeTestResult:
 
     @property
     def rate(self) -> float | None:
-        """The rate to train with; None where there is none, or the test was stopped."""
+        """The rate to train with; None if there is none or the test was stopped."""
         if self.check is not None:
             return self.check.rate
         return None if self.consensus is None else self.consensus.rate
@@ -130,32 +130,32 @@ class RangeTestResult:
 
 @dataclasses.dataclass(frozen=True)
 class RangeProgress:
-    """Steps done of a range test."""
+    """The number of steps of a range test that are done."""
 
     step: int
 
 
 class Observer:
-    """Watches a run; inherit from it and define what is of interest.
+    """Watches a run. Inherit from it and override the methods that you need.
 
-    An observer must not change what it is given. What it raises ends the run.
+    An observer must not change its arguments. An exception that it raises ends the run.
     """
 
     def started(self, plan: Plan) -> None:
-        """Training, or a range test, is about to begin."""
+        """Called before training or a range test begins."""
 
     def chunk_done(self, progress: Progress | RangeProgress) -> None:
-        """A compiled chunk of steps is done, about once a second."""
+        """Called after each compiled chunk of steps, about once a second."""
 
     def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
-        """An epoch is done and recorded."""
+        """Called after an epoch is recorded."""
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
-        """It has come to its end; None where an error ended it."""
+        """Called at the end, with None if an error ended the run."""
 
 
 class Watchers(Observer):
-    """All observers of a run; those that were told of a start are told of the end."""
+    """All observers of a run. After ``started``, ``ended`` is always called."""
 
     def __init__(self, observers: Iterable[Observer]):
         self._observers, self._running = list(observers), False
@@ -168,23 +168,23 @@ class Watchers(Observer):
             self.ended(None)
 
     def started(self, plan: Plan) -> None:
-        """Tells all."""
+        """Calls all observers."""
         self._running = True
         for observer in self._observers:
             observer.started(plan)
 
     def chunk_done(self, progress: Progress | RangeProgress) -> None:
-        """Tells all."""
+        """Calls all observers."""
         for observer in self._observers:
             observer.chunk_done(progress)
 
     def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
-        """Tells all."""
+        """Calls all observers."""
         for observer in self._observers:
             observer.epoch_done(line, state)
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
-        """Tells all."""
+        """Calls all observers."""
         self._running = False
         for observer in self._observers:
             observer.ended(result)

@@ -81,6 +81,17 @@ def from_plain(plain: Any, where: str) -> Recipe:
         raise UserError(f"{where}: {error}") from error
 
 
+def completed(plain: dict[str, Any]) -> dict[str, Any]:
+    """Adds the fields that an older version did not write to a recorded recipe.
+
+    A recipe with custom code, from which no recipe can be made, is returned unchanged.
+    """
+    try:
+        return to_plain(from_plain(plain, "the recorded recipe"))
+    except UserError:
+        return plain
+
+
 def read_recipe(path: str | pathlib.Path) -> Recipe:
     """Reads a recipe from a TOML file.
 

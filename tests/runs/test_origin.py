@@ -185,7 +185,7 @@ def test_a_fine_tuned_run_resumes_without_its_origin(origin, tmp_path):
     [
         ({"init_from": "nowhere"}, "nowhere holds no run"),
         ({"init_from": "{}", "model": "resnet"}, "has trained convbn, and this one"),
-        ({"freeze": "["}, "is no regular expression"),
+        ({"freeze": "["}, "is not a regular expression"),
         ({"freeze": "no such"}, "'no such' is found in no parameter's path"),
     ],
 )

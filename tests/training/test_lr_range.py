@@ -143,7 +143,7 @@ def test_a_hopeless_model_is_named(splits):
     trainer = make_trainer(splits, SimpleNet(4))
     state = trainer.init()
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
-    with pytest.raises(UserError, match="not finite at the first step"):
+    with pytest.raises(UserError, match="NaN or infinite at the first step"):
         range_curves(
             trainer,
             splits.train,

@@ -60,13 +60,13 @@ PHASE = '[[phases]]\nkind = "constant"\nlearning_rate = 0.1\nepochs = 1\n'
         ("phases = 3", "phases is 3; it must be one or more tables"),
         ("phases = [1]", "phases is 1; it must be a table"),
         ("phases = []", "phases is \\(\\); it must be a tuple of one or more"),
-        ("= 1", "is no TOML file"),
-        ("a\x00", "is no TOML file"),
+        ("= 1", "is not a TOML file"),
+        ("a\x00", "is not a TOML file"),
         (PHASE + "extra = 1", "a phase of kind constant has no 'extra'; it may have"),
         ("extra = 1\n" + PHASE, "a recipe has no 'extra'; it may have phases, batch"),
         (PHASE.replace("constant", "wavy"), "'wavy'; it must be one of constant"),
         (PHASE.replace("kind", "sort"), "kind of a phase is None"),
-        (PHASE.replace("epochs = 1", ""), "a phase of kind constant lacks 'epochs'"),
+        (PHASE.replace("epochs = 1", ""), "a phase of kind constant needs 'epochs'"),
         (PHASE.replace("0.1", '"0.1"'), "the rate is '0.1'"),
         (PHASE.replace("0.1", "nan"), "the rate is nan"),
         ('optimizer = "adamx"\n' + PHASE, "optimizer is 'adamx'"),
@@ -75,7 +75,7 @@ PHASE = '[[phases]]\nkind = "constant"\nlearning_rate = 0.1\nepochs = 1\n'
         (PHASE + "[augmentation]\npadding = 99", "padding is 99"),
         (PHASE + "[augmentation]\nzoom = 2", "augmentation has no 'zoom'"),
         ("augmentation = 3\n" + PHASE, "augmentation is 3; it must be a table"),
-        (PHASE + "[[groups]]\nrate = 2", "a group lacks 'pattern'"),
+        (PHASE + "[[groups]]\nrate = 2", "a group needs 'pattern'"),
         ("groups = 1\n" + PHASE, "groups is 1; it must be one or more tables"),
     ],
 )
@@ -114,5 +114,5 @@ def test_what_a_program_made_is_recorded_and_no_file():
     (phase,) = to_plain(recipe)["phases"]
     assert phase["kind"] == "mine"
     assert phase["epochs"] == 2
-    with pytest.raises(UserError, match="the recipe has mine, of a program"):
+    with pytest.raises(UserError, match="the recipe has mine, custom code"):
         to_toml(recipe)

@@ -247,7 +247,10 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
             lambda: Recipe(ONE, optimizer="adamw", options={"b1": [0.9]}),
             r"b1 of adamw is \[0.9\]; it must be a number",
         ),
-        (lambda: Recipe(ONE, optimizer="lion", nesterov=True), "are of sgd; lion"),
+        (
+            lambda: Recipe(ONE, optimizer="lion", nesterov=True),
+            "options of sgd; give the options",
+        ),
         (lambda: Recipe(ONE, ema=1), "ema is 1"),
         (lambda: Recipe(ONE, clip_norm=0), "clip_norm is 0"),
         (lambda: Recipe(ONE, accumulate=0), "accumulate is 0"),
