@@ -123,7 +123,7 @@ def _cpu() -> str:
 
 
 def _usable_cores() -> int:
-    """Cores that this process may use, where the system tells; else all there are."""
+    """Returns the number of cores that this process may use, if the system tells it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""How fast this machine computes, and about how long a run takes on it."""
+"""Measures the speed of this machine, and estimates the duration of a run."""
 
 import time
 
@@ -9,13 +9,14 @@ from cifar_flax.models.summary import layer_rows
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import RANGE_SEEDS, Settings
 
-# Of the speed of a large matrix product; a rough guess for a model never run here.
+# A model that was never run here is assumed to reach this share of the speed of a large
+# matrix product.
 USUAL_SHARE = 0.35
 START_SECONDS = 10.0
 
 
 def peak_gflops(tries: int = 10) -> float:
-    """The best of some products of two 2048 x 2048 matrices, float32."""
+    """Measures the speed of products of two 2048 x 2048 matrices in float32."""
     size = 2048
     matrix = jax.numpy.ones((size, size))
     product = jax.jit(lambda a, b: a @ b)
@@ -30,13 +31,13 @@ def peak_gflops(tries: int = 10) -> float:
 def estimate_seconds(
     settings: Settings, epochs: float, speeds: dict[str, float]
 ) -> float:
-    """Seconds for a run, roughly.
+    """Estimates the duration of a run in seconds.
 
     Args:
       settings: of the run.
       epochs: of its recipe.
-      speeds: images/s of models that are known; others are added, from their
-        operations and the machine's speed.
+      speeds: known speeds of models in images/s; the speed of another model is
+        estimated from its operations and added.
     """
     if settings.model not in speeds:
         flops = sum(row.flops for row in layer_rows(settings.make_model(10)))

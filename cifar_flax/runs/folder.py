@@ -222,7 +222,8 @@ def check_same_settings(
             f"({dataset.source})"
         )
     if recipe is not None and recorded.recipe is not None and not different:
-        before = completed({"tta": recorded.settings.get("tta"), **recorded.recipe})
+        tta = recorded.settings.get("tta")  # older records have it only there
+        before = completed({**({"tta": tta} if tta else {}), **recorded.recipe})
         different = [
             f"the recipe's {name} was {before.get(name)} and is {value}"
             for name, value in recipe.items()

@@ -1,4 +1,4 @@
-"""Where a run starts from: fresh variables, or another run."""
+"""Finds where a run starts: with new variables, or from another run."""
 
 import dataclasses
 import logging
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
-    """Where a run begins, or goes on.
+    """The point from which a run begins or continues.
 
     Attributes:
       state: of all replicas.
-      seconds: spent on training up to it.
-      lines: of metrics up to it.
-      losses: of the steps up to it, float32 [R, S].
+      seconds: time spent on training so far.
+      lines: lines of metrics so far.
+      losses: losses of the steps so far, float32 [R, S].
     """
 
     state: TrainState
@@ -44,16 +44,16 @@ class Start:
 
     @classmethod
     def new(cls, state: TrainState) -> "Start":
-        """Before the first step."""
+        """Returns the start before the first step."""
         return cls(state, 0.0, [], np.empty((len(state.step), 0), np.float32))
 
 
 def told_by_first(trainer: Trainer, start: Start | None) -> Start:
-    """The start that the first of several processes has found, in all of them.
+    """Returns the start that the first of several processes has found.
 
     Args:
       trainer: of the run.
-      start: None in the other processes.
+      start: the start in the first process; None in the others.
     """
     if processes.count() == 1:
         assert start is not None
@@ -64,7 +64,7 @@ def told_by_first(trainer: Trainer, start: Start | None) -> Start:
     state = dataclasses.replace(words, key=jax.random.wrap_key_data(words.key))
     if start is not None:
         return dataclasses.replace(start, state=state)
-    # The others write no records.
+    # The other processes write no records and need no losses.
     losses = np.full((len(trainer.seeds), int(state.step.max())), np.nan, np.float32)
     return Start(state, float(seconds), [], losses)
 
@@ -76,17 +76,17 @@ def first_start(
     config: records.Config,
     split: Split,
 ) -> Start:
-    """Where a run begins: anew, or where another one has ended.
+    """Returns where a run begins: with new variables, or at the end of another run.
 
     Args:
       trainer: of the run.
       settings: of the run.
-      model: that a program gave, if any.
+      model: the model that a program gave, if any.
       config: of the run.
       split: the training images.
 
     Raises:
-      UserError: there is no such run, or nothing of it fits.
+      UserError: the other run does not exist, or nothing of it fits.
     """
     if settings.continue_from is not None:
         return _continued(trainer, pathlib.Path(settings.continue_from), config)
@@ -95,7 +95,7 @@ def first_start(
     return Start.new(trainer.init(split))
 
 
-# What a run that goes on need not have in common with the one before.
+# Settings that may differ between a run and the run that it continues.
 _MAY_DIFFER = (
     *("recipe", "init_from", "continue_from", "tta", "lowering"),
     *OF_SCHEDULE,
@@ -103,12 +103,12 @@ _MAY_DIFFER = (
 
 
 def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -> Start:
-    """The end of another run, whose records are the beginning of this one's."""
+    """Returns the end of another run; its records become the first of this run."""
     where, before = f"--continue_from={folder}", records.read_config(folder)
     result = records.read_result(folder)
     if result is None:
         raise UserError(
-            f"{where}: that run is not finished; go on with it by --workdir={folder} "
+            f"{where}: that run is not finished; continue it with --workdir={folder} "
             "--resume"
         )
     was = {n: v for n, v in before.settings.items() if n not in _MAY_DIFFER}
@@ -118,23 +118,25 @@ def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -
         different.append(f"the data set was {before.dataset.source}")
     if different:
         raise UserError(
-            f"{where}: {'; '.join(different)}; --init_from takes over the variables "
-            "alone"
+            f"{where}: {'; '.join(different)}; --init_from takes over only the "
+            "variables"
         )
     with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as checkpoints:
         if not checkpoints.is_sound(result.steps):
             raise UserError(
-                f"{where}: it has no valid checkpoint of step {result.steps}, its "
-                f"last; --workdir={folder} --resume trains what is lost"
+                f"{where}: it has no valid checkpoint of its last step, {result.steps}; "
+                f"--workdir={folder} --resume repeats the lost steps"
             )
         state, seconds = checkpoints.restore(trainer.blank(), result.steps)
-    logger.info("going on from step %d of %s", result.steps, folder)
+    logger.info("continuing from step %d of %s", result.steps, folder)
     losses = read_losses(folder, result.steps, len(trainer.seeds))
     return Start(state, seconds, records.read_metrics(folder), losses)
 
 
 def read_losses(folder: pathlib.Path, steps: int, replicas: int) -> np.ndarray:
-    """The losses of the first steps of a run, float32 [R, S]; NaN where they are lost.
+    """Reads the losses of the first steps of a run, float32 [R, S].
+
+    Losses that are lost are NaN.
 
     Args:
       folder: of the run.
@@ -162,9 +164,10 @@ def read_losses(folder: pathlib.Path, steps: int, replicas: int) -> np.ndarray:
 def _from_variables(
     trainer: Trainer, settings: Settings, model: nn.Module | None, split: Split
 ) -> TrainState:
-    """The initial state with what fits of another run's variables.
+    """Returns the initial state with those variables of another run that fit.
 
-    A replica starts from the other run's replica of the same seed, or else its first.
+    A replica takes the variables of the other run's replica with the same seed, or of
+    its first replica.
     """
     source = _load(settings, model)
     picked = jnp.asarray(
@@ -185,7 +188,7 @@ def _from_variables(
     variables = jax.tree_util.tree_map_with_path(choose, fresh)
     total = len(jax.tree.leaves(fresh))
     if len(new) == total:
-        raise UserError(f"--init_from={settings.init_from}: no array of it fits")
+        raise UserError(f"--init_from={settings.init_from}: none of its arrays fits")
     logger.info(
         "starting from %d of %d arrays of %s (step %d)%s",
         total - len(new),
@@ -209,7 +212,7 @@ def _load(settings: Settings, model: nn.Module | None) -> Run:
     name = settings.model_label
     if model is not None:
         given, name = model, type(model).__name__
-        if hasattr(model, "num_classes"):  # the other run may have had others
+        if hasattr(model, "num_classes"):  # the other run may have had other classes
             given = model.clone(num_classes=len(config.dataset.class_names))
     if config.model != name:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A range test as a function, and as the first part of a run by ``--lr=auto``."""
+"""Range tests: as a function, and as the first part of a run with ``--lr=auto``."""
 
 import dataclasses
 import pathlib
@@ -50,18 +50,17 @@ def range_test(
     devices: int | None = None,
     mesh: Mapping[str, int] | None = None,
 ) -> RangeTestResult:
-    """Trains while the rate rises, and reads off the losses what rate to take.
+    """Trains while the rate rises, and suggests a rate from the losses.
 
     Args:
-      settings: of the run whose rate is looked for; several seeds show whether the
-        answer is sure.
-      folder: for its record, a new or empty one; None: nothing is written.
+      settings: of the run that needs a rate; several seeds show how certain it is.
+      folder: a new or empty folder for its record; None: nothing is written.
       range_settings: of the test.
       model: see ``run``, as for the arguments below.
-      recipe: what it says of the optimizer counts, and not its rates.
+      recipe: only its optimizer and regularisation count, not its rates.
       dataset: see ``run``.
       observers: see ``run``.
-      stop: once it is set, the test ends without a result.
+      stop: if this event is set, the test ends without a result.
       devices: see ``run``.
       mesh: see ``run``.
 
@@ -93,10 +92,10 @@ def find_rate(
     watchers: Watchers,
     stop: threading.Event,
 ) -> float | None:
-    """The rate for ``--lr=auto``; None where the test was stopped.
+    """Returns the rate for ``--lr=auto``; None if the test was stopped.
 
     Raises:
-      UserError: the test is inconclusive; its curves are written.
+      UserError: the test is inconclusive. Its curves are written.
     """
     found = None if folder is None else records.read_range_test(folder)
     known = float(processes.of_first((found and found.suggested_lr) or 0.0))
@@ -180,7 +179,7 @@ def _test_range(
 
 
 def _range_flags(settings: RangeSettings) -> list[str]:
-    """The flags of ``experiments.lr_find`` that give these settings."""
+    """Returns the flags of ``experiments.lr_find`` for these settings."""
     names, default = ("start_lr", "end_lr", "num_steps", "linear"), RangeSettings()
     values = {name: getattr(settings, name) for name in names}
     return [

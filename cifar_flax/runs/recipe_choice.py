@@ -1,4 +1,4 @@
-"""The recipe that the settings of a run describe."""
+"""Makes the recipe that the settings of a run describe."""
 
 import dataclasses
 import pathlib
@@ -18,13 +18,13 @@ from cifar_flax.training.recipes import Recipe
 if TYPE_CHECKING:
     from cifar_flax.runs.settings import Settings
 
-# In place of a rate: the one that the range test suggests.
+# The value of --lr that stands for the rate of a range test.
 AUTO = "auto"
 
-# Of a model without a recipe of its own, until the settings give it one.
+# The recipe of a model that has none, before the settings are applied.
 _ANY = Recipe((Constant(0.0, 1),))
 
-# Settings by what they are of.
+# The settings in groups.
 OF_CYCLES = ("cycles", "cycle_len", "cycle_mult")
 _OF_OPTIMIZER = (
     *("batch_size", "momentum", "nesterov", "weight_decay", "decay", "clip_norm"),
@@ -44,25 +44,25 @@ OF_RECIPE = (
 def choose_recipe(
     settings: "Settings", found_lr: float | None = None, of_ours: bool = True
 ) -> Recipe:
-    """The recipe that is named, with what the settings replace of it.
+    """Returns the named recipe with the values that the settings replace.
 
     Args:
       settings: of the run.
-      found_lr: the rate that stands for ``--lr=auto``. While it is not known the
-        recipe has its own rates; batch size, momentum and regularisation, which
-        the range test goes by, are right.
-      of_ours: False where a program gives another model.
+      found_lr: the rate for ``--lr=auto``. While it is not known, the recipe has its
+        own rates. The range test does not use them; it uses batch size, momentum and
+        regularisation.
+      of_ours: False if a program gives another model.
     """
     if settings.continue_from is not None and settings.lr == AUTO:
         raise UserError(
-            "--lr=auto finds the rate of a net as it starts; give a number with "
+            "--lr=auto finds a rate for the start of training; give a number with "
             "--continue_from"
         )
     recipe = _named(settings, settings.model if of_ours else "")
     if settings.phases is not None and not 1 <= settings.phases <= len(recipe.phases):
         raise UserError(
             f"--phases={settings.phases}: the recipe of {settings.model} has "
-            f"{len(recipe.phases)}"
+            f"{len(recipe.phases)} phases"
         )
     recipe = dataclasses.replace(
         recipe,
@@ -82,7 +82,7 @@ def choose_recipe(
 
 
 def _named(settings: "Settings", model: str) -> Recipe:
-    """The recipe that the settings name, or the model's own."""
+    """Returns the recipe that the settings name, or the model's default."""
     name = settings.recipe or own_name(model)
     if name not in NAMES:
         return read_recipe(name)
@@ -99,10 +99,10 @@ def _named(settings: "Settings", model: str) -> Recipe:
 
 
 def _continued(recipe: Recipe, folder: str, model: str) -> Recipe:
-    """The recipe of a finished run, and then the phases of another.
+    """Returns the recipe of a finished run, followed by the phases of another.
 
     Raises:
-      UserError: there is no such run, or they differ in more than their phases.
+      UserError: there is no such run, or the recipes differ in more than their phases.
     """
     config = records.read_config(pathlib.Path(folder))
     where = f"--continue_from={folder}"
@@ -112,7 +112,7 @@ def _continued(recipe: Recipe, folder: str, model: str) -> Recipe:
             f"{where}: that run has trained {config.model}, and this one trains {model}"
         )
     if config.recipe is None:
-        raise UserError(f"{where}: it has no recipe to go on from")
+        raise UserError(f"{where}: it has no recipe that a run could continue")
     first = from_plain(config.recipe, where)
     whole = dataclasses.replace(recipe, phases=(*first.phases, *recipe.phases))
     before, now = to_plain(first), to_plain(whole)
@@ -120,19 +120,19 @@ def _continued(recipe: Recipe, folder: str, model: str) -> Recipe:
         if name not in ("phases", "tta") and before.get(name) != value:
             raise UserError(
                 f"{where}: {name} was {before.get(name)} and is {value}; only the "
-                "phases may be others; --init_from starts anew with another recipe"
+                "phases may change; --init_from starts anew with another recipe"
             )
     return whole
 
 
 def _given(settings: "Settings", names: tuple[str, ...]) -> dict[str, Any]:
-    """The values of those settings among these that are given."""
+    """Returns the values of those settings that are given."""
     values = {name: getattr(settings, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _given_freeze(settings: "Settings", recipe: Recipe) -> dict[str, Any]:
-    """What is frozen, before the groups of the recipe."""
+    """Returns the fields of a recipe for what the settings freeze."""
     given: dict[str, Any] = {}
     if settings.freeze is not None:
         given["groups"] = (Group(settings.freeze, frozen=True), *recipe.groups)
@@ -142,14 +142,14 @@ def _given_freeze(settings: "Settings", recipe: Recipe) -> dict[str, Any]:
 
 
 def _given_optimizer(settings: "Settings", recipe: Recipe) -> dict[str, Any]:
-    """The optimizer that is given, and its options; else the recipe's own."""
+    """Returns the fields of a recipe for the optimizer and its options."""
     name = settings.optimizer or recipe.optimizer
     of_sgd = _given(settings, ("momentum", "nesterov"))
     if name != "sgd" and of_sgd:
         given = next(iter(of_sgd))
         raise UserError(
-            f"--{given}={as_text(of_sgd[given])} is of sgd and the optimizer is "
-            f"{name}; give its own options by --optimizer_args"
+            f"--{given}={as_text(of_sgd[given])} is an option of sgd and the optimizer "
+            f"is {name}; give the options of {name} with --optimizer_args"
         )
     if name == recipe.optimizer:
         return {"options": {**recipe.options, **(settings.optimizer_args or {})}}

@@ -1,7 +1,7 @@
-"""A run, and a range test, as functions: settings in, a result out.
+"""A run as a function: it takes settings and returns a result.
 
-They read no flag, print nothing and install no signal handler, and so work in any
-thread, in a notebook, and many times in a process.
+It reads no flags, prints nothing and installs no signal handlers. It therefore works in
+any thread, in a notebook, and many times in one process.
 """
 
 import contextlib
@@ -60,22 +60,22 @@ def run(
 
     Args:
       settings: of the run.
-      folder: for its records and checkpoints, a new or empty one; None: nothing is
+      folder: a new or empty folder for records and checkpoints; None: nothing is
         written.
-      model: in place of the one that the settings name; see ``models.calling``.
-      recipe: in place of the one that the settings describe.
-      dataset: in place of the one that the settings name.
-      observers: are told how it goes.
-      stop: once it is set, the run saves its state after the steps in progress, about
-        a second, and returns. Ctrl-C, a KeyboardInterrupt, does the same.
-      resume: go on with the run in ``folder``, to the same bits as if it had never
-        stopped; a finished one is only evaluated again.
-      devices: how many to work on; None for all accelerators, or one CPU. The seeds are
-        spread over them first, and then the batches of each.
-      mesh: devices along ``seed`` and along ``data``, to spread otherwise.
+      model: replaces the model of the settings; see ``models.calling``.
+      recipe: replaces the recipe of the settings.
+      dataset: replaces the data set of the settings.
+      observers: watch the run; see ``Observer``.
+      stop: if this event is set, the run saves its state within about a second and
+        returns. A KeyboardInterrupt (Ctrl-C) does the same.
+      resume: whether to continue the run in ``folder``. It ends with the same bits as a
+        run without a stop. A finished run is only evaluated again.
+      devices: number of devices to use; None for all accelerators, or one CPU. They
+        divide first the seeds, then the batches of each seed.
+      mesh: number of devices along ``seed`` and along ``data``, to divide differently.
 
     Raises:
-      UserError: something that was given does not fit, or cannot be read or written.
+      UserError: an argument is not valid, or something cannot be read or written.
     """
     subject = Subject.prepare(
         settings, model, recipe, dataset, devices=devices, mesh=mesh
@@ -115,7 +115,7 @@ def run(
 
 
 class _Session:
-    """A run between its first step and its last."""
+    """A run from its first step to its last."""
 
     def __init__(
         self,
@@ -137,16 +137,16 @@ class _Session:
 
     @property
     def state(self) -> TrainState:
-        """The last one of all replicas."""
+        """The last state of all replicas."""
         return self._at.state
 
     @property
     def is_recorded(self) -> bool:
-        """Whether it came to its end before."""
+        """Whether the run was already finished."""
         return self._recorded is not None
 
     def begin(self) -> None:
-        """Takes the initial state, or the last one that was saved."""
+        """Takes the initial state, or the last state that was saved."""
         splits = self._subject.splits
         start = told_by_first(self._trainer, processes.by_first(self._find_start))
         self._at, self._seconds = start, start.seconds
@@ -157,7 +157,7 @@ class _Session:
         if finished and not self._has_ended:
             logger.warning(
                 "%s has a result, but no valid checkpoint of its last step: the run "
-                "goes on after step %d, to the same result",
+                "continues after step %d, and ends with the same result",
                 self._folder,
                 self.state.step.max(),
             )
@@ -185,7 +185,7 @@ class _Session:
         return self._journal.restore(self._trainer, first, test_size)
 
     def chunk_done(self, progress: Progress) -> None:
-        """Takes note of a chunk; an interrupt before its end leaves the one before."""
+        """Takes the result of a chunk; an interrupt keeps the state before it."""
         seconds = self._seconds + progress.seconds
         self._lost = _warn_of_divergence(
             self._trainer, progress.diverged_at, self._lost
@@ -208,7 +208,7 @@ class _Session:
             if self._journal is not None:
                 steps = self._steps(self._losses)
                 self._journal.save_stopped(self.state, steps, self._seconds)
-        else:  # the only time that the test split is touched
+        else:  # the test split is used only here
             test = self._trainer.evaluate(self.state, self._subject.splits.test)
             record = self._recorded or self._outcome(test)
         result = RunResult(
@@ -231,23 +231,23 @@ class _Session:
 
     @property
     def _has_ended(self) -> bool:
-        """Whether no replica has a step to do."""
+        """Whether every replica has done its last step."""
         done = self.state.step.max() >= self._trainer.total_steps
         return bool(done) or self.state.all_diverged
 
     def _steps(self, losses: list[np.ndarray]) -> records.Steps:
-        """What ``steps.npz`` holds."""
+        """Returns the content of ``steps.npz``."""
         every = np.concatenate(losses, axis=1)
         return records.Steps(every, self._trainer.rates(every.shape[1]))
 
     def _log_point(self, progress: Progress, seconds: float) -> records.LogPoint:
-        """A line of ``metrics.jsonl``, at the end of an epoch."""
+        """Returns the line of ``metrics.jsonl`` at the end of an epoch."""
         trainer, val = self._trainer, None
         if self._subject.splits.val is not None:
             val = trainer.evaluate(progress.state, self._subject.splits.val)
 
         def figures(values: np.ndarray) -> records.Figures:
-            """A number for one replica, a list for several; NaN for a lost one."""
+            """Returns a number for one replica, a list for several; NaN if diverged."""
             values = np.where(np.isnan(progress.train_loss), np.nan, values)
             return values.tolist() if len(values) > 1 else values.item()
 
@@ -268,9 +268,9 @@ class _Session:
         )
 
     def _outcome(self, test: Evaluation) -> records.Result:
-        """What ``result.json`` holds."""
+        """Returns the content of ``result.json``."""
         trainer, state, config = self._trainer, self.state, self._config
-        # The very last step may leave parameters that are NaN, unseen by its loss.
+        # The last step may make parameters NaN after its loss was computed.
         pairs = zip(state.step, state.diverged_at, test.loss, strict=True)
         diverged_at = [
             int(step) if at is None and not np.isfinite(loss) else at
@@ -315,7 +315,7 @@ class _Session:
 
 
 def check_together(config: records.Config) -> None:
-    """UserError where the processes of a run are not about to do the same."""
+    """Raises a UserError if the processes of a run have different settings."""
     mine = {
         "settings": config.settings,
         "others": {"data set": config.dataset.fingerprint, **config.versions},
@@ -330,13 +330,13 @@ def check_together(config: records.Config) -> None:
         ]
         if different:
             raise UserError(
-                f"process {number} was started otherwise than process 0: "
-                f"{'; '.join(different)}; give all processes the same flags"
+                f"process {number} differs from process 0: {'; '.join(different)}; "
+                "give all processes the same flags"
             )
 
 
 def _recorded_result(folder: pathlib.Path | None) -> records.Result | None:
-    """The result that is in the folder of a run already."""
+    """Returns the result that the folder of a run already holds."""
     found = processes.by_first(lambda: folder and records.read_result(folder))
     (plain, *_) = processes.of_all(msgspec.to_builtins(found))
     return plain and msgspec.convert(plain, records.Result)
@@ -347,16 +347,16 @@ def _warn_of_divergence(
     diverged_at: tuple[int | None, ...],
     known: tuple[int | None, ...],
 ) -> tuple[int | None, ...]:
-    """Names the replicas that have ended, but for those that are known to have.
+    """Warns of replicas that have newly diverged.
 
     Returns:
-      All that have ended.
+      The step of each diverged replica.
     """
     for seed, step, before in zip(trainer.seeds, diverged_at, known, strict=True):
         if step is not None and before is None:
             logger.warning(
                 "seed %d has diverged and ends: its loss is NaN or infinite at step "
-                "%d, at a rate of %.3g; lower --lr, or let --lr=auto find it",
+                "%d, at a rate of %.3g; lower --lr, or let --lr=auto find a rate",
                 seed,
                 step,
                 trainer.schedule(step - 1),
@@ -367,7 +367,7 @@ def _warn_of_divergence(
 def _with_found_recipe(
     config: records.Config, trainer: Trainer, folder: pathlib.Path | None
 ) -> records.Config:
-    """The record of a run whose rate a range test has found, with its recipe."""
+    """Returns the record of a run with the recipe, after a range test."""
     if config.recipe is None:
         config = with_recipe(config, trainer)
         if folder is not None:
@@ -378,7 +378,7 @@ def _with_found_recipe(
 def _stopped_early(
     trainer: Trainer, subject: Subject, folder: pathlib.Path | None
 ) -> RunResult:
-    """A run that was stopped before its first step."""
+    """Returns the result of a run that was stopped before its first step."""
     state = trainer.init(subject.splits.train)
     steps = records.Steps(Start.new(state).losses, trainer.rates(0))
     return RunResult(

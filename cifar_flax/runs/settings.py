@@ -1,4 +1,4 @@
-"""The settings of a run: one dataclass; what each may be is told by its type."""
+"""The settings of a run: a dataclass whose types say which values are valid."""
 
 import copy
 import dataclasses
@@ -41,15 +41,15 @@ from cifar_flax.training.trainer import check_seeds
 # Settings that are paths.
 PATHS = ("data_dir", "data_archive")
 
-# Settings of which a sweep takes one value: a comma in it separates nothing.
+# Settings that have only one value in a sweep, because the value may contain a comma.
 SINGLE = (*PATHS, "model_args", "optimizer_args", "freeze", "seeds_vary")
 
-# Of a range test: enough to see whether they agree.
+# The seeds of a range test; five show whether they agree.
 RANGE_SEEDS = (0, 1, 2, 3, 4)
 
 MAX_SIDE = 4096  # of an image
 
-# Settings by what they are of; a program may give the thing itself instead.
+# The settings of model and data, which a program may replace by its own.
 _OF_OUR_MODELS = ("dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
 OF_MODEL = ("model", "model_args", *_OF_OUR_MODELS)
 OF_DATA = ("dataset", *PATHS, "archive_sha256", "image_size", "val_size", "train_size")
@@ -61,80 +61,82 @@ def _setting(default: Any, help_text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Every setting of a run; the help texts say what each is.
+    """All settings of a run; the help texts describe each.
 
-    They are checked when they are made, wherever they come from: Python, flags, the
-    lists of a sweep, or a record.
+    They are checked on construction, whether they come from Python, flags, the lists of
+    a sweep, or a record.
 
     Raises:
-      UserError: a setting is of another type, out of range, or contradicts another.
+      UserError: a setting has another type, is out of range, or contradicts another.
     """
 
     model: str = _setting(
         "convbn",
-        f"Architecture: {', '.join(MODELS)}; or one of your own as FILE.py:NAME or "
-        "MODULE:NAME, a linen module or a function that makes one.",
+        f"Architecture: {', '.join(MODELS)}; or your own as FILE.py:NAME or "
+        "MODULE:NAME, where NAME is a linen module or a function that returns one.",
     )
     model_args: dict[str, Any] | None = _setting(  # noqa: RUF009
-        None, """Arguments of a model of your own, as JSON: '{"features": [16, 32]}'."""
+        None, """Arguments of your own model, as JSON: '{"features": [16, 32]}'."""
     )
-    seeds: tuple[int, ...] = _setting((0,), "Seeds, one replica each, as 0,1,2.")
+    seeds: tuple[int, ...] = _setting(
+        (0,), "Seeds, such as 0,1,2; each one trains a replica."
+    )
     seeds_vary: tuple[Literal["split", "rate"], ...] | None = _setting(
         None,
-        "What each seed has of its own beside its random numbers, so that an interval "
-        "over seeds covers it: split, its images for validation; rate, the one that "
-        "its range test finds with --lr=auto. Takes a run for each seed, as "
-        "experiments.sweep makes them.",
+        "What differs between seeds besides their random numbers, so that an interval "
+        "over seeds covers it. split: each seed has its own validation images; rate: "
+        "each seed has its own range test of --lr=auto. Each seed is then a run of its "
+        "own; experiments.sweep makes these runs.",
     )
 
     dataset: str = _setting(
         "auto",
-        "auto: what --data_archive holds, else CIFAR-10 where it is on disk or can be "
-        "fetched, else the built-in shapes; cifar10 or cifar100: never anything else; "
-        "shapes; the name of another set of images that tensorflow-datasets has "
-        "prepared; folder:PATH, of pictures in "
-        "train/CLASS and test/CLASS or in CLASS; npz:PATH, of images and labels.",
+        "auto: --data_archive if given, else CIFAR-10 if it is on disk or can be "
+        "downloaded, else the built-in shapes; cifar10 or cifar100: only this data set; "
+        "shapes: drawn figures; the name of another image data set that "
+        "tensorflow-datasets has prepared; folder:PATH: pictures in train/CLASS and "
+        "test/CLASS, or in CLASS; npz:PATH: a file of images and labels.",
     )
     data_dir: str | None = _setting(
         None,
-        "Where data sets lie (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).",
+        "Folder of the data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).",
     )
     data_archive: str | None = _setting(
         None,
-        "An official archive of CIFAR-10 or CIFAR-100, binary or python version, or "
-        "its folder.",
+        "Official archive of CIFAR-10 or CIFAR-100, binary or python version, or its "
+        "extracted folder.",
     )
     archive_sha256: str | None = _setting(
-        None, "Checksum to expect of --data_archive where it is not an official one."
+        None, "Expected checksum of --data_archive if it is not an official archive."
     )
     image_size: int | None = _setting(
-        None, "Resize the images to this height and width, once."
+        None, "Resize all images once to this height and width."
     )
     val_size: int | None = _setting(
         None,
-        "Training images held out for validation; 0: no validation (default: the data "
-        f"set's own validation images where it has some, else {VAL_SIZE:,}).",
+        "Number of training images held out for validation; 0: no validation (default: "
+        f"the data set's own validation images if it has some, else {VAL_SIZE:,}).",
     )
     train_size: int | None = _setting(
-        None, "Train on this many images only (default: all that are left)."
+        None, "Train on only this many images (default: all remaining ones)."
     )
     padding: int | None = _setting(
         None,
-        "Pixels of border before the random crop; 0: no crop (default: the recipe's, "
-        "4 in the lesson).",
+        "Pixels of border before the random crop; 0: no crop (default: the recipe's, 4 "
+        "in the lesson).",
     )
     padding_mode: Literal["symmetric", "constant", "reflect"] | None = _setting(
-        None, "What the border holds (default: the recipe's, symmetric in the lesson)."
+        None, "Content of the border (default: the recipe's, symmetric in the lesson)."
     )
     flip: bool | None = _setting(
         None, "Mirror half of the training images (default: the recipe's, true)."
     )
 
     alternate: bool | None = _setting(
-        None, "Mirror each image on every other epoch, and not by chance."
+        None, "Mirror each image in every second epoch instead of by chance."
     )
     cutout: int | None = _setting(
-        None, "Side of a square, in pixels, that shows the mean colour; 0: none."
+        None, "Cover a square of this side, in pixels, with the mean colour; 0: none."
     )
     brightness: float | None = _setting(
         None, "Make images brighter or darker by up to this share of white."
@@ -143,109 +145,112 @@ class Settings:
         None, "Change the contrast of images by up to this share."
     )
     mixup: float | None = _setting(
-        None, "Alpha of mixup, the mean of two images and their targets; 0: none."
+        None, "Alpha of mixup, which mixes two images and their targets; 0: none."
     )
     cutmix: float | None = _setting(
-        None, "Alpha of cutmix, a rectangle of another image; 0: none."
+        None, "Alpha of cutmix, which inserts a rectangle of another image; 0: none."
     )
 
     recipe: str | None = _setting(
         None,
-        "lesson: the lesson's own for the model; modern: a better one, for any model; "
-        "airbench94: the published one of airbench; or a TOML file (default: lesson, "
-        "and airbench94 for airbench). --print_recipe shows the one in force as such a "
-        "file.",
+        "lesson: the lesson's recipe for the model; original: the same with all details "
+        "of the lesson's library; modern: a better one, for any model; airbench94: the "
+        "published one of airbench; or a TOML file (default: lesson, and airbench94 for "
+        "airbench). --print_recipe prints the resulting recipe as such a file.",
     )
     phases: int | None = _setting(
-        None, "Train only the recipe's first phases, as many as this."
+        None, "Train only this many of the recipe's first phases."
     )
     lr: float | Literal["auto"] | None = _setting(
         None,
-        "Peak rate. With --epochs a constant rate, with --cycles SGDR; alone it "
-        "scales the recipe's rates so that this is the highest. auto: what a range "
-        "test suggests, as by experiments.lr_find, and what then begins to train well.",
+        "Highest learning rate: constant with --epochs, of SGDR with --cycles. Alone it "
+        "scales the rates of the recipe. auto: the rate that a range test suggests (see "
+        "experiments.lr_find) and that a check by training confirms.",
     )
     lr_check: bool | None = _setting(
         None,
-        "With --lr=auto: begin to train with the suggested rate and with half of it, "
-        "and take the half where the rate is too high (default: true).",
+        "With --lr=auto: begin training with the suggested rate and with half of it, and "
+        "halve the rate if it is too high (default: true).",
     )
     epochs: int | float | None = _setting(
         None,
-        "Epochs, whole or not: alone of the recipe, whose shape is stretched to them; "
-        "with --lr at that constant rate.",
+        "Number of epochs, whole or not. Alone it stretches the recipe; with --lr the "
+        "rate is constant.",
     )
-    cycles: int | None = _setting(None, "SGDR cycles from --lr to 0.")
+    cycles: int | None = _setting(None, "Number of SGDR cycles from --lr to 0.")
     cycle_len: int | float | None = _setting(
         None, "Epochs in the first SGDR cycle (default: 1)."
     )
     cycle_mult: int | None = _setting(
-        None, "Each SGDR cycle is this many times as long (default: 1)."
+        None, "Factor between the lengths of consecutive SGDR cycles (default: 1)."
     )
-    batch_size: int | None = _setting(None, "Images a step (default: the recipe's).")
+    batch_size: int | None = _setting(
+        None, "Images in a step of each seed (default: the recipe's)."
+    )
     optimizer: str | None = _setting(
-        None, "An optimizer of optax by its name (default: the recipe's, sgd)."
+        None, "Name of an optimizer of optax (default: the recipe's, sgd)."
     )
     optimizer_args: dict[str, bool | int | float | str] | None = _setting(  # noqa: RUF009
         None, """Options of the optimizer as JSON, such as '{"b1": 0.95}'."""
     )
-    momentum: float | None = _setting(None, "Of SGD (default: the recipe's).")
+    momentum: float | None = _setting(None, "Momentum of SGD (default: the recipe's).")
     nesterov: bool | None = _setting(
-        None, "Nesterov momentum of SGD (default: the recipe's)."
+        None, "Use Nesterov's momentum in SGD (default: the recipe's)."
     )
     weight_decay: float | None = _setting(
         None,
-        "Decoupled where the optimizer has weight decay of its own, else an L2 penalty "
+        "Weight decay: decoupled if the optimizer supports it, else an L2 penalty "
         "(default: the recipe's).",
     )
     decay: Literal["all", "kernels"] | None = _setting(
         None,
-        "Weights that decay: all, or kernels alone, without norms and biases (default: "
-        "the recipe's).",
+        "Parameters that decay: all, or only kernels, without norms and biases "
+        "(default: the recipe's).",
     )
     clip_norm: float | None = _setting(
-        None, "Scale gradients of a larger norm to this (default: the recipe's, no)."
+        None, "Scale gradients with a larger norm to this (default: the recipe's, no)."
     )
     accumulate: int | None = _setting(
         None,
-        "Steps whose mean gradient makes one step of the optimizer (default: the "
+        "Number of steps whose mean gradient makes one optimizer step (default: the "
         "recipe's, 1).",
     )
     ema: float | None = _setting(
         None,
-        "Evaluate a moving average of the variables, which keeps this share a step; 0 "
-        "for none (default: the recipe's).",
+        "Evaluate a moving average of the variables that keeps this share per step; 0: "
+        "no average (default: the recipe's).",
     )
     lookahead: int | None = _setting(
         None,
-        "Go on from the moving average every so many steps; 0: never (default: the "
+        "Continue from the moving average every so many steps; 0: never (default: the "
         "recipe's).",
     )
     label_smoothing: float | None = _setting(
-        None, "Share of the target spread over all classes (default: the recipe's)."
+        None,
+        "Share of the target that is spread over all classes (default: the recipe's).",
     )
 
     init_from: str | None = _setting(
         None,
-        "Start from the variables of the finished run in this folder; where there are "
-        "other classes, with a new last layer.",
+        "Start from the variables of the finished run in this folder, with a new last "
+        "layer if the classes differ.",
     )
     continue_from: str | None = _setting(
         None,
-        "Go on from the last state of the finished run in this folder, as one longer "
-        "training: flags that are not given are that run's, and the phases come after "
-        "its own.",
+        "Continue from the last state of the finished run in this folder, as one longer "
+        "training. Flags that are not given are taken from that run, and the phases "
+        "follow its phases.",
     )
     freeze: str | None = _setting(
         None,
-        "Keep the parameters whose path has this pattern, a regular expression, such "
-        "as ^(?!head).",
+        "Do not train parameters whose path matches this regular expression, such as "
+        "^(?!head).",
     )
 
     bn_momentum: float | None = _setting(
         None,
-        "Share of its running statistics that batch norm keeps a step (default: the "
-        "model's, 0.9; airbench 0.6).",
+        "Share per step that batch norm keeps of its running statistics (default: the "
+        "model's, 0.9; airbench 0.6; 0 with --recipe=original).",
     )
     bn_epsilon: float | None = _setting(
         None,
@@ -253,24 +258,24 @@ class Settings:
     )
     bn_freeze: bool | None = _setting(
         None,
-        "Normalise with the running statistics, and never update them (default: in "
-        "what --freeze keeps as it is, and nowhere else).",
+        "Normalise with the running statistics and never update them (default: only in "
+        "layers that --freeze freezes).",
     )
-    dtype: Literal["float32", "bfloat16"] = _setting("float32", "Of the computation.")
+    dtype: Literal["float32", "bfloat16"] = _setting("float32", "Computation dtype.")
     tta: Tta | None = _setting(  # noqa: RUF009
         None,
-        "Evaluate by the mean logits of several views of an image. flip: it and its "
-        "mirror image; multicrop: these, and moved by a pixel in two directions "
-        "(default: the recipe's, none in the lesson).",
+        "Test-time augmentation: evaluate the mean logits of several views. flip: the "
+        "image and its mirror image; multicrop: these, also moved by a pixel in two "
+        "directions (default: the recipe's, none in the lesson).",
     )
     lowering: Literal["auto", "native", "product", "xla"] = _setting(
         "auto",
-        "How convolutions are computed. native: by kernels for a CPU, which the "
-        "system's C compiler builds; product: as matrix products; xla: by XLA; auto: "
-        "native on a CPU with a compiler, product on one without, xla elsewhere.",
+        "Implementation of convolutions. native: own kernels for a CPU, built with the "
+        "system's C compiler; product: matrix products; xla: XLA's convolution; auto: "
+        "native on a CPU with a compiler, product on a CPU without, xla elsewhere.",
     )
 
-    # Of a record, whose recipe may have come from a file or a run that is gone.
+    # The recipe of a record, whose file or earlier run may not exist any more.
     recorded_recipe: dataclasses.InitVar[Recipe | None] = None
     trained_recipe: ClassVar[Recipe | None] = None
     _recipe: ClassVar[Recipe]
@@ -279,7 +284,7 @@ class Settings:
         object.__setattr__(self, "trained_recipe", recorded_recipe)
         for name, default in DEFAULTS.items():
             value = getattr(self, name)
-            if value is not default:  # most are, and a sweep makes thousands of these
+            if value is not default:  # saves time: a sweep makes thousands of these
                 object.__setattr__(self, name, check_setting(name, value))
         check_seeds(self.seeds)
         self._check_seeds_vary()
@@ -307,39 +312,39 @@ class Settings:
                 f"--init_from={self.init_from} and --continue_from="
                 f"{self.continue_from}: give one of them"
             )
-        # Whole, so that a run can go on from another folder.
+        # Absolute paths, so that a run can be resumed from another folder.
         for name in (*PATHS, "recipe", "init_from", "continue_from"):
             path = getattr(self, name)
             if path is not None and not (name == "recipe" and path in NAMES):
                 object.__setattr__(self, name, str(expand_user(path).absolute()))
         if self.archive_sha256 is not None:
             check_sha256(self.archive_sha256)
-        # Wrong values are reported before any data are loaded. The recipe is kept: it
-        # takes longer to make than everything else here.
+        # Making the recipe now reports wrong values before any data are loaded. It is
+        # kept because making it takes longer than everything else here.
         object.__setattr__(self, "_recipe", self.trained_recipe or choose_recipe(self))
 
     def _check_model(self) -> None:
-        """Nothing of a model of one's own is loaded here: records hold them, too."""
+        """Checks the model's name; it loads no custom code, since records have names."""
         object.__setattr__(self, "model", whole_name(self.model))
         if is_own(self.model):
             if changed := self.changed().keys() & set(_OF_OUR_MODELS):
                 raise UserError(
-                    f"--{min(changed)} is of the models that come with cifar_flax; a "
-                    "model of your own takes --model_args"
+                    f"--{min(changed)} is only for the models of cifar_flax; use "
+                    "--model_args for your own model"
                 )
         elif self.model_args is not None:
             raise UserError(
-                f"--model_args is of a model of your own, and --model={self.model} is "
-                "none"
+                f"--model_args is only for your own model, and --model={self.model} is "
+                "a model of cifar_flax"
             )
 
     def _check_seeds_vary(self) -> None:
         what = f"--seeds_vary={as_text(self.seeds_vary)}"
         if self.seeds_vary is not None and len(self.seeds) > 1:
             raise UserError(
-                f"{what} takes a run for each seed and --seeds="
-                f"{as_text(self.seeds)} names {len(self.seeds)}; experiments.sweep "
-                "makes such runs"
+                f"{what} needs a run for each seed and --seeds="
+                f"{as_text(self.seeds)} names {len(self.seeds)} seeds; "
+                "experiments.sweep makes these runs"
             )
         if self.varies("split") and self.val_size == 0:
             raise UserError(f"{what} and --val_size=0: there is no split to vary")
@@ -347,17 +352,17 @@ class Settings:
             raise UserError(f"{what} needs --lr={AUTO}, which finds the rate")
         if self.lr_check is not None and self.lr != AUTO:
             raise UserError(
-                f"--lr_check={as_text(self.lr_check)} is of --lr={AUTO}; give both, or "
-                "drop it"
+                f"--lr_check={as_text(self.lr_check)} needs --lr={AUTO}; add it, or drop "
+                "--lr_check"
             )
 
     def varies(self, what: str) -> bool:
-        """Whether each seed has a ``split`` or a ``rate`` of its own."""
+        """Returns whether each seed has its own ``split`` or ``rate``."""
         return what in (self.seeds_vary or ())
 
     @property
     def split_seed(self) -> int | None:
-        """Of the images for validation; None for the usual ones."""
+        """Seed of the choice of validation images; None for the default choice."""
         return self.seeds[0] if self.varies("split") else None
 
     @property
@@ -370,14 +375,14 @@ class Settings:
 
     @property
     def model_label(self) -> str:
-        """The model's name, to show."""
+        """Name of the model for display."""
         return label_of(self.model)
 
     def load_data(self, fetch: bool = True) -> Dataset:
-        """The data set that they name; one process may prepare it for the others.
+        """Loads the data set; the first process prepares it for the others.
 
         Args:
-          fetch: whether it may be downloaded.
+          fetch: whether the data set may be downloaded.
         """
         return processes.in_turn(
             lambda: load_dataset(
@@ -391,7 +396,7 @@ class Settings:
         )
 
     def make_model(self, num_classes: int) -> nn.Module:
-        """The model that they describe; code of one's own runs."""
+        """Makes the model; this runs the code of a custom model."""
         if is_own(self.model):
             return make_own(self.model, self.model_args, num_classes)
         momentum = self.bn_momentum
@@ -409,20 +414,20 @@ class Settings:
     def make_recipe(
         self, found_lr: float | None = None, of_ours: bool = True
     ) -> Recipe:
-        """The recipe that they describe; see ``recipe_choice.choose_recipe``."""
+        """Makes the recipe; see ``recipe_choice.choose_recipe``."""
         is_usual = found_lr is None and of_ours
         if is_usual or self.trained_recipe is not None:
             return self._recipe
         return choose_recipe(self, found_lr, of_ours)
 
     def recipe_of(self, test: records.RangeTest | None) -> dict[str, Any] | None:
-        """The record of the recipe that a run with these settings has.
+        """Returns the recipe of a run with these settings as its record.
 
         Args:
-          test: of the run, for ``--lr=auto``.
+          test: the range test of the run, for ``--lr=auto``.
 
         Returns:
-          None while the rate is not known.
+          The recipe as plain values; None while the rate is not known.
         """
         found = test.suggested_lr if test else None
         if self.lr == AUTO and found is None:
@@ -430,23 +435,23 @@ class Settings:
         return to_plain(self.make_recipe(found))
 
     def changed(self) -> dict[str, Any]:
-        """The settings that are not at their defaults."""
+        """Returns the settings that differ from their defaults."""
         values = {name: getattr(self, name) for name in TYPES}
         return {n: value for n, value in values.items() if value != DEFAULTS[n]}
 
     def as_flags(self) -> list[str]:
-        """The flags of ``experiments.run`` that give these settings."""
+        """Returns the flags of ``experiments.run`` for these settings."""
         given = {"model": self.model, "seeds": self.seeds, **self.changed()}
         return [f"--{name}={as_text(value)}" for name, value in given.items()]
 
     def record(self, has_validation: bool = False) -> dict[str, records.Setting]:
-        """The settings as ``config.json`` has them.
+        """Returns the settings for ``config.json``.
 
-        What is not given is recorded as the value that it stands for, where the model
-        or the data tell it; the two are one run.
+        A setting that is not given is recorded with its actual value if model, recipe
+        or data determine it, since both ways describe the same run.
 
         Args:
-          has_validation: whether the data set has validation images of its own.
+          has_validation: whether the data set has its own validation images.
         """
         values = {name: getattr(self, name) for name in TYPES}
         own = {n: copy.deepcopy(v) for n, v in values.items() if isinstance(v, dict)}
@@ -464,15 +469,15 @@ class Settings:
     def from_record(
         cls, config: records.Config, where: str, names: Sequence[str] = ()
     ) -> "Settings":
-        """The settings that a record holds.
+        """Makes settings from a record.
 
         Args:
           config: the record.
-          where: its file, for the message.
-          names: of those to take, with the others at their defaults; none: all.
+          where: its file, for error messages.
+          names: the settings to take, the others have their defaults; empty: all.
 
         Raises:
-          UserError: one is missing, or a run cannot have it.
+          UserError: a setting is missing or not valid.
         """
         recipe = None
         if not names and config.recipe is not None and _is_elsewhere(config.settings):
@@ -482,13 +487,14 @@ class Settings:
         for name, value in _own(str(model), recipe_name).items():
             if name in found and found[name] == value:
                 found[name] = None
-        # An older record lacks settings that came later; it is a run without them.
+        # An older record lacks settings of later versions, which then have no value.
         missing = [
             n for n in found if n not in config.settings and found[n] is not None
         ]
         if missing:
             raise UserError(
-                f"{where}: settings lacks {missing[0]!r}; no run of this version"
+                f"{where}: the settings have no {missing[0]!r}; this is not the record "
+                "of a run"
             )
         try:
             return cls(**found, recorded_recipe=recipe)
@@ -497,35 +503,36 @@ class Settings:
 
     @classmethod
     def of_run(cls, folder: pathlib.Path, *, names_model: bool) -> "Settings":
-        """The settings of the run in a folder.
+        """Returns the settings of the run in a folder.
 
         Args:
           folder: of the run.
-          names_model: whether the user names the model anew, whose code is to run.
+          names_model: whether the user also names the model, which allows its code to
+            run.
 
         Raises:
-          UserError: there is no such run, or its model has to be named.
+          UserError: there is no such run, or the user must name its model.
         """
         config = records.read_config(folder)
         settings = cls.from_record(config, str(folder / records.CONFIG))
         if is_own(settings.model) and not names_model:
             raise UserError(
-                f"the run in {folder} trains {settings.model}, whose code runs only "
-                f"where you name it: add --model={settings.model} (in Python model=)"
+                f"the run in {folder} trains {settings.model}, and its code runs only if "
+                f"you name it: add --model={settings.model} (in Python model=)"
             )
         return settings
 
     @classmethod
     def continuing(cls, folder: str | pathlib.Path, **changes: Any) -> "Settings":
-        """The settings of a run, for another one that goes on from its last state.
+        """Returns the settings of a run that continues another from its last state.
 
         Args:
-          folder: of the run.
-          **changes: settings that are to be others, such as ``epochs=10``; ``epochs``
-            and ``cycles`` replace each other.
+          folder: of the finished run.
+          **changes: settings that differ from that run, such as ``epochs=10``;
+            ``epochs`` and ``cycles`` replace each other.
 
         Raises:
-          UserError: there is no such run, or they do not fit together.
+          UserError: there is no such run, or the settings contradict each other.
         """
         folder = expand_user(folder)
         before = cls.of_run(folder, names_model="model" in changes)
@@ -549,17 +556,17 @@ def _own(model: str, recipe: Any) -> dict[str, Any]:
 
 
 def _is_elsewhere(settings: dict[str, records.Setting]) -> bool:
-    """Whether recorded settings name a file or a run for their recipe."""
+    """Returns whether recorded settings take their recipe from a file or a run."""
     recipe, origin = settings.get("recipe"), settings.get("continue_from")
     is_file = isinstance(recipe, str) and pathlib.Path(recipe).is_absolute()
     return is_file or origin is not None
 
 
 def differences(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-    """Settings that are recorded otherwise; those of places do not count.
+    """Describes the settings that differ from a record, except paths.
 
     Args:
-      now: as ``Settings.record`` gives them.
+      now: settings from ``Settings.record``.
       recorded: the ``settings`` of a ``config.json``.
     """
     return [
@@ -579,7 +586,7 @@ TYPES: dict[str, Any] = {
 
 _LOOSE_NUMBER = re.compile(r"[+-]?(\.[0-9]+|[0-9]+\.[0-9]*)(e[+-]?[0-9]+)?", re.I)
 
-# By the type of a setting: what to give.
+# What to give for each type of setting.
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -590,7 +597,7 @@ _WORDS = {
 
 @functools.cache
 def type_of(name: str) -> Any:
-    """The type of a setting that is given, so without None."""
+    """Returns the type of a setting without None."""
     kind = TYPES[name]
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return kind
@@ -600,7 +607,7 @@ def type_of(name: str) -> Any:
 
 @functools.cache
 def choices_of(name: str) -> tuple[str, ...]:
-    """The values that a setting is one of; none where it may be others."""
+    """Returns the possible values of a setting; empty if they cannot be listed."""
     if name == "optimizer":
         return optimizers.names()
     kind = type_of(name)
@@ -608,10 +615,10 @@ def choices_of(name: str) -> tuple[str, ...]:
 
 
 def parse_setting(name: str, text: str) -> Any:
-    """The value of a setting that a text stands for, as a flag or a list gives it.
+    """Reads the value of a setting from the text of a flag or of a list.
 
     Raises:
-      ValueError: it stands for none; the message says what to give.
+      ValueError: the text is not valid; the message says what to give.
     """
     try:
         if name == "seeds":
@@ -621,10 +628,10 @@ def parse_setting(name: str, text: str) -> Any:
         kind = type_of(name)
         if typing.get_origin(kind) is dict:
             return msgspec.json.decode(text, type=kind)
-        # Numbers as people write them, such as .1 and +1., are not all of JSON.
+        # JSON does not allow numbers such as .1 and +1.
         if float in (kind, *typing.get_args(kind)) and _LOOSE_NUMBER.fullmatch(text):
             text = msgspec.json.encode(float(text)).decode()  # null if it is infinite
-        # For msgspec 3.0 is a whole number, too.
+        # msgspec also takes 3.0 as a whole number.
         if kind is int and not re.fullmatch(r"[+-]?\d+", text):
             raise ValueError(text)
         return _check_choice(name, msgspec.convert(text, kind, strict=False))
@@ -633,10 +640,10 @@ def parse_setting(name: str, text: str) -> Any:
 
 
 def check_setting(name: str, value: Any) -> Any:
-    """The value of a setting, from Python or JSON, as its type has it.
+    """Converts the value of a setting, from Python or JSON, to its type.
 
     Raises:
-      UserError: it is of another type.
+      UserError: the value has another type.
     """
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
@@ -650,7 +657,7 @@ def check_setting(name: str, value: Any) -> Any:
 
 
 def _check_choice(name: str, value: Any) -> Any:
-    """ValueError for a text that is none of the choices, or can name nothing."""
+    """Raises a ValueError unless a value is a valid choice and printable text."""
     choices = choices_of(name)
     if value is not None and choices and value not in choices:
         raise ValueError(value)
@@ -660,9 +667,9 @@ def _check_choice(name: str, value: Any) -> Any:
 
 
 def what_to_give(name: str) -> str:
-    """What a setting takes, for a person to read."""
+    """Returns a description of the valid values of a setting."""
     if name == "seeds":
-        return "whole numbers, as 0,1,2"
+        return "whole numbers, such as 0,1,2"
     if name == "seeds_vary":
         return "split, rate, or split,rate"
     if name == "model":

@@ -1,4 +1,4 @@
-"""What a run trains: its settings, with what a program gave in place of theirs."""
+"""The subject of a run: settings, and the model, recipe and data that they stand for."""
 
 import dataclasses
 import logging
@@ -28,7 +28,7 @@ from cifar_flax.training.recipe_files import to_plain
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer, check_recipe
 
-# Of the sampled schedule in the record: enough to draw it.
+# Points of the schedule in the record, enough to draw it.
 SCHEDULE_POINTS = 1_000
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ class Subject:
 
     Attributes:
       settings: of the run.
-      model: that a program gave; None for the one of the settings.
-      recipe: that a program gave; None for the one of the settings.
-      dataset: not yet divided.
-      splits: the same, divided.
-      source: code of the model, where the settings tell its place.
-      devices: to work on, see ``placement.make_mesh``.
-      mesh: see there.
+      model: the model that a program gave; None for that of the settings.
+      recipe: the recipe that a program gave; None for that of the settings.
+      dataset: the data set.
+      splits: the splits of the data set.
+      source: the code of a custom model, if the settings name it.
+      devices: number of devices, see ``placement.make_mesh``.
+      mesh: shape of the mesh, see there.
     """
 
     settings: Settings
@@ -70,19 +70,19 @@ class Subject:
         mesh: Mapping[str, int] | None = None,
         needs_schedule: bool = True,
     ) -> "Subject":
-        """Checks that these do not contradict each other, and loads the data.
+        """Checks that the arguments do not contradict each other, and loads the data.
 
         Args:
           settings: of the run.
-          model: in place of the one of the settings.
-          recipe: in place of the one of the settings.
-          dataset: in place of the one of the settings.
-          devices: to work on.
-          mesh: of the devices.
-          needs_schedule: False for a range test, which has rates of its own.
+          model: replaces the model of the settings.
+          recipe: replaces the recipe of the settings.
+          dataset: replaces the data set of the settings.
+          devices: number of devices.
+          mesh: shape of the mesh.
+          needs_schedule: False for a range test, which has its own rates.
 
         Raises:
-          UserError: they do, or the data cannot be had.
+          UserError: the arguments contradict each other, or the data cannot be loaded.
         """
         if not isinstance(settings, Settings):
             kind = type(settings).__name__
@@ -101,8 +101,8 @@ class Subject:
             )
         elif settings.bn_freeze and settings.init_from is None:
             logger.warning(
-                "--bn_freeze: the running statistics of an untrained net are 0 and 1, "
-                "and stay so"
+                "--bn_freeze: the running statistics of an untrained network are 0 and "
+                "1, and will not change"
             )
         if recipe is not None:
             _refuse_both(changed, (*OF_RECIPE, "continue_from"), "recipe")
@@ -112,8 +112,8 @@ class Subject:
             _refuse_both(changed, ("dataset",), "dataset")
         if settings.split_seed is not None and dataset.has_validation:
             raise UserError(
-                f"--seeds_vary={as_text(settings.seeds_vary)}: {dataset.name} has "
-                "validation images of its own, and so no split that could vary"
+                f"--seeds_vary={as_text(settings.seeds_vary)}: {dataset.name} has its "
+                "own validation images, so the split cannot vary"
             )
         splits = split_dataset(
             dataset, settings.val_size, settings.train_size, settings.split_seed
@@ -121,8 +121,8 @@ class Subject:
         subject = cls(settings, model, recipe, dataset, splits, source, devices, mesh)
         if needs_schedule and not subject.has_schedule:
             raise UserError(
-                "a model of your own has no recipe here; give --recipe=FILE (in Python "
-                "recipe=), or --lr with --epochs or --cycles"
+                "your own model has no default recipe; give --recipe=modern or a file "
+                "(in Python recipe=), or --lr with --epochs or --cycles"
             )
         return subject
 
@@ -135,7 +135,7 @@ class Subject:
 
     @property
     def has_schedule(self) -> bool:
-        """Whether it is known how long to train; not for any model without a recipe."""
+        """Whether the length of training is known; a custom model may lack a recipe."""
         settings = self.settings
         length = settings.epochs is not None or settings.cycles is not None
         by_rate = length and settings.lr is not None
@@ -146,17 +146,17 @@ class Subject:
 
     @property
     def finds_rate(self) -> bool:
-        """Whether a range test is to find the rate."""
+        """Whether a range test finds the rate."""
         return self.settings.lr == AUTO
 
     def make_trainer(
         self, found_lr: float | None = None, seeds: tuple[int, ...] | None = None
     ) -> Trainer:
-        """The trainer.
+        """Makes the trainer.
 
         Args:
-          found_lr: what ``--lr=auto`` found; see ``Settings.make_recipe``.
-          seeds: in place of those of the settings.
+          found_lr: the rate that ``--lr=auto`` found; see ``Settings.make_recipe``.
+          seeds: replace those of the settings.
         """
         settings = self.settings
         model, recipe = self.model, self.recipe
@@ -177,22 +177,22 @@ class Subject:
         )
 
     def first_start(self, trainer: Trainer, config: records.Config) -> Start:
-        """Where the run begins; see ``origin.first_start``."""
+        """Returns where the run begins; see ``origin.first_start``."""
         split = self.splits.train
         return first_start(trainer, self.settings, self.model, config, split)
 
     def config(self, kind: str, trainer: Trainer, *flags: str) -> records.Config:
-        """What ``config.json`` holds.
+        """Returns the content of ``config.json``.
 
         Args:
           kind: ``run`` or ``lr_find``.
-          trainer: that trains.
-          *flags: of the command beside the settings.
+          trainer: of the run.
+          *flags: flags of the command besides the settings.
         """
         dataset, splits, source = self.dataset, self.splits, self.source
         command = ["python", "-m", f"experiments.{kind}", *self.settings.as_flags()]
         by_command = self.model is None and self.recipe is None and self._loads_data
-        # The kernels keep the order of every sum; what others do is not known.
+        # Our kernels keep the order of every sum; other code may not.
         is_native = trainer.lowering == "native" and self.settings.dtype == "float32"
         any_cores = is_native and self.model is None and self.source is None
         config = records.Config(
@@ -221,20 +221,20 @@ class Subject:
                 trainer.lowering, trainer.placement, any_cores=any_cores
             ),
         )
-        # With --lr=auto the rates come later.
+        # With --lr=auto the rates are not known yet.
         known = self.has_schedule and not self.finds_rate
         return with_recipe(config, trainer) if known else config
 
     @property
     def _loads_data(self) -> bool:
-        """Whether the settings alone give these data, as far as a name can tell."""
+        """Whether the settings alone load these data, judged by the names."""
         given, found = self.settings.dataset, self.dataset.name
         if given == "auto":
             return found in (*CIFARS, "shapes")
         return _gives(given, found)
 
     def _settings_record(self) -> dict[str, records.Setting]:
-        """The settings; of what a program gave, what is known of it."""
+        """Returns the settings, with what is known of a program's model and recipe."""
         record = self.settings.record(self.dataset.has_validation)
         if self.model is not None:
             record |= dict.fromkeys(OF_MODEL)
@@ -248,7 +248,7 @@ class Subject:
 
 
 def with_recipe(config: records.Config, trainer: Trainer) -> records.Config:
-    """A record with the recipe and the schedule that a trainer has."""
+    """Adds the recipe and the schedule of a trainer to a record."""
     total, per_epoch = trainer.total_steps, trainer.steps_per_epoch
     steps = np.linspace(0, total - 1, min(total, SCHEDULE_POINTS)).astype(np.int32)
     rates = jax.jit(jax.vmap(trainer.schedule))(steps)
@@ -261,12 +261,12 @@ def with_recipe(config: records.Config, trainer: Trainer) -> records.Config:
 
 
 def _gives(given: str, found: str) -> bool:
-    """Whether a name may stand for a data set that is found under another."""
+    """Returns whether the name that was given may mean the data set that was found."""
     return given in ("auto", found) or is_own_data(given)
 
 
 def _refuse_both(changed: dict[str, Any], names: tuple[str, ...], given: str) -> None:
-    """UserError where a setting says what a program gives."""
+    """Raises a UserError if both a setting and an argument are given."""
     if both := [name for name in names if name in changed]:
         value = as_text(changed[both[0]])
         raise UserError(
@@ -275,7 +275,7 @@ def _refuse_both(changed: dict[str, Any], names: tuple[str, ...], given: str) ->
 
 
 def _fields_of(model: nn.Module) -> str:
-    """The fields of a module in a line, the same in every process."""
+    """Returns the fields of a module in a line, equal in every process."""
     fields = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
     text = ", ".join(f"{f.name}={getattr(model, f.name, None)!r}" for f in fields)
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())

@@ -1,4 +1,4 @@
-"""Tables for a terminal and for a notebook."""
+"""Makes tables for a terminal and for a notebook."""
 
 import html
 
@@ -17,7 +17,7 @@ from cifar_flax.reports.statistics import (
 )
 from cifar_flax.training.rate_check import RateCheck
 
-# Columns that hold words and not numbers.
+# Columns that hold words instead of numbers; they are aligned to the left.
 WORDS = (
     "",
     "model",
@@ -34,7 +34,7 @@ WORDS = (
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:
-    """A table without lines; all columns but those of words are set to the right."""
+    """Makes a table without lines; columns of numbers are aligned to the right."""
     table = Table(
         show_edge=False,
         pad_edge=False,
@@ -49,7 +49,7 @@ def make_table(*columns: str, title: str | None = None) -> Table:
 
 
 def as_html(table: Table) -> str:
-    """A table for a notebook."""
+    """Converts a table to HTML for a notebook."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     heads = "".join(f"<th>{html.escape(str(c.header))}</th>" for c in table.columns)
     rows = "".join(
@@ -68,32 +68,32 @@ class Summary:
         image_shape: tuple[int, int, int] = (32, 32, 3),
         name: str | None = None,
     ):
-        """Traces the model; nothing is computed.
+        """Traces the model without computing anything.
 
         Args:
           model: see ``models.calling``.
           image_shape: (H, W, C).
-          name: of the model; None for that of its class.
+          name: name of the model; None for the name of its class.
 
         Raises:
-          UserError: the images are too small for it.
+          UserError: the images are too small for the model.
         """
         self.rows = layer_rows(model, image_shape)
         self._name = name or type(model).__name__
 
     @property
     def num_params(self) -> int:
-        """Parameters of all layers."""
+        """Number of parameters of all layers."""
         return sum(row.num_params for row in self.rows)
 
     @property
     def flops(self) -> int:
-        """Operations for one image; see ``LayerRow``."""
+        """Floating-point operations for one image; see ``LayerRow``."""
         return sum(row.flops for row in self.rows)
 
     @property
     def table(self) -> Table:
-        """A row for each layer, and the sums."""
+        """Table with a row for each layer, and the sums."""
         table = make_table("layer", "kind", "output", "parameters", "FLOPs")
         for row in self.rows:
             shape = " x ".join(map(str, row.output_shape))
@@ -118,8 +118,8 @@ class Summary:
 
 
 def trials_table(check: RateCheck) -> Table:
-    """How the training began with each rate that was looked at."""
-    table = make_table("rate", "loss after the beginning of training", "breaks away")
+    """Makes a table of the rates that were checked by training."""
+    table = make_table("rate", "loss after the beginning of training", "diverging")
     for trial in check.trials:
         table.add_row(
             f"{trial.rate:.3g}",
@@ -130,7 +130,7 @@ def trials_table(check: RateCheck) -> Table:
 
 
 def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
-    """A row for each method of a range test, with its rate for each seed."""
+    """Makes a table of the rate that each method of a range test suggests."""
     table = make_table(
         "method", *(f"seed {seed}" for seed in seeds), "consensus", "spread"
     )
@@ -145,7 +145,7 @@ def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
 
 
 def result_table(result: records.Result) -> Table:
-    """A row for each seed of a run."""
+    """Makes a table with a row for each seed of a run."""
     table = make_table("model", "data", "seed", "test accuracy", "test loss")
     columns = (result.seeds, result.test_accuracy, result.test_loss, result.diverged_at)
     for seed, accuracy, loss, diverged_at in zip(*columns, strict=True):
@@ -157,7 +157,7 @@ def result_table(result: records.Result) -> Table:
 
 
 def mean_and_interval(result: records.Result) -> str:
-    """A run's test accuracy over its finished seeds, in per cent."""
+    """Returns a run's mean test accuracy over its finished seeds, in per cent."""
     count, finished = len(result.seeds), result.finished
     if not finished:
         return "none: every seed diverged"
@@ -168,5 +168,5 @@ def mean_and_interval(result: records.Result) -> str:
 
 
 def loss_in_words(value: float) -> str:
-    """A loss with the digits that matter."""
+    """Returns a loss as text."""
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The metrics of a run as event files for TensorBoard."""
+"""Writes the metrics of a run to event files for TensorBoard."""
 
 import contextlib
 import logging
@@ -27,17 +27,17 @@ class TensorBoard(Observer):
     """
 
     def __init__(self) -> None:
-        """Asks for tensorboardX, before anything runs."""
+        """Checks that tensorboardX is installed, before anything runs."""
         _import_tensorboardx()
         self._writer: EventWriter | None = None
 
     def started(self, plan: Plan) -> None:
-        """Opens the file."""
+        """Opens the event file."""
         if plan.kind == "run" and plan.folder is not None:
             self._writer = EventWriter(plan.folder, plan.trainer.seeds, plan.step)
 
     def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
-        """Writes the figures of the epoch."""
+        """Writes the metrics of the epoch."""
         del state
         if self._writer is not None:
             self._writer.write(line)
@@ -52,12 +52,12 @@ class TensorBoard(Observer):
 class EventWriter:
     """Writes log points to ``tensorboard/`` in a run's folder.
 
-    Without tensorboardX's own queue: on a full disk its thread ends, and the run would
-    wait for it for ever.
+    It does not use tensorboardX's queue, whose thread ends if the disk is full; the run
+    would then wait for it forever.
     """
 
     def __init__(self, folder: pathlib.Path, seeds: tuple[int, ...], step: int):
-        """Opens the file; what it held past this step no longer counts.
+        """Opens a file; TensorBoard ignores earlier events after this step.
 
         Raises:
           UserError: tensorboardX is missing.
@@ -82,7 +82,7 @@ class EventWriter:
         """
         try:
             if not self._failed and not self._folder.is_dir():
-                logger.warning("%s was removed and is made again", self._folder)
+                logger.warning("%s was removed and is created again", self._folder)
                 self.close()
                 self._open()
             for name, value in msgspec.structs.asdict(line).items():
@@ -100,7 +100,7 @@ class EventWriter:
     def close(self) -> None:
         """Closes the file."""
         if self._writer:
-            with contextlib.suppress(OSError):  # of which a warning has told
+            with contextlib.suppress(OSError):  # a warning was already given
                 self._writer.close()
 
     def _open(self) -> None:
@@ -114,7 +114,7 @@ class EventWriter:
 
     def _give_up(self, error: OSError) -> None:
         logger.warning(
-            "cannot write events for TensorBoard (%s); metrics.jsonl has the rest",
+            "cannot write events for TensorBoard (%s); metrics.jsonl has all metrics",
             error.strerror,
         )
         self._failed = True

@@ -1,8 +1,8 @@
-"""What trains the cells of a sweep: this machine, a Ray cluster, or Slurm.
+"""Launchers train the cells of a sweep: on this machine, with Ray, or with Slurm.
 
-Each launcher is a context: it yields a function that trains cells, ``RunCells``, and
-lets go of what it holds afterwards. All of them leave finished cells as they are and go
-on with those that are begun, so that the same call goes on with a sweep.
+A launcher is a context manager that yields a function that trains cells, ``RunCells``.
+All launchers skip finished cells and continue unfinished ones, so that the same call
+continues a sweep.
 """
 
 import threading
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from cifar_flax.errors import UserError
 from cifar_flax.runs.cells import Cell
 
-# Is called whenever something about a cell has changed, in the thread that trains.
+# Called in the training thread whenever the state of a cell has changed.
 Show = Callable[[Cell], None]
 
 # Trains cells until all have ended or the event is set.
@@ -19,15 +19,15 @@ RunCells = Callable[[list[Cell], threading.Event, Show], None]
 
 POLL_SECONDS = 0.5
 
-# Until the record of a result that a node has written is seen on this machine.
+# Longest time until this machine sees the result that another node has written.
 SEEN_SECONDS = 90
 
-# Of a GPU's memory, which JAX takes at its start: what all cells that share it take.
+# JAX allocates GPU memory at its start; this is the share for all cells on one GPU.
 GPU_SHARE = 0.9
 
 
 def needs_training(cell: Cell, show: Show) -> bool:
-    """Whether a cell is neither done nor impossible; says so where it is."""
+    """Returns whether a cell still needs training; otherwise shows why not."""
     try:
         if cell.problem is not None:
             raise UserError(cell.problem)
@@ -40,11 +40,11 @@ def needs_training(cell: Cell, show: Show) -> bool:
 
 
 def absolute(cell: Cell) -> Cell:
-    """A cell as a node takes it, whose current folder is another one."""
+    """Returns a cell with an absolute path, for a node with another current folder."""
     return Cell(cell.name, cell.settings, cell.folder.absolute())
 
 
 def last_line(cell: Cell, begin: int) -> str:
-    """What the process that trains a cell said last, in its part of the log."""
+    """Returns the last line that a cell's process wrote to its part of the log."""
     said = cell.log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
-    return said[-1].removeprefix("error: ") if said else "it said nothing"
+    return said[-1].removeprefix("error: ") if said else "it printed nothing"

@@ -1,4 +1,4 @@
-"""Cells on this machine, each in a process of its own."""
+"""Trains cells on this machine, each in its own process."""
 
 import contextlib
 import functools
@@ -23,26 +23,26 @@ from cifar_flax.runs.launchers import (
     needs_training,
 )
 
-# Which a cell may use; None for all.
+# The cores that a cell may use; None for all.
 Cores = list[int] | None
 
 
 @contextlib.contextmanager
 def on_this_machine(jobs: int = 1) -> Iterator[RunCells]:
-    """Trains some cells at a time.
+    """Trains several cells at a time.
 
-    A lock keeps a cell for one process, so that several sweeps, on machines that share
-    a folder, too, can work on the same cells. Those that others have come last.
+    A lock reserves a cell for one process, so that several sweeps can work on the same
+    cells, also on machines that share a folder. Cells of other processes come last.
 
     Args:
-      jobs: how many; each takes its share of the cores where the system can assign
-        them (macOS and Windows cannot), and of the memory of a GPU.
+      jobs: number of cells at a time. Each takes its share of the cores, if the system
+        can assign them (macOS and Windows cannot), and of the memory of a GPU.
     """
     yield functools.partial(_run_cells, jobs)
 
 
 def shares(jobs: int) -> list[Cores]:
-    """The cores for each of several cells at a time; all cores for a single one."""
+    """Returns the cores for each of several cells at a time; None means all cores."""
     if jobs == 1 or not hasattr(os, "sched_setaffinity"):
         return [None] * jobs
     cores = sorted(os.sched_getaffinity(0))
@@ -64,7 +64,7 @@ def _run_cells(jobs: int, cells: list[Cell], stop: threading.Event, show: Show) 
 def _try_all(
     cells: list[Cell], cores: list[Cores], stop: threading.Event, show: Show
 ) -> list[Cell]:
-    """Runs cells to their end; returns those that other processes have now."""
+    """Trains cells; returns those that other processes are training."""
     waiting = iter(cells)
     held: list[Cell] = []
     turns: dict[int, tuple[Cell, Generator[None, None, bool]]] = {}
@@ -90,7 +90,7 @@ def _is_over(
     slot: int,
     held: list[Cell],
 ) -> bool:
-    """Goes on with the cell of a slot, and takes it out when its turn is over."""
+    """Advances the cell of a slot; removes it and returns True when it has ended."""
     cell, turn = turns[slot]
     try:
         next(turn)
@@ -105,16 +105,16 @@ def _is_over(
 def _run_cell(
     cell: Cell, cores: Cores, jobs: int, stop: threading.Event, show: Show
 ) -> Generator[None, None, bool]:
-    """Runs a cell to its end, unless it is done; False where another process has it.
+    """Trains a cell unless it is done; returns False if another process has it.
 
     Yields:
-      While its process runs.
+      None, repeatedly, while the process of the cell runs.
     """
     try:
         if not needs_training(cell, show):
             return True
         with locked(cell.lock, wait=False):
-            if holder := lock_holder(cell.folder):  # a run that no sweep has begun
+            if holder := lock_holder(cell.folder):  # a run outside of any sweep
                 raise InUseError(holder)
             if not cell.finish("was done by another process"):
                 cell.status = "goes on" if cell.is_begun else "runs"
@@ -134,7 +134,7 @@ def _run_cell(
 def _train_cell(
     cell: Cell, cores: Cores, jobs: int, stop: threading.Event, show: Show
 ) -> Iterator[None]:
-    """Trains a cell in a process of its own, whose words go to a file beside it."""
+    """Trains a cell in its own process, and writes its output to a file beside it."""
     start, told = time.monotonic(), False
     with open(cell.log, "ab") as output:
         begin = output.tell()
@@ -154,17 +154,17 @@ def _train_cell(
         cell.status = "stopped"
     else:
         reason = ended_by(process.returncode) or last_line(cell, begin)
-        cell.status = f"failed: {reason} (its words: {cell.log})"
+        cell.status = f"failed: {reason} (its output: {cell.log})"
 
 
 def _start(
     cell: Cell, cores: Cores, jobs: int, output: int
 ) -> "subprocess.Popen[bytes]":
-    """Starts the command for one run, as a user would."""
+    """Starts the same command for a run that a user would give."""
     command = [
         *(sys.executable, "-m", "experiments.run", *cell.settings.as_flags()),
         *(f"--workdir={cell.folder}", *(["--resume"] if cell.is_begun else [])),
-        "--stop_with_input",  # which ends with this process, however it ends
+        "--stop_with_input",  # its input closes when this process ends in any way
     ]
     environment = dict(os.environ)
     if jobs > 1:
@@ -178,18 +178,18 @@ def _start(
         process_group=0,
         env=environment,
     )
-    if cores is not None:  # seconds before it has threads, which take after it
+    if cores is not None:  # its threads start seconds later and inherit the cores
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores)
     return process
 
 
 def ended_by(returncode: int) -> str | None:
-    """Says so where a signal has ended a process, or has told it to end."""
+    """Returns a message if a signal has ended a process, otherwise None."""
     number = -returncode if returncode < 0 else returncode - 128
     try:
         name = signal.Signals(number).name
     except ValueError:
         return None
-    hint = ", as where memory is short" if name == "SIGKILL" else ""
-    return f"ended from outside by {name}{hint}; the same command goes on"
+    hint = ", perhaps because memory is short" if name == "SIGKILL" else ""
+    return f"ended from outside by {name}{hint}; the same command continues"

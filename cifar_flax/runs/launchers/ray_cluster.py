@@ -1,9 +1,9 @@
-"""Cells as tasks of Ray, on this machine or on a cluster.
+"""Trains cells as tasks of Ray, on this machine or on a cluster.
 
-The engine owns the cells: a task has one, and Ray runs it again, from the cell's last
-checkpoint, when the node that had it is lost. The tasks of a driver that goes away end
-with it, and the next driver goes on. So a shared file system needs no locks for them;
-``worker.train_cell`` says what the locks are still good for.
+Each cell is a task. If its node is lost, Ray runs the task again, from the cell's last
+checkpoint. The tasks of a driver end with it, and the next driver continues. The cells
+therefore need no locks on a shared file system; ``worker.train_cell`` says why there
+still are locks.
 """
 
 import contextlib
@@ -36,22 +36,22 @@ from cifar_flax.runs.launchers import (
     needs_training,
 )
 
-# How often a cell is begun anew after its node is lost, or its process.
+# How often a cell is restarted after its node or its process is lost.
 RETRIES = 20
 
-# For a cluster to answer.
+# Time for a cluster to answer.
 CONNECT_SECONDS = 30
 
-# For all tasks to save their states.
+# Time for all tasks to save their states.
 STOP_SECONDS = 60
 
-# A cluster that runs none of the cells after this time is reported to be full.
+# If a cluster runs none of the cells after this time, it is reported to be full.
 FULL_SECONDS = 5
 
-# Of a local Ray, whose tasks return a word each.
+# Object store of a local Ray; each task returns only a word.
 STORE_BYTES = 100 * 2**20
 
-# Decide the last bits of a number, so that nodes have to take them from the driver.
+# These variables affect the last bits of results, so nodes take the driver's values.
 OF_NUMBERS = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
 
 
@@ -62,13 +62,13 @@ def on_ray(
     """Trains cells as tasks of a Ray cluster.
 
     Args:
-      address: of a cluster, as HOST:PORT, or ``auto`` for the one that this machine
-        belongs to; None for a Ray of its own, on this machine alone.
-      cpus: cores that a cell takes.
-      gpus: that a cell takes; a part of one where several share it.
+      address: address of a cluster as HOST:PORT, or ``auto`` for the cluster of this
+        machine; None to start Ray on this machine.
+      cpus: number of cores of a cell.
+      gpus: number of GPUs of a cell; a fraction if several cells share a GPU.
 
     Raises:
-      UserError: Ray is not installed, or no cluster answers there.
+      UserError: Ray is not installed, or no cluster answers.
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError(
@@ -76,9 +76,9 @@ def on_ray(
         )
     if not 0 <= gpus < math.inf or (gpus > 1 and gpus % 1):
         raise UserError(
-            f"--gpus_per_cell={gpus:g}: give a part of one GPU, or whole ones"
+            f"--gpus_per_cell={gpus:g}: give a fraction of one GPU, or a whole number"
         )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no statistics
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -117,11 +117,11 @@ def _connect(address: str | None) -> None:
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, answer)  # Ray's would end the process
+            signal.signal(signal.SIGTERM, answer)  # Ray's handler ends the process
 
 
 def _check_cluster(address: str) -> None:
-    """UserError where no cluster answers; ``ray.init`` would ask for minutes."""
+    """Raises a UserError if no cluster answers; ``ray.init`` would take minutes."""
     words = [] if address == "auto" else [f"--address={address}"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "status", *words]
     try:
@@ -133,8 +133,8 @@ def _check_cluster(address: str) -> None:
         answers = False
     if not answers:
         raise UserError(
-            f"--address={address}: no Ray cluster answers there; ray start --head "
-            "begins one, and without --address a Ray of its own runs on this machine"
+            f"--address={address}: no Ray cluster answers; start one with ray start "
+            "--head, or leave out --address to use Ray on this machine"
         )
 
 
@@ -147,7 +147,7 @@ def _run_cells(
         _Driver(cpus, gpus, stop, show).run(cells)
     except ray.exceptions.RayError as error:
         raise UserError(
-            f"the cluster is lost ({one_line(error)}); the same command goes on"
+            f"the cluster is lost ({one_line(error)}); the same command continues"
         ) from error
 
 
@@ -157,9 +157,9 @@ class _Driver:
     def __init__(self, cpus: int, gpus: float, stop: threading.Event, show: Show):
         self._needs = {"CPU": cpus, "GPU": gpus}
         self._stop, self._show = stop, show
-        self._cells: dict[str, Cell] = {}  # those that are not over
+        self._cells: dict[str, Cell] = {}  # cells that have not ended
         self._tasks: dict[Any, Cell] = {}
-        self._unseen: dict[str, float] = {}  # done, but not to be seen yet; till when
+        self._unseen: dict[str, float] = {}  # deadlines for results not seen here yet
         self._began: dict[str, float] = {}
         self._none_began = True
 
@@ -182,7 +182,7 @@ class _Driver:
             self._end(board)
 
     def _follow(self, board: Any, seconds: float) -> None:
-        """Takes note of what has changed within some seconds."""
+        """Waits some seconds and takes the changes."""
         import ray
 
         if self._tasks:
@@ -207,7 +207,7 @@ class _Driver:
             running = self._cells[name]
             running.seconds = time.monotonic() - begin
         if running is not None:
-            self._show(running)  # the clock of all goes on
+            self._show(running)  # updates the times of all cells
 
     def _ended(self, cell: Cell, outcome: str) -> None:
         cell.status = outcome
@@ -217,7 +217,7 @@ class _Driver:
             self._over(cell)
 
     def _look(self, cell: Cell) -> None:
-        """Whether the result that a node has written is to be seen here."""
+        """Looks whether this machine sees the result that a node has written."""
         try:
             seen = cell.finish("done")
         except (UserError, OSError) as error:
@@ -241,7 +241,7 @@ class _Driver:
         self._show(cell)
 
     def _say_full(self) -> None:
-        """Says what the cells wait for, with the first of them."""
+        """Shows what the cells wait for, as the status of the first one."""
         import ray
 
         free, total = ray.available_resources(), ray.cluster_resources()
@@ -256,13 +256,13 @@ class _Driver:
             for node in ray.nodes()
             if node["Alive"]
         )
-        why = "the cluster is full" if fits else "no node of the cluster is so large"
+        why = "the cluster is full" if fits else "no node has so many"
         cell = next(iter(self._cells.values()))
         cell.status = f"waits for {needs}: {why} ({has})"
         self._show(cell)
 
     def _end(self, board: Any) -> None:
-        """Has the tasks save their states, and waits for them."""
+        """Asks the tasks to save their states, and waits for them."""
         import ray
 
         for ref in self._tasks:
@@ -275,7 +275,7 @@ class _Driver:
 
 
 def _make_board() -> Any:
-    """A queue of what the tasks tell, on the driver's node, with which it goes."""
+    """Makes a queue for the tasks' messages on the driver's node."""
     import ray
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -292,7 +292,7 @@ def _read_board(board: Any) -> list[tuple[str, str, str]]:
 
 
 def _make_task(needs: dict[str, float]) -> Any:
-    """The remote function, each call of which has a process of its own."""
+    """Makes the remote function; each call runs in its own process."""
     import ray
 
     variables = {name: os.environ[name] for name in OF_NUMBERS if name in os.environ}
@@ -311,7 +311,7 @@ def _make_task(needs: dict[str, float]) -> Any:
 
 
 def _outcome(ref: Any) -> str:
-    """What became of a task, in words."""
+    """Returns the outcome of a task as text."""
     import ray
 
     try:
@@ -319,23 +319,22 @@ def _outcome(ref: Any) -> str:
     except ray.exceptions.TaskCancelledError:
         return "stopped"
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error  # of a node without this package
-        return f"failed: {one_line(cause, 400)}; the same command goes on"
+        cause = getattr(error, "cause", None) or error  # e.g. a node lacks this package
+        return f"failed: {one_line(cause, 400)}; the same command continues"
 
 
 def _train(cell: Cell, cpus: int, board: Any) -> str:
-    """On a node: trains a cell with some of its cores."""
+    """Trains a cell on a node, with some of its cores."""
     import ray
 
     from cifar_flax.runs.launchers.worker import train_cell
 
     stop, node = threading.Event(), ray.util.get_node_ip_address()
-    # By which Ray cancels a task; a KeyboardInterrupt could come in the middle of a
-    # checkpoint.
+    # Ray cancels a task with SIGINT; a KeyboardInterrupt could interrupt a checkpoint.
     signal.signal(signal.SIGINT, lambda *_: stop.set())
 
     def tell(status: str) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # the driver has gone
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver has ended
             board.put((cell.name, node, status))
 
     with some_cores(cpus):
@@ -344,11 +343,11 @@ def _train(cell: Cell, cpus: int, board: Any) -> str:
 
 @contextlib.contextmanager
 def some_cores(count: int) -> Iterator[None]:
-    """Keeps this process to some of its machine's cores that no other task has.
+    """Restricts this process to some cores that no other task uses.
 
-    Ray counts cores and assigns none, and JAX takes all that it may use. A lock on a
-    file for each core, in the machine's folder for temporary files, tells which are
-    taken. Where too few are free, as beside another program, any will do.
+    Ray counts cores but does not assign them, and JAX uses all cores that it can. A
+    locked file for each core, in the machine's folder for temporary files, marks the
+    cores that are taken. If too few are free, the rest is chosen at random.
     """
     with contextlib.ExitStack() as held:
         cores = _take_cores(count, held) if hasattr(os, "sched_setaffinity") else []

@@ -1,10 +1,10 @@
-"""Cells as jobs of Slurm, in arrays, by submitit.
+"""Trains cells as arrays of Slurm jobs, with submitit.
 
-The queue owns the jobs: they go on when the driver leaves, and which job has which cell
-stands in a file of the sweep's folder. The next driver finds them there, waits for
-those that are queued or run, and submits what is missing. Where Slurm no longer knows a
-job, the lock of its cell tells whether it runs; see ``worker.train_cell``. So a shared
-file system needs no locks as long as Slurm answers.
+The jobs continue when the driver ends. A file in the sweep's folder records the job of
+each cell. The next driver reads it, waits for jobs that are queued or running, and
+submits the missing cells. If Slurm no longer knows a job, the lock of its cell tells
+whether it runs; see ``worker.train_cell``. As long as Slurm answers, a shared file
+system needs no locks.
 """
 
 import contextlib
@@ -37,22 +37,22 @@ from cifar_flax.runs.launchers import (
 
 JOBS = ".cifar_flax.jobs.json"  # in the folder of the sweep
 
-FOLDER = ".submitit"  # likewise; what submitit keeps of its jobs
+FOLDER = ".submitit"  # in the folder of the sweep; submitit's own files
 
-# Between two looks at records and queue.
+# Time between two looks at records and queue.
 FOLLOW_SECONDS = 2.0
 
-# Of one array; Slurm takes 1,001 where its settings do not say otherwise.
+# Jobs in one array; Slurm's default limit is 1,001.
 MAX_ARRAY = 1_000
 
-# For a run to save its state before its job is queued anew.
+# Time for a run to save its state before its job is queued again.
 SAVE_SECONDS = 60
 
-# submitit's own defaults are for tests: 5 minutes, and 3 times at most.
+# submitit's defaults are too short: 5 minutes, and at most 3 restarts.
 DEFAULTS = {"name": "cifar_flax", "timeout_min": 24 * 60}
 MAX_TIMEOUTS = 100
 
-# States of jobs that have a cell, or will.
+# States of jobs that train a cell now or later.
 QUEUED = (
     *("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED"),
     *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING"),
@@ -63,24 +63,24 @@ logger = logging.getLogger(__name__)
 
 
 class Jobs(msgspec.Struct):
-    """What ``JOBS`` holds.
+    """The content of ``JOBS``.
 
     Attributes:
-      jobs: the number of the job that has a cell, by the cell's name.
+      jobs: the number of each cell's job, by the cell's name.
     """
 
     jobs: dict[str, Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(_[0-9]+)?$")]]
 
 
 class CellJob:
-    """What a job does: trains a cell; a job that has to end saves and is queued anew.
+    """Trains a cell in a job. A job that must end saves its state and is queued again.
 
-    The cell is trained by a thread, so that the main one can answer the signal that
-    Slurm sends before it ends a job, and wait until the state is saved.
+    A thread trains the cell, so that the main thread can handle the signal that Slurm
+    sends before it ends a job, and wait until the state is saved.
     """
 
     def __call__(self, cell: Cell) -> str:
-        """Trains the cell; returns what became of it."""
+        """Trains the cell; returns the outcome."""
         from cifar_flax.runs.launchers.worker import DONE, train_cell
 
         outcome: list[str] = []
@@ -92,11 +92,11 @@ class CellJob:
         while self._thread.is_alive():
             time.sleep(POLL_SECONDS)
         if outcome != [DONE]:
-            raise UserError(outcome[0] if outcome else "failed")  # so that Slurm knows
+            raise UserError(outcome[0] if outcome else "failed")  # marks the job failed
         return outcome[0]
 
     def checkpoint(self, cell: Cell) -> Any:
-        """Called by submitit at such a signal; what to queue."""
+        """Called by submitit at that signal; returns what to queue again."""
         from submitit.helpers import DelayedSubmission
 
         self._stop.set()
@@ -117,13 +117,13 @@ def on_slurm(
 
     Args:
       folder: of the sweep, on storage that the nodes share.
-      cpus: cores of a cell.
-      gpus: of a cell.
-      arguments: more parameters of ``submitit.AutoExecutor``, by submitit's names;
-        ``cluster`` "local" tries the jobs out on this machine, all at once.
+      cpus: number of cores of a cell.
+      gpus: number of GPUs of a cell.
+      arguments: further parameters of ``submitit.AutoExecutor``, with submitit's names.
+        If ``cluster`` is "local", all jobs run at once on this machine, for a trial.
 
     Raises:
-      UserError: submitit or Slurm is not there, or a parameter is wrong.
+      UserError: submitit or Slurm is not installed, or a parameter is wrong.
     """
     if importlib.util.find_spec("submitit") is None:
         raise UserError(
@@ -131,7 +131,7 @@ def on_slurm(
             "pip install -e '.[slurm]'"
         )
     if not 0 <= gpus < math.inf or gpus % 1:
-        raise UserError(f"--gpus_per_cell={gpus:g}: Slurm gives whole GPUs alone")
+        raise UserError(f"--gpus_per_cell={gpus:g}: Slurm assigns only whole GPUs")
     given = dict(arguments or {})
     cluster = given.pop("cluster", "slurm")
     if cluster not in ("slurm", "local"):
@@ -158,10 +158,10 @@ def _make_executor(
         executor.update_parameters(**parameters)
     except RuntimeError as error:
         raise UserError(
-            "--launcher=slurm: this machine has no srun and no sbatch; run it where "
-            "jobs are submitted, or use --launcher=local or ray"
+            "--launcher=slurm: this machine has no srun or sbatch; run it on a machine "
+            "that submits jobs, or use --launcher=local or ray"
         ) from error
-    except Exception as error:  # which parameter is wrong, in several lines
+    except Exception as error:  # submitit names the wrong parameter in several lines
         raise UserError(f"--slurm_args: {one_line(error, 400)}") from error
     return executor
 
@@ -181,24 +181,24 @@ def _run_cells(
         for follower in list(following):
             if follower.look(show):
                 following.remove(follower)
-        time.sleep(FOLLOW_SECONDS)  # stop.wait could not be set by a signal's answer
+        time.sleep(FOLLOW_SECONDS)  # not stop.wait, which would block signal handlers
     if following:
         numbers = sorted({f.job.job_id.partition("_")[0] for f in following if f.job})
         logger.info(
-            "%d cells are left to the queue (%s): the same command follows them, and "
+            "%d cells remain in the queue (%s): the same command waits for them, and "
             "scancel %s ends them",
             len(following),
-            ", ".join(f"job {number}" for number in numbers) or "jobs of others",
+            ", ".join(f"job {number}" for number in numbers) or "jobs of other users",
             " ".join(numbers),
         )
 
 
 class _Follower:
-    """Watches a cell that a job has, or had.
+    """Watches the job of a cell.
 
     Attributes:
-      cell: that the job has.
-      job: of submitit; None where a process has the cell whose job is not known.
+      cell: the cell.
+      job: job of submitit; None if an unknown process trains the cell.
     """
 
     def __init__(self, cell: Cell, job: Any):
@@ -208,14 +208,14 @@ class _Follower:
         self._said = cell.log.stat().st_size if cell.log.exists() else 0
 
     def look(self, show: Show) -> bool:
-        """Takes note of what has changed; whether the cell is over."""
+        """Updates the state of the cell; returns whether it has ended."""
         cell = self.cell
         before = cell.status, cell.node
         try:
             state = _state(self.job) if self.job is not None else "UNKNOWN"
             over = state not in WAITS and cell.finish("done")
             if not over and not self._goes_on(state):
-                # It may have come to its end between the two looks.
+                # The cell may have finished since the first look.
                 over = cell.finish("done") or self._failed(state)
         except (UserError, OSError) as error:
             cell.status, over = f"failed: {error}", True
@@ -226,7 +226,7 @@ class _Follower:
         return over
 
     def _goes_on(self, state: str) -> bool:
-        """Whether somebody trains it, or will."""
+        """Returns whether a process trains the cell now or later."""
         holder = None if state in WAITS else _holder(self.cell)
         if self.job is None:
             self.cell.status = f"waits for {holder}"
@@ -240,27 +240,29 @@ class _Follower:
         return holder is not None or not self.job.done()
 
     def _failed(self, state: str) -> bool:
-        """Says why; not yet where a result may not have come to be seen."""
+        """Shows why the cell failed; returns False while a result may still appear."""
         cell = self.cell
         self._ended = self._ended or time.monotonic()
         if state == "COMPLETED" and time.monotonic() - self._ended < SEEN_SECONDS:
             return False
-        said = last_line(cell, self._said) if cell.log.exists() else "it said nothing"
+        said = (
+            last_line(cell, self._said) if cell.log.exists() else "it printed nothing"
+        )
         number = f"job {self.job.job_id}, {state}" if self.job else "its process ended"
-        cell.status = f"failed: {said} ({number}; its words: {cell.log})"
+        cell.status = f"failed: {said} ({number}; its output: {cell.log})"
         return True
 
 
 def _submit(
     folder: pathlib.Path, executor: Any, cells: list[Cell], show: Show
 ) -> list[_Follower]:
-    """Submits the cells that no job has; returns who watches them all.
+    """Submits the cells that have no job; returns a follower for every cell.
 
     Raises:
       UserError: Slurm refuses the jobs.
     """
     path = folder / JOBS
-    with locked(path.with_suffix(".lock"), wait=True):  # another driver may do the same
+    with locked(path.with_suffix(".lock"), wait=True):  # keeps out another driver
         known = read_json(path, Jobs).jobs if path.exists() else {}
         following, missing = [], []
         for cell in cells:
@@ -278,7 +280,7 @@ def _submit(
                 jobs = executor.map_array(CellJob(), map(absolute, some))
             except Exception as error:
                 raise UserError(
-                    f"Slurm takes no jobs: {one_line(error, 400)}"
+                    f"Slurm does not accept the jobs: {one_line(error, 400)}"
                 ) from error
             for cell, job in zip(some, jobs, strict=True):
                 known[cell.name] = job.job_id
@@ -288,7 +290,7 @@ def _submit(
 
 
 def _job(executor: Any, number: str) -> Any:
-    """A job of an earlier driver."""
+    """Returns a job that an earlier driver submitted."""
     import submitit
 
     kind = submitit.SlurmJob if executor.cluster == "slurm" else submitit.LocalJob
@@ -296,10 +298,10 @@ def _job(executor: Any, number: str) -> Any:
 
 
 def _state(job: Any) -> str:
-    """The state of a job, as Slurm names it: RUNNING, CANCELLED and so on."""
+    """Returns the state of a job in Slurm's words, such as RUNNING or CANCELLED."""
     return job.state.partition(" ")[0].upper()
 
 
 def _holder(cell: Cell) -> str | None:
-    """Which process has a cell, or its run."""
+    """Returns the process that has locked a cell or its run, or None."""
     return lock_holder(cell.lock) or lock_holder(cell.folder / LOCK)

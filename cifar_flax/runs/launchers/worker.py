@@ -1,4 +1,4 @@
-"""What a task of an engine does with a cell, in a process of its own on some node."""
+"""Trains a cell in a task of Ray or a job of Slurm, in its own process on a node."""
 
 import contextlib
 import io
@@ -22,27 +22,26 @@ from cifar_flax.runs.session import run
 
 DONE, STOPPED = "done", "stopped"
 
-MAX_WORDS = 2_000  # characters of why a cell failed
+MAX_WORDS = 2_000  # characters of the reason why a cell failed
 
 
 def train_cell(
     cell: Cell, stop: threading.Event, tell: Callable[[str], None] = lambda _: None
 ) -> str:
-    """Trains a cell in this process, from its last checkpoint where there is one.
+    """Trains a cell in this process, from its last checkpoint if there is one.
 
-    The engine gives a cell to one task at a time, and to another one only after the
-    first is lost. The locks of the cell and of its run are taken all the same: they
-    keep out a second sweep in the same folder, and what a node that was given up still
-    runs. Where the file system cannot lock, a lease does it; see ``files.Lock``.
+    Ray or Slurm gives a cell to one task at a time, and to another one only after the
+    first is lost. The locks of the cell and of its run are still taken. They keep out a
+    second sweep in the same folder, and a task that still runs on a node that counts as
+    lost. If the file system cannot lock, a lease replaces the lock; see ``files.Lock``.
 
     Args:
-      cell: whose folder lies on storage that the nodes share.
-      stop: once it is set, the run saves its state and ends.
-      tell: is called with the status of the cell when it changes.
+      cell: a cell whose folder is on storage that the nodes share.
+      stop: if this event is set, the run saves its state and ends.
+      tell: called with the status of the cell when it changes.
 
     Returns:
-      What became of it: ``done``, ``stopped``, or why it failed, which its log says,
-      too.
+      ``done``, ``stopped``, or the reason of a failure, which is also in the log.
     """
     try:
         with _words_into(cell.log) as words:
@@ -63,7 +62,7 @@ def _train(
                     return _run(cell, stop, tell)
             except InUseError as error:
                 tell(f"waits for {error}")
-            time.sleep(POLL_SECONDS)  # a signal may set the event in this thread
+            time.sleep(POLL_SECONDS)  # not stop.wait, which would block signal handlers
         return STOPPED
     except Exception as error:
         reason = one_line(error, MAX_WORDS)
@@ -71,7 +70,7 @@ def _train(
             traceback.print_exc(file=words)
             reason = f"internal error: {type(error).__name__}: {reason}"
         print(f"error: {reason}", file=words, flush=True)
-        return f"failed: {reason} (its words: {cell.log})"
+        return f"failed: {reason} (its output: {cell.log})"
 
 
 def _run(cell: Cell, stop: threading.Event, tell: Callable[[str], None]) -> str:
@@ -92,7 +91,7 @@ def _run(cell: Cell, stop: threading.Event, tell: Callable[[str], None]) -> str:
 
 @contextlib.contextmanager
 def _words_into(path: pathlib.Path) -> Iterator[io.TextIOBase]:
-    """What this process prints and logs goes to a file, as that of a command would."""
+    """Redirects what this process prints and logs to a file."""
     logger = logging.getLogger("cifar_flax")
     level, passes_on = logger.level, logger.propagate
     with (
