@@ -92,8 +92,8 @@ class Settings:
     dataset: str = _setting(
         "auto",
         "auto: --data_archive if given, else CIFAR-10 if it is on disk or can be "
-        "downloaded, else the built-in shapes; cifar10 or cifar100: only this data set; "
-        "shapes: drawn figures; the name of another image data set that "
+        "downloaded, else the built-in shapes; cifar10 or cifar100: only this data "
+        "set; shapes: drawn figures; the name of another image data set that "
         "tensorflow-datasets has prepared; folder:PATH: pictures in train/CLASS and "
         "test/CLASS, or in CLASS; npz:PATH: a file of images and labels.",
     )
@@ -153,24 +153,24 @@ class Settings:
 
     recipe: str | None = _setting(
         None,
-        "lesson: the lesson's recipe for the model; original: the same with all details "
-        "of the lesson's library; modern: a better one, for any model; airbench94: the "
-        "published one of airbench; or a TOML file (default: lesson, and airbench94 for "
-        "airbench). --print_recipe prints the resulting recipe as such a file.",
+        "lesson: the lesson's recipe for the model; original: the same with all "
+        "details of the lesson's library; modern: a better one, for any model; "
+        "airbench94: the published one of airbench; or a TOML file (default: lesson, "
+        "and airbench94 for airbench). --print_recipe prints the resulting recipe as such a file.",
     )
     phases: int | None = _setting(
         None, "Train only this many of the recipe's first phases."
     )
     lr: float | Literal["auto"] | None = _setting(
         None,
-        "Highest learning rate: constant with --epochs, of SGDR with --cycles. Alone it "
-        "scales the rates of the recipe. auto: the rate that a range test suggests (see "
-        "experiments.lr_find) and that a check by training confirms.",
+        "Highest learning rate: constant with --epochs, of SGDR with --cycles. Alone "
+        "it scales the rates of the recipe. auto: the rate that a range test suggests "
+        "(see experiments.lr_find) and that a check by training confirms.",
     )
     lr_check: bool | None = _setting(
         None,
-        "With --lr=auto: begin training with the suggested rate and with half of it, and "
-        "halve the rate if it is too high (default: true).",
+        "With --lr=auto: begin training with the suggested rate and with half of it, "
+        "and halve the rate if it is too high (default: true).",
     )
     epochs: int | float | None = _setting(
         None,
@@ -237,9 +237,9 @@ class Settings:
     )
     continue_from: str | None = _setting(
         None,
-        "Continue from the last state of the finished run in this folder, as one longer "
-        "training. Flags that are not given are taken from that run, and the phases "
-        "follow its phases.",
+        "Continue from the last state of the finished run in this folder, as one "
+        "longer training. Flags that are not given are taken from that run, and the "
+        "phases follow its phases.",
     )
     freeze: str | None = _setting(
         None,
@@ -324,7 +324,7 @@ class Settings:
         object.__setattr__(self, "_recipe", self.trained_recipe or choose_recipe(self))
 
     def _check_model(self) -> None:
-        """Checks the model's name; it loads no custom code, since records have names."""
+        """Checks the model's name without loading custom code, which a record may name."""
         object.__setattr__(self, "model", whole_name(self.model))
         if is_own(self.model):
             if changed := self.changed().keys() & set(_OF_OUR_MODELS):
@@ -352,8 +352,8 @@ class Settings:
             raise UserError(f"{what} needs --lr={AUTO}, which finds the rate")
         if self.lr_check is not None and self.lr != AUTO:
             raise UserError(
-                f"--lr_check={as_text(self.lr_check)} needs --lr={AUTO}; add it, or drop "
-                "--lr_check"
+                f"--lr_check={as_text(self.lr_check)} needs --lr={AUTO}; add it, or "
+                "drop --lr_check"
             )
 
     def varies(self, what: str) -> bool:
@@ -517,8 +517,8 @@ class Settings:
         settings = cls.from_record(config, str(folder / records.CONFIG))
         if is_own(settings.model) and not names_model:
             raise UserError(
-                f"the run in {folder} trains {settings.model}, and its code runs only if "
-                f"you name it: add --model={settings.model} (in Python model=)"
+                f"the run in {folder} trains {settings.model}, and its code runs only "
+                f"if you name it: add --model={settings.model} (in Python model=)"
             )
         return settings
 

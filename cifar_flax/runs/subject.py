@@ -1,4 +1,4 @@
-"""The subject of a run: settings, and the model, recipe and data that they stand for."""
+"""What a run trains: settings, and the model, recipe and data that they stand for."""
 
 import dataclasses
 import logging
