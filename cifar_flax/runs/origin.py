@@ -124,8 +124,8 @@ def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -
     with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as checkpoints:
         if not checkpoints.is_sound(result.steps):
             raise UserError(
-                f"{where}: it has no valid checkpoint of its last step, {result.steps}; "
-                f"--workdir={folder} --resume repeats the lost steps"
+                f"{where}: it has no valid checkpoint of its last step, "
+                f"{result.steps}; --workdir={folder} --resume repeats the lost steps"
             )
         state, seconds = checkpoints.restore(trainer.blank(), result.steps)
     logger.info("continuing from step %d of %s", result.steps, folder)

@@ -156,7 +156,8 @@ class Settings:
         "lesson: the lesson's recipe for the model; original: the same with all "
         "details of the lesson's library; modern: a better one, for any model; "
         "airbench94: the published one of airbench; or a TOML file (default: lesson, "
-        "and airbench94 for airbench). --print_recipe prints the resulting recipe as such a file.",
+        "and airbench94 for airbench). --print_recipe prints the recipe as such a "
+        "file.",
     )
     phases: int | None = _setting(
         None, "Train only this many of the recipe's first phases."
@@ -324,7 +325,7 @@ class Settings:
         object.__setattr__(self, "_recipe", self.trained_recipe or choose_recipe(self))
 
     def _check_model(self) -> None:
-        """Checks the model's name without loading custom code, which a record may name."""
+        """Checks the model's name, without loading custom code that it may name."""
         object.__setattr__(self, "model", whole_name(self.model))
         if is_own(self.model):
             if changed := self.changed().keys() & set(_OF_OUR_MODELS):
