@@ -1,4 +1,4 @@
-"""The figures of a report: for the page in the colours of its text, and as files."""
+"""The figures of a report, for the HTML page and as files."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,14 @@ from cifar_flax.reports.range_curve import RangeResult
 from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.reports.studies import Entry
 
-# Okabe and Ito's colours that show on light and on dark ground.
+# The colours of Okabe and Ito that are visible on a light and on a dark background.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
 LINES = ("-", "--", "-.", ":")
 
 MAX_NAME = 34  # characters of an entry's name in a figure
-BANDS = 4  # intervals over the epochs that are drawn at once; more hide each other
+BANDS = 4  # number of intervals that are drawn at once; more would hide each other
 
-# Stands for the colour of the text around the figure, which SVG calls currentColor.
+# Placeholder for the colour of the surrounding text, which is currentColor in SVG.
 _INK = "#123456"
 
 _STYLE: Any = {
@@ -48,11 +48,11 @@ class Chart:
     """A figure that is drawn when it is needed.
 
     Attributes:
-      name: of its files.
-      label: what it shows, for those who do not see it.
+      name: name of its files.
+      label: description of the figure, for screen readers.
       size: width and height in inches.
-      draw: draws it.
-      keys: number and name of the entries that have lines, for a legend.
+      draw: draws the figure.
+      keys: number and name of each entry with a line, for a legend.
     """
 
     name: str
@@ -62,10 +62,9 @@ class Chart:
     keys: list[tuple[int, str]] = dataclasses.field(default_factory=list)
 
     def svg(self) -> str:
-        """For a page: it takes the colour of the text around it, and has no legend.
+        """Draws the figure for a page, in the colour of its text and without a legend.
 
-        The lines and bands of the entry with number n are of the class ``line-n`` and
-        ``band-n``.
+        The line and the band of entry n have the classes ``line-n`` and ``band-n``.
         """
         buffer = io.StringIO()
         with self._drawn(_INK) as figure:
@@ -77,14 +76,14 @@ class Chart:
         text = text.replace("#000000", "currentColor")
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r' id="((?:line|band)-\d+)"', r' class="\1"', text)
-        # Only what is referred to needs a name, and names must be unique on the page.
+        # Remove unused ids, because ids must be unique on the page.
         used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
         text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
         text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
         return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
 
     def save(self, folder: pathlib.Path, prefix: str = "") -> None:
-        """Writes it as SVG and as PNG with a legend, on white ground."""
+        """Writes the figure as SVG and as PNG, with a legend, on white."""
         with self._drawn("black") as figure:
             (axis,) = figure.axes
             for band in axis.collections:
@@ -100,10 +99,10 @@ class Chart:
 
     @contextlib.contextmanager
     def _drawn(self, ink: str) -> Iterator[Figure]:
-        """The figure, in the surroundings in which it may be saved."""
+        """Yields the figure within the settings in which it must be saved."""
         style = _STYLE | dict.fromkeys(_INKED, ink)
         with matplotlib.rc_context(style), warnings.catch_warnings():
-            # The reader's browser has other fonts.
+            # The reader's browser has its own fonts.
             warnings.filterwarnings("ignore", "Glyph .* missing")
             figure = Figure(figsize=self.size, layout="constrained")
             self.draw(figure.subplots())
@@ -111,7 +110,7 @@ class Chart:
 
 
 def style_of(number: int) -> dict[str, Any]:
-    """Colour and line of an entry; both differ, for those who see no colours."""
+    """Returns colour and line style of an entry; both differ, for colour blindness."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": LINES[number % len(LINES)],
@@ -119,7 +118,7 @@ def style_of(number: int) -> dict[str, Any]:
 
 
 def ranking(entries: list[Entry]) -> Chart:
-    """The accuracies of entries with their intervals, one below the other."""
+    """Makes a chart of the accuracies of entries with their intervals."""
     entries = [entry for entry in entries if entry.accuracies]
 
     def draw(axis: Axes) -> None:
@@ -149,16 +148,16 @@ def trade_off(
     label: str,
     most_named: int | None = None,
 ) -> Chart:
-    """Accuracy against a cost, with the Pareto front.
+    """Makes a chart of accuracy against a cost, with the Pareto front.
 
     Args:
-      name: of the chart.
-      entries: of a study, in the order of its ranking; those whose cost is not known,
-        and so 0, and those without an accuracy are left out.
-      cost: of an entry.
-      label: of the axis.
+      name: name of the chart.
+      entries: of a study, in the order of its ranking. Entries without an accuracy, or
+        whose cost is unknown and therefore 0, are left out.
+      cost: returns the cost of an entry.
+      label: label of the axis.
       most_named: if given, only this many entries have a number and an interval: the
-        most accurate of the front. The others are dots.
+        most accurate ones of the front. The others are dots.
     """
     ranked = [
         (number, entry)
@@ -197,7 +196,7 @@ def trade_off(
 
 
 def _set_decades(axis: Axes) -> None:
-    """Ticks of a logarithmic axis that leave room for their labels."""
+    """Sets ticks of a logarithmic axis so that their labels have room."""
     low, high = axis.get_xlim()
     span = high / low
     subs = (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)
@@ -207,7 +206,7 @@ def _set_decades(axis: Axes) -> None:
 
 
 def short(value: float) -> str:
-    """A number in few characters: 1.5k, 2M."""
+    """Returns a number as short text, such as 1.5k or 2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"
@@ -215,9 +214,9 @@ def short(value: float) -> str:
 
 
 def _put_numbers(axis: Axes, numbered: list[tuple[int, float, float]]) -> None:
-    """Writes numbers beside points, each where it covers least."""
+    """Writes numbers beside points, each where it covers the least."""
     figure: Any = axis.figure
-    figure.draw_without_rendering()  # the layout decides where points lie
+    figure.draw_without_rendering()  # the layout determines the positions of points
     scale = figure.dpi / 72
     at = [axis.transData.transform(point) / scale for _, *point in numbered]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
@@ -244,7 +243,7 @@ Box = tuple[float, float, float, float]
 
 
 def _box(at: Any, characters: int, dx: int, dy: int) -> Box:
-    """The place of a text, in points."""
+    """Returns the box of a text, in points."""
     width, height = 7 * characters, 11
     left = at[0] + dx - (width if dx < 0 else 0)
     low = at[1] + dy - (height if dy < 0 else 0)
@@ -260,7 +259,10 @@ def _overlaps(box: Box, taken: list[Box]) -> int:
 
 
 def pareto_front(entries: list[Entry], cost: Callable[[Entry], float]) -> list[Entry]:
-    """The entries that none beats in accuracy at no more cost, cheapest first."""
+    """Returns the entries of the Pareto front, the cheapest first.
+
+    No other entry is more accurate at the same or a lower cost.
+    """
     front: list[Entry] = []
     for entry in sorted(entries, key=lambda entry: (cost(entry), -entry.mean)):
         if not front or entry.mean > front[-1].mean:
@@ -269,15 +271,15 @@ def pareto_front(entries: list[Entry], cost: Callable[[Entry], float]) -> list[E
 
 
 def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None:
-    """A column of the metrics over the epochs: mean, and 95 % interval over seeds.
+    """Makes a chart of a metric over the epochs: mean and 95 % interval over seeds.
 
     Args:
       entries: of a study.
-      name: of the column.
-      label: of the axis.
+      name: name of the metric.
+      label: label of the axis.
 
     Returns:
-      None where no entry has that column.
+      The chart; None if no entry has this metric.
     """
     percent = 100 if "accuracy" in name else 1
     numbered = [
@@ -307,10 +309,10 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None
 
 
 def schedules(entries: list[Entry]) -> Chart | None:
-    """The learning rate over the epochs, as recorded.
+    """Makes a chart of the recorded learning rates over the epochs.
 
     Returns:
-      None where no entry has it.
+      The chart; None if no entry has a recorded schedule.
     """
     recorded = [
         (number, entry, entry.first.config.schedule)
@@ -338,7 +340,7 @@ def schedules(entries: list[Entry]) -> Chart | None:
 
 
 def range_test(entry: Entry) -> Chart | None:
-    """The curve that ``--lr=auto`` read the rate off; None where there is none."""
+    """Makes a chart of the range test of ``--lr=auto``; None if there was none."""
     record = entry.first.range_test
     if record is None:
         return None
@@ -348,7 +350,7 @@ def range_test(entry: Entry) -> Chart | None:
 
 
 def plain(text: str) -> str:
-    """A text that Matplotlib does not take for a formula, all of it visible, short."""
+    """Returns text that is short, printable, and not a formula for Matplotlib."""
     visible = "".join(c if c.isprintable() else " " for c in text)
     if len(visible) > MAX_NAME:
         half = (MAX_NAME - 3) // 2

@@ -1,4 +1,4 @@
-"""Whether the records of a run belong together; each is checked by its own type."""
+"""Checks that the records of a run belong together."""
 
 import math
 import pathlib
@@ -18,7 +18,7 @@ def check_records(
     metrics: list[records.LogPoint],
     predictions: dict[str, np.ndarray],
 ) -> None:
-    """Checks that the records of a run are whole and belong together.
+    """Checks that the records of a run are complete and belong together.
 
     Raises:
       UserError: a report could not use them; the message names the file.
@@ -42,7 +42,7 @@ def check_records(
 
 
 def _check_metrics(where: str, metrics: list[records.LogPoint], replicas: int) -> None:
-    # There may be none: a run may diverge within its first epoch.
+    # There may be no lines, because a run may diverge within its first epoch.
     if [line.epoch for line in metrics] != list(range(1, len(metrics) + 1)):
         raise UserError(f"{where}: its lines are not of the epochs 1, 2 and so on")
     for name in COLUMNS:
@@ -57,14 +57,14 @@ def _check_predictions(where: str, arrays: dict[str, np.ndarray]) -> None:
     names = ("logits", "labels", "seeds", "images", "indices")
     for name in names:
         if name not in arrays:
-            raise UserError(f"{where} lacks {name!r}; no run of this version")
+            raise UserError(f"{where} has no {name!r}; it is not a run of this version")
     logits, labels, seeds, images, indices = (arrays[name] for name in names)
     kinds = {array.dtype.kind for array in (labels, seeds, indices)}
     if (logits.dtype, images.dtype) != (np.float32, np.uint8) or kinds - {"i", "u"}:
-        raise UserError(f"{where}: an array is of another type than its records have")
+        raise UserError(f"{where}: an array has the wrong dtype")
     classes = logits.shape[-1]
     if not logits.size or not ((labels >= 0) & (labels < classes)).all():
-        raise UserError(f"{where}: a label is none of its {classes} classes")
+        raise UserError(f"{where}: a label is not one of its {classes} classes")
     if (
         images.ndim != 4
         or 0 in images.shape[1:]

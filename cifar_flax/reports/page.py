@@ -1,7 +1,7 @@
-"""Studies as a page of Markdown and as HTML.
+"""Writes studies as a Markdown page and as HTML.
 
-The HTML of few entries is one file that needs nothing else. That of many has the
-section of each entry in a file of its own, in a folder beside the page.
+With few entries, the HTML is one file that needs nothing else. With many, the section
+of each entry is a separate file in a folder beside the page.
 """
 
 import base64
@@ -30,37 +30,37 @@ from cifar_flax.reports.tables import write_csv, write_tex
 COSTS: dict[str, tuple[str, Callable[[Entry], float]]] = {
     "parameters": ("parameters", lambda entry: entry.first.result.num_params),
     "mflop": (
-        "MFLOP an image",
+        "MFLOP per image",
         lambda entry: entry.first.result.flops_per_image / 1e6,
     ),
     "seconds": (
-        "seconds of training a seed",
+        "seconds of training per seed",
         lambda entry: entry.seconds_per_seed,
     ),
 }
 
 CURVES = {
     "val_accuracy": "validation accuracy, %",
-    "train_accuracy": "accuracy on training images as seen, %",
+    "train_accuracy": "training accuracy (augmented images), %",
     "train_loss": "training loss",
 }
 
 CONFUSED_PAIRS = 8
 
-# The folder of the sections that are not on the page itself, and their names in it.
+# The folder of the sections that are separate files, and the names of the files.
 DETAILS = "report-files"
 _DETAIL = re.compile(r"[\w.=-]+-[0-9a-f]{12}\.html")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """A comparison, and where it was written.
+    """A written report.
 
     Attributes:
-      studies: what is compared.
-      left_out: a line for each run that is not, with the reason.
+      studies: the compared studies.
+      left_out: a line with the reason for each run that is left out.
       markdown: the page as text.
-      folder: that holds the files.
+      folder: the folder of the files.
     """
 
     studies: list[Study]
@@ -80,7 +80,7 @@ class Report:
 
 
 def _notebook_html(studies: list[Study]) -> str:
-    """The rankings with their intervals, and what is shown."""
+    """Returns rankings, intervals and verdicts as HTML for a notebook."""
     pages = [
         {**_overview(study), "ranking": charts.ranking(study.best)} for study in studies
     ]
@@ -97,17 +97,17 @@ def report(
     """Compares the finished runs below a folder.
 
     It writes ``report.md`` and ``report.html``, ``results.csv`` with a row for each
-    seed, and ``ranking.tex``. Of more than 20 configurations, what there is to say of
-    each one lies in a file of the folder ``report-files``.
+    seed, and ``ranking.tex``. If there are more than 20 configurations, the details of
+    each are in a file of the folder ``report-files``.
 
     Args:
-      runs: folder that holds them, at any depth.
-      output: folder for the report; None for the same.
-      baseline: name of a configuration, as a report shows it. The others of its study
-        are compared with it, and not with each other.
-      compared: settings whose values are compared, beside the models; see
+      runs: folder that holds the runs, at any depth.
+      output: folder for the report; None for ``runs``.
+      baseline: name of a configuration, as in a report. The other configurations of its
+        study are compared with it, and not with each other.
+      compared: settings whose values are compared besides the models; see
         ``studies.read_studies``.
-      figures: folder for each figure as PNG and as SVG; None: only the page has them.
+      figures: folder for the figures as PNG and SVG; None: only the page has figures.
 
     Raises:
       UserError: there is no finished run, no such baseline or setting, or the report
@@ -149,7 +149,7 @@ def _save_figures(studies: list[Study], folder: pathlib.Path) -> None:
 
 
 def write_markdown(studies: list[Study], left_out: list[str]) -> str:
-    """The ranking, the verdicts and how to reproduce them."""
+    """Returns the ranking, the verdicts and the commands as Markdown."""
     text = _template("report.md.j2", autoescape=False).render(
         studies=[_overview(study) for study in studies], left_out=left_out
     )
@@ -157,7 +157,7 @@ def write_markdown(studies: list[Study], left_out: list[str]) -> str:
 
 
 def write_html(studies: list[Study], left_out: list[str]) -> str:
-    """The same with figures, and with a section for each entry or a link to it."""
+    """Returns the page as HTML, with figures and a section or link for each entry."""
     whole = _is_whole(studies)
     pages = []
     for number, study in enumerate(studies):
@@ -193,19 +193,19 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
 
 
 def _is_whole(studies: list[Study]) -> bool:
-    """Whether the sections of all entries are on the page itself."""
+    """Returns whether the page itself contains the sections of all entries."""
     return sum(len(study.everything) for study in studies) <= WHOLE
 
 
 def _file_name(study: Study, entry: Entry) -> str:
-    """Name of the file with an entry's section, the same in every report on it."""
+    """Returns the file name of an entry's section, which is equal in every report."""
     digest = hashlib.sha256(repr((study.key, entry.name)).encode(errors="replace"))
     words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", entry.name)[:80]
     return f"{words}-{digest.hexdigest()[:12]}.html"
 
 
 def _write_details(studies: list[Study], folder: pathlib.Path) -> None:
-    """Writes a file for each entry where the page has no sections; removes others."""
+    """Writes a file for each entry if needed, and removes files of earlier reports."""
     names = set()
     if not _is_whole(studies):
         folder.mkdir(exist_ok=True)
@@ -220,13 +220,13 @@ def _write_details(studies: list[Study], folder: pathlib.Path) -> None:
     if folder.is_dir():
         for path in folder.iterdir():
             if path.name not in names and _DETAIL.fullmatch(path.name):
-                path.unlink()  # of an earlier report
-        with contextlib.suppress(OSError):  # it is not empty
+                path.unlink()  # a file of an earlier report
+        with contextlib.suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 
 def _writable(text: str) -> str:
-    """Text that a file can hold: the names of folders may be any bytes."""
+    """Returns text that UTF-8 can encode; names of folders may be any bytes."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -244,15 +244,15 @@ def _template(name: str, autoescape: bool) -> jinja2.Template:
 
 
 def _escape_markdown(text: Any) -> str:
-    """A text for Markdown, in which none of it is markup."""
+    """Returns text in which Markdown finds no markup."""
     escaped = re.sub(r"[\\`*<>\[\]|~&#]", r"\\\g<0>", printable(str(text)))
-    # Within a word an underscore is a letter.
+    # Within a word, Markdown takes an underscore as a letter.
     escaped = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)
     return escaped.replace("\n", " ")
 
 
 def _overview(study: Study) -> dict[str, Any]:
-    """What both pages show of a study."""
+    """Returns what both pages show of a study."""
     against = verdicts.against_baseline(study)
     return {
         "study": study,
@@ -276,7 +276,7 @@ def _overview(study: Study) -> dict[str, Any]:
 
 
 def _value(entry: Entry, name: str) -> Any:
-    """The value of a setting as it was used; the rates may differ between seeds."""
+    """Returns the used value of a setting; rates may differ between seeds."""
     value = _rates(entry) if name == "lr" else entry.first.used.get(name)
     return "-" if value is None else value
 
@@ -287,7 +287,7 @@ def _rates(entry: Entry) -> str:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    """A line of the ranking."""
+    """Returns a row of the ranking."""
     finished, seeds = len(entry.accuracies), len(entry.seeds)
     recipe: Any = entry.first.config.recipe
     kinds = dict.fromkeys(phase.get("kind", "") for phase in recipe["phases"])
@@ -307,14 +307,14 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _accuracy(entry: Entry) -> str:
-    """Mean and half the width of its interval, in per cent."""
+    """Returns mean accuracy and half the width of its interval, in per cent."""
     if entry.half_width is None:
         return "none"
     return f"{100 * entry.mean:.2f} ± {100 * entry.half_width:.2f}"
 
 
 def _charts(study: Study) -> list[Chart]:
-    """All figures of a study, but for those of its entries."""
+    """Returns all figures of a study, without those of its entries."""
     most = BEST if study.is_large else None
     made = [charts.ranking(study.best), *_trade_offs(study, most)]
     made += [c for c in map(functools.partial(_curve, study), CURVES) if c is not None]
@@ -334,12 +334,12 @@ def _curve(study: Study, name: str) -> Chart | None:
 
 
 def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
-    """All about one entry.
+    """Returns the details of one entry.
 
     Args:
       entry: of a study.
       with_range_figure: whether to draw its range test, which takes a tenth of a
-        second; its suggestions are there in any case.
+        second; otherwise there is a table of the suggestions.
     """
     names = entry.first.config.dataset.class_names
     predictions = entry.predictions
@@ -373,7 +373,7 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
 def _wrong_images(
     predictions: dict[str, np.ndarray], names: list[str]
 ) -> list[dict[str, str]]:
-    """Pictures that a run is most sure and wrong about."""
+    """Returns the images that a run misclassifies most confidently."""
     logits, indices = predictions["logits"], predictions["indices"]
     mean = mean_probability(logits[converged(logits)][:, indices])
     if mean is None:
@@ -393,7 +393,7 @@ def _wrong_images(
 
 
 def _data_uri(image: np.ndarray) -> str:
-    """A picture; of images that are no colours, the first channel."""
+    """Returns an image as a data URI; only the first channel if it is not RGB."""
     buffer = io.BytesIO()
     Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(
         buffer, "png"

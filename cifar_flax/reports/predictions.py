@@ -1,4 +1,4 @@
-"""What the test logits of a run say beyond the accuracy."""
+"""Computes calibration, confusions and mistakes from the test logits of a run."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ BINS = 15
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
-    """How far the probabilities of the predicted classes can be believed.
+    """Measures of how well predicted probabilities agree with reality.
 
     Attributes:
-      confidence: mean probability in each of ``BINS`` bins of equal width; NaN where a
+      confidence: mean probability in each of ``BINS`` bins of equal width; NaN if the
         bin is empty.
-      accuracy: share of each bin that is right; NaN where it is empty.
-      share: of the images in each bin.
+      accuracy: share of correct predictions in each bin; NaN if the bin is empty.
+      share: share of the images in each bin.
       ece: expected calibration error, ``sum_b share_b * |accuracy_b - confidence_b|``
         (Guo and others 2017, https://arxiv.org/abs/1706.04599).
       nll: mean negative log-likelihood of the labels, in nats.
@@ -32,18 +32,18 @@ class Calibration:
 
 
 def converged(logits: np.ndarray) -> np.ndarray:
-    """Whether all of a replica's logits are numbers: [R, N, K] -> bool [R]."""
+    """Returns whether all logits of a replica are finite: [R, N, K] -> bool [R]."""
     return np.isfinite(logits).all((1, 2))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """Sums over predictions; those of several runs can be added.
+    """Sums over predictions; the sums of several runs can be added.
 
     Attributes:
-      counts: predictions in each of ``BINS`` bins of confidence.
+      counts: number of predictions in each of ``BINS`` bins of confidence.
       confidence: sum of the probabilities of the predicted classes in each bin.
-      right: predictions in each bin that are right.
+      right: number of correct predictions in each bin.
       nll: sum of the negative log-likelihoods.
       brier: sum of the squared errors.
     """
@@ -65,7 +65,7 @@ class Scores:
 
     @property
     def calibration(self) -> Calibration | None:
-        """The means; None where there is no prediction."""
+        """Calibration from these sums; None if there is no prediction."""
         total = self.counts.sum()
         if not total:
             return None
@@ -85,7 +85,7 @@ class Scores:
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
-    """Scores of the predictions of all replicas that did not diverge.
+    """Computes the scores of all replicas that did not diverge.
 
     Args:
       logits: [R, N, K].
@@ -93,7 +93,7 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
     """
     total = Scores(np.zeros(BINS, int), np.zeros(BINS), np.zeros(BINS), 0.0, 0.0)
     images = np.arange(len(labels))
-    for replica in logits[converged(logits)]:  # one at a time: they are float64 here
+    for replica in logits[converged(logits)]:  # one at a time, to save memory
         logs = _log_probabilities(replica)
         errors = np.exp(logs)
         confidence, right = errors.max(-1), logs.argmax(-1) == labels
@@ -110,14 +110,14 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
-    """Calibration over the predictions of all replicas that did not diverge.
+    """Computes the calibration of all replicas that did not diverge.
 
     Args:
       logits: [R, N, K].
       labels: [N].
 
     Returns:
-      None where all diverged.
+      The calibration; None if all replicas diverged.
     """
     return score(logits, labels).calibration
 
@@ -127,14 +127,15 @@ def _log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Share of each class's images [row] that is taken for each class [column].
+    """Computes the share of each class's images [row] that is predicted as a class.
 
     Args:
       logits: [R, N, K]; the shares are means over the replicas that did not diverge.
       labels: [N].
 
     Returns:
-      [K, K]; a row sums to 1, or is 0 where no image has that label.
+      [K, K], true class by predicted class. A row sums to 1, or to 0 if no image has
+      that label.
     """
     logits = logits[converged(logits)]
     classes = logits.shape[-1]
@@ -145,23 +146,23 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def mean_probability(logits: np.ndarray) -> np.ndarray | None:
-    """Mean over the replicas that did not diverge: [R, N, K] -> [N, K]."""
+    """Computes mean probabilities over finished replicas: [R, N, K] -> [N, K]."""
     logits = logits[converged(logits)]
     return np.exp(_log_probabilities(logits)).mean(0) if len(logits) else None
 
 
 def confidently_wrong(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """The images that the replicas' mean probability is most sure and wrong about.
+    """Finds the misclassified images with the highest mean probability.
 
-    Replicas that diverged have no say.
+    Replicas that diverged do not count.
 
     Args:
       logits: [R, N, K].
       labels: [N].
-      count: at most so many.
+      count: largest number of images.
 
     Returns:
-      Their indices, the surest first.
+      The indices of the images, the most confident mistake first.
     """
     mean = mean_probability(logits)
     if mean is None:

@@ -1,6 +1,6 @@
-"""The curves of a learning-rate range test: what rates they suggest, and their figure.
+"""The curves of a learning-rate range test: the suggested rates, and their figure.
 
-Needs no JAX: a curve read from a record serves as well as one just measured.
+This module needs no JAX, so that a report can draw the curves of a record.
 
 References:
   Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017,
@@ -22,27 +22,26 @@ from cifar_flax.records import RangeTest
 
 MIN_STEPS = 20
 
-# Part of the test's steps that ``lowest`` averages over. In the grid of
-# ``experiments.lr_grid`` the rates that it gives are equally good from a twelfth to a
-# seventh.
+# ``lowest`` averages over this share of the test's steps. In the grid of
+# ``experiments.lr_grid``, shares from a twelfth to a seventh give equally good rates.
 WINDOW_SHARE = 1 / 8
 
-# Where the largest suggestion is more than this many times the smallest, the seeds
-# disagree. Of five seeds that spread is about the 95 % interval of their geometric
-# mean; in the grid of ``experiments.lr_grid`` the rates that cost less than three
-# points of accuracy span a factor of 2.8 where it is narrowest, and 11 where widest.
+# The seeds disagree if the largest suggestion exceeds the smallest by more than this
+# factor. With five seeds, this spread is about the 95 % interval of their geometric
+# mean. In the grid of ``experiments.lr_grid``, the rates that cost less than three
+# points of accuracy span a factor of 2.8 to 11.
 MAX_SPREAD = 2.8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """The curve of one seed over the steps that it took.
+    """The curve of one seed.
 
     Attributes:
-      rates: float64 [S], rising.
-      losses: of the batch of each step, before its update, float64 [S].
-      smoothed: the debiased moving average of them, float64 [S].
-      num_steps: of the test; S is smaller where the curve broke off.
+      rates: rising rates, float64 [S].
+      losses: loss of each step's batch before the update, float64 [S].
+      smoothed: debiased moving average of the losses, float64 [S].
+      num_steps: number of steps of the test; S is smaller if the curve ended early.
     """
 
     rates: np.ndarray
@@ -52,7 +51,7 @@ class Curve:
 
     @property
     def window(self) -> int:
-        """Steps that ``averages`` is over, an odd number."""
+        """Number of steps of the window of ``averages``; it is odd."""
         return max(3, int(self.num_steps * WINDOW_SHARE)) // 2 * 2 + 1
 
     @property
@@ -61,12 +60,12 @@ class Curve:
         return sliding_window_view(self.losses, self.window).mean(-1)
 
     def falls(self) -> bool:
-        """Whether the loss falls by more than its noise.
+        """Returns whether the loss falls by more than its noise.
 
-        From the first steps to the lowest, both averaged over the window, by more than
-        four standard errors of such a difference. The noise of a single loss
-        is estimated from the median difference of neighbours, which neither the
-        trend nor the end, where the loss breaks away, disturbs.
+        The fall from the first window to the lowest one must exceed four standard
+        errors of such a difference. The noise of a single loss is estimated from the
+        median difference of neighbouring losses, which is robust to the trend and to
+        the end of the curve, where the loss diverges.
         """
         if len(self.losses) < max(MIN_STEPS, self.window):
             return False
@@ -76,19 +75,20 @@ class Curve:
 
 
 def lowest(curve: Curve) -> float:
-    """The rate at the lowest loss, averaged over an eighth of the test's steps.
+    """Returns the rate at the lowest loss, averaged over an eighth of the test's steps.
 
-    The average is centred. The customary smoothing looks back instead: at 0.98 it lags
-    by 49 steps, over which the rate of a short test rises by orders of magnitude.
+    The average is centred. The usual exponential smoothing looks back instead: with
+    0.98 it lags by 49 steps, in which the rate of a short test rises by orders of
+    magnitude.
     """
     return float(curve.rates[int(curve.averages.argmin()) + curve.window // 2])
 
 
 def steepest(curve: Curve) -> float:
-    """Where the smoothed loss falls fastest: ``argmin d loss / d log(rate)``.
+    """Returns where the smoothed loss falls fastest: ``argmin d loss / d log(rate)``.
 
-    The first ten steps, whose average is of few losses, and the last five, where the
-    loss breaks away, are left out, as is the custom.
+    As usual, it leaves out the first ten steps, where the average contains few losses,
+    and the last five, where the loss diverges.
     """
     slope = np.gradient(curve.smoothed, np.log(curve.rates))[10:-5]
     at = int(np.argmin(slope))
@@ -96,20 +96,20 @@ def steepest(curve: Curve) -> float:
 
 
 def minimum_tenth(curve: Curve) -> float:
-    """A tenth of the rate at the lowest smoothed loss."""
+    """Returns a tenth of the rate at the lowest smoothed loss."""
     return float(curve.rates[int(np.argmin(curve.smoothed))]) / 10
 
 
 def valley(curve: Curve) -> float:
-    """The middle of the longest falling part of the smoothed loss.
+    """Returns the middle of the longest falling part of the smoothed loss.
 
-    Of its longest decreasing subsequence, as long as L steps and ending at step e, the
+    If its longest decreasing subsequence has L steps and ends at step e, this is the
     rate at step ``e - L / 2``.
     """
     lengths = np.ones(len(curve.smoothed), int)
     tails: list[float] = []
     for i, height in enumerate(-curve.smoothed):
-        # tails[k] ends the highest of the subsequences of length k + 1 so far.
+        # tails[k] is the last value of the best subsequence of length k + 1 so far.
         at = bisect.bisect_left(tails, height)
         tails[at : at + 1] = [height]
         lengths[i] = at + 1
@@ -119,10 +119,10 @@ def valley(curve: Curve) -> float:
 
 
 def slide(curve: Curve) -> float:
-    """The left end of the window at which the slope changes least, from the right.
+    """Returns the left end of the first window from the right with a steady slope.
 
-    A window of 15 steps slides to smaller rates from where the smoothed loss breaks
-    away, for as long as the slopes at its two ends differ by more than 0.05.
+    A window of 15 steps slides to smaller rates from the end of the curve, as long as
+    the slopes at its two ends differ by more than 0.05.
     """
     width, threshold = 15, 0.05
     slope = np.gradient(curve.smoothed, np.log(curve.rates))
@@ -145,16 +145,16 @@ DEFAULT_METHOD = "lowest"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Consensus:
-    """What the seeds together suggest.
+    """The suggestion of all seeds together.
 
     Attributes:
-      method: that read the curves.
-      rates: what it suggests for each replica, [R]; NaN where it shows none.
-      rate: geometric mean over the seeds, to two digits; None where the test is
+      method: name of the method.
+      rates: suggestion for each replica, [R]; NaN if there is none.
+      rate: geometric mean over the seeds, to two digits; None if the test is
         inconclusive.
-      spread: the largest suggestion over the smallest; None for a single seed.
-      problem: why the test is inconclusive, a sentence without its full stop; else
-        None.
+      spread: ratio of the largest to the smallest suggestion; None for a single seed.
+      problem: the reason why the test is inconclusive, without a full stop; None if it
+        is conclusive.
     """
 
     method: str
@@ -169,15 +169,14 @@ class RangeResult:
     """The curves of R replicas over S steps.
 
     Attributes:
-      seeds: one a replica.
-      num_steps: that the test was to take; S is smaller where every replica stopped
-        early.
-      rates: of the steps, float64 [S].
-      losses: of the batch of each step, before its update, float64 [R, S]; NaN from
-        where the replica stopped.
-      smoothed: the debiased moving average of them, float64 [R, S].
-      seconds: that the steps of all replicas took.
-      compile_seconds: before them.
+      seeds: one per replica.
+      num_steps: planned number of steps; S is smaller if every replica stopped early.
+      rates: rate of each step, float64 [S].
+      losses: loss of each step's batch before the update, float64 [R, S]; NaN after the
+        replica has stopped.
+      smoothed: debiased moving average of the losses, float64 [R, S].
+      seconds: duration of the steps of all replicas.
+      compile_seconds: duration of the compilation.
     """
 
     seeds: tuple[int, ...]
@@ -190,7 +189,7 @@ class RangeResult:
 
     @classmethod
     def from_record(cls, record: RangeTest) -> "RangeResult":
-        """From ``lr_find.json``, where null stands for NaN."""
+        """Makes the curves from ``lr_find.json``, in which null stands for NaN."""
         return cls(
             seeds=tuple(record.seeds),
             num_steps=record.num_steps,
@@ -225,20 +224,20 @@ class RangeResult:
           method: a key of ``METHODS``.
 
         Returns:
-          [R]; NaN where the loss does not fall, or the method finds nothing.
+          [R]; NaN if the loss does not fall, or the method finds no rate.
 
         Raises:
-          UserError: no such method.
+          UserError: there is no such method.
         """
         if method not in METHODS:
             known = ", ".join(METHODS)
-            raise UserError(f"no method {method!r}; the methods are {known}")
+            raise UserError(f"there is no method {method!r}; the methods are {known}")
         curves = [self.curve(replica) for replica in range(len(self.seeds))]
         rates = [METHODS[method](c) if c.falls() else np.nan for c in curves]
         return np.array(rates)
 
     def consensus(self, method: str = DEFAULT_METHOD) -> Consensus:
-        """One rate for all replicas, or why there is none.
+        """Returns one rate for all replicas, or the reason why there is none.
 
         Args:
           method: a key of ``METHODS``.
@@ -259,8 +258,8 @@ class RangeResult:
         ]
         if len(missing) == len(self.seeds):
             return (
-                f"the loss of no seed falls at rates from {first:.2g} to {last:.2g}; "
-                "the model does not learn there"
+                f"the loss does not fall for any seed at rates from {first:.2g} to "
+                f"{last:.2g}; the model does not learn at these rates"
             )
         if missing:
             return (
@@ -273,7 +272,7 @@ class RangeResult:
         if spread is not None and spread > MAX_SPREAD:
             return (
                 f"the seeds suggest {rates.min():.2g} to {rates.max():.2g}, a factor "
-                f"of {spread:.1f}, and no rate can stand for more than "
+                f"of {spread:.1f}; their suggestions must agree within a factor of "
                 f"{MAX_SPREAD:g}; take more steps"
             )
         return None
@@ -285,13 +284,13 @@ class RangeResult:
         return whole and bool(averages.argmin() >= len(averages) - curve.window // 2)
 
     def plot(self, axis: Any, method: str = DEFAULT_METHOD) -> None:
-        """Draws the curves with their suggestions.
+        """Draws the curves with the suggestions.
 
-        The first ten and the last five steps are left out, as is the custom.
+        As usual, the first ten and the last five steps are left out.
 
         Args:
-          axis: of matplotlib.
-          method: whose consensus is drawn boldly.
+          axis: axes of Matplotlib.
+          method: the method whose consensus is drawn with a bold line.
         """
         shown = slice(10, -5) if len(self.rates) >= 2 * MIN_STEPS else slice(None)
         rates, smoothed = self.rates[shown], self.smoothed[:, shown]
@@ -325,7 +324,8 @@ class RangeResult:
                 label=f"{name}: "
                 + ("inconclusive" if found.rate is None else f"{found.rate:.2g}"),
             )
-        # What it starts from and falls to is the message, not how far it breaks away.
+        # The limits show where the loss starts and how far it falls, not its
+        # divergence.
         bottom, top = np.nanmin(losses), np.nanmax(losses[:, :10])
         room = 0.1 * (top - bottom) or 1.0
         axis.set(
@@ -335,7 +335,7 @@ class RangeResult:
             xlabel="learning rate",
             ylabel="loss",
         )
-        # Below the axes: anywhere in them it would hide a part of the curves.
+        # Inside the axes the legend would hide a part of the curves.
         axis.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9
         )

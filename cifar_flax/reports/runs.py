@@ -1,4 +1,4 @@
-"""The finished runs below a folder, read from their records."""
+"""Reads the finished runs below a folder from their records."""
 
 import dataclasses
 import functools
@@ -18,17 +18,17 @@ from cifar_flax.reports.predictions import Scores, score
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunRecord:
-    """One finished run; of its predictions, which are large, what is needed of each.
+    """One finished run, with a summary of its predictions, which are large.
 
     Attributes:
-      folder: that holds it.
+      folder: of the run.
       config: its ``config.json``.
       result: its ``result.json``.
       metrics: the lines of its ``metrics.jsonl``.
       scores: of its predictions.
       right_bits: whether each replica classifies each test image correctly, as bits:
         ``numpy.packbits`` of bool [R, N] along the images.
-      labels_sha256: of the labels of the test images.
+      labels_sha256: SHA-256 of the labels of the test images.
     """
 
     folder: pathlib.Path
@@ -41,12 +41,12 @@ class RunRecord:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those that decide its numbers, but for the seeds."""
+        """Settings that affect the results, except the seeds."""
         return self.config.deciding_settings
 
     @functools.cached_property
     def used(self) -> dict[str, Any]:
-        """The settings, with the values of the recipe where none or ``auto`` is given.
+        """The settings, with None and ``auto`` replaced by the recipe's values.
 
         ``lr`` is the highest rate of the recipe.
         """
@@ -68,42 +68,42 @@ class RunRecord:
 
     @property
     def command(self) -> str:
-        """That made it, without the places of this machine's files."""
+        """The command of the run, without paths of this machine."""
         places = tuple(f"--{name}=" for name in (*records.PLACES, "workdir"))
         words = self.config.command
         kept = [word for word in words if not word.startswith(places)]
         if not kept:
-            return "# made by a program"
+            return "# a program made this run"
         return " ".join(map(shell_word, ["python", *kept[1:]]))
 
     @property
     def predictions(self) -> dict[str, np.ndarray]:
-        """Its ``predictions.npz``, read anew each time."""
+        """Its ``predictions.npz``, which is read at each access."""
         return records.read_predictions(self.folder)
 
     @property
     def range_test(self) -> records.RangeTest | None:
-        """Its ``lr_find.json``, read anew each time; None where there is none."""
+        """Its ``lr_find.json``, which is read at each access; None without one."""
         return records.read_range_test(self.folder)
 
 
 def read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
-    """All finished runs below a folder.
+    """Reads all finished runs below a folder.
 
     Returns:
-      The runs, and a line for each that cannot be compared, with the reason.
+      The runs, and a line with the reason for each run that cannot be compared.
 
     Raises:
-      UserError: there is no such folder, or no finished run in it.
+      UserError: there is no such folder, or it holds no finished run.
     """
-    if not os.path.isdir(folder):  # False for too long a name
-        raise UserError(f"{folder} is not a folder; --runs names one that holds runs")
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it accepts very long names
+        raise UserError(f"{folder} is not a folder; give a folder of runs as --runs")
     runs, left_out = [], []
     for path, folders, files in os.walk(folder):
         folders.sort()
         if records.CONFIG not in files:
             continue
-        folders.clear()  # what lies in a run's folder is no run
+        folders.clear()  # the folder of a run holds no other runs
         try:
             runs.append(_read_run(pathlib.Path(path)))
         except UserError as error:
@@ -115,16 +115,16 @@ def read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
 
 
 def _read_run(folder: pathlib.Path) -> RunRecord:
-    """A run; UserError with the reason where it is none that can be compared."""
+    """Reads a run; raises a UserError with the reason if it cannot be compared."""
     config = records.read_config(folder)
     if config.kind != "run":
-        raise UserError(f"{folder} holds the outcome of {config.kind}, not of a run")
+        raise UserError(f"{folder} holds the result of {config.kind}, not of a run")
     result = records.read_result(folder)
     if result is None:
         raise UserError(f"{folder} is not finished")
     metrics, arrays = records.read_metrics(folder), records.read_predictions(folder)
     check_records(folder, config, result, metrics, arrays)
-    records.read_range_test(folder)  # damaged, the run is left out
+    records.read_range_test(folder)  # raises if the file is damaged
     logits, labels = arrays["logits"], arrays["labels"]
     return RunRecord(
         folder,

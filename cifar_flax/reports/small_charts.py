@@ -1,7 +1,7 @@
 """Charts of shares for a single entry, written as SVG in less than a millisecond.
 
-Both of their axes are known before the data are, so that no layout has to be found;
-Matplotlib takes a tenth of a second for each, which is minutes for a thousand entries.
+Both axes are fixed, so no layout is needed. Matplotlib would take a tenth of a second
+for each chart, which is minutes for a thousand entries.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from cifar_flax.reports.studies import Entry
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 
-# Of the SVG and of the plot in it, in pixels.
+# Sizes of the SVG and of the plot in it, in pixels.
 WIDTH, HEIGHT = 340, 260
 LEFT, TOP, SPAN, DEPTH = 50, 8, 280, 200
 
-MAX_POINTS = 300  # of a line: about one a pixel
+MAX_POINTS = 300  # points of a line, about one per pixel
 
 Numbers = Sequence[float] | np.ndarray
 
 
 def reliability(calibration: Calibration) -> str:
-    """Accuracy against confidence, with the share of the images in each bin."""
+    """Draws accuracy against confidence, with the share of the images in each bin."""
     bars = []
     for values, colour in ((calibration.accuracy, BLUE), (calibration.share, ORANGE)):
         for number, value in enumerate(values):
-            if value > 0:  # NaN where the bin is empty
+            if value > 0:  # NaN if the bin is empty
                 left, top = _place((number + 0.04) / BINS, value)
                 width, height = 0.92 / BINS * SPAN, value * DEPTH
                 bars.append(
@@ -41,10 +41,10 @@ def reliability(calibration: Calibration) -> str:
 
 
 def accuracies(entry: Entry) -> str | None:
-    """Accuracy over the epochs: mean and range over the seeds.
+    """Draws accuracy over the epochs: mean and range over the seeds.
 
     Returns:
-      None where no seed came to the end, or there are fewer than two epochs.
+      The SVG; None if no seed has finished, or there are fewer than two epochs.
     """
     marks, last = [], 0.0
     for name, colour in (("train_accuracy", ORANGE), ("val_accuracy", BLUE)):
@@ -66,7 +66,7 @@ def accuracies(entry: Entry) -> str | None:
 
 
 def _place(x: float, y: float) -> tuple[float, float]:
-    """Pixels of a point of the unit square."""
+    """Returns the pixel position of a point of the unit square."""
     return LEFT + SPAN * x, TOP + DEPTH * (1 - y)
 
 
@@ -81,7 +81,7 @@ def _line(
 def _chart(
     marks: list[str], x_ticks: list[tuple[float, str]], x_label: str, y_label: str
 ) -> str:
-    """A plot of the unit square with its axes, in the colour of the text around it."""
+    """Draws a plot of the unit square with axes in the colour of the text around it."""
     bottom, middle = TOP + DEPTH, LEFT + SPAN / 2
     parts = []
     for share in np.linspace(0, 1, 6):

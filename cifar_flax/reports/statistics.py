@@ -1,4 +1,4 @@
-"""What a few seeds say about all the seeds that could have been."""
+"""Statistics of a few seeds: intervals, tests, and the number of seeds needed."""
 
 import dataclasses
 import math
@@ -11,21 +11,21 @@ from scipy.special import bdtr, chdtri, nctdtr, stdtr, stdtrit
 # A difference that matters, as a share: half a point.
 RELEVANT = 0.005
 
-LEVEL = 0.05  # of the family-wise error, and of 95 % intervals
-POWER = 0.8  # the chance with which a planned number of seeds shows a difference
+LEVEL = 0.05  # family-wise error rate, and level of 95 % intervals
+POWER = 0.8  # probability that a planned number of seeds shows a difference
 
-# Entries that share so many seeds are compared by pairs; with fewer, the gain of the
-# pairs is less than what their few degrees of freedom cost.
+# Entries that share this many seeds are compared by pairs. With fewer, the small number
+# of degrees of freedom costs more than the pairs gain.
 PAIRED_FROM = 5
 
-MOST_SEEDS = 10_000  # beyond it, no number of seeds is planned
+MOST_SEEDS = 10_000  # largest number of seeds that is planned
 
 
 def mean_of_finite(figures: Any) -> float:
-    """Mean over the replicas that have not diverged; NaN where all have.
+    """Returns the mean over replicas that have not diverged; NaN if all have.
 
     Args:
-      figures: one replica's or a list of all, NaN or None for one that has diverged.
+      figures: value of one replica, or a list; NaN or None for a diverged replica.
     """
     values = np.atleast_1d(np.array(figures, np.float64))  # None becomes NaN
     finite = values[np.isfinite(values)]
@@ -33,16 +33,16 @@ def mean_of_finite(figures: Any) -> float:
 
 
 def ci95_of_mean(values: Sequence[float] | np.ndarray) -> float | None:
-    """Half the width of the 95 % interval of a mean over seeds.
+    """Returns half the width of the 95 % interval of a mean over seeds.
 
-    ``t * s / sqrt(n)`` with the sample's standard deviation s (n - 1) and the 97.5 %
-    point t of Student's distribution with n - 1 degrees of freedom.
+    It is ``t * s / sqrt(n)`` with the sample's standard deviation s (with n - 1) and
+    the 97.5 % quantile t of Student's distribution with n - 1 degrees of freedom.
 
     Args:
-      values: one a seed.
+      values: one value per seed.
 
     Returns:
-      In the unit of the values; None for fewer than two, which show no spread.
+      Half the width in the unit of the values; None for fewer than two values.
     """
     count = len(values)
     if count < 2:
@@ -52,13 +52,13 @@ def ci95_of_mean(values: Sequence[float] | np.ndarray) -> float | None:
 
 
 def ci95_of_share(share: float, count: int) -> float:
-    """Half the width of the 95 % interval of an accuracy on a sample of images.
+    """Returns half the width of the 95 % interval of an accuracy over test images.
 
-    ``1.96 * sqrt(p * (1 - p) / n)``: how far the accuracy of one trained network on
-    other images of the same kind may lie. It says nothing about other seeds.
+    It is ``1.96 * sqrt(p * (1 - p) / n)``, the uncertainty of the accuracy of one
+    trained network on other images of the same kind. It does not cover other seeds.
 
     Args:
-      share: correctly classified, in [0, 1].
+      share: share of correctly classified images, in [0, 1].
       count: number of images.
     """
     return 1.959964 * math.sqrt(share * (1 - share) / count)
@@ -66,21 +66,21 @@ def ci95_of_share(share: float, count: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much better one of two is than the other, and how sure that is.
+    """The difference between two accuracies, with its uncertainty.
 
     Attributes:
       mean: difference of the mean accuracies, as a share.
-      half_width: of its 95 % interval over seeds, for this comparison alone.
-      p: probability of so large a difference or a larger one where there is none, in
-        the test of this comparison alone.
-      adjusted_p: p corrected for all comparisons of the family; the difference is shown
-        where it is below 0.05.
+      half_width: half the width of its 95 % interval over seeds, for this comparison
+        alone.
+      p: p-value of the test of this comparison alone.
+      adjusted_p: p-value adjusted for all comparisons of the family. The difference is
+        shown if it is below 0.05.
       test: ``"paired"`` or ``"Welch"``.
-      counts: seeds of the first and of the second.
-      spread: deviation of the difference of one seed of each.
+      counts: number of seeds of the first and of the second.
+      spread: standard deviation of the difference of one seed of each.
       freedom: degrees of freedom of that deviation.
       over_images: half the width of the 95 % interval over seeds and test images; None
-        where the predictions are not known.
+        if the predictions are not known.
     """
 
     mean: float
@@ -95,22 +95,21 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether there is a difference, with all comparisons taken into account."""
+        """Whether the difference is shown, taking all comparisons into account."""
         return self.adjusted_p < LEVEL
 
     def needed(self, size: float, comparisons: int) -> tuple[int, int] | None:
-        """The seeds that show a difference of a size with 80 % probability.
+        """Returns the number of seeds that show a difference with 80 % probability.
 
         Args:
-          size: as a share, above 0.
-          comparisons: of the family. The number suffices even where this is the only
-            difference in it, ``p < 0.05 / comparisons``.
+          size: size of the difference as a share, above 0.
+          comparisons: number of comparisons of the family. The number of seeds suffices
+            even if this is the only difference, ``p < 0.05 / comparisons``.
 
         Returns:
-          The number for the deviation as estimated, and for the upper end of what it
-          may be: the bound of its one-sided 80 % interval,
-          ``s * sqrt(df / chi2_0.2(df))``. None where there is no deviation to go by,
-          or the number is above 10,000.
+          The number for the estimated deviation, and the number for the upper bound of
+          its one-sided 80 % interval, ``s * sqrt(df / chi2_0.2(df))``. None if the
+          deviation is 0, or a number is above 10,000.
         """
         if not self.spread > 0:
             return None
@@ -125,28 +124,28 @@ def compare(
     second: Mapping[int, float],
     right: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Difference | None:
-    """Difference of two accuracies over seeds.
+    """Compares two accuracies over seeds.
 
-    Which test decides is fixed by the number of seeds: of entries that share five seeds
-    or more the differences of each seed, ``t = mean(d) / (s(d) / sqrt(n))``, else
-    Welch's test, ``t = (mean_a - mean_b) / sqrt(s_a^2 / n_a + s_b^2 / n_b)`` (Welch
-    1947). A seed fixes the initial values and the order of the images, so that pairs
-    have something in common, if less than one might hope.
+    The number of seeds fixes the test in advance. With five or more shared seeds it is
+    the paired t-test of the differences of each seed, ``t = mean(d) / (s(d) /
+    sqrt(n))``. Otherwise it is Welch's test, ``t = (mean_a - mean_b) / sqrt(s_a^2 / n_a
+    + s_b^2 / n_b)`` (Welch 1947). A seed fixes the initial values and the order of the
+    images, so the two results of a seed have something in common.
 
-    The interval over test images adds to the variance of the mean that of the draw of
-    the images, without the part that is the noise of the seeds and is in it already:
-    ``max(0, s^2(d_i) / N - mean_i(v_a,i / n_a + v_b,i / n_b) / N)`` with d_i the
-    difference of the shares of seeds that classify image i correctly, and v_i the
-    variance between seeds. Its degrees of freedom are Satterthwaite's.
+    The interval over test images adds the variance due to the choice of the images. The
+    part of it that is noise between seeds is already included and is subtracted:
+    ``max(0, s^2(d_i) / N - mean_i(v_a,i / n_a + v_b,i / n_b) / N)``. Here d_i is the
+    difference of the shares of seeds that classify image i correctly, and v_i is the
+    variance between seeds. The degrees of freedom follow Satterthwaite.
 
     Args:
       first: accuracy of each seed.
       second: accuracy of each seed.
-      right: whether each image is classified correctly, bool [n, N], the seeds in the
-        order of ``first`` and ``second``.
+      right: whether each image is classified correctly, bool [n, N], with the seeds in
+        the order of ``first`` and ``second``.
 
     Returns:
-      None where one of them has fewer than two seeds.
+      The difference; None if one of them has fewer than two seeds.
     """
     if min(len(first), len(second)) < 2:
         return None
@@ -181,9 +180,9 @@ def compare(
 
 
 def variance_over_images(first: np.ndarray, second: np.ndarray) -> float:
-    """Variance of a difference of accuracies that the draw of the images adds.
+    """Returns the variance of a difference that is due to the choice of the images.
 
-    See ``compare``.
+    See ``compare`` for the formula.
 
     Args:
       first: whether each image is classified correctly, bool [n_a, N].
@@ -192,7 +191,7 @@ def variance_over_images(first: np.ndarray, second: np.ndarray) -> float:
     shares = [one.mean(0) for one in (first, second)]
     gap = shares[0] - shares[1]
     count = len(gap)
-    # The variance between seeds of a share of yes and no: p (1 - p) n / (n - 1).
+    # The variance between seeds of a binary value is p (1 - p) n / (n - 1).
     noise = [
         share * (1 - share) / (len(one) - 1)
         for share, one in zip(shares, (first, second), strict=True)
@@ -201,11 +200,12 @@ def variance_over_images(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def holm(differences: Sequence[Difference]) -> list[Difference]:
-    """The same with p adjusted for their number.
+    """Adjusts the p-values of a family of differences by the method of Holm.
 
-    Of m, the k-th smallest p is multiplied by m - k + 1, and is no smaller than the one
-    before; with any dependence between them, no difference is shown where there is none
-    but in one family of twenty (Holm 1979, Scandinavian Journal of Statistics 6).
+    Of m p-values, the k-th smallest is multiplied by m - k + 1, and is at least as
+    large as the one before. For any dependence between the comparisons, the probability
+    of showing a difference that does not exist is then at most 5 % per family (Holm
+    1979, Scandinavian Journal of Statistics 6).
     """
     adjusted, least = list(differences), 0.0
     order = np.argsort([difference.p for difference in differences], kind="stable")
@@ -217,18 +217,18 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def seeds_needed(spread: float, size: float, level: float) -> int | None:
-    """The fewest seeds that show a difference with 80 % probability, by the t test.
+    """Returns the fewest seeds that show a difference with 80 % probability.
 
-    With n pairs the statistic is distributed as noncentral t with n - 1 degrees of
-    freedom and noncentrality ``size * sqrt(n) / spread``.
+    With n pairs, the statistic of the t-test has a noncentral t distribution with n - 1
+    degrees of freedom and noncentrality ``size * sqrt(n) / spread``.
 
     Args:
-      spread: deviation of the difference of one pair, above 0.
-      size: of the difference, above 0.
-      level: two-sided, of the test.
+      spread: standard deviation of the difference of one pair, above 0.
+      size: size of the difference, above 0.
+      level: two-sided level of the test.
 
     Returns:
-      2 or more; None where it is above 10,000.
+      A number of 2 or more; None if it is above 10,000.
     """
     low, high = 1, 2  # low: too few
     while _power(high, spread, size, level) < POWER:
@@ -245,12 +245,12 @@ def seeds_needed(spread: float, size: float, level: float) -> int | None:
 
 
 def detectable(spread: float, count: int, level: float) -> float:
-    """The difference that so many seeds show with 80 % probability.
+    """Returns the difference that a number of seeds shows with 80 % probability.
 
     Args:
-      spread: deviation of the difference of one seed of each.
-      count: seeds of each, two or more.
-      level: two-sided, of the test.
+      spread: standard deviation of the difference of one seed of each.
+      count: number of seeds of each, two or more.
+      level: two-sided level of the test.
     """
     low, high = 0.0, spread
     while _power(count, spread, high, level) < POWER:
@@ -265,15 +265,15 @@ def detectable(spread: float, count: int, level: float) -> float:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Probability of so uneven an outcome for two networks that are equally good.
+    """Returns the p-value of McNemar's exact test of two trained networks.
 
-    Of the images that one of them alone classifies correctly, each is as likely to be
-    either's (McNemar 1947); exact. It speaks of these two trained networks only: two
-    seeds of one net differ by it in a large part of all pairs.
+    If the networks are equally good, each image that only one of them classifies
+    correctly is equally likely to belong to either (McNemar 1947). The test is about
+    these two trained networks only: two seeds of the same model often differ by it.
 
     Args:
       first: whether each image is classified correctly, bool [N].
-      second: the same of the other network.
+      second: the same for the other network.
     """
     wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
@@ -288,7 +288,7 @@ def _power(count: int, spread: float, size: float, level: float) -> float:
 
 
 def _quantile(freedom: float) -> float:
-    """The 97.5 % point of Student's distribution."""
+    """Returns the 97.5 % quantile of Student's distribution."""
     return float(stdtrit(freedom, 1 - LEVEL / 2)) if freedom < 1e9 else 1.959964
 
 
@@ -301,7 +301,7 @@ def _two_sided(mean: float, variance: float, freedom: float) -> float:
 
 
 def _freedom(parts: list[tuple[float, float]]) -> float:
-    """Satterthwaite's degrees of freedom of a sum of (variance, its freedom)."""
+    """Returns Satterthwaite's degrees of freedom of a sum of variances."""
     total = sum(part for part, _ in parts)
     below = sum(part**2 / freedom for part, freedom in parts)
     return total**2 / below if below else parts[0][1]

@@ -1,9 +1,9 @@
-"""Runs sorted into what compares, and what of them is compared.
+"""Sorts runs into studies, and chooses what is compared.
 
-Runs of one configuration, whatever their seeds and folders, are one entry. Entries that
-trained and were tested on the same images with the same version are one study; only
-within a study is anything compared. The ranking holds one entry of each model, the best
-on the validation split: choosing it by the test accuracy would flatter it.
+Runs of the same configuration are one entry, whatever their seeds and folders. Entries
+with the same training and test images and the same version are one study. Only entries
+of the same study are compared. The ranking holds one entry of each model: the best on
+the validation split. Choosing it by the test accuracy would overestimate it.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ from cifar_flax.reports.statistics import (
     holm,
 )
 
-# A study of more entries than this is large: only its best are compared with each
-# other and drawn over the epochs. Up to it, all are: 190 pairs.
+# A study with more entries than this is large: only its best entries are compared with
+# each other and drawn over the epochs. 20 entries have 190 pairs.
 WHOLE = 20
 BEST = 10
 
-# What makes a model, by which entries are always told apart.
+# Settings of the model; entries that differ in them are always compared.
 OF_MODEL = ("model", "model_args")
 
 
@@ -42,8 +42,8 @@ class Entry:
     """All seeds of one configuration.
 
     Attributes:
-      name: unique in its study.
-      runs: that hold them.
+      name: name that is unique in its study.
+      runs: the runs of the seeds.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Entry:
 
     @property
     def first(self) -> RunRecord:
-        """For what is the same in all runs."""
+        """The first run, for properties that all runs share."""
         return self.runs[0]
 
     @functools.cached_property
     def accuracies(self) -> dict[int, float]:
-        """Test accuracy of each seed that came to its end."""
+        """Test accuracy of each finished seed."""
         return {
             seed: accuracy
             for run in self.runs
@@ -66,7 +66,7 @@ class Entry:
 
     @functools.cached_property
     def diverged(self) -> list[int]:
-        """Seeds that did not come to the end."""
+        """Seeds that diverged."""
         return [
             seed
             for run in self.runs
@@ -76,14 +76,14 @@ class Entry:
 
     @property
     def seeds(self) -> list[int]:
-        """All of them, those that diverged included."""
+        """All seeds, including diverged ones."""
         return sorted([*self.accuracies, *self.diverged])
 
     @property
     def mean(self) -> float:
-        """Mean of the test accuracies of the finished seeds; NaN where there is none.
+        """Mean test accuracy of the finished seeds; NaN if there is none.
 
-        Equal accuracies have their own value as their mean, to the last bit.
+        The mean of equal accuracies is exactly their value.
         """
         values = list(self.accuracies.values())
         return (
@@ -94,7 +94,7 @@ class Entry:
 
     @property
     def mean_of_all(self) -> float:
-        """The mean over all seeds, where one that diverged has got no image right."""
+        """Mean test accuracy of all seeds; a diverged seed counts as 0."""
         return (
             self.mean * len(self.accuracies) / len(self.seeds)
             if self.accuracies
@@ -103,13 +103,13 @@ class Entry:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the test accuracies; None for fewer than two."""
+        """Standard deviation of the test accuracies; None for fewer than two seeds."""
         values = list(self.accuracies.values())
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
     @property
     def half_width(self) -> float | None:
-        """Half the 95 % interval: over seeds, or over the test images for one seed."""
+        """Half the 95 % interval over seeds, or over the test images for one seed."""
         values = list(self.accuracies.values())
         if not values:
             return None
@@ -120,7 +120,7 @@ class Entry:
 
     @functools.cached_property
     def right(self) -> np.ndarray:
-        """Whether each finished seed is right, bool [n, N], as in ``accuracies``."""
+        """Whether each finished seed classifies each image correctly, bool [n, N]."""
         rows = [
             run.right[index]
             for run in self.runs
@@ -137,36 +137,36 @@ class Entry:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """The lowest and the highest of its runs' learning rates."""
+        """The lowest and the highest learning rate of its runs."""
         rates = [run.used["lr"] for run in self.runs]
         return min(rates), max(rates)
 
     @property
     def seconds_per_seed(self) -> float:
-        """Seconds of training, mean over the seeds."""
+        """Mean training time of a seed."""
         seconds = sum(run.result.train_seconds for run in self.runs)
         return seconds / len(self.seeds)
 
     @property
     def predictions(self) -> list[dict[str, np.ndarray]]:
-        """The ``predictions.npz`` of each run, read anew each time."""
+        """The ``predictions.npz`` of each run, which are read at each access."""
         return [run.predictions for run in self.runs]
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
-        """Over the predictions of all finished seeds."""
+        """Calibration of the predictions of all finished seeds."""
         first, *others = (run.scores for run in self.runs)
         return sum(others, start=first).calibration
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """A column of the metrics.
+        """Returns a metric over the epochs.
 
         Args:
-          name: as in ``metrics.jsonl``.
+          name: name in ``metrics.jsonl``.
 
         Returns:
-          Epochs [E], and the values [R, E] of the seeds that came to the end; R is 0
-          where it was not recorded.
+          Epochs [E], and the values [R, E] of the finished seeds; R is 0 if the metric
+          was not recorded.
         """
         whole = [run for run in self.runs if run.result.status == "finished"]
         if not whole:
@@ -190,14 +190,14 @@ class Study:
     """Entries that may be compared.
 
     Attributes:
-      dataset: what they share.
-      version: of this package, that trained them.
-      key: what tells it from other studies.
-      entries: the ranking, the best first; those of which a seed diverged come last.
-      apart: those that another entry of the same model is ranked for, and then too.
-      compared: settings beside the model by which the ranked entries are told apart.
-      baseline: the entry with which all others are compared; None: those of ``best``
-        are compared with each other.
+      dataset: the data set of all entries.
+      version: the version of this package that trained them.
+      key: distinguishes the study from others.
+      entries: the ranking, the best entry first; entries with a diverged seed are last.
+      apart: entries of models for which another entry is ranked, in the same order.
+      compared: settings besides the model whose values are compared.
+      baseline: the entry with which all others are compared; None: the entries of
+        ``best`` are compared with each other.
     """
 
     dataset: records.DatasetInfo
@@ -210,17 +210,17 @@ class Study:
 
     @property
     def everything(self) -> list[Entry]:
-        """The ranked entries, and then those apart."""
+        """The ranked entries, followed by those apart."""
         return [*self.entries, *self.apart]
 
     @property
     def is_large(self) -> bool:
-        """Whether it has too many entries to compare and to draw all of them."""
+        """Whether there are too many entries to compare and draw all of them."""
         return len(self.entries) > WHOLE
 
     @property
     def best(self) -> list[Entry]:
-        """The best entries of a large study, all of another one."""
+        """The best entries of a large study, or all entries of another study."""
         return self.entries[:BEST] if self.is_large else self.entries
 
     @property
@@ -231,11 +231,11 @@ class Study:
 
     @functools.cached_property
     def comparisons(self) -> list[tuple[Entry, Entry, Difference]]:
-        """What is compared, with p adjusted for the number of these comparisons.
+        """The comparisons, with p-values adjusted for their number.
 
-        All entries with the baseline where there is one, else every pair of the best
-        entries, the better one first. Entries with one seed and those of which a seed
-        diverged are not compared: no interval speaks for them.
+        With a baseline, every entry is compared with it; otherwise every pair of the
+        best entries, the better one first. Entries with one seed or with a diverged
+        seed are not compared, because they have no valid interval.
         """
         able = [e for e in self.entries if len(e.accuracies) > 1 and not e.diverged]
         pairs = list(itertools.combinations([e for e in able if e in self.best], 2))
@@ -251,7 +251,7 @@ class Study:
 
     @functools.cached_property
     def differing(self) -> list[str]:
-        """Settings that are not the same in all entries that are shown."""
+        """Settings that differ between the shown entries."""
         return differing([entry.first.used for entry in self.shown])
 
 
@@ -260,21 +260,21 @@ def read_studies(
     baseline: str | None = None,
     compared: Sequence[str] = (),
 ) -> tuple[list[Study], list[str]]:
-    """The studies of all finished runs below a folder, the largest first.
+    """Reads the studies of all finished runs below a folder, the largest first.
 
     Args:
-      folder: that holds them, at any depth.
-      baseline: name of the entry with which the others of its study are compared; that
-        study has no entries apart.
-      compared: settings whose values are compared, beside the models. By default none,
-        or, in a study of one model, all that differ but the rate.
+      folder: folder that holds the runs, at any depth.
+      baseline: name of the entry with which the others of its study are compared. All
+        entries of that study are ranked.
+      compared: settings whose values are compared besides the models. The default is
+        none, or, in a study of one model, all that differ except the rate.
 
     Returns:
-      The studies, and a line for each run that is left out, with the reason.
+      The studies, and a line with the reason for each run that is left out.
 
     Raises:
-      UserError: there is no such folder, no finished run in it, or no such entry or
-        setting.
+      UserError: there is no such folder, it holds no finished run, or there is no such
+        entry or setting.
     """
     runs, left_out = read_runs(folder)
     groups: dict[str, list[RunRecord]] = {}
@@ -296,7 +296,7 @@ def _check_names(
     baseline: str | None,
     compared: Sequence[str],
 ) -> None:
-    """UserError where there is no such entry, or no such setting that differs."""
+    """Raises a UserError if the baseline or a compared setting does not exist."""
     names = [entry.name for _, _, entries in made for entry in entries]
     if baseline is not None and baseline not in names:
         near = difflib.get_close_matches(baseline, names, n=3, cutoff=0)
@@ -381,9 +381,9 @@ def _compared_by_default(entries: list[Entry]) -> tuple[str, ...]:
 
 
 def _chosen(entries: list[Entry], compared: Sequence[str]) -> list[Entry]:
-    """Of the entries that are tuned, the best on the validation split.
+    """Chooses the best entry of each group on the validation split.
 
-    Without a validation split nothing chooses among them, and all are ranked.
+    Without a validation split, all entries are ranked.
     """
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -405,7 +405,7 @@ def _chosen(entries: list[Entry], compared: Sequence[str]) -> list[Entry]:
 
 
 def _names(runs: list[RunRecord]) -> list[str]:
-    """The model, and the settings that tell a run from the other runs of its model."""
+    """Names runs by the model and the settings that differ between its runs."""
     by_model: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         by_model.setdefault(run.result.model, []).append(run.settings)
@@ -424,7 +424,7 @@ def _names(runs: list[RunRecord]) -> list[str]:
 
 
 def differing(every: list[dict[str, Any]]) -> list[str]:
-    """Settings that are not the same in all of these."""
+    """Returns the settings that differ between several groups of settings."""
     return [
         name
         for name in dict.fromkeys(itertools.chain(*every))

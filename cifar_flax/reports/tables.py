@@ -1,4 +1,4 @@
-"""Studies as tables for other programs: CSV, LaTeX, and plain rows."""
+"""Converts studies to tables for other programs: CSV, LaTeX, and plain rows."""
 
 import csv
 import io
@@ -13,13 +13,13 @@ from cifar_flax.reports.studies import Entry, Study, read_studies
 
 
 def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The results of all finished runs below a folder: a row for each seed.
+    """Reads the results of all finished runs below a folder, a row for each seed.
 
-    ``pandas.DataFrame`` takes them as they are. Accuracies are shares; those of
-    validation are of the last epoch, and None without a validation split.
+    ``pandas.DataFrame`` accepts the rows directly. Accuracies are shares. The
+    validation accuracy is that of the last epoch, and None without a validation split.
 
     Args:
-      folder: that holds the runs, at any depth.
+      folder: folder that holds the runs, at any depth.
 
     Raises:
       UserError: there is no finished run.
@@ -29,7 +29,7 @@ def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
-    """See ``load_results``."""
+    """Returns the rows of studies; see ``load_results``."""
     return [
         {
             "dataset": study.dataset.name,
@@ -58,7 +58,7 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
 
 
 def write_csv(studies: list[Study]) -> str:
-    """The rows with a header; what is not known is empty."""
+    """Returns the rows as CSV with a header; unknown values are empty."""
     rows, file = rows_of(studies), io.StringIO(newline="")
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -67,7 +67,7 @@ def write_csv(studies: list[Study]) -> str:
 
 
 def write_tex(studies: list[Study]) -> str:
-    """The ranking of each study as a LaTeX table; it needs the package booktabs."""
+    """Returns the rankings as LaTeX tables, which need the package booktabs."""
     parts = []
     for study in studies:
         lines = [
@@ -86,10 +86,10 @@ def write_tex(studies: list[Study]) -> str:
         ]
         parts += [
             f"% {' '.join(study.dataset.name.split())}: test accuracy in per cent, 95 "
-            "% intervals over seeds (of one seed over images)",
+            "% intervals over seeds (for one seed over images)",
             r"\begin{tabular}{lrrrrr}",
             r"\toprule",
-            r"& seeds & test accuracy & parameters & epochs & seconds a seed \\",
+            r"& seeds & test accuracy & parameters & epochs & seconds per seed \\",
             r"\midrule",
             *lines,
             r"\bottomrule",
@@ -125,7 +125,7 @@ def _accuracy(entry: Entry) -> str:
 
 
 def _last(metrics: list[Any], index: int) -> float | None:
-    """A replica's accuracy on the validation split at the end of its training."""
+    """Returns a replica's validation accuracy at the end of training."""
     values = [line.val_accuracy for line in metrics if line.val_accuracy is not None]
     if not values:
         return None

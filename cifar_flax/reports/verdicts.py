@@ -1,4 +1,4 @@
-"""What a study shows, in sentences and as a matrix of its pairs."""
+"""Says what a study shows, in sentences and as a matrix of its pairs."""
 
 import itertools
 import statistics
@@ -14,14 +14,11 @@ from cifar_flax.reports.statistics import (
 )
 from cifar_flax.reports.studies import BEST, Entry, Study
 
-SEVERAL = 10  # sentences on comparisons with a baseline; the ranking has all of them
+SEVERAL = 10  # sentences about a baseline; the ranking has all comparisons with it
 
 
 def sentences(study: Study) -> list[str]:
-    """The comparisons that matter: of neighbours in the ranking, or with the baseline.
-
-    Those of neighbours say which entries stand apart from the one below them.
-    """
+    """Returns sentences about neighbours in the ranking, or about the baseline."""
     count = len(study.comparisons)
     if study.baseline is not None:
         chosen = study.comparisons[:SEVERAL]
@@ -33,14 +30,14 @@ def sentences(study: Study) -> list[str]:
 
 
 def verdict(first: str, second: str, found: Difference, comparisons: int) -> str:
-    """A comparison in a sentence, the better one first."""
+    """Returns a comparison as a sentence, with the better entry first."""
     if found.mean < 0:
         first, second = second, first
     size = abs(found.mean)
     gap = f"{points(size)} ± {points(found.half_width)} points"
     how = f"p {probability(found.adjusted_p)}, {_design(found)}"
     if found.over_images is not None:
-        how += f"; ± {points(found.over_images)} for other test images, too"
+        how += f"; ± {points(found.over_images)} including other test images"
     if found.shown:
         return f"{first} beats {second} by {gap} ({how})."
     text = f"No difference is shown between {first} and {second}: {gap} ({how})."
@@ -57,7 +54,7 @@ def _design(found: Difference) -> str:
 
 
 def _plan(found: Difference, comparisons: int) -> str:
-    """How many seeds would show half a point, and the gap that was observed."""
+    """Returns how many seeds would show half a point and the observed difference."""
     needed = found.needed(RELEVANT, comparisons)
     text = f"Seeds to show {points(RELEVANT)} with 80 % probability: {_range(needed)}"
     if abs(found.mean) < 1e-9:
@@ -76,7 +73,7 @@ def _range(needed: tuple[int, int] | None) -> str:
 
 
 def what_can_be_shown(study: Study) -> str | None:
-    """The size of a difference that the number of seeds and of comparisons can show."""
+    """Returns a sentence about the smallest difference that the seeds can show."""
     spreads = [found.spread for _, _, found in study.comparisons if found.spread > 0]
     if not spreads:
         return None
@@ -86,14 +83,14 @@ def what_can_be_shown(study: Study) -> str | None:
     kind = "comparisons" if study.baseline is not None else "pairs"
     number = f"{comparisons:,} {kind}" if comparisons > 1 else f"one {kind[:-1]}"
     return (
-        f"With {seeds} seeds and {number}, a difference of {points(size)} points is "
-        "shown with 80 % probability, going by the median deviation of these pairs; "
-        "of smaller ones a report like this often says nothing."
+        f"With {seeds} seeds and {number}, this report shows a difference of "
+        f"{points(size)} points with 80 % probability, given the median deviation of "
+        "these pairs. It often misses smaller differences."
     )
 
 
 def basis(study: Study) -> str:
-    """Which interval stands in the sentences and the matrix, and how p is adjusted."""
+    """Explains the intervals and p-values of the sentences and the matrix."""
     count = len(study.comparisons)
     if study.baseline is not None:
         of = f"{count:,} comparisons with {study.baseline.name}"
@@ -103,33 +100,33 @@ def basis(study: Study) -> str:
         f"p is adjusted for {of} (Holm)" if count > 1 else "p is that of one pair"
     )
     return (
-        "A difference is shown where p is below 0.05; "
+        "A difference is shown if p is below 0.05; "
         f"{adjusted}. The interval of a difference is the 95 % interval of that "
         f"comparison alone, over seeds, given {given(study)}."
     )
 
 
 def given(study: Study) -> str:
-    """What is the same for all seeds, and so not covered by an interval over them."""
+    """Returns what all seeds share, which an interval over seeds does not cover."""
     varied = [entry.first.settings.get("seeds_vary") or [] for entry in study.entries]
     fixed = [
         name for name in ("rate", "split") if not all(name in those for those in varied)
     ]
     if not fixed:
-        return "this test set; rate and split are those of each seed"
+        return "this test set; each seed has its own rate and split"
     if len(fixed) == 2:
         return "this rate, split and test set"
     other = "split" if fixed == ["rate"] else "rate"
-    return f"this {fixed[0]} and test set; the {other} is that of each seed"
+    return f"this {fixed[0]} and test set; each seed has its own {other}"
 
 
 def matrix(study: Study) -> dict[str, Any]:
-    """The pairs of the compared entries.
+    """Returns the matrix of the pairs of the compared entries.
 
     Returns:
-      ``names``, and ``rows`` of a cell a column: None on the diagonal, else ``points``
-      (of the row's entry over the column's), ``shown``, ``share`` of the largest
-      difference, in [-1, 1], and ``title``, its sentence.
+      ``names``, and ``rows`` of cells. A cell is None on the diagonal. Otherwise it has
+      ``points`` (row minus column), ``shown``, ``share`` of the largest difference, in
+      [-1, 1], and ``title``, its sentence.
     """
     if study.baseline is not None or len(study.comparisons) < 2:
         return {"names": [], "rows": []}
@@ -151,7 +148,7 @@ def matrix(study: Study) -> dict[str, Any]:
 
 
 def against_baseline(study: Study) -> dict[int, str]:
-    """For the ``id`` of each entry its difference from the baseline, in points."""
+    """Returns each entry's difference from the baseline in points, by its ``id``."""
     if study.baseline is None:
         return {}
     return {
@@ -162,23 +159,23 @@ def against_baseline(study: Study) -> dict[int, str]:
 
 
 def cautions(study: Study) -> list[str]:
-    """What a reader of the ranking must know."""
+    """Returns what a reader of the ranking must know."""
     texts = [text for text in (what_can_be_shown(study),) if text]
     texts += _of_divergence(study)
     if study.baseline is not None:
         texts.append(_outcomes(study))
     elif study.is_large:
         texts.append(
-            f"The best {BEST} of {len(study.entries):,} are chosen by the same test "
-            "accuracies that are shown here; with new seeds they are likely to come "
-            "out lower."
+            f"The best {BEST} of {len(study.entries):,} are chosen by the test "
+            "accuracies that are shown here. With new seeds their accuracies are "
+            "likely to be lower."
         )
     texts += _of_tuning(study)
     epochs = {entry.first.result.epochs for entry in study.entries}
     if len(epochs) > 1:
         texts.append(
-            f"They trained for {min(epochs):g} to {max(epochs):g} epochs: this ranks "
-            "recipes, not architectures."
+            f"The configurations trained for {min(epochs):g} to {max(epochs):g} "
+            "epochs: this ranks recipes, not architectures."
         )
     return texts + _of_single_seeds(study)
 
@@ -191,9 +188,9 @@ def _of_divergence(study: Study) -> list[str]:
         + (
             "It has no accuracy."
             if not entry.accuracies
-            else f"Accuracy over the finished ones {100 * entry.mean:.2f} %, over all "
-            f"{100 * entry.mean_of_all:.2f} %, one that diverged counting as 0. It is "
-            "ranked last and compared with none; a lower rate would say more."
+            else f"Its accuracy is {100 * entry.mean:.2f} % over the finished seeds "
+            f"and {100 * entry.mean_of_all:.2f} % over all seeds, if a diverged seed "
+            "counts as 0. It is ranked last and not compared; train it with a lower rate."
         )
         for entry in named
         if entry.diverged
@@ -201,20 +198,17 @@ def _of_divergence(study: Study) -> list[str]:
     others = sum(1 for entry in study.entries if entry.diverged) - len(texts)
     if others:
         noun = "configuration" if others == 1 else "configurations"
-        texts.append(f"Seeds of {others:,} other {noun} diverged.")
+        texts.append(f"Seeds of {others:,} other {noun} also diverged.")
     return texts
 
 
 def _of_tuning(study: Study) -> list[str]:
     if study.apart:
-        how = f" (told apart by {', '.join(study.compared)}, too)" * bool(
-            study.compared
-        )
+        how = "".join(f" and each {name}" for name in study.compared)
         return [
-            f"The ranking holds the setting of each model{how} that is best on the "
-            f"validation split. The {len(study.apart):,} that are not ranked "
-            "are listed below it. "
-            "--compare=SETTING compares the values of a setting as well."
+            f"The ranking holds, for each model{how}, the configuration that is best "
+            f"on the validation split. The other {len(study.apart):,} are listed below "
+            "it. --compare=SETTING also compares the values of a setting."
         ]
     models = [
         tuple(map(str, map(e.first.settings.get, ("model", "model_args"))))
@@ -223,63 +217,63 @@ def _of_tuning(study: Study) -> list[str]:
     tuned = len(models) > len(set(models)) and not study.compared
     if tuned and study.baseline is None:
         return [
-            "There is no validation split to choose a model's setting by, so that all "
-            "are ranked; the best of several is flattered by its choice."
+            "Without a validation split, all settings of a model are ranked. The best "
+            "of several is overestimated, because it is chosen by its test accuracy."
         ]
     return []
 
 
 def _outcomes(study: Study) -> str:
-    """How many entries are better than the baseline, and how many are worse."""
+    """Returns how many entries are better than the baseline, and how many worse."""
     assert study.baseline is not None
     gaps = [found.mean for _, _, found in study.comparisons if found.shown]
     better, count = sum(gap > 0 for gap in gaps), len(study.comparisons)
     if not count:
         return (
             f"Nothing is compared with {study.baseline.name}: a comparison needs two "
-            "seeds or more of each, none of which diverged."
+            "or more seeds of each, and no seed may have diverged."
         )
     noun = "configuration" if count == 1 else "configurations"
     return (
-        f"Of {count:,} {noun} compared with {study.baseline.name}, {better:,} shown to "
-        f"be better, {len(gaps) - better:,} shown to be worse, {count - len(gaps):,} "
-        "without a shown difference."
+        f"Of {count:,} {noun} compared with {study.baseline.name}, {better:,} are "
+        f"shown to be better, {len(gaps) - better:,} are shown to be worse, and for "
+        f"{count - len(gaps):,} no difference is shown."
     )
 
 
 def _of_single_seeds(study: Study) -> list[str]:
-    """One seed ranks nothing; what two networks of one seed each have in common."""
+    """Returns cautions about entries with one seed, which cannot be ranked."""
     single = [e for e in study.shown if len(e.accuracies) == 1 and not e.diverged]
     if not single:
         return []
     names = ", ".join(entry.name for entry in single)
     texts = [
-        f"One seed each, which ranks nothing: {names}. The interval beside such an "
-        "accuracy is over the test images; another seed may lie outside it."
+        f"One seed cannot show a rank. These configurations have only one: {names}. "
+        "Their intervals are over the test images; another seed may lie outside."
     ]
     if len(single) > 1:
         first, second = single[:2]
         p = mcnemar(first.right[0], second.right[0])
         texts.append(
-            f"These two networks of {first.name} and {second.name} differ by "
+            f"The two trained networks of {first.name} and {second.name} differ by "
             f"{points(abs(first.mean - second.mean))} points on these images "
-            f"(McNemar's test: p {probability(p)}). It says nothing of other seeds: "
-            "two seeds of one net often differ as much."
+            f"(McNemar's test: p {probability(p)}). This is not about other seeds: two "
+            "seeds of the same model often differ as much."
         )
     return texts
 
 
 def _compared(study: Study) -> list[Entry]:
-    """The ranked entries that a comparison is of."""
+    """Returns the ranked entries that take part in a comparison."""
     there = {id(e) for pair in study.comparisons for e in pair[:2]}
     return [entry for entry in study.entries if id(entry) in there]
 
 
 def points(share: float) -> str:
-    """A share in points, with a digit more where it is small."""
+    """Returns a share in points, with one more digit if it is small."""
     return f"{100 * share:.1f}" if 100 * share >= 0.095 else f"{100 * share:.2f}"
 
 
 def probability(p: float) -> str:
-    """What follows the letter p."""
+    """Returns a p-value with its relation, such as ``= 0.012``."""
     return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
