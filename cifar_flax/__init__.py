@@ -5,8 +5,8 @@
     settings = cf.Settings(model="convbn", seeds=(0, 1, 2))
     result = cf.run(settings, "runs/mine", observers=[cf.ConsoleDisplay()])
 
-The names below are loaded when they are first used; importing the package alone is
-quick and does not import JAX.
+The names below are loaded when they are first used. Importing the package is quick and
+does not import JAX.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, locks between processes, and names of files."""
+"""Atomic writes of files, locks between processes, and names of files."""
 
 import contextlib
 import errno
@@ -23,28 +23,29 @@ logger = logging.getLogger(__name__)
 
 
 def _partial(name: str, key: str) -> str:
-    """A name that nobody else gives a file."""
+    """Returns a name that no other program gives a file."""
     return f".{name}.cifar_flax-{key}.partial"
 
 
-# What a writer that was killed leaves behind.
+# Pattern of the files that a killed writer leaves behind.
 PARTIAL = _partial("*", "*")
 
-PRINTABLE = "a text that is not empty, of characters that can be printed"
+PRINTABLE = "non-empty text of printable characters"
 
-# Control characters, separators of lines and paragraphs, bytes that are no UTF-8.
+# Control characters, separators of lines and paragraphs, and bytes that are not UTF-8.
 _UNUSABLE = ("Cc", "Zl", "Zp", "Cs")
 
 
-# Where a file system cannot lock a file; the system's words for it differ.
+# The different errors of file systems that cannot lock files.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-# What stands in there: a lease, which its holder renews four times in this time.
+# Such a file system uses a lease instead, which its holder renews four times in this
+# time.
 LEASE_SECONDS = 60.0
 
 
 def check_text(text: str) -> str:
-    """A text that can name something; ValueError where it can name nothing."""
+    """Returns text that can be a name; raises a ValueError if it cannot."""
     kinds = map(unicodedata.category, text)
     if not text.strip() or any(kind in _UNUSABLE for kind in kinds):
         raise ValueError(f"give {PRINTABLE}")
@@ -52,39 +53,39 @@ def check_text(text: str) -> str:
 
 
 def check_local(path: str | pathlib.Path) -> None:
-    """UserError for an address such as gs://bucket/runs, which is no path."""
+    """Raises a UserError for an address such as gs://bucket/runs."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
         raise UserError(
-            f"{path} is an address; files are read and written in folders alone: give "
-            "one of this machine, such as a bucket that is mounted"
+            f"{path} is an address; give a folder of this machine, such as a mounted "
+            "bucket"
         )
 
 
 def expand_user(path: str | pathlib.Path) -> pathlib.Path:
-    """A path with its ~ replaced.
+    """Replaces a leading ~ of a path by the home folder.
 
     Raises:
-      UserError: there is no home folder, or it is an address.
+      UserError: the home folder is not known, or the path is an address.
     """
     check_local(path)
     try:
         expanded = pathlib.Path(path).expanduser()
     except RuntimeError:
         expanded = None
-    # An empty HOME would make it the root of the file system.
+    # With an empty HOME, expanduser returns a path at the root of the file system.
     empty = pathlib.Path(path).parts[:1] == ("~",) and os.environ.get("HOME") == ""
     if expanded is None or empty:
         raise UserError(
-            f"{path} begins with a home folder that is not known; set HOME, or write "
-            "the whole path"
+            f"{path} begins with an unknown home folder; set HOME, or give the whole "
+            "path"
         )
     return expanded
 
 
 def cache_folder() -> pathlib.Path | None:
-    """The folder for what can be made again; None where there is no home folder."""
+    """Returns the folder for cached files; None if there is no home folder."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):  # else it is to be ignored, says the XDG specification
+    if os.path.isabs(given):  # the XDG specification ignores relative paths
         return pathlib.Path(given, "cifar_flax")
     try:
         return expand_user("~/.cache/cifar_flax")
@@ -93,7 +94,7 @@ def cache_folder() -> pathlib.Path | None:
 
 
 def printable(text: str) -> str:
-    """A text as a terminal may show it: what it would obey or hide is written out."""
+    """Escapes characters that a terminal would interpret or hide."""
     return "".join(
         char
         if char.isprintable() or char == "\n"
@@ -103,12 +104,12 @@ def printable(text: str) -> str:
 
 
 def shell_word(text: str, encoding: str = "utf-8") -> str:
-    """A text as one word for a shell.
+    """Quotes text as one word for a shell.
 
     Args:
-      text: any, also the name of a file that is no UTF-8.
-      encoding: that can be shown; other characters are written as $'...', which bash,
-        zsh, ksh and POSIX 2024 know.
+      text: any text, also the name of a file that is not UTF-8.
+      encoding: encoding of the output. Other characters are written as $'...', which
+        bash, zsh, ksh and POSIX 2024 understand.
     """
     try:
         shown = text.isprintable() and bool(text.encode(encoding))
@@ -126,16 +127,16 @@ def _shell_byte(byte: int) -> str:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Writes a file so that a reader sees the old one or the new one, whole.
+    """Replaces a file atomically: a reader sees either the old or the new content.
 
     Args:
-      path: of the file; its folder is there.
+      path: of the file; its folder must exist.
 
     Yields:
-      A file beside it, which takes its place when the block ends without an error.
+      A temporary file, which replaces the file if the block ends without an error.
 
     Raises:
-      OSError: it cannot be written; what was there still is.
+      OSError: the file cannot be written. The old file is kept.
     """
     temporary = path.with_name(_partial(path.name, uuid.uuid4().hex[:12]))
     try:
@@ -151,39 +152,39 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def remove_partial(path: pathlib.Path) -> None:
-    """Removes what writers of a file that were killed have left; none may be alive."""
+    """Removes files that killed writers of a file left; no writer may be alive."""
     for leftover in path.parent.glob(_partial(glob.escape(path.name), "*")):
         leftover.unlink(missing_ok=True)
 
 
 class InUseError(Exception):
-    """Another process, which the message names, holds a lock."""
+    """Another process holds a lock; the message names the process."""
 
 
 class Lock:
-    """A lock between processes, and threads, which ends with the process that holds it.
+    """A lock between processes and threads, which ends with the process that holds it.
 
-    Its file says who that is. Where the file system cannot lock files, as some that
-    machines share, a lease of the package filelock stands in, in a file beside it: its
-    holder renews it, and others may take it once it was not renewed for
-    ``LEASE_SECONDS``. A process that stood still for longer learns from ``keep`` that
-    it has lost it.
+    Its file names the holder. If the file system cannot lock files, which happens on
+    some shared file systems, a lease of the package filelock replaces the lock, in a
+    file beside it. The holder renews the lease, and others may take it if it was not
+    renewed for ``LEASE_SECONDS``. ``keep`` tells a process that was suspended for
+    longer that it has lost the lease.
     """
 
     def __init__(self, path: pathlib.Path):
-        """Takes nothing yet."""
+        """Makes the lock without taking it."""
         self._path = path
         self._use_lock()
 
     def take(self, wait: bool) -> None:
-        """Takes it.
+        """Takes the lock.
 
         Args:
-          wait: until it is free, with a warning. A lease is waited for in any case,
-            until its holder renews it or it runs out.
+          wait: whether to wait, with a warning, until the lock is free. A lease is
+            always waited for, until its holder renews it or it expires.
 
         Raises:
-          InUseError: another process, or another thread, holds it.
+          InUseError: another process or thread holds the lock.
           OSError: the file cannot be written.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,13 +197,13 @@ class Lock:
             self._lock.acquire()
 
     def keep(self) -> bool:
-        """Takes it anew where its file was removed, and with it the lock.
+        """Takes the lock again if its file was removed.
 
         Returns:
-          Whether that was so.
+          Whether the file was removed.
 
         Raises:
-          InUseError: another process was faster.
+          InUseError: another process has taken the lock.
           OSError: the file cannot be made.
         """
         try:
@@ -210,14 +211,14 @@ class Lock:
         except FileNotFoundError:
             there = False
         if not there:
-            self._path.parent.stat()  # else it would be made again
+            self._path.parent.stat()  # raises if the folder was removed, too
             self.release()
             self._use_lock()
             self.take(wait=False)
         return not there
 
     def release(self) -> None:
-        """Gives it back; the file of a lock stays."""
+        """Releases the lock; its file stays."""
         self._lock.release(force=True)
 
     def _use_lock(self) -> None:
@@ -248,7 +249,7 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, wait: bool) -> Iterator[Lock]:
-    """Holds a lock; see ``Lock.take``."""
+    """Holds a lock within a block; see ``Lock.take``."""
     lock = Lock(path)
     try:
         lock.take(wait)
@@ -258,7 +259,7 @@ def locked(path: pathlib.Path, wait: bool) -> Iterator[Lock]:
 
 
 def lock_holder(path: pathlib.Path) -> str | None:
-    """Which process holds a lock; None where no living one does."""
+    """Returns the living process that holds a lock, or None."""
     if not path.exists():
         return None
     try:
@@ -267,7 +268,7 @@ def lock_holder(path: pathlib.Path) -> str | None:
     except filelock.Timeout:
         return _read_holder(path)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:  # it cannot be written: nobody can hold it
+        if error.errno not in _NO_LOCKS:  # the file cannot be written, so nobody has it
             return None
     try:
         with locked(path, wait=False):
@@ -277,11 +278,11 @@ def lock_holder(path: pathlib.Path) -> str | None:
 
 
 def is_lock(name: str, lock: str) -> bool:
-    """Whether a file of that name is a lock's, or of the lease that stands in."""
+    """Returns whether a file name belongs to a lock or to its lease."""
     return name == lock or name.startswith(f"{lock}{_LEASE}")
 
 
-_LEASE = ".lease"  # the ending of its name; others follow while it is taken over
+_LEASE = ".lease"  # suffix of the name; more suffixes follow during a takeover
 
 
 def _lease(path: pathlib.Path) -> filelock.SoftFileLease:
@@ -295,9 +296,9 @@ def _lease(path: pathlib.Path) -> filelock.SoftFileLease:
 
 
 def _beat(lease: filelock.SoftFileLease) -> tuple[int, int] | None:
-    """When a lease was renewed last, by whom; None where nobody holds it."""
+    """Returns the time of the last renewal of a lease and its file; None if free."""
     try:
-        # Opened, so that a file system that others write to, too, looks again.
+        # Opening the file makes a shared file system refresh its attributes.
         with open(lease.lock_file, "rb") as file:
             found = os.fstat(file.fileno())
     except OSError:
@@ -307,10 +308,10 @@ def _beat(lease: filelock.SoftFileLease) -> tuple[int, int] | None:
 
 @functools.cache
 def _warn_of_lease(folder: pathlib.Path, reason: str) -> None:
-    """Once for a folder."""
+    """Warns once per folder."""
     logger.warning(
-        "%s cannot lock files (%s): a lease stands in, and another machine takes it "
-        "over %.0f s after its holder is gone",
+        "%s cannot lock files (%s); a lease is used instead, which another machine can "
+        "take over %.0f s after its holder is gone",
         folder,
         reason,
         LEASE_SECONDS,
@@ -321,7 +322,7 @@ def _read_holder(path: pathlib.Path) -> str:
     owner = _lease(path).owner
     if owner is not None:
         return f"process {owner.pid} on {owner.hostname}"
-    try:  # Windows lets nobody read what is locked
+    try:  # Windows does not allow reading a locked file
         text = path.read_bytes()[:1000].decode(errors="replace")
     except OSError:
         text = ""

@@ -1,4 +1,4 @@
-"""JAX's own settings, as the numbers of a run need them."""
+"""The settings of JAX that reproducible results need."""
 
 import contextlib
 import os
@@ -11,23 +11,24 @@ from cifar_flax.errors import UserError, one_line
 
 @contextlib.contextmanager
 def known_settings() -> Iterator[None]:
-    """The settings of JAX that this library is written for, whatever the caller's are.
+    """Applies the settings of JAX that this library needs, within a block.
 
-    The same seed then gives the same numbers where a caller, or a variable such as
-    ``JAX_ENABLE_X64``, has chosen another way to draw random numbers, numbers of 64
-    bits, no compilation, or an error at each NaN: divergence is found by the run
-    itself. Also a decorator of functions.
+    A seed then gives the same results even if the caller, or a variable such as
+    ``JAX_ENABLE_X64``, has chosen another random number generator, 64-bit numbers, no
+    compilation, or an error at each NaN. (A run detects divergence itself.) It can also
+    decorate functions.
 
     Raises:
-      UserError: JAX has no device, as where ``JAX_PLATFORMS`` names one that is absent.
+      UserError: JAX has no device, for example because ``JAX_PLATFORMS`` names a
+        missing one.
     """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
-            f"JAX finds no device: JAX_PLATFORMS={platforms}; unset it, or name a "
-            f"platform that is here, as cpu ({one_line(error) or 'it says no more'})"
+            f"JAX finds no device: JAX_PLATFORMS={platforms}; unset it, or name an "
+            f"available platform such as cpu ({one_line(error) or 'no further details'})"
         ) from error
     with (
         jax.enable_x64(False),

@@ -1,18 +1,16 @@
-"""The files of a run's folder: one typed definition each, for writer and reader.
+"""The files in the folder of a run, each with a type that defines its content.
 
-``config.json``      ``Config``: what was asked for and with what
-``metrics.jsonl``    a ``LogPoint`` a line
+``config.json``      ``Config``: settings, recipe, data and versions
+``metrics.jsonl``    a ``LogPoint`` per line
 ``steps.npz``        ``Steps``: the loss and the learning rate of each step
 ``result.json``      ``Result``; a folder without it holds an unfinished run
 ``lr_find.json``     ``RangeTest``
-``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]; the images
-                     [M, H, W, C] that the run is most sure and wrong about, and their
-                     indices [M]
+``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]; the most
+                     confidently misclassified images [M, H, W, C] and their indices [M]
 ``checkpoints/``     see ``runs.checkpoint``
 
-Whole files are replaced atomically; lines are appended and flushed to the disk. Numbers
-that are NaN or infinite, which JSON does not have, are written as null. Nothing here
-needs JAX.
+Whole files are replaced atomically; lines are appended and flushed to the disk. JSON
+has no NaN and no infinity, so these are written as null. This module does not need JAX.
 """
 
 import dataclasses
@@ -48,13 +46,13 @@ RANGE_TEST = "lr_find.json"
 PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
 
-# Settings of places: no number depends on them, and another machine has others.
+# Settings that are paths. No result depends on them, and they differ between machines.
 PLACES = ("data_dir", "data_archive", "archive_sha256")
 
-# Raised when the meaning of a file changes, so that a reader can tell.
+# Increased when the meaning of a file changes, so that a reader can tell.
 FORMAT = 1
 
-# Bounds on what is read; no run comes near them.
+# Limits on what is read, far above those of any run.
 _MAX_ARRAYS = 2**30
 _HUGE = 1e39  # beyond any float32
 
@@ -77,17 +75,17 @@ OneOrMore = Meta(min_length=1)
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """What all whole files have in common."""
+    """The common fields of all whole files."""
 
     format: int = FORMAT
 
     def __post_init__(self):
         if self.format != FORMAT:
-            raise ValueError(f"it is of format {self.format}, and not of {FORMAT}")
+            raise ValueError(f"its format is {self.format}; it must be {FORMAT}")
 
 
 class DatasetInfo(msgspec.Struct, kw_only=True):
-    """The data set as it was divided; mean and std are per channel, of pixels / 255."""
+    """The data set and its splits; mean and std are per channel, of pixels / 255."""
 
     name: str
     fingerprint: str
@@ -102,7 +100,7 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.image_shape[2]:
-            raise ValueError("mean and std are not one number a channel")
+            raise ValueError("mean and std do not have one number per channel")
 
 
 class Schedule(msgspec.Struct, kw_only=True):
@@ -113,11 +111,11 @@ class Schedule(msgspec.Struct, kw_only=True):
 
     def __post_init__(self):
         if len(self.epochs) != len(self.rates):
-            raise ValueError("epochs and rates are not of the same length")
+            raise ValueError("epochs and rates do not have the same length")
 
 
 class ModelSource(msgspec.Struct, kw_only=True):
-    """The code of a model of one's own; see ``models.own.Source``. It is never run."""
+    """The code of a custom model; see ``models.own.Source``. It is never run."""
 
     path: str | None = None
     sha256: str | None = None
@@ -125,26 +123,26 @@ class ModelSource(msgspec.Struct, kw_only=True):
 
 
 class Config(Record, kw_only=True):
-    """``config.json``: what was asked for and with what.
+    """``config.json``: settings, recipe, data and versions.
 
     Attributes:
-      kind: what made the folder: ``run``, ``lr_find`` or ``lr_grid``.
-      settings: all of them by name; ``model`` and ``seeds`` are always there.
-      recipe: as trained; null until ``--lr=auto`` has found the rate, and for the
-        range test of a model that has none.
-      schedule: of the learning rate, sampled; null where the recipe is.
-      dataset: see there.
-      num_params: of the model.
-      flops_per_image: for one image of this size; a multiplication and its addition
-        count 2.
-      model_source: the code of a model that was named by its place.
-      versions: of the packages that decide the numbers, and by what means the
-        convolutions were computed.
-      python: its version.
-      device: what computed.
-      git_revision: of this code, where it is in a repository.
-      command: that makes the same again; empty where no command can, since model,
-        recipe or data came from a program.
+      kind: command that made the folder: ``run``, ``lr_find`` or ``lr_grid``.
+      settings: all settings by name; ``model`` and ``seeds`` always exist.
+      recipe: the recipe as trained; null until ``--lr=auto`` has found the rate, and
+        for the range test of a model without a recipe.
+      schedule: samples of the learning rate; null if the recipe is null.
+      dataset: see ``DatasetInfo``.
+      num_params: number of parameters of the model.
+      flops_per_image: floating-point operations for one image of this size; a
+        multiplication and an addition count as 2.
+      model_source: the code of a custom model that the settings name.
+      versions: versions of the packages that affect the results, and the
+        implementation of the convolutions.
+      python: version of Python.
+      device: the device of the run.
+      git_revision: revision of this code, if it is in a repository.
+      command: the command that repeats the run; empty if model, recipe or data came
+        from a program, so that no command can.
     """
 
     kind: str
@@ -171,20 +169,20 @@ class Config(Record, kw_only=True):
 
     @property
     def model(self) -> str:
-        """Name of the model, without the place of its code."""
+        """Name of the model, without the path of its code."""
         return str(self.settings["model"]).rpartition(":")[2]
 
     @property
     def deciding_settings(self) -> dict[str, Setting]:
-        """The settings that decide the numbers of a seed."""
+        """The settings that affect the results of a seed."""
         without = (*PLACES, "seeds")
         return {n: value for n, value in self.settings.items() if n not in without}
 
 
 def _check_item(parent: dict[str, Any], where: str, name: str, kind: Any) -> None:
-    """ValueError where an item of a dictionary is not of a type."""
+    """Raises a ValueError if an item of a dictionary does not have a type."""
     if name not in parent:
-        raise ValueError(f"{where} lacks {name!r}; no run of this version")
+        raise ValueError(f"{where} has no {name!r}; it is not a run of this version")
     try:
         msgspec.convert(parent[name], kind)
     except msgspec.ValidationError as error:
@@ -193,10 +191,10 @@ def _check_item(parent: dict[str, Any], where: str, name: str, kind: Any) -> Non
 
 
 class LogPoint(msgspec.Struct, kw_only=True):
-    """A line of ``metrics.jsonl``: where training stood at the end of an epoch.
+    """A line of ``metrics.jsonl``: the metrics at the end of an epoch.
 
-    Losses and accuracies are a number for one replica and a list for several, NaN or
-    null for a replica that has diverged; those of validation are null without it.
+    Losses and accuracies are a number for one replica and a list for several. They are
+    NaN or null for a diverged replica. Without validation, its metrics are null.
     """
 
     step: Count
@@ -221,33 +219,33 @@ class Layer(msgspec.Struct, kw_only=True):
 
 
 class Result(Record, kw_only=True):
-    """``result.json``: what came out of a run.
+    """``result.json``: the result of a run.
 
     Attributes:
-      model: its name.
-      dataset: its name.
-      num_params: of the model.
+      model: name of the model.
+      dataset: name of the data set.
+      num_params: number of parameters of the model.
       flops_per_image: see ``Config``.
-      train_flops: of the training of one replica, see ``Trainer``; null in older
-        records.
-      layers: of the model.
-      seeds: one a replica, as are the next two and ``diverged_at``.
-      test_accuracy: share of the test images classified correctly; null where the
-        replica has diverged. (Older records have a number there.)
-      test_loss: mean cross-entropy; null or NaN where the replica has diverged.
-      test_accuracy_mean: over the seeds that finished; null where none did.
+      train_flops: floating-point operations of the training of one replica, see
+        ``Trainer``; null in older records.
+      layers: layers of the model.
+      seeds: one per replica, like the next two and ``diverged_at``.
+      test_accuracy: share of the test images classified correctly; null if the replica
+        has diverged. (Older records have a number there.)
+      test_loss: mean cross-entropy; null or NaN if the replica has diverged.
+      test_accuracy_mean: mean over the finished seeds; null if there is none.
       test_accuracy_ci95: half the width of the 95 % interval of that mean; null for
-        fewer than two.
+        fewer than two seeds.
       test_size: number of test images.
-      epochs: of the recipe.
-      steps: of the replica that took most.
-      train_seconds: of all replicas together, without compilation.
-      compile_seconds: of the training program.
-      images_per_second: of training, over all replicas.
-      device: what computed.
-      diverged_at: the step at which a replica's loss became NaN or infinite; null for
-        one that came to the end.
-      status: ``diverged`` where all replicas did, else ``finished``.
+      epochs: length of the recipe.
+      steps: number of steps of the replica that took the most.
+      train_seconds: training time of all replicas together, without compilation.
+      compile_seconds: compilation time of the training program.
+      images_per_second: speed of training, over all replicas.
+      device: the device of the run.
+      diverged_at: the step at which a replica's loss became NaN or infinite; null for a
+        finished replica.
+      status: ``diverged`` if all replicas diverged, otherwise ``finished``.
     """
 
     model: Name
@@ -277,29 +275,29 @@ class Result(Record, kw_only=True):
         lists = (self.test_accuracy, self.test_loss, self.diverged_at)
         if any(len(one) != count for one in lists):
             raise ValueError(
-                "test_accuracy, test_loss and diverged_at are not of "
+                "test_accuracy, test_loss and diverged_at do not have "
                 f"{count} seeds each"
             )
         if len(set(self.seeds)) < count:
-            raise ValueError("a seed is there twice")
+            raise ValueError("a seed appears twice")
         for name in ("test_accuracy", "test_loss"):
             pairs = zip(getattr(self, name), self.diverged_at, strict=True)
             if any(value is None and at is None for value, at in pairs):
-                raise ValueError(f"a seed has no {name}, and has not diverged")
+                raise ValueError(f"a seed that has not diverged has no {name}")
         if len(self.finished) > 1 and self.test_accuracy_ci95 is None:
-            raise ValueError("test_accuracy_ci95 is null, for more than one seed")
+            raise ValueError("test_accuracy_ci95 is null for more than one seed")
         if (self.status == "diverged") != (None not in self.diverged_at):
             raise ValueError("status does not agree with diverged_at")
 
     @property
     def finished(self) -> list[float]:
-        """The test accuracies of the seeds that came to their end."""
+        """The test accuracies of the finished seeds."""
         pairs = zip(self.test_accuracy, self.diverged_at, strict=True)
         return [one for one, at in pairs if one is not None and at is None]
 
 
 class Suggestion(msgspec.Struct, kw_only=True):
-    """What a method reads off a range test; see ``range_curve.Consensus``."""
+    """The suggestion of a method of the range test; see ``range_curve.Consensus``."""
 
     method: str
     rates: list[Positive | None]
@@ -309,12 +307,13 @@ class Suggestion(msgspec.Struct, kw_only=True):
 
 
 class RateTrial(msgspec.Struct, kw_only=True):
-    """How the training began with a rate; see ``rate_check.Trial``.
+    """The beginning of training with a rate; see ``rate_check.Trial``.
 
     Attributes:
-      rate: the highest of the schedule.
-      losses: mean of the last steps, of each of its seeds, the first of the range test.
-      breaks: whether the seed broke away.
+      rate: the highest rate of the schedule.
+      losses: mean loss of the last steps for each seed, which are the first seeds of
+        the range test.
+      breaks: whether each seed diverged.
     """
 
     rate: Positive
@@ -323,22 +322,22 @@ class RateTrial(msgspec.Struct, kw_only=True):
 
 
 class RangeTest(Record, kw_only=True):
-    """``lr_find.json``: the curves of a range test, and what they suggest.
+    """``lr_find.json``: the curves of a range test, and their suggestions.
 
     Attributes:
-      model: its name.
+      model: name of the model.
       settings: of the test.
-      seeds: one a replica, R.
-      num_steps: that it was to take.
-      rates: of the S steps that it took, rising.
-      losses: [R, S]; null from where the replica stopped.
-      smoothed: their moving average.
-      seconds: that the steps took.
-      compile_seconds: before them.
-      suggestions: of each method.
-      checked: the beginnings of the training with the rate of the default method, and
-        with halves of it; none in older records, and where no training follows.
-      suggested_lr: what came out; null where the test is inconclusive.
+      seeds: one per replica, R.
+      num_steps: planned number of steps.
+      rates: rising rates of the S steps that were done.
+      losses: [R, S]; null after the replica has stopped.
+      smoothed: moving average of the losses, [R, S].
+      seconds: duration of the steps.
+      compile_seconds: duration of the compilation.
+      suggestions: the suggestion of each method.
+      checked: the checks by training, with the suggested rate, with half of it, and so
+        on; empty in older records, and without a training that follows.
+      suggested_lr: the resulting rate; null if the test is inconclusive.
     """
 
     model: Name | None = None
@@ -365,7 +364,7 @@ class RangeTest(Record, kw_only=True):
             or steps > self.num_steps
         ):
             raise ValueError("its rates and curves do not belong together")
-        # A curve may break off, and has no gaps; the longest has all of the steps.
+        # A curve may end early but has no gaps; the longest has all of the steps.
         losses, smoothed = (~np.isnan(np.array(one, np.float64)) for one in curves)
         if (
             (losses != smoothed).any()
@@ -381,18 +380,18 @@ def write_config(folder: pathlib.Path, config: Config) -> None:
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Reads ``config.json``; UserError where there is none or it is damaged."""
+    """Reads ``config.json``; raises a UserError if it is missing or damaged."""
     return read_json(folder / CONFIG, Config)
 
 
 def write_result(folder: pathlib.Path, result: Result) -> None:
-    """Writes ``result.json``; with it the run is finished."""
+    """Writes ``result.json``, which marks the run as finished."""
     write_json(folder / RESULT, result)
 
 
 def read_result(folder: pathlib.Path) -> Result | None:
     """Reads ``result.json``; None for an unfinished run."""
-    # os.path.exists is False for too long a name, of which Path.exists complains.
+    # os.path.exists returns False for a very long name; Path.exists raises.
     is_there = os.path.exists(folder / RESULT)
     return read_json(folder / RESULT, Result) if is_there else None
 
@@ -403,21 +402,23 @@ def write_range_test(folder: pathlib.Path, record: RangeTest) -> None:
 
 
 def read_range_test(folder: pathlib.Path) -> RangeTest | None:
-    """Reads ``lr_find.json``; None where there is none."""
+    """Reads ``lr_find.json``; returns None if it is missing."""
     is_there = os.path.exists(folder / RANGE_TEST)
     return read_json(folder / RANGE_TEST, RangeTest) if is_there else None
 
 
 def append_metrics(folder: pathlib.Path, lines: Sequence[LogPoint]) -> None:
-    """Adds lines to ``metrics.jsonl``, which ``cut_metrics`` has made: all or none.
+    """Appends lines to ``metrics.jsonl``, either all of them or none.
+
+    ``cut_metrics`` makes the file.
 
     Raises:
-      UserError: they cannot be written.
+      UserError: the lines cannot be written.
     """
     path = folder / METRICS
     content = _to_lines(lines)
     try:
-        # Not made anew: where it has vanished, so have the lines before.
+        # Do not make a new file: if it has vanished, earlier lines are lost.
         with open(path, "r+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
@@ -432,9 +433,9 @@ def append_metrics(folder: pathlib.Path, lines: Sequence[LogPoint]) -> None:
 
 
 def read_metrics(folder: pathlib.Path) -> list[LogPoint]:
-    """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    """Reads the lines of ``metrics.jsonl``, without an incomplete last line."""
     path = folder / METRICS
-    if not os.path.exists(path):  # False for too long a name
+    if not os.path.exists(path):  # it returns False for a very long name
         return []
     lines = read_bytes(path, MAX_TEXT).split(b"\n")
     points = []
@@ -447,15 +448,15 @@ def read_metrics(folder: pathlib.Path) -> list[LogPoint]:
         except UserError:
             if number < len(lines):
                 raise
-            break  # no newline behind it: never finished
+            break  # without a newline, the line was never completed
     return points
 
 
 def cut_metrics(folder: pathlib.Path, step: int) -> list[LogPoint]:
-    """Drops the lines past a step, which a resumed run is about to write again.
+    """Removes the lines after a step, which a resumed run will write again.
 
     Returns:
-      The lines that are left.
+      The remaining lines.
     """
     lines = [line for line in read_metrics(folder) if line.step <= step]
     replace(folder / METRICS, _to_lines(lines))
@@ -467,9 +468,9 @@ class Steps:
     """``steps.npz``: the S steps that a run has done.
 
     Attributes:
-      losses: mean training loss of each batch, float32 [R, S]; NaN for the steps that a
-        replica that has diverged did not do, and for steps whose record is lost.
-      rates: the learning rate, float32 [S].
+      losses: mean training loss of each batch, float32 [R, S]; NaN for steps that a
+        diverged replica did not do, and for steps whose record is lost.
+      rates: learning rate of each step, float32 [S].
     """
 
     losses: np.ndarray
@@ -491,7 +492,7 @@ def write_steps(folder: pathlib.Path, steps: Steps) -> None:
 
 
 def read_steps(folder: pathlib.Path) -> Steps:
-    """Reads ``steps.npz``; UserError where there is none or it is damaged."""
+    """Reads ``steps.npz``; raises a UserError if it is missing or damaged."""
     path = folder / STEPS
     if not os.path.exists(path):
         raise UserError(f"there is no {path}, the record of each step")
@@ -499,7 +500,7 @@ def read_steps(folder: pathlib.Path) -> Steps:
     try:
         kinds = {name: arrays[name].dtype for name in ("losses", "rates")}
         if any(kind != np.float32 for kind in kinds.values()):
-            raise ValueError(f"its arrays are {kinds}, and not float32")
+            raise ValueError(f"its arrays are {kinds}; they must be float32")
         return Steps(arrays["losses"], arrays["rates"])
     except (KeyError, ValueError) as error:
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
@@ -519,9 +520,9 @@ def write_predictions(
       folder: of the run.
       logits: of the test images, float32 [R, N, K].
       labels: [N].
-      seeds: one a replica.
-      images: that the run is most sure and wrong about, uint8 [M, H, W, C].
-      indices: of these in the test set, [M].
+      seeds: one per replica.
+      images: the most confidently misclassified images, uint8 [M, H, W, C].
+      indices: indices of these images in the test set, [M].
     """
     _write_arrays(
         folder / PREDICTIONS,
@@ -534,7 +535,7 @@ def write_predictions(
 
 
 def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads ``predictions.npz``; UserError where there is none or it is damaged."""
+    """Reads ``predictions.npz``; raises a UserError if it is missing or damaged."""
     path = folder / PREDICTIONS
     arrays = _read_arrays(path)
     try:
@@ -553,16 +554,18 @@ def _write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz; UserError where it is damaged, too large, or missing."""
+    """Reads the arrays of an .npz file; raises a UserError if it is not valid."""
     content = io.BytesIO(read_bytes(path, _MAX_ARRAYS))
     try:
-        with zipfile.ZipFile(content) as archive:  # a small one may hold terabytes
+        with zipfile.ZipFile(
+            content
+        ) as archive:  # a small file may unpack to terabytes
             size = sum(member.file_size for member in archive.infolist())
         if size > _MAX_ARRAYS:
             raise ValueError(f"it unpacks to {size} bytes")
         with np.load(content, allow_pickle=False) as loaded:
             return {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # zipfile and NumPy raise anything for damaged files
+    except Exception as error:  # zipfile and NumPy raise many types for damaged files
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
 
 

@@ -4,14 +4,14 @@
     python -m experiments.benchmark --models=convbn,airbench --peer=torch --figure=a.png
     python -m experiments.benchmark --models=convbn --lowerings=auto,product,xla
 
-Each contender lives in a process of its own, since their thread pools disturb each
-other in one, and works in turns of about a second while the others wait; turns
-alternate, so that what else the machine does hits all alike. Times are medians over
-the turns; a ratio is the median over the rounds, with its smallest and largest. A step
-is augmentation, forward, backward and update; the data are random.
+Each contender has its own process, because their thread pools would disturb each other.
+The contenders take turns of about a second, so that other load on the machine affects
+all of them. Times are medians over the turns. A ratio is the median over the rounds,
+with the smallest and the largest. A step includes augmentation, forward and backward
+pass, and update. The data are random.
 
-A model of your own is named as for experiments.run, and has no peer. Beside the models
-there is ``stranger``, ``convbn`` of flax's own layers.
+Your own model is named as for experiments.run, and has no peer. There is also a model
+``stranger``: ``convbn`` built from Flax's own layers.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def main() -> int:
         check_peer()
         if FLAGS.figure:
             cli.check_ending("figure", FORMATS)
-        for name in ("json", "figure"):  # minutes before they are written
+        for name in ("json", "figure"):  # check now; they are written minutes later
             if FLAGS[name].value:
                 check_writable(name, pathlib.Path(FLAGS[name].value))
         screen = make_console()
@@ -69,7 +69,7 @@ def main() -> int:
         for model in models:
             rows += measure(model)
             screen.print(f"{model} measured")
-            if FLAGS.json:  # what follows may be interrupted
+            if FLAGS.json:  # keep the result if a later model is interrupted
                 write_json(pathlib.Path(FLAGS.json), {"rows": rows})
         screen.print(speed_table(rows))
         if len(contenders()) > 1:
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def contenders(model: str) -> dict[str, list[str]]:
-    """The command of each but for the model, its last word: ours first."""
+    """Returns the commands of all contenders without the model, ours first."""
     size, images = str(FLAGS.batch_size), str(EVAL_IMAGES)
     our_turns = [sys.executable, "-m", "experiments.our_turns"]
     ours = {
@@ -100,14 +100,14 @@ def contenders(model: str) -> dict[str, list[str]]:
 
 
 def check_peer() -> None:
-    """Raises a UserError where PyTorch is asked for and missing."""
+    """Raises a UserError if PyTorch is needed and missing."""
     if FLAGS.peer_python and FLAGS.peer != "torch":
         raise UserError(f"--peer_python={FLAGS.peer_python} needs --peer=torch")
     if FLAGS.peer_python:
         if not shutil.which(FLAGS.peer_python):
             raise UserError(
-                f"--peer_python={FLAGS.peer_python} is no program; give the path of a "
-                "Python interpreter"
+                f"--peer_python={FLAGS.peer_python} is not a program; give the path of "
+                "a Python interpreter"
             )
         command = [FLAGS.peer_python, "-c", "import torch"]
         if subprocess.run(command, capture_output=True, check=False).returncode:
@@ -119,10 +119,10 @@ def check_peer() -> None:
 
 
 def check_writable(flag: str, path: pathlib.Path) -> None:
-    """Raises a UserError where a file cannot be written, and leaves no new one."""
+    """Raises a UserError if a file cannot be written; it leaves no new file."""
     new = not os.path.lexists(path)
     if os.path.exists(path) and not path.is_file():  # it would be replaced
-        raise UserError(f"cannot write --{flag}={path}: it is there and no file")
+        raise UserError(f"cannot write --{flag}={path}: it exists and is not a file")
     try:
         with open(path, "ab"):
             pass
@@ -133,13 +133,13 @@ def check_writable(flag: str, path: pathlib.Path) -> None:
 
 
 def measure(model: str) -> list[dict[str, Any]]:
-    """A row for each contender."""
+    """Measures all contenders; returns a row for each."""
     with contextlib.ExitStack() as stack:
         workers = {
             name: stack.enter_context(worker(*command, model))
             for name, command in contenders(model).items()
         }
-        # One after the other: a compilation must not disturb another's.
+        # One after the other, so that compilations do not disturb each other.
         ready = {name: call(one, "ready") for name, one in workers.items()}
         train: dict[str, list[float]] = {name: [] for name in workers}
         evaluate: dict[str, list[float]] = {name: [] for name in workers}
@@ -180,7 +180,7 @@ def measure(model: str) -> list[dict[str, Any]]:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """The ratio of two contenders' times, round by round."""
+    """Returns the ratio of two contenders' times over the rounds."""
     ratios = np.array(ours) / np.array(theirs)
     return {
         "median": float(np.median(ratios)),
@@ -190,15 +190,17 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 def call(one: Worker, request: str) -> Any:
-    """What a worker answers."""
+    """Sends a request to a worker; returns the answer."""
     try:
         return one.call(request)
     except WorkerEnded as error:
-        raise UserError(f"a worker ended in {request!r}; see above for why") from error
+        raise UserError(
+            f"a worker ended in {request!r}; see the error above"
+        ) from error
 
 
 def speed_table(rows: list[dict[str, Any]]) -> Table:
-    """Figures of each contender."""
+    """Makes a table of the times of each contender."""
     table = make_table(
         "model",
         "",
@@ -228,7 +230,7 @@ def speed_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def ratio_table(rows: list[dict[str, Any]]) -> Table:
-    """The time of the first contender over that of each other."""
+    """Makes a table of the ratios of the first contender's time to the others'."""
     ours = rows[0]["contender"]
     title = f"time of {ours} over theirs: median (least - most)"
     table = make_table("model", "", "step", "evaluation", title=title)
@@ -246,7 +248,7 @@ def ratio_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def draw_ratios(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Draws the ratios to the last contender, with least and most, to a file."""
+    """Draws the ratios to the last contender to a file."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     ours, name = rows[0]["contender"], rows[-1]["contender"]
     last = {row["model"]: row for row in rows if row["contender"] == name}
@@ -272,15 +274,19 @@ def draw_ratios(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list(
-        "models", ["all"], "Architectures, or all of the lesson's; also stranger."
+        "models", ["all"], "Architectures, or all of the lesson; also stranger."
     )
     flags.DEFINE_list(
-        "lowerings", ["auto"], "Of our convolutions; others are held against the first."
+        "lowerings",
+        ["auto"],
+        "Implementations of our convolutions; the first is compared with the others.",
     )
-    flags.DEFINE_enum("peer", "none", ["none", "torch"], "Library to measure against.")
-    flags.DEFINE_integer("rounds", 7, "Turns of each contender.", 1, 1_000)
+    flags.DEFINE_enum("peer", "none", ["none", "torch"], "Library to compare with.")
+    flags.DEFINE_integer("rounds", 7, "Number of turns of each contender.", 1, 1_000)
     flags.DEFINE_integer("batch_size", 256, "Images in a step.", 1, TRAIN_IMAGES)
-    cli.define_text("peer_python", None, "Interpreter that has the other library.")
-    cli.define_text("json", None, "File for all numbers.")
-    cli.define_text("figure", None, f"File for the ratios: {', '.join(FORMATS)}.")
+    cli.define_text("peer_python", None, "Python interpreter that has the library.")
+    cli.define_text("json", None, "File for all measurements.")
+    cli.define_text(
+        "figure", None, f"File for a chart of ratios: {', '.join(FORMATS)}."
+    )
     sys.exit(main())

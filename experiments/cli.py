@@ -1,4 +1,4 @@
-"""What all commands share: flags, one-line errors, signals."""
+"""Flags, one-line errors and signals of all commands."""
 
 import contextlib
 import io
@@ -24,31 +24,31 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 USAGE_ERROR = 2
 
-# Each asks a command to end; the last says that a terminal, or a connection, is gone.
+# Signals that ask a command to end; SIGHUP means that the terminal has gone.
 SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if hasattr(signal, name)
 ]
 
-# The number of a signal that Windows lacks: who read the output has had enough of it.
+# The signal of a broken pipe, as a number, because Windows does not define it.
 SIGPIPE = 13
 
 logger = logging.getLogger("cifar_flax")
 
 
-# Flags by what they are of, for --help; ``setting_flags`` fills it.
+# Groups of flags for --help; ``setting_flags`` adds to them.
 GROUPS: dict[str, Sequence[str]] = {}
 _OTHERS = "Run"
 
 
 class _Text(flags.ArgumentParser):
-    """Takes a text that can name something, as it is."""
+    """Accepts text that can be a name, without changes."""
 
     syntactic_help = PRINTABLE
 
     def parse(self, argument: str) -> str:
-        """The text itself; ValueError where it can name nothing, or nothing here."""
+        """Returns the text; raises a ValueError if it cannot name something here."""
         try:
             check_local(argument)
         except UserError as error:
@@ -62,44 +62,46 @@ def define_text(name: str, default: str | None, help_text: str) -> None:
 
 
 def check_ending(name: str, endings: Sequence[str]) -> None:
-    """Refuses a flag that names a file whose ending tells no format that is known."""
+    """Raises a ValidationError if a file name has an unknown suffix."""
     value = flags.FLAGS[name].value
     if pathlib.Path(value).suffix.lower() not in endings:
         raise flags.ValidationError(
-            f"--{name}={value}: end the name with one of {', '.join(endings)}"
+            f"--{name}={value}: give a name that ends with one of {', '.join(endings)}"
         )
 
 
 class Stopped(BaseException):
     """A signal asks the command to end.
 
-    No KeyboardInterrupt, which the library takes for a request to stop and to return.
+    It is not a KeyboardInterrupt, because the library handles that by stopping a run
+    and returning.
     """
 
     def __init__(self, signum: int):
-        """Remembers the signal."""
+        """Keeps the number of the signal."""
         super().__init__(signum)
         self.signum = signum
 
 
 @contextlib.contextmanager
 def command(takes_words: bool = False) -> Iterator[list[str]]:
-    """Parses the flags, and gives what is done within it a clear end in every case.
+    """Parses the flags and handles the errors of a command.
 
-    A wrong flag ends the process with status 2, any other error of the user's with
-    status 1, both with one line on stderr. A context, and not a function that calls
-    another, so that it adds no frame to a traceback.
+    A wrong flag ends the process with status 2, any other error of the user with status
+    1, both with one line on stderr. As a context manager it adds no frame to
+    tracebacks.
 
     Args:
-      takes_words: whether the command takes words that are no flags.
+      takes_words: whether the command takes words that are not flags.
 
     Yields:
       These words.
     """
     absl_logging.set_verbosity(absl_logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # not all terminals show all
-    logging.raiseExceptions = False  # where the words of a log cannot be written
+        # Not every terminal can show every character.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.raiseExceptions = False  # ignore log messages that cannot be written
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
     logger.setLevel(logging.INFO)
@@ -114,7 +116,7 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
         sys.stdout.flush()
     except Stopped as stop:
         fail(f"stopped by {signal.Signals(stop.signum).name}", 128 + stop.signum)
-    except BrokenPipeError:  # the reader, such as head, has had enough
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         drop_output()
         sys.exit(128 + SIGPIPE)
     except flags.Error as error:
@@ -125,7 +127,7 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
         if isinstance(error, UserError):
             fail(str(error), 1)
         if isinstance(error, OSError):
-            drop_output()  # which may be what cannot be written
+            drop_output()  # stdout itself may be what cannot be written
             place = f"{error.filename}: " if error.filename else "cannot write: "
             fail(f"{place}{error.strerror or error}", 1)
         if "RESOURCE_EXHAUSTED" in str(error):
@@ -135,17 +137,17 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
                 1,
             )
         kind = type(error).__name__
-        fail(f"internal error: {kind}: {error}; --debug shows where", 1)
+        fail(f"internal error: {kind}: {error}; --debug shows the traceback", 1)
 
 
 def set_signals(action: Any) -> dict[int, Any]:
-    """Sets what the signals do, but for those that are ignored, as nohup has it.
+    """Sets the handlers of the signals, except ignored ones (as with nohup).
 
     Args:
       action: as for ``signal.signal``.
 
     Returns:
-      What they did.
+      The previous handlers.
     """
     numbers = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     return {number: signal.signal(number, action) for number in numbers}
@@ -153,7 +155,7 @@ def set_signals(action: Any) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def caught_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Calls a function with each signal instead of ending the command."""
+    """Calls a function with each signal, which then does not end the command."""
     previous = set_signals(lambda number, _: handle(number))
     try:
         yield
@@ -163,34 +165,34 @@ def caught_signals(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 class StopRequest:
-    """Turns the first signal into a request; a second one ends at once.
+    """Turns the first signal into a request to stop; a second one ends at once.
 
     Attributes:
       event: set by the first signal.
-      signum: of that signal; None before.
+      signum: number of that signal; None before.
     """
 
     def __init__(self) -> None:
-        """No signal yet."""
+        """Makes a request that is not set."""
         self.event = threading.Event()
         self.signum: int | None = None
 
     def __call__(self, signum: int) -> None:
-        """Takes note of a signal."""
+        """Handles a signal."""
         self.signum = signum
         self.event.set()
         set_signals(signal.SIG_DFL)
-        if hasattr(signal, "SIGHUP"):  # shell and terminal may each send one
+        if hasattr(signal, "SIGHUP"):  # the shell and the terminal may each send one
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def output_broke(self) -> None:
-        """Takes note that nobody reads what the command prints, as of a signal."""
+        """Handles a broken output pipe like a signal."""
         drop_output()
         self(SIGPIPE)
 
 
 def stop_with_input() -> None:
-    """Has this process get a SIGTERM when its standard input ends."""
+    """Sends this process a SIGTERM when its standard input ends."""
 
     def wait_for_end() -> None:
         while os.read(0, 1000):
@@ -202,7 +204,7 @@ def stop_with_input() -> None:
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Within it, settings are made of flags: what is wrong is the usage."""
+    """Turns errors of settings that come from flags into errors of usage."""
     try:
         yield
     except UserError as error:
@@ -210,14 +212,14 @@ def usage_errors() -> Iterator[None]:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Prints an error as one line and ends the process with that status."""
-    with contextlib.suppress(OSError):  # nobody reads it
+    """Prints an error as one line and ends the process with a status."""
+    with contextlib.suppress(OSError):  # stderr may be closed
         print(f"error: {printable(one_line(message, 200_000))}", file=sys.stderr)
     sys.exit(status)
 
 
 class _Formatter(logging.Formatter):
-    """Plain messages, with a word in front of those that matter."""
+    """Formats messages, with the level in front of warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = printable(super().format(record))
@@ -230,7 +232,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     app.define_help_flags()
     for name, flag in list(flags.FLAGS.flags_by_module_dict().items()):
         if name.startswith("experiments."):
-            for one in flag:  # or --help would list the flags of this file's caller
+            for one in flag:  # otherwise --help would leave out the flags of this file
                 flags.FLAGS.register_key_flag_for_module(argv[0], one)
     if {"--help", "-help", "--helpshort"} & set(argv):
         with contextlib.suppress(BrokenPipeError):  # | head
@@ -239,12 +241,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
         sys.exit(0)
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, ValueError) as error:  # the latter from absl's own flags
+    except (flags.Error, ValueError) as error:  # absl's own flags raise a ValueError
         fail(str(error), USAGE_ERROR)
 
 
 def help_text(known: Sequence[flags.Flag]) -> str:
-    """What ``--help`` prints: the command's own text, and its flags in groups."""
+    """Returns the output of ``--help``: the command's text and its flags in groups."""
     groups: dict[str, list[str]] = {name: [] for name in (*GROUPS, _OTHERS)}
     for flag in sorted(known, key=lambda flag: flag.name):
         name = next((n for n, names in GROUPS.items() if flag.name in names), _OTHERS)
@@ -261,7 +263,7 @@ def help_text(known: Sequence[flags.Flag]) -> str:
 
 
 def _usage_of(flag: flags.Flag) -> str:
-    """A flag with the kind of its value."""
+    """Returns a flag with the type of its value."""
     if flag.boolean:
         return f"--[no]{flag.name}"
     choices = getattr(flag.parser, "enum_values", None)
@@ -277,5 +279,5 @@ def _stop(signum: int, frame: Any) -> None:
 
 
 def drop_output() -> None:
-    """Keeps Python from failing once more over what is still to be printed."""
+    """Discards further output, so that Python does not fail again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,12 @@
-"""Writes a finished run to files that other programs read, and compares them with it.
+"""Exports a finished run to files for other programs, and checks the files.
 
     python -m experiments.export --run=runs/convbn-cifar10-1 --format=safetensors
     python -m experiments.export --run=runs/convbn-cifar10-1 --format=stablehlo
 
-Each seed gets a file: safetensors holds its variables, stablehlo the whole program from
-pixels to logits, for which ``jax.export`` needs none of this project. Each file is read
-back and has to give the logits of the run, on test images where the data set is here.
+Each seed gets a file. A safetensors file holds the variables. A stablehlo file holds
+the whole program from pixels to logits, which ``jax.export`` runs without this project.
+Each file is read back and must give the logits of the run, on test images if the data
+set is on this machine.
 """
 
 import pathlib
@@ -34,7 +35,7 @@ def main() -> int:
     with cli.command():
         for name in ("run", "format"):
             if FLAGS[name].value is None:
-                raise flags.ValidationError(f"--{name}: give one; --help tells more")
+                raise flags.ValidationError(f"--{name} is missing; see --help")
         folder = pathlib.Path(FLAGS.run)
         check_finished(folder)
         use_compilation_cache()
@@ -42,9 +43,9 @@ def main() -> int:
         try:
             images, kind = read_test_images(folder, FLAGS.images), "test images"
         except UserError as error:
-            images, kind = None, "images of drawn pixels"
+            images, kind = None, "images of random pixels"
             cli.logger.warning(
-                "the comparison takes %d %s, since the test images are not here: %s",
+                "the comparison uses %d %s, because the test images are missing: %s",
                 DRAWN_IMAGES,
                 kind,
                 error,
@@ -55,22 +56,26 @@ def main() -> int:
 
 
 def print_files(files: list[Exported], kind: str) -> None:
-    """A line for each file."""
+    """Prints a line for each file."""
     for file in files:
         print(
             f"{printable(str(file.path))}: logits differ from the run's by "
-            f"{file.difference:.2g} at most ({file.tolerance:.2g} is allowed); the "
+            f"at most {file.difference:.2g} ({file.tolerance:.2g} is allowed); the "
             f"same class for {file.agreeing:,} of {file.count:,} {kind}"
         )
 
 
 if __name__ == "__main__":
     cli.define_text("run", None, "Folder of the finished run.")
-    flags.DEFINE_enum("format", None, list(FORMATS), "What to write.")
+    flags.DEFINE_enum("format", None, list(FORMATS), "Format of the files.")
     cli.define_text(
-        "model", None, "Of a run with a model of your own: FILE.py:NAME or MODULE:NAME."
+        "model",
+        None,
+        "Your own model, if the run trained one: FILE.py:NAME or MODULE:NAME.",
     )
     flags.DEFINE_bool("best", False, "Use the checkpoint of best validation accuracy.")
     cli.define_text("output", None, "Folder for the files (default: the run's).")
-    flags.DEFINE_integer("images", 1_000, "Test images to compare on, at most.", 1)
+    flags.DEFINE_integer(
+        "images", 1_000, "Largest number of test images to compare on.", 1
+    )
     sys.exit(main())

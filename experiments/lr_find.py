@@ -1,10 +1,10 @@
-"""Finds a learning rate by a range test: trains while the rate rises.
+"""Finds a learning rate with a range test: trains while the rate rises.
 
     python -m experiments.lr_find --model=convnet --end_lr=100
 
-Prints what each method suggests for each seed, and writes the curves to
-``lr_find.json`` and ``lr_find.png``. ``experiments.run --lr=auto`` does the same first,
-and then trains with the rate.
+It prints the suggestion of each method for each seed, and writes the curves to
+``lr_find.json`` and ``lr_find.png``. ``experiments.run --lr=auto`` does the same, and
+then trains with the rate.
 """
 
 import pathlib

@@ -3,10 +3,10 @@
     python -m experiments.lr_grid --workdir=runs/lr_grid
     python -m experiments.lr_grid --workdir=runs/lr_grid --models=simplenet,convnet
 
-For each model: the range test; then two epochs from each rate of a grid, one cosine
-cycle, and the validation accuracy at their end. The table says how far the accuracy at
-each suggested rate lies below the best of the grid. A model that is in the folder
-already is not trained again.
+For each model it runs the range test, then trains for two epochs in one cosine cycle
+from each rate of a grid, and measures the validation accuracy. The table shows how far
+the accuracy at each suggested rate is below the best of the grid. Models that are
+already in the folder are not trained again.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ RATES = np.geomspace(1e-4, 1, 12)
 EPOCHS = 2
 GRID_SEEDS = (0, 1, 2)
 
-# Of the test: an epoch of all training images, as a user has it.
+# Steps of the range test: an epoch of all training images, as in a user's run.
 RANGE_STEPS = 175
 
 GRID = "lr_grid.json"
@@ -60,7 +60,7 @@ GRID = "lr_grid.json"
 class Grid(records.Record, kw_only=True):
     """``lr_grid.json``: validation accuracies [rates, R] of the grid.
 
-    ``cost`` is the time of a step of the range test over one of training.
+    ``cost`` is the time of a step of the range test divided by that of training.
     """
 
     rates: list[records.Positive]
@@ -70,15 +70,15 @@ class Grid(records.Record, kw_only=True):
 
     @property
     def means(self) -> np.ndarray:
-        """Accuracy at each rate in per cent, mean over the seeds."""
+        """Mean accuracy over the seeds at each rate, in per cent."""
         return 100 * np.mean(self.accuracies, 1)
 
     def shortfall(self, rate: float) -> float:
-        """How far the accuracy at a rate lies below the best, in points.
+        """Returns how far the accuracy at a rate is below the best, in points.
 
-        Between two rates of the grid it is interpolated in log(rate), which errs on
-        the side of a larger shortfall where the accuracy bends downwards. NaN outside
-        the grid.
+        Between two rates of the grid it is interpolated in log(rate), which
+        overestimates the shortfall if the accuracy is concave. It is NaN outside the
+        grid.
         """
         logs = np.log(self.rates)
         at = np.interp(np.log(rate), logs, self.means, left=np.nan, right=np.nan)
@@ -96,12 +96,14 @@ def main() -> int:
         grids, suggested = {}, {}
         for one in settings:
             folder = pathlib.Path(FLAGS.workdir) / one.model
-            if not os.path.exists(folder / GRID):  # False for too long a name
+            if not os.path.exists(folder / GRID):  # it accepts very long names
                 screen.print(f"\n{one.model}")
                 measure(one, folder, dataset, screen)
             record = records.read_range_test(folder)
             if record is None:
-                raise UserError(f"{folder} lacks {records.RANGE_TEST}; remove it")
+                raise UserError(
+                    f"{folder} has no {records.RANGE_TEST}; remove the folder"
+                )
             result = RangeResult.from_record(record)
             suggested[one.model] = {m: result.consensus(m).rate for m in METHODS}
             grids[one.model] = read_json(folder / GRID, Grid)
@@ -110,14 +112,14 @@ def main() -> int:
         screen.print(
             f"\n{dataset.name}, {size:,} training images, {EPOCHS} epochs, validation "
             f"accuracy in per cent, mean of {len(GRID_SEEDS)} seeds; {device}. In "
-            "brackets: points below the best rate. Cost: of a step of the range test, "
-            "over one of training."
+            "brackets: points below the best rate. Cost: time of a step of the range "
+            "test divided by that of training."
         )
     return 0
 
 
 def settings_of(model: str, seeds: tuple[int, ...]) -> Settings:
-    """What a model is trained with: its recipe, on part of the images.
+    """Returns the settings of a model: its recipe, on a part of the images.
 
     Raises:
       flags.ValidationError: a flag is out of range.
@@ -137,7 +139,7 @@ def settings_of(model: str, seeds: tuple[int, ...]) -> Settings:
 def measure(
     settings: Settings, folder: pathlib.Path, dataset: Dataset, screen: Console
 ) -> None:
-    """Runs the range test and trains over the grid; writes both."""
+    """Runs the range test, trains over the grid, and writes both results."""
     result = range_test(
         settings,
         folder,
@@ -145,7 +147,7 @@ def measure(
         dataset=dataset,
         observers=[RangeFigure(), ConsoleDisplay(screen)],
     ).curves
-    assert result is not None  # nothing asked it to stop
+    assert result is not None  # the test cannot have been stopped
     steps = int(np.isfinite(result.losses).sum())
     subject = Subject.prepare(settings, dataset=dataset)
     trainer = subject.make_trainer(seeds=GRID_SEEDS)
@@ -166,7 +168,7 @@ def train_grid(
     """Trains from each rate.
 
     Returns:
-      Validation accuracies [rates, R], and the seconds that a step took.
+      Validation accuracies [rates, R], and the time of a step in seconds.
     """
     steps = EPOCHS * trainer.steps_per_epoch
 
@@ -198,7 +200,7 @@ def train_replica(
     """Trains one replica over the grid's epochs."""
     size, count = train_step.batch_size, train_step.spec.train_size
     order = first_order(state.key, steps, size, count)
-    carry = (state, jnp.zeros(1))  # the losses are not looked at
+    carry = (state, jnp.zeros(1))  # the losses are not used
     return jax.lax.fori_loop(
         0, steps, lambda _, carry: train_step(carry, order, data), carry
     )[0]
@@ -207,7 +209,7 @@ def train_replica(
 def summary(
     grids: dict[str, Grid], suggested: dict[str, dict[str, float | None]]
 ) -> Table:
-    """A row for each model: the best rate, and each method's with its shortfall."""
+    """Makes a table of the best rate and of each method's rate and shortfall."""
     table = make_table("model", "best", "accuracy", "within 1 point", *METHODS, "cost")
     for model, grid in grids.items():
         rates = np.geomspace(grid.rates[0], grid.rates[-1], 400)
@@ -229,7 +231,7 @@ def _verdict(grid: Grid, rate: float | None) -> str:
 
 if __name__ == "__main__":
     define_settings("dataset", "data_dir", "data_archive", "archive_sha256")
-    flags.DEFINE_list("models", ["all"], "Architectures, or all of the lesson's.")
-    flags.DEFINE_integer("train_size", 10_000, "Train on this many images.", 1)
-    cli.define_text("workdir", "runs/lr_grid", "Folder for the outcome.")
+    flags.DEFINE_list("models", ["all"], "Architectures, or all of the lesson.")
+    flags.DEFINE_integer("train_size", 10_000, "Number of training images.", 1)
+    cli.define_text("workdir", "runs/lr_grid", "Folder for the results.")
     sys.exit(main())

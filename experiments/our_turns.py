@@ -1,9 +1,8 @@
-"""Our side of the benchmark: the trainer as ``experiments.run`` has it.
+"""Our side of the benchmark: the same trainer as in ``experiments.run``.
 
     python -m experiments.our_turns LOWERING BATCH_SIZE MODEL
 
-Beside the models there is ``stranger``, ``convbn`` as somebody writes it who has flax
-and not this library.
+There is also a model ``stranger``: ``convbn`` built from Flax's own layers.
 """
 
 import sys
@@ -28,7 +27,7 @@ EVAL_IMAGES = 10_000
 
 
 class Stranger(nn.Module):
-    """``convbn`` from flax's own layers."""
+    """``convbn`` built from Flax's own layers."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -44,10 +43,10 @@ OTHERS = {"stranger": Stranger}
 
 
 class Ours:
-    """A trainer on random data."""
+    """A trainer with random data."""
 
     def __init__(self, model: str, lowering: Any, batch_size: int):
-        """Makes it."""
+        """Makes the data and the trainer."""
         rng = np.random.default_rng(0)
 
         def split(count: int) -> Split:
@@ -62,10 +61,10 @@ class Ours:
         self.trainer = Trainer(net, recipe, self.splits.spec, lowering=lowering)
 
     def ready(self) -> dict[str, Any]:
-        """Compiles, and measures what the device can do."""
+        """Compiles, and measures the speed of the device."""
         state = self.trainer.init(self.splits.train)
         self.progress = self.trainer.run(state, self.splits.train)
-        for _ in range(4):  # until a turn takes its second
+        for _ in range(4):  # until a turn takes about a second
             self.train()
         self.evaluate()
         return {
@@ -77,13 +76,13 @@ class Ours:
         }
 
     def train(self) -> float:
-        """Seconds a step, over about a second."""
+        """Trains for about a second; returns the time of a step in seconds."""
         done = next(self.progress)
         self.state = done.state
         return done.seconds * self.trainer.recipe.batch_size / done.images
 
     def evaluate(self) -> float:
-        """Seconds for the logits of the test images."""
+        """Returns the time for the logits of the test images in seconds."""
         start = time.perf_counter()
         self.trainer.evaluate(self.state, self.splits.test)
         return time.perf_counter() - start

@@ -1,9 +1,9 @@
-"""Says what a trained model sees in pictures.
+"""Classifies pictures with a trained model.
 
 python -m experiments.predict --run=runs/convbn-cifar10-1 picture.png folder/
 
-Pictures of any size are cut to a square and resized. With several seeds the
-probabilities are their mean.
+Pictures of any size are cropped to a square and resized. With several seeds, the
+probabilities are means over the seeds.
 """
 
 import json
@@ -27,9 +27,9 @@ def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command(takes_words=True) as places:
         if not places:
-            raise flags.ValidationError("give pictures, or folders of them, to look at")
+            raise flags.ValidationError("give pictures, or folders of pictures")
         if FLAGS.run is None:
-            raise flags.ValidationError("--run: give the folder of a trained run")
+            raise flags.ValidationError("--run is missing; give the folder of a run")
         paths = find_images(map(pathlib.Path, places))
         run = Run.load(FLAGS.run, FLAGS.best, FLAGS.model)
         seen, images = [], []
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> None:
-    """As a table, or as a line of JSON for each picture."""
+    """Prints a table, or a line of JSON for each picture."""
     if FLAGS.json:
         for path, classes in rows:
             likeliest = [{"class": name, "probability": p} for name, p in classes]
@@ -68,9 +68,11 @@ def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> Non
 if __name__ == "__main__":
     cli.define_text("run", None, "Folder of the run.")
     cli.define_text(
-        "model", None, "Of a run with a model of your own: FILE.py:NAME or MODULE:NAME."
+        "model",
+        None,
+        "Your own model, if the run trained one: FILE.py:NAME or MODULE:NAME.",
     )
     flags.DEFINE_bool("best", False, "Use the checkpoint of best validation accuracy.")
-    flags.DEFINE_integer("top", 3, "Classes to name at most, the likeliest first.", 1)
+    flags.DEFINE_integer("top", 3, "Number of the most likely classes to print.", 1)
     flags.DEFINE_bool("json", False, "Print a line of JSON for each picture.")
     sys.exit(main())

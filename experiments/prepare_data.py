@@ -1,11 +1,11 @@
-"""Fetches CIFAR-10 or CIFAR-100, or takes in an archive, and shows the images.
+"""Downloads CIFAR-10 or CIFAR-100, or reads an archive, and shows the images.
 
     python -m experiments.prepare_data
     python -m experiments.prepare_data --dataset=cifar100
     python -m experiments.prepare_data --data_archive=cifar-10-binary.tar.gz
 
-Draws a picture of training images with their class names: as they are, and below each
-a few random crops and flips of it, as training sees them.
+It draws training images with their class names, and below each image a few augmented
+versions of it, as in training.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ from experiments.setting_flags import define_settings, settings_from_flags
 
 FLAGS = flags.FLAGS
 
-# Of more, not each is listed.
+# If there are more classes, not all of them are listed.
 MAX_CLASSES = 20
 
 

@@ -49,24 +49,24 @@ class ResumeParser(flags.BooleanParser):
     """Reads ``--resume``: true, false or auto."""
 
     def parse(self, argument: bool | str) -> Any:
-        """The value; ValueError for another text."""
+        """Returns the value; raises a ValueError for other text."""
         return argument if argument == "auto" else super().parse(argument)
 
 
 class StopOnSignal(Observer):
-    """While a run can save its state, signals only ask it to stop."""
+    """Turns signals into a request to stop while a run can save its state."""
 
     def __init__(self) -> None:
-        """No signal yet."""
+        """Makes an observer without a request."""
         self.request = cli.StopRequest()
         self._caught = contextlib.ExitStack()
 
     def started(self, plan: Plan) -> None:
-        """From here on they do not end the command."""
+        """Begins to catch signals."""
         self._caught.enter_context(cli.caught_signals(self.request))
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
-        """From here on they do again."""
+        """Ends catching signals."""
         self._caught.close()
 
 
@@ -75,7 +75,7 @@ def main() -> int:
     with leaving(), cli.command():
         if FLAGS.resume and FLAGS.workdir is None:
             raise flags.ValidationError(
-                "--resume needs --workdir, the folder of the run to go on"
+                "--resume needs --workdir, the folder of the run to continue"
             )
         join_processes()
         folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
@@ -113,7 +113,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Has a process that fails leave at once, and not wait for those that go on."""
+    """Ends a failing process at once, without waiting for the other processes."""
     try:
         yield
     except SystemExit as end:
@@ -123,7 +123,7 @@ def leaving() -> Iterator[None]:
 
 
 def shown_on(screen: Console) -> list[Observer]:
-    """Those who watch a run; of several processes the first one shows it."""
+    """Returns the observers of a run; only the first of several processes shows it."""
     if not processes.is_first():
         return []
     shown: list[Observer] = [RangeFigure(), ConsoleDisplay(screen)]
@@ -131,48 +131,48 @@ def shown_on(screen: Console) -> list[Observer]:
 
 
 def say_stopped(screen: Console, folder: pathlib.Path, signum: int | None) -> int:
-    """Says how to go on with a run that was stopped; returns the exit status.
+    """Says how to continue a stopped run; returns the exit status.
 
     Args:
-      screen: to say it on.
+      screen: console.
       folder: of the run.
-      signum: of the signal that stopped it; None where another process had it.
+      signum: the signal that stopped the run; None if another process received it.
     """
     workdir = shell_word(f"--workdir={folder}", sys.stdout.encoding)
-    words = f"to go on:\n  python -m experiments.run {workdir} --resume"
+    words = f"to continue:\n  python -m experiments.run {workdir} --resume"
     if signum == cli.SIGPIPE:
-        cli.logger.info("nobody reads the output any more; stopped, %s", words)
+        cli.logger.info("stopped because the output was closed; %s", words)
     if processes.is_first():
         screen.print(words, soft_wrap=True)
     return 128 + (signal.SIGTERM if signum is None else signum)
 
 
 def show_finished(settings: Settings, folder: pathlib.Path, dataset: Dataset) -> bool:
-    """Whether a folder holds this run, finished; shows it again."""
+    """Shows the result of a folder that holds this run, finished; returns whether."""
     result = records.read_result(folder)
     if result is None:
         return False
     if result.status == "finished":
         with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as saved:
             if not saved.is_sound(result.steps):
-                return False  # the run will say so, and repair it
+                return False  # the run reports this and repairs it
     recorded = records.read_config(folder)
     recipe = settings.recipe_of(records.read_range_test(folder))
     now = settings.record(dataset.has_validation)
     check_same_settings(now, recorded, folder, dataset, recipe)
     screen = make_console()
-    screen.print(f"{folder} holds a finished run; nothing is left to do")
+    screen.print(f"{folder} holds a finished run; there is nothing left to do")
     print_result(screen, result, folder)
     check_outcome(result)
     return True
 
 
 def check_outcome(result: records.Result) -> None:
-    """UserError for a run none of whose seeds came to its end."""
+    """Raises a UserError if all seeds of a run have diverged."""
     if result.status == "diverged":
         raise UserError(
             f"all seeds have diverged, the last at step {result.steps}; lower --lr, "
-            "or let --lr=auto find it"
+            "or let --lr=auto find a rate"
         )
 
 
@@ -180,26 +180,26 @@ if __name__ == "__main__":
     define_settings()
     define_devices()
     cli.define_text(
-        "workdir", None, "The run's folder (default: a new one under runs/)."
+        "workdir", None, "Folder of the run (default: a new one under runs/)."
     )
     flags.DEFINE_bool(
-        "tensorboard", False, "Write event files for TensorBoard into the folder, too."
+        "tensorboard", False, "Also write event files for TensorBoard to the folder."
     )
     flags.DEFINE_bool(
-        "print_recipe", False, "Print the recipe in force as a TOML file, and end."
+        "print_recipe", False, "Print the recipe as a TOML file, and do not train."
     )
     flags.DEFINE_bool(
         "resume",
         False,
-        "Go on with the unfinished run in --workdir; =auto: begin where there is none, "
-        "for a job whose command is repeated.",
+        "Continue the unfinished run in --workdir; =auto: begin a new run if there is "
+        "none, for a job that repeats its command.",
     )
     FLAGS["resume"].parser = ResumeParser()
     define_processes()
     flags.DEFINE_bool(
         "stop_with_input",
         False,
-        "Stop, as at SIGTERM, when standard input ends: for a program that starts this "
-        "one and may be killed.",
+        "Stop as with SIGTERM when standard input ends; for a program that starts this "
+        "command and may be killed.",
     )
     sys.exit(main())

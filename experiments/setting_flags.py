@@ -1,4 +1,4 @@
-"""The settings of a run as flags; ``cifar_flax.runs.settings`` defines them."""
+"""Defines the settings of a run as flags; see ``cifar_flax.runs.settings``."""
 
 import pathlib
 import re
@@ -37,7 +37,7 @@ cli.GROUPS |= {
     "Recipe": (*OF_RECIPE, "lr_check"),
 }
 
-# What absl calls the types, for --help.
+# Names of the types in --help.
 _KINDS = {
     int: "int",
     float: "float",
@@ -47,7 +47,7 @@ _KINDS = {
 
 
 class _Parser(flags.ArgumentParser):
-    """Reads a flag as its setting is read everywhere."""
+    """Parses a flag in the same way as its setting elsewhere."""
 
     def __init__(self, name: str):
         self._name = name
@@ -55,12 +55,12 @@ class _Parser(flags.ArgumentParser):
         self.enum_values = choices_of(name)  # absl lists them in --help
 
     def parse(self, argument: Any) -> Any:
-        """The value; ValueError where a text stands for none."""
+        """Returns the value; raises a ValueError if the text is not valid."""
         is_text = isinstance(argument, str)
         return parse_setting(self._name, argument) if is_text else argument
 
     def flag_type(self) -> str:
-        """Type of the values, for --help."""
+        """Returns the type of the values for --help."""
         if self.enum_values:
             return "string enum"
         if self._name == "seeds":
@@ -71,13 +71,13 @@ class _Parser(flags.ArgumentParser):
 def define_settings(
     *names: str, without: Sequence[str] = (), lists: bool = False
 ) -> None:
-    """Defines a flag for each setting, or for those named.
+    """Defines a flag for each setting, or for the named ones.
 
     Args:
-      *names: settings; all of them where none is named.
-      without: settings to leave at their defaults.
-      lists: each flag takes a comma list, of texts that ``parse`` reads; but for those
-        that take one value.
+      *names: settings; empty for all.
+      without: settings that get no flag.
+      lists: whether a flag takes a comma list, whose parts ``parse`` reads. Settings
+        that have only one value in a sweep do not.
     """
     for name in names or TYPES:
         if name in without:
@@ -96,7 +96,7 @@ def define_settings(
 
 
 def parse(name: str, text: str) -> Any:
-    """The value of a setting; flags.ValidationError where a text stands for none."""
+    """Parses a setting; raises a flags.ValidationError if the text is not valid."""
     try:
         return parse_setting(name, text)
     except ValueError as error:
@@ -104,15 +104,15 @@ def parse(name: str, text: str) -> Any:
 
 
 def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
-    """The settings that the flags give.
+    """Returns the settings that the flags give.
 
     Args:
-      resumed: folder of a run to go on with; a flag that is not given keeps the value
-        in its record.
+      resumed: folder of a run to continue; flags that are not given have the values of
+        its record.
 
     Raises:
-      UserError: no run to resume.
-      flags.ValidationError: flags that contradict each other or are out of range.
+      UserError: there is no run to resume.
+      flags.ValidationError: flags contradict each other or are out of range.
     """
     values = {name: FLAGS[name].value for name in TYPES if name in FLAGS}
     given = {name: value for name, value in values.items() if FLAGS[name].present}
@@ -126,10 +126,10 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
 
 
 def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
-    """The settings of a run to go on with, and flags that are given beside them."""
+    """Returns the settings of a run to continue, with the given flags."""
     recorded = Settings.of_run(folder, names_model="model" in given)
     values = {name: getattr(recorded, name) for name in TYPES} | given
-    # The recipe may have come from a file, or a run, that is gone.
+    # The file or the run that the recipe came from may not exist any more.
     recipe = recorded.trained_recipe
     if given.keys() & {*OF_RECIPE, "continue_from"}:
         recipe = None
@@ -138,16 +138,16 @@ def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
 
 
 def define_devices() -> None:
-    """Defines the flags that say on what to compute."""
+    """Defines the flags that choose the devices."""
     flags.DEFINE_integer(
         "devices",
         None,
-        "Work on so many devices (default: all accelerators, or one CPU). The seeds "
-        "are spread over them first, and then the batches of each.",
+        "Number of devices (default: all accelerators, or one CPU). They divide first "
+        "the seeds, then the batches of each seed.",
         lower_bound=1,
     )
     cli.define_text(
-        "mesh", None, "Devices along each axis instead, such as seed:2,data:4."
+        "mesh", None, "Number of devices along each axis, such as seed:2,data:4."
     )
 
 
@@ -156,11 +156,11 @@ def define_processes() -> None:
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Train together with other processes, which are started alike; JAX finds them "
-        "under Slurm, on TPU pods and under Kubernetes.",
+        "Train together with other processes of the same command; JAX finds them under "
+        "Slurm, on TPU pods and under Kubernetes.",
     )
     cli.define_text(
-        "coordinator", None, "HOST:PORT of process 0, where JAX cannot find it."
+        "coordinator", None, "HOST:PORT of process 0, if JAX cannot find it."
     )
     flags.DEFINE_integer(
         "num_processes", None, "Number of processes, with --coordinator.", lower_bound=1
@@ -171,11 +171,11 @@ def define_processes() -> None:
 
 
 def join_processes() -> None:
-    """Connects this process with the others, where the flags say that there are some.
+    """Connects this process with the others, if the flags say that there are others.
 
     Raises:
       flags.ValidationError: some of the flags are missing.
-      UserError: the others cannot be reached.
+      UserError: the other processes cannot be reached.
     """
     names = ("coordinator", "num_processes", "process_id")
     given = [name for name in names if FLAGS[name].value is not None]
@@ -183,7 +183,7 @@ def join_processes() -> None:
         return
     if given and len(given) < len(names):
         missing = next(name for name in names if name not in given)
-        raise flags.ValidationError(f"--{given[0]} needs --{missing}, too")
+        raise flags.ValidationError(f"--{given[0]} also needs --{missing}")
     if given and not re.fullmatch(r".+:\d{1,5}", FLAGS.coordinator):
         raise flags.ValidationError(
             f"--coordinator={FLAGS.coordinator}: give HOST:PORT, such as node1:8476"
@@ -191,31 +191,31 @@ def join_processes() -> None:
     if given and FLAGS.process_id >= FLAGS.num_processes:
         raise flags.ValidationError(
             f"--process_id={FLAGS.process_id}: it must be below --num_processes="
-            f"{FLAGS.num_processes}, since the first is 0"
+            f"{FLAGS.num_processes}, because the first process has the number 0"
         )
     if FLAGS.workdir is None:
         raise flags.ValidationError("--distributed needs --workdir, the run's folder")
     processes.join(*(FLAGS[name].value for name in names))
     if not processes.is_first():
-        cli.logger.setLevel("ERROR")  # the first one says it for all
+        cli.logger.setLevel("ERROR")  # the first process gives the warnings
 
 
 def devices_from_flags() -> dict[str, Any]:
-    """What ``run`` and ``range_test`` take to say on what to compute."""
+    """Returns the arguments of ``run`` and ``range_test`` that choose the devices."""
     with cli.usage_errors():
         mesh = None if FLAGS.mesh is None else parse_mesh(FLAGS.mesh)
     return {"devices": FLAGS.devices, "mesh": mesh}
 
 
 def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
-    """The models that ``--models`` names; ``all`` are those of the lesson.
+    """Returns the models that ``--models`` names; ``all`` are those of the lesson.
 
     Args:
-      names: as given.
-      others: what it may name beside the models.
+      names: names as given.
+      others: other valid names.
 
     Raises:
-      flags.ValidationError: none, no such model, or one twice.
+      flags.ValidationError: there is no name, an unknown one, or one twice.
     """
     if names == ["all"]:
         return list(LESSON)
@@ -228,6 +228,6 @@ def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
     if wrong:
         raise flags.ValidationError(
             f"--models={','.join(wrong)}: give all, or some of {', '.join(known)}, or "
-            "of your own as FILE.py:NAME or MODULE:NAME"
+            "your own as FILE.py:NAME or MODULE:NAME"
         )
     return names

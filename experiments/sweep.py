@@ -1,13 +1,13 @@
-"""Trains every combination of the settings given, each in a folder of its own.
+"""Trains every combination of the given settings, each in its own folder.
 
 python -m experiments.sweep --model=convnet,convbn --lr=0.03,0.1 --seeds=0,1,2
 python -m experiments.sweep --model=all --budget_epochs=6 --seeds=0,1,2,3,4
 python -m experiments.sweep --model=all --launcher=ray --address=auto --cpus_per_cell=4
 
-Every flag of experiments.run but for paths of data and --optimizer_args takes a comma
-list; the seeds of a combination train in one program. Finished cells are skipped,
-unfinished ones go on where they stopped, so the same command goes on with a sweep.
-Several sweeps in one folder share its cells. --dry_run shows what would be done.
+Every flag of experiments.run takes a comma list, except paths of data and
+--optimizer_args. The seeds of a combination train in one program. The same command
+continues a sweep: it skips finished combinations and resumes unfinished ones. Several
+sweeps in one folder share the work. --dry_run shows what would be done.
 """
 
 import contextlib
@@ -50,11 +50,11 @@ FLAGS = flags.FLAGS
 
 REFRESH_SECONDS = 0.2  # of the table on a terminal
 
-# Settings that cells may differ in. A run that goes on with another one has its seeds
-# and its settings, so that there is nothing to vary.
+# Settings that cells may differ in. A run that continues another one has the seeds and
+# settings of that run, so there is nothing to vary.
 VARIED = [name for name in TYPES if name not in ("seeds", "continue_from")]
 
-# The flags that not every launcher has.
+# Flags that only some launchers have.
 OF_LAUNCHERS = {
     "jobs": ["local"],
     "shard": ["local"],
@@ -66,24 +66,24 @@ OF_LAUNCHERS = {
 
 
 class _Address(flags.ArgumentParser):
-    """Takes where a cluster is."""
+    """Accepts the address of a cluster."""
 
     syntactic_help = "auto, or HOST:PORT of a cluster"
 
     def parse(self, argument: str) -> str:
-        """The text; ValueError where it can be no such place."""
+        """Returns the text; raises a ValueError if it is not an address."""
         if not re.fullmatch(r"auto|([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", argument):
             raise ValueError(f"give {self.syntactic_help}")
         return argument
 
 
 class _Object(flags.ArgumentParser):
-    """Takes names and values as JSON."""
+    """Accepts names and values as JSON."""
 
-    syntactic_help = "an object of JSON"
+    syntactic_help = "a JSON object"
 
     def parse(self, argument: Any) -> dict[str, Any]:
-        """The object; ValueError where a text stands for none."""
+        """Returns the object; raises a ValueError if the text is not one."""
         try:
             value = json.loads(argument) if isinstance(argument, str) else argument
         except (ValueError, RecursionError):
@@ -115,7 +115,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def made_folder(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder, and removes it again where nothing was written into it."""
+    """Makes a folder, and removes it again if it stays empty."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,21 +123,21 @@ def made_folder(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it is not empty
+        with contextlib.suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 
 def lists_from_flags() -> dict[str, list[Any]]:
-    """The values of each setting that the flags name.
+    """Returns the values of each setting that the flags give.
 
     Raises:
-      flags.ValidationError: a text stands for none, or flags contradict each other.
+      flags.ValidationError: a value is not valid, or flags contradict each other.
     """
     given = [name for name in VARIED if FLAGS[name].present]
     texts = {name: FLAGS[name].value for name in given if name not in SINGLE}
     single = {name: [FLAGS[name].value] for name in given if name in SINGLE}
     if empty := [name for name, words in texts.items() if not words]:
-        raise flags.ValidationError(f"--{empty[0]}=: give one value or more")
+        raise flags.ValidationError(f"--{empty[0]}=: give one or more values")
     if texts.get("model", ["all"]) == ["all"]:
         texts["model"] = list(LESSON)
     if FLAGS.budget_epochs is not None:
@@ -151,22 +151,22 @@ def lists_from_flags() -> dict[str, list[Any]]:
     for name, words in texts.items():
         if len(set(words)) < len(words):
             raise flags.ValidationError(
-                f"--{name}={','.join(words)}: values stand twice in the list"
+                f"--{name}={','.join(words)}: a value appears twice in the list"
             )
     lists = {name: [parse(name, word) for word in texts[name]] for name in texts}
     return lists | single
 
 
 def check_cells(cells: list[Cell], load: bool) -> None:
-    """Finds the cells whose folders hold something else than their run.
+    """Finds the cells whose folders hold something other than their run.
 
     Args:
       cells: of the sweep.
-      load: whether to load the data of cells that are not begun, too, so that data
-        that are missing are one error, and not one for each cell.
+      load: whether to load the data of cells that have not begun, too. Missing data are
+        then one error instead of one for each cell.
 
     Raises:
-      UserError: data cannot be had.
+      UserError: the data cannot be loaded.
     """
     datasets: dict[tuple, Dataset] = {}
     for cell in cells:
@@ -183,16 +183,16 @@ def check_cells(cells: list[Cell], load: bool) -> None:
 
 
 def make_launcher() -> contextlib.AbstractContextManager[RunCells]:
-    """What trains the cells, as the flags say.
+    """Makes the launcher that the flags name.
 
     Raises:
-      flags.ValidationError: a flag is of another launcher.
+      flags.ValidationError: a flag belongs to another launcher.
     """
     launcher = FLAGS.launcher
     for name, launchers in OF_LAUNCHERS.items():
         if FLAGS[name].present and launcher not in launchers:
             raise flags.ValidationError(
-                f"--{name} is of --launcher={' and '.join(launchers)}; drop it, or "
+                f"--{name} needs --launcher={' or '.join(launchers)}; drop it, or "
                 f"change --launcher={launcher}"
             )
     cpus, gpus = FLAGS.cpus_per_cell, FLAGS.gpus_per_cell
@@ -208,10 +208,10 @@ def make_launcher() -> contextlib.AbstractContextManager[RunCells]:
 
 
 def my_share(cells: list[Cell]) -> list[Cell]:
-    """The cells of this process, of several that share a sweep by --shard.
+    """Returns the cells of this process if several processes share a sweep by --shard.
 
     Raises:
-      flags.ValidationError: it is not of the form I/N.
+      flags.ValidationError: --shard is not of the form I/N.
     """
     if FLAGS.shard is None:
         return cells
@@ -227,10 +227,10 @@ def my_share(cells: list[Cell]) -> list[Cell]:
 
 @contextlib.contextmanager
 def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], None]]:
-    """A table that follows the cells on a terminal; elsewhere a line for each change.
+    """Shows the cells: a live table on a terminal, otherwise a line for each change.
 
     Yields:
-      A function to call whenever something about a cell has changed.
+      A function to call whenever the state of a cell has changed.
     """
     begin = time.monotonic()
 
@@ -243,7 +243,7 @@ def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], 
 
             def follow(cell: Cell) -> None:
                 nonlocal due
-                if time.monotonic() >= due:  # cells that are done come by the thousand
+                if time.monotonic() >= due:  # there may be thousands of finished cells
                     live.update(state(rows), refresh=True)
                     due = time.monotonic() + REFRESH_SECONDS
 
@@ -261,7 +261,7 @@ def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], 
             )
 
     def rest(cell: Cell) -> str:
-        if cell.result is None or not cell.seconds:  # not trained here
+        if cell.result is None or not cell.seconds:  # another process trained it
             return ""
         return f" ({pace_of(cells, time.monotonic() - begin)})"
 
@@ -271,12 +271,12 @@ def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], 
 
 
 def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
-    """Says how to go on; returns the exit status."""
+    """Says how to continue; returns the exit status."""
     if stop.signum is not None:
-        words = "stopped; the same command goes on"
+        words = "stopped; the same command continues"
         screen.print(words)
         if stop.signum == cli.SIGPIPE:
-            cli.logger.info("nobody reads the output any more: %s", words)
+            cli.logger.info("the output was closed: %s", words)
         return 128 + stop.signum
     failed = [cell for cell in cells if cell.status.startswith("failed")]
     for cell in failed:
@@ -288,33 +288,35 @@ def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
 
 
 def define_launchers() -> None:
-    """Defines the flags that say where cells are trained."""
+    """Defines the flags of the launchers."""
     flags.DEFINE_enum(
         "launcher",
         "local",
         ["local", "ray", "slurm"],
-        "Where: on this machine, as tasks of Ray, or as job arrays of Slurm.",
+        "Where to train: on this machine, as tasks of Ray, or as job arrays of Slurm.",
     )
     flags.DEFINE_integer(
-        "jobs", 1, "local: cells at a time, each with its share of cores.", 1, 1_000
+        "jobs", 1, "local: number of cells at a time; they share the cores.", 1, 1_000
     )
     cli.define_text(
         "shard",
         None,
-        "local: I/N, for jobs of another queue: this process trains the cells I, I+N, "
+        "local: I/N, for jobs of another queue; this process trains the cells I, I+N, "
         "I+2N and so on.",
     )
     flags.DEFINE(
         _Address(),
         "address",
         None,
-        "ray: auto or HOST:PORT of a cluster (default: a Ray on this machine alone).",
+        "ray: auto or HOST:PORT of a cluster (default: Ray on this machine).",
     )
-    flags.DEFINE_integer("cpus_per_cell", 1, "ray, slurm: cores of a cell.", 1, 4_096)
+    flags.DEFINE_integer(
+        "cpus_per_cell", 1, "ray, slurm: number of cores of a cell.", 1, 4_096
+    )
     flags.DEFINE_float(
         "gpus_per_cell",
         0,
-        "ray, slurm: GPUs of a cell; with ray 0.5 has two cells share one.",
+        "ray, slurm: number of GPUs of a cell; with ray, 0.5 lets two cells share one.",
         0,
         64,
     )
@@ -322,7 +324,7 @@ def define_launchers() -> None:
         _Object(),
         "slurm_args",
         None,
-        "slurm: more parameters of submitit.AutoExecutor, as JSON: "
+        "slurm: further parameters of submitit.AutoExecutor, as JSON: "
         """'{"slurm_partition": "gpu", "timeout_min": 60}'.""",
     )
 
@@ -331,7 +333,7 @@ if __name__ == "__main__":
     define_settings(*VARIED, lists=True)
     define_settings("seeds")
     cli.define_text("workdir", "runs/sweep", "Folder of all runs.")
-    flags.DEFINE_bool("dry_run", False, "Show the cells, and run none.")
+    flags.DEFINE_bool("dry_run", False, "Show the cells without training them.")
     flags.DEFINE_integer(
         "budget_epochs",
         None,

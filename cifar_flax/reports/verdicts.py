@@ -190,7 +190,7 @@ def _of_divergence(study: Study) -> list[str]:
             if not entry.accuracies
             else f"Its accuracy is {100 * entry.mean:.2f} % over the finished seeds "
             f"and {100 * entry.mean_of_all:.2f} % over all seeds, if a diverged seed "
-            "counts as 0. It is ranked last and not compared; train it with a lower rate."
+            "counts as 0. It is ranked last and not compared; train it at a lower rate."
         )
         for entry in named
         if entry.diverged
