@@ -28,7 +28,7 @@ def known_settings() -> Iterator[None]:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
             f"JAX finds no device: JAX_PLATFORMS={platforms}; unset it, or name an "
-            f"available platform such as cpu ({one_line(error) or 'no further details'})"
+            f"available platform such as cpu ({one_line(error) or 'no details'})"
         ) from error
     with (
         jax.enable_x64(False),

@@ -8,12 +8,12 @@ COMMANDS = {
     "sweep": "train every combination of some settings",
     "report": "compare finished runs",
     "lr_find": "find a learning rate",
-    "lr_grid": "measure how good the suggested rates are",
+    "lr_grid": "measure the quality of the suggested rates",
     "summary": "show the layers, parameters and FLOPs of models",
     "predict": "classify pictures with a finished run",
     "export": "write a finished run for other programs",
     "prepare_data": "download or read CIFAR-10 or CIFAR-100",
-    "benchmark": "measure the speed, beside PyTorch's",
+    "benchmark": "measure the speed, and compare it with PyTorch",
     "torch_airbench": "train airbench94 in PyTorch",
 }
 

@@ -60,7 +60,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Of the settings, those of the training that would follow are not asked for.
+    # A range test does not use the settings of the schedule.
     define_settings(without=(*OF_SCHEDULE, "lr_check", "seeds_vary"))
     FLAGS.set_default("seeds", RANGE_SEEDS)
     define_devices()
@@ -70,6 +70,12 @@ if __name__ == "__main__":
     defaults = RangeSettings()
     flags.DEFINE_float("start_lr", defaults.start_lr, "Rate of the first step.")
     flags.DEFINE_float("end_lr", defaults.end_lr, "Rate of the last step.")
-    flags.DEFINE_integer("num_steps", None, "Steps (default: an epoch, at least 100).")
-    flags.DEFINE_bool("linear", False, "Rise by equal differences, not equal ratios.")
+    flags.DEFINE_integer(
+        "num_steps",
+        None,
+        "Number of steps (default: an epoch, or 100 if it is shorter).",
+    )
+    flags.DEFINE_bool(
+        "linear", False, "Raise the rate by equal differences, not by equal ratios."
+    )
     sys.exit(main())

@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def classes_in_words(dataset: Dataset) -> str:
-    """The classes with their training images; of many, their number and a few names."""
+    """Returns the classes with the number of their images, abbreviated if many."""
     names = dataset.class_names
     counts = np.bincount(dataset.train_labels, minlength=len(names))
     if len(names) <= MAX_CLASSES:
@@ -83,14 +83,14 @@ def classes_in_words(dataset: Dataset) -> str:
 
 
 def take_in(path: str, sha256: str | None, console: Console) -> None:
-    """Prepares an official archive, so that later runs find it by themselves."""
+    """Prepares an official archive, so that later runs find it without a flag."""
     archive = open_archive(path, sha256)
     if archive.trust == "official":
         name = archive.cifar.name
         prepare_cifar(name, path, FLAGS.data_dir or default_data_dir())
-        console.print(f"later runs find it by --dataset={name}, without --data_archive")
+        console.print(f"later runs find it with --dataset={name}")
     else:
-        console.print("not an official archive: later runs need the same flags")
+        console.print("this is not an official archive; later runs need the same flags")
 
 
 if __name__ == "__main__":
@@ -98,5 +98,5 @@ if __name__ == "__main__":
         *("dataset", "data_dir", "data_archive", "archive_sha256", "image_size"),
         *("recipe", *OF_AUGMENTATION),
     )
-    cli.define_text("picture", "training_images.png", "File to draw the images to.")
+    cli.define_text("picture", "training_images.png", "File for the drawn images.")
     sys.exit(main())

@@ -4,11 +4,11 @@ python -m experiments.report --runs=runs
 python -m experiments.report --runs=runs --baseline=convbn
 python -m experiments.report --runs=runs --compare=optimizer --figures=figures
 
-Of each model the ranking holds the setting that is best on the validation split; with
---compare the values of other settings are compared, too. Reads records only. Open the
-HTML file in a browser. For up to 20 configurations it is complete in itself; beyond,
-the details of each lie in report-files beside it. results.csv has a row for each seed,
-ranking.tex a table for a paper.
+The ranking holds the best configuration of each model on the validation split. With
+--compare it also compares the values of other settings. The command reads only records.
+Open the HTML file in a browser. With up to 20 configurations the file is complete; with
+more, the details of each are in report-files beside it. results.csv has a row for each
+seed, and ranking.tex is a table for a paper.
 """
 
 import sys
@@ -43,14 +43,13 @@ if __name__ == "__main__":
     cli.define_text(
         "baseline",
         None,
-        "Compare every configuration with the one of this name, and no others.",
+        "Compare every configuration only with the one of this name.",
     )
     flags.DEFINE_list(
         "compare",
         [],
-        "Settings whose values are compared, such as optimizer,weight_decay. Without "
-        "it the best setting of each model by validation is ranked; in runs of one "
-        "model, the best rate of all that differs.",
+        "Settings whose values are compared, such as optimizer,weight_decay (default: "
+        "none; in runs of one model, all settings that differ except the rate).",
     )
-    cli.define_text("figures", None, "Folder for every figure as PNG and as SVG.")
+    cli.define_text("figures", None, "Folder for the figures as PNG and SVG.")
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Shows what a model is made of, layer by layer.
+"""Shows the layers of a model with shapes, parameters and operations.
 
 python -m experiments.summary --model=convbn
 python -m experiments.summary --model=all
@@ -32,20 +32,20 @@ def main() -> int:
             model = settings.make_model(FLAGS.num_classes)
             console.print(Summary(model, name=settings.model_label).table)
         console.print(
-            "\nFLOPs are of the products of one 32x32 image: a multiplication and its "
-            "addition count 2."
+            "\nFLOPs count the multiplications and additions of products for one 32 x "
+            "32 image."
         )
     return 0
 
 
 def settings_of(name: str) -> Settings:
-    """The settings of the model that is named."""
+    """Returns the settings of the named model."""
     with cli.usage_errors():
         return Settings(model=name, model_args=FLAGS.model_args)
 
 
 def all_models() -> Table:
-    """A row for each model."""
+    """Makes a table with a row for each model."""
     table = make_table("model", "class", "layers", "parameters", "FLOPs")
     for name in MODELS:
         model = create_model(name, FLAGS.num_classes)
@@ -62,7 +62,7 @@ def all_models() -> Table:
 
 if __name__ == "__main__":
     cli.define_text(
-        "model", "convbn", "Architecture, as of experiments.run, or all of ours."
+        "model", "convbn", "Architecture, as for experiments.run, or all of ours."
     )
     define_settings("model_args")
     sys.exit(main())

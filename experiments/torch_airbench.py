@@ -1,13 +1,13 @@
-"""Trains airbench94 in PyTorch, to hold our own training of it against.
+"""Trains airbench94 in PyTorch, to compare our own training with it.
 
     python -m experiments.torch_airbench --data_archive=ARCHIVE --seeds=0,1
 
-A rendering of the method of Jordan 2024 (https://arxiv.org/abs/2404.00498) from its
+It implements the method of Jordan 2024 (https://arxiv.org/abs/2404.00498) from the
 paper and its published settings, in float32: 9.9 epochs of 48 batches of 1,024, with
 the whitening layer, partial identities, Nesterov SGD with decoupled settings, 64 times
 the rate for the biases of norms, Lookahead, alternating flips, translation by two
-pixels, and evaluation over six views. All 50,000 images are trained on. Data are
-resident, the network is ``channels_last`` and, unless ``--eager``, compiled.
+pixels, and evaluation over six views. It trains on all 50,000 images. The data stay on
+the device, and the network is ``channels_last`` and, without ``--eager``, compiled.
 """
 
 import math
@@ -37,8 +37,9 @@ FLAGS = flags.FLAGS
 
 EPOCHS, BATCH_SIZE = 9.9, 1024
 MOMENTUM, BIAS_SCALER = 0.85, 64.0
-# Of the mean loss of a batch: 11.5 and 0.0153 for 1,024 examples, without the growth of
-# a step by Nesterov's momentum.
+# The published rate 11.5 and decay 0.0153 are for the sum over 1,024 examples, and
+# include the growth of a step by Nesterov's momentum. These are for the mean loss,
+# without it.
 GROWTH = 1 + 1 / (1 - MOMENTUM)
 LEARNING_RATE, WEIGHT_DECAY = 11.5 / GROWTH, 0.0153 / GROWTH
 WHITEN_BIAS_EPOCHS = 3
@@ -46,7 +47,7 @@ LOOKAHEAD, LOOKAHEAD_DECAY = 5, 0.95
 
 
 def initialise(network: Airbench, images: torch.Tensor) -> None:
-    """Partial identities, and the whitening kernel from normalised images."""
+    """Sets partial identities, and the whitening kernel from normalised images."""
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
         for module in network.modules():
@@ -63,7 +64,7 @@ def initialise(network: Airbench, images: torch.Tensor) -> None:
 
 
 def make_optimizer(network: Airbench) -> torch.optim.SGD:
-    """Nesterov SGD, with groups for the biases of norms and the rest."""
+    """Makes Nesterov SGD, with groups for the biases of norms and for the rest."""
     rate = LEARNING_RATE
     biases = [m.bias for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     norms = {id(bias) for bias in biases}
@@ -79,7 +80,7 @@ class Training:
     """Trains the network, once for each seed, with one compiled program."""
 
     def __init__(self, split: Split, mean: Any, std: Any, is_compiled: bool):
-        """Takes training images, and mean and deviation of their channels."""
+        """Takes training images, and mean and standard deviation of their channels."""
         images, labels = split.images, split.labels
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
@@ -93,13 +94,13 @@ class Training:
         self.compiled = torch.compile(network) if is_compiled else network
 
     def normalise(self, images: np.ndarray) -> torch.Tensor:
-        """uint8 [N, H, W, C] to float32 [N, C, H, W]."""
+        """Normalises uint8 [N, H, W, C] to float32 [N, C, H, W]."""
         pixels = torch.tensor(images, device=self.device).permute(0, 3, 1, 2)
         pixels = (pixels.float() / 255 - self.mean) / self.std
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def batch(self, indices: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-        """Images moved by up to two pixels, and mirrored where that is said."""
+        """Returns images, moved by up to two pixels and mirrored according to flips."""
         count = len(indices)
         moved = torch.randint(0, 5, (2, count, 1), device=self.device)
         steps = torch.arange(32, device=self.device)
@@ -111,7 +112,7 @@ class Training:
         return pixels.permute(0, 3, 1, 2)  # a view that is channels_last
 
     def train(self, seed: int, most: float = math.inf) -> float:
-        """Trains anew, for so many steps at most; returns the seconds."""
+        """Trains from the start for at most ``most`` steps; returns the seconds."""
         torch.manual_seed(seed)
         start = time.perf_counter()
         network, device = self.network, self.device
@@ -145,7 +146,7 @@ class Training:
         return time.perf_counter() - start
 
     def accuracy(self, split: Split) -> float:
-        """Share of images classified correctly, over six views of each."""
+        """Returns the share of correctly classified images, over six views of each."""
         self.compiled.eval()
         right, images, labels = 0, split.images, split.labels
         with torch.inference_mode():
@@ -202,5 +203,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     define_settings("seeds", "dataset", "data_dir", "data_archive", "archive_sha256")
-    flags.DEFINE_bool("eager", False, "Do not compile the network.")
+    flags.DEFINE_bool("eager", False, "Train without torch.compile.")
     sys.exit(main())

@@ -1,6 +1,6 @@
-"""Workers of a benchmark: processes that answer requests, one at a time.
+"""Workers of a benchmark: processes that answer one request at a time.
 
-Needs nothing but the standard library, so that it also runs under another interpreter.
+It needs only the standard library, so that it also runs under another interpreter.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 def serve(answers: dict[str, Callable[[], Any]]) -> None:
     """Answers each line of stdin with a line of JSON, until stdin ends.
 
-    What else the process prints goes to stderr.
+    Everything else that the process prints goes to stderr.
 
     Args:
-      answers: what to call for a request; ``memory`` is known to all.
+      answers: the function for each request; ``memory`` is always available.
     """
     with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)
@@ -32,8 +32,8 @@ def serve(answers: dict[str, Callable[[], Any]]) -> None:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process, in bytes."""
-    import resource  # Windows has none
+    """Returns the peak memory of this process in bytes."""
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -53,7 +53,7 @@ class Worker:
         """Sends a request and waits for its answer.
 
         Raises:
-          WorkerEnded: there is none.
+          WorkerEnded: the worker has ended without an answer.
         """
         output, request_line = self._process.stdout, self._process.stdin
         assert output is not None
@@ -69,7 +69,7 @@ class Worker:
 
 @contextlib.contextmanager
 def worker(*command: str) -> Iterator[Worker]:
-    """Starts a command that serves, and ends it afterwards."""
+    """Starts a command that serves, and ends it after the block."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -60,7 +60,7 @@ class Cell:
     @property
     def is_running(self) -> bool:
         """Whether the cell is being trained."""
-        return self.status in ("runs", "goes on")
+        return self.status in ("runs", "continues")
 
     @property
     def is_begun(self) -> bool:

@@ -162,7 +162,7 @@ def test_a_damaged_result_is_shown_or_named(tmp_path):
 
 
 def test_damaged_metrics_of_a_running_cell_are_named(tmp_path):
-    cell = Cell("cell", SETTINGS, tmp_path, status="goes on")
+    cell = Cell("cell", SETTINGS, tmp_path, status="continues")
     for line, word in (
         ({"step": 1}, "epoch"),
         ({"step": 1, "epoch": "two"}, "epoch"),

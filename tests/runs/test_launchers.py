@@ -241,7 +241,7 @@ def test_a_cell_goes_on_when_its_node_is_lost(undisturbed, cluster, data, tmp_pa
         stdout, _ = sweep.end(0)
     assert nodes.stdout.readline() == "another node has joined\n"
     assert re.search(rf"{lost.name}: runs, node 127.0.0.1", stdout)
-    assert re.search(rf"{lost.name}: goes on, node 127.0.0.1", stdout)
+    assert re.search(rf"{lost.name}: continues, node 127.0.0.1", stdout)
     assert re.search(r"2 of 2 done, \S+ cells an hour, time left 0:00:00", stdout)
     assert "going on after step" in lost.with_name(f"{lost.name}.log").read_text()
     assert_same_bits(undisturbed, tmp_path)
@@ -258,7 +258,7 @@ def test_a_driver_that_is_killed_or_stopped_comes_back(cluster, data, tmp_path):
         sweep.end(-signal.SIGKILL)
     (folder,) = trained(tmp_path)
     with sweep_on(*flags) as sweep:
-        wait_for(lambda: "goes on, node" in "".join(sweep.lines), sweep)
+        wait_for(lambda: "continues, node" in "".join(sweep.lines), sweep)
         wait_for(lambda: lock_holder(folder), sweep)
         lines = len(records.read_metrics(folder))
         wait_for(lambda: len(records.read_metrics(folder)) > lines + 3, sweep)

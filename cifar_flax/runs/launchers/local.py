@@ -117,7 +117,7 @@ def _run_cell(
             if holder := lock_holder(cell.folder):  # a run outside of any sweep
                 raise InUseError(holder)
             if not cell.finish("was done by another process"):
-                cell.status = "goes on" if cell.is_begun else "runs"
+                cell.status = "continues" if cell.is_begun else "runs"
                 show(cell)
                 yield from _train_cell(cell, cores, jobs, stop, show)
                 cell.finish(cell.status)

@@ -234,7 +234,7 @@ class _Follower:
         if state in WAITS:
             self.cell.status = f"waits for job {self.job.job_id}"
         elif not self.cell.is_running and holder is not None:
-            self.cell.status = "goes on" if self.cell.is_begun else "runs"
+            self.cell.status = "continues" if self.cell.is_begun else "runs"
             self.cell.node = holder.rpartition(" on ")[2]
             self._begin = time.monotonic()
         return holder is not None or not self.job.done()

@@ -76,7 +76,7 @@ def _train(
 def _run(cell: Cell, stop: threading.Event, tell: Callable[[str], None]) -> str:
     if records.read_result(cell.folder) is not None:
         return DONE
-    tell("goes on" if cell.is_begun else "runs")
+    tell("continues" if cell.is_begun else "runs")
     use_compilation_cache()
     screen = make_console(on_broken=stop.set)
     result = run(
