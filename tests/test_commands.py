@@ -246,11 +246,11 @@ def test_a_range_test_without_an_answer_says_why(shapes, tmp_path):
     flags = ["--start_lr=1e-9", "--end_lr=1e-7", "--num_steps=20", "--seeds=0,1"]
     place = [shapes, f"--workdir={folder}"]
     done = command("lr_find", *SMALL, *flags, *place)
-    assert_one_line_error(done, 1, "inconclusive", "the model does not learn there")
+    assert_one_line_error(done, 1, "inconclusive", "the model does not learn at")
     assert records.read_range_test(folder).suggested_lr is None
     assert records.read_config(folder).kind == "lr_find"
     done = command("run", f"--workdir={folder}", "--resume")
-    assert_one_line_error(done, 1, str(folder), "no run to go on with")
+    assert_one_line_error(done, 1, str(folder), "not a run to continue")
 
 
 def test_no_network_and_no_data_falls_to_shapes_and_says_so(tmp_path):

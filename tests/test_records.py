@@ -139,12 +139,12 @@ def test_damage_in_the_middle_is_named(tmp_path):
     [
         ({"seeds": [0, "x"]}, r"seeds\[1\] is 'x': Expected `int`, got `str`"),
         ({"test_accuracy": [0.5, 1.5]}, r"test_accuracy\[1\] is 1.5: .* <= 1"),
-        ({"test_accuracy": [0.5]}, "not of 2 seeds each"),
+        ({"test_accuracy": [0.5]}, "do not have 2 seeds each"),
         ({"test_accuracy_ci95": None}, "test_accuracy_ci95 is null"),
-        ({"test_loss": [None, 1.0]}, "a seed has no test_loss"),
+        ({"test_loss": [None, 1.0]}, "a seed that has not diverged has no test_loss"),
         ({"status": "diverged"}, "status does not agree"),
-        ({"seeds": [1, 1]}, "a seed is there twice"),
-        ({"format": 2}, "of format 2, and not of 1"),
+        ({"seeds": [1, 1]}, "a seed appears twice"),
+        ({"format": 2}, "its format is 2; it must be 1"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value(tmp_path, changes, words):

@@ -136,7 +136,7 @@ def test_a_lock_that_is_removed_is_taken_anew(data, tmp_path):  # noqa: F811
         refused = start(f"--workdir={tmp_path / 'run'}", *data, "--resume")
         assert "in use by process" in refused.communicate(timeout=60)[1]
         process.terminate()
-        assert "is made again" in process.communicate(timeout=60)[1]
+        assert "is created again" in process.communicate(timeout=60)[1]
 
 
 def test_whoever_has_the_lock_writes_alone(data, tmp_path):  # noqa: F811

@@ -194,7 +194,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(data, tmp_path):  # noqa: F81
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on" in output
+    assert "the same command continues" in output
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert list((folder / records.CHECKPOINTS).iterdir())
     assert lock_holder(folder) is None
@@ -214,7 +214,7 @@ def test_equal_budgets_find_a_rate_for_every_model():
         (["--model=convnet,nonet"], ["--model=nonet", "convbn2"]),
         (["--model=convnet,resnet", "--phases=1,3"], ["--phases=3", "model=convnet"]),
         (["--budget_epochs=2", "--epochs=3"], ["--budget_epochs", "--epochs"]),
-        (["--lr=0.1,0.1", "--epochs=1"], ["stand twice"]),
+        (["--lr=0.1,0.1", "--epochs=1"], ["appears twice"]),
     ],
 )
 def test_wrong_flags_of_sweep(flags, words):
@@ -226,10 +226,15 @@ def test_a_report_compares_the_sweep(swept, tmp_path):
     done = command("report", f"--runs={folder}", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "simplenet lr=0.01" in done.stdout
-    assert "(3 pairs, corrected for their number)" in done.stdout
+    assert "The other 2 are listed below it." in done.stdout
     page = (tmp_path / "report.html").read_text()
     assert "Most confidently wrong" in page
     assert names[0] not in (tmp_path / "report.md").read_text()
+    output = f"--output={tmp_path}"
+    done = command("report", f"--runs={folder}", "--compare=lr", output)
+    assert done.returncode == 0, done.stderr
+    assert "p is that of one pair" in done.stdout
+    assert "simplenet lr=1e+38: 2 of 2 seeds diverged" in done.stdout
 
 
 def test_a_report_needs_no_jax():

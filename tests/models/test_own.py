@@ -146,7 +146,7 @@ def test_a_net_of_ones_own_trains_and_predicts(nets, tmp_path, name):
         predictions = Run.load(folder, model=given).predict(images)
         np.testing.assert_allclose(predictions.sum(-1), 1, rtol=1e-5)
     modules = set(sys.modules)
-    with pytest.raises(UserError, match="whose code no record runs; give it"):
+    with pytest.raises(UserError, match="record never runs code; give it"):
         Run.load(folder)
     assert set(sys.modules) == modules
 
@@ -157,18 +157,18 @@ def test_a_changed_file_is_said(nets, tmp_path, caplog):
     other.parent.mkdir()
     other.write_text(NETS + "# changed\n")
     Run.load(tmp_path / "run", model=f"{other}:Net")
-    assert "is not the one that the run was trained with" in caplog.text
+    assert "has changed since the run was trained" in caplog.text
     with pytest.raises(UserError, match="its arrays are not the model's"):
         Run.load(tmp_path / "run", model=f"{nets}:attention")
     run(small(model="simplenet"), tmp_path / "ours")
-    with pytest.raises(UserError, match="its model is simplenet; give no other"):
+    with pytest.raises(UserError, match="its model is simplenet; leave out model"):
         Run.load(tmp_path / "ours", model=f"{nets}:Net")
 
 
 def test_settings_of_our_models_are_refused_for_others(nets):
-    with pytest.raises(UserError, match="--bn_momentum is of the models that"):
+    with pytest.raises(UserError, match="--bn_momentum is only for the models of"):
         Settings(model=f"{nets}:Net", bn_momentum=0.5)
-    with pytest.raises(UserError, match="--model_args is of a model of your own"):
+    with pytest.raises(UserError, match="--model_args is only for your own model"):
         Settings(model="convbn", model_args={"features": 3})
 
 
@@ -180,11 +180,11 @@ def test_the_commands_take_a_net_of_ones_own(nets, tmp_path):
     assert "Conv_1" in done.stdout
     folder = f"--workdir={tmp_path / 'run'}"
     refused = command("run", *data, *model, folder)
-    assert_one_line_error(refused, 1, "has no recipe here")
+    assert_one_line_error(refused, 1, "has no default recipe")
     done = command("run", *data, *model, folder, "--lr=0.01", "--epochs=1")
     assert done.returncode == 0, done.stderr
     resumed = command("run", folder, "--resume")
-    assert_one_line_error(resumed, 1, "runs only where you name it", "--model=")
+    assert_one_line_error(resumed, 1, "runs only if you name it", "--model=")
     assert command("run", folder, "--resume", model[0]).returncode == 0
     swept = [*data, *model, "--lr=0.01,0.02", "--epochs=1"]
     done = command("sweep", *swept, f"--workdir={tmp_path / 'sweep'}")

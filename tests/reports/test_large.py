@@ -91,7 +91,7 @@ def test_only_the_best_are_compared_and_that_is_what_p_is_adjusted_for(reported)
     best = {entry.name for entry in study.entries[:10]}
     for text in (reported.markdown, (reported.folder / "report.html").read_text()):
         assert "45 pairs of the best 10" in text
-        assert "best 10 of 300 are chosen by the same test accuracies" in text
+        assert "best 10 of 300 are chosen by the test accuracies" in text
         sentences = re.findall(r"(?:beats|between) [^<\n]* points \(p", text)
         assert len(set(sentences)) >= 9  # of neighbours; the page has them twice
     assert {e.name for pair in study.comparisons for e in pair[:2]} == best
@@ -128,7 +128,7 @@ def test_a_baseline_is_compared_with_every_other_entry(folder):
     assert "270 comparisons with a/b lr=1.501" in text
     shown = [gap.mean for _, _, gap in study.comparisons if gap.shown]
     better, worse = sum(m > 0 for m in shown), sum(m < 0 for m in shown)
-    assert f"{better} shown to be better, {worse} shown to be worse" in text
+    assert f"{better} are shown to be better, {worse} are shown to be worse" in text
     assert text.count("python -m experiments.run") == 11  # of the best and of it
 
 

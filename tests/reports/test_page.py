@@ -83,7 +83,9 @@ def test_both_pages_hold_the_ranking_and_the_verdicts(studies):
         assert text.index("convnet") > 0
         assert re.search(r"convbn beats convnet by 29\.\d ± \d\.\d points \(p", text)
         assert "No difference is shown between resnet and convbn: 0.2" in text
-        assert re.search(r"With 3 seeds and 3 pairs, a difference of \d\.\d", text)
+        assert re.search(
+            r"With 3 seeds and 3 pairs, this report shows a difference of \d\.\d", text
+        )
         assert "p is adjusted for 3 pairs (Holm)" in text
         assert "x/y is not finished" in text
         assert "secret/place" not in text
@@ -116,7 +118,7 @@ def test_one_seed_each_ranks_nothing_and_says_so(tmp_path):
     make_run(tmp_path / "b", "convbn", (0.8,))
     studies, _ = read_studies(tmp_path)
     for text in (write_markdown(studies, []), write_html(studies, [])):
-        assert "One seed each, which ranks nothing: convbn, convnet" in text
+        assert "These configurations have only one: convbn, convnet" in text
         assert "differ by 30.0 points on these images" in text
         assert "beats" not in text
 
@@ -140,4 +142,4 @@ def test_unequal_budgets_are_pointed_out(tmp_path):
     write_metrics(folder, 2, epochs=9)
     records.write_result(folder, result)
     studies, _ = read_studies(tmp_path)
-    assert "They trained for 2 to 9 epochs" in write_markdown(studies, [])
+    assert "The configurations trained for 2 to 9 epochs" in write_markdown(studies, [])

@@ -190,7 +190,7 @@ def break_kind(folder):
     config = records.read_config(folder)
     config.kind = "lr_find"
     records.write_config(folder, config)
-    return "outcome of lr_find"
+    return "result of lr_find"
 
 
 def break_fields(folder):

@@ -115,7 +115,7 @@ def test_another_model_is_refused_in_one_line_and_nothing_is_changed(splits, tmp
     with (
         open_checkpoints(tmp_path) as checkpoints,
         pytest.raises(
-            UserError, match=r"that of step 10: its arrays are not the model's"
+            UserError, match=r"step 10: its arrays are not the model's"
         ) as error,
     ):
         checkpoints.restore(other.init())
@@ -174,7 +174,7 @@ def test_any_damage_is_found_and_the_newest_sound_one_is_used(saved, tmp_path, c
         assert step == 8, (place, how)
         assert_equal(variables, states[8].variables)
         assert "step 10" in caplog.text
-        assert "2 steps are lost" in caplog.text
+        assert "loses 2 steps" in caplog.text
         shutil.rmtree(tmp_path / "10")
         shutil.copytree(folder / "10", tmp_path / "10")
 
@@ -225,9 +225,7 @@ def test_where_none_is_sound_nothing_is_changed(saved, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     with (
         open_checkpoints(tmp_path) as checkpoints,
-        pytest.raises(
-            UserError, match=r"nothing was changed: that of step 10: .* that of step 8"
-        ),
+        pytest.raises(UserError, match=r"nothing was changed: step 10: .* step 8"),
     ):
         checkpoints.restore(template)
     assert sorted(tmp_path.rglob("*")) == before

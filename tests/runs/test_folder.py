@@ -20,7 +20,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
     records.write_config(tmp_path, make_config())
     with pytest.raises(UserError, match=r"holds a run; .*--resume"):
         folder.claim_folder(tmp_path)
-    with pytest.raises(UserError, match="not empty and holds no run"):
+    with pytest.raises(UserError, match="not empty and has no run"):
         folder.claim_folder(tmp_path / "new")
     with pytest.raises(UserError, match="cannot make the folder"):
         folder.claim_folder(tmp_path / records.CONFIG / "run")
@@ -31,7 +31,7 @@ def test_a_refused_folder_is_left_as_it_is(tmp_path):
     names = (".movie.mp4.partial", ".lock", "notes.txt")
     for name in names:
         (tmp_path / name).write_text(name)
-    with pytest.raises(UserError, match="not empty and holds no run"):
+    with pytest.raises(UserError, match="not empty and has no run"):
         folder.claim_folder(tmp_path)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {n: n for n in names}
 

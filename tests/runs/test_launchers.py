@@ -172,11 +172,11 @@ def test_wrong_flags(flags, words):
 
 def test_the_pace_counts_what_this_process_has_trained(tmp_path):
     cells = make_cells({"lr": [0.1, 0.2, 0.3, 0.4], "epochs": [1]}, (0,), tmp_path)
-    assert pace_of(cells, 5) == "0 of 4 done, - cells an hour, time left -"
+    assert pace_of(cells, 5) == "0 of 4 done, - cells per hour, time left -"
     cells[0].result = True  # before this process began
-    assert pace_of(cells, 5) == "1 of 4 done, - cells an hour, time left -"
+    assert pace_of(cells, 5) == "1 of 4 done, - cells per hour, time left -"
     cells[1].result, cells[1].seconds = True, 60
-    words = "2 of 4 done, 30 cells an hour, time left 0:04:00"
+    words = "2 of 4 done, 30 cells per hour, time left 0:04:00"
     assert pace_of(cells, 120) == words
 
 
@@ -242,7 +242,7 @@ def test_a_cell_goes_on_when_its_node_is_lost(undisturbed, cluster, data, tmp_pa
     assert nodes.stdout.readline() == "another node has joined\n"
     assert re.search(rf"{lost.name}: runs, node 127.0.0.1", stdout)
     assert re.search(rf"{lost.name}: continues, node 127.0.0.1", stdout)
-    assert re.search(r"2 of 2 done, \S+ cells an hour, time left 0:00:00", stdout)
+    assert re.search(r"2 of 2 done, \S+ cells per hour, time left 0:00:00", stdout)
     assert "going on after step" in lost.with_name(f"{lost.name}.log").read_text()
     assert_same_bits(undisturbed, tmp_path)
 
@@ -337,7 +337,7 @@ def test_jobs_that_are_ended_go_on(undisturbed, data, tmp_path):
         wait_for(lambda: lock_holder(killed), sweep)
         sweep.send_signal(signal.SIGTERM)
         _, stderr = sweep.end(128 + signal.SIGTERM)
-    assert re.search("1 cells are left to the queue .* scancel [0-9]+ ends", stderr)
+    assert re.search("1 cells remain in the queue .* scancel [0-9]+ ends", stderr)
     with Sweep(*flags) as sweep:
         stdout, _ = sweep.end(0)
     assert re.search(rf"{killed.name}: (waits for process|was done)", stdout)
@@ -348,7 +348,7 @@ def test_jobs_that_are_ended_go_on(undisturbed, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "no srun and no sbatch"),
+        ({}, "no srun or sbatch"),
         ({"cluster": "local", "timeout_min": "long"}, "timeout_min"),
         ({"cluster": "local", "slurm_partitoin": "a"}, "partitoin"),
         ({"cluster": "moon"}, "'moon'"),

@@ -197,7 +197,7 @@ def test_what_cannot_be_started_from_is_named(origin, changes, words):
 
 def test_frozen_statistics_of_an_untrained_net_are_warned_of(caplog):
     go(bn_freeze=True)
-    assert "the running statistics of an untrained net are 0 and 1" in caplog.text
+    assert "the running statistics of an untrained network are 0 and 1" in caplog.text
 
 
 # What a run that goes on has in common with the one before.
@@ -270,7 +270,7 @@ def test_it_resumes_where_the_run_before_is_gone(tmp_path, small_chunks):
             {"epochs": 1, "seeds": (3,)},
             r"--seeds was \[3, 5\] and is \[3\]; --init",
         ),
-        ({"epochs": 1, "lr": "auto"}, "--lr=auto finds the rate of a net as it starts"),
+        ({"epochs": 1, "lr": "auto"}, "--lr=auto finds a rate for the start"),
         ({"epochs": 1, "init_from": "x"}, "give one of them"),
         ({"epochs": 1, "train_size": 48}, "--train_size was None and is 48"),
         ({"cycles": 1, "epochs": 1}, "--cycles for SGDR cycles; give one of them"),
@@ -289,7 +289,7 @@ def test_other_data_or_an_unfinished_run_are_refused(origin, tmp_path, small_chu
     stop = threading.Event()
     told = Told(1, stop.set)
     go(tmp_path / "run", model="simplenet", observers=[told], stop=stop)
-    with pytest.raises(UserError, match=r"is not finished; go on .* --resume"):
+    with pytest.raises(UserError, match=r"is not finished; continue .* --resume"):
         continue_run(tmp_path / "run", epochs=1)
     with pytest.raises(UserError, match="nowhere holds no run"):
         continue_run("nowhere", epochs=1)

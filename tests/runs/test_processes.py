@@ -59,7 +59,7 @@ def test_a_stop_of_one_saves_once_and_another_number_goes_on(data, tmp_path):
         group.wait_for_lines(2)
         group.processes[1].send_signal(signal.SIGTERM)
         assert group.wait() == [143, 143]
-    assert "to go on" in group.said(0)
+    assert "to continue" in group.said(0)
     assert len(records.read_steps(folder).rates) < 60 * 3
     with Group(2, folder, [*flags, "--resume=auto"]) as group:
         group.wait_for_lines(len(records.read_metrics(folder)) + 2)
@@ -86,7 +86,7 @@ def test_what_the_processes_disagree_on_is_named_by_all(data, tmp_path):
     with Group(2, folder, data) as group:
         assert group.wait() == [1, 1]
     for number in range(2):
-        assert f"{folder} is not empty and holds no run" in group.said(number)
+        assert f"{folder} is not empty and has no run" in group.said(number)
     assert os.listdir(folder) == ["file"]
 
 

@@ -432,8 +432,8 @@ def test_the_recorded_command_gives_the_same_settings(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "changes", "words"),
     [
-        ({"seeds": (0, 1)}, {}, "model of your own has no recipe here"),
-        ({"lr": 0.1}, {}, "model of your own has no recipe here"),
+        ({"seeds": (0, 1)}, {}, "your own model has no default recipe"),
+        ({"lr": 0.1}, {}, "your own model has no default recipe"),
         ({"model": "resnet", "lr": 0.1, "epochs": 1}, {}, "--model=resnet and model="),
         ({"bn_momentum": 0.5, "lr": 0.1, "epochs": 1}, {}, "--bn_momentum=0.5 and mo"),
         ({"lr": 0.1}, {"recipe": Recipe((Constant(0.1, 1),))}, "--lr=0.1 and recipe="),
@@ -441,7 +441,7 @@ def test_the_recorded_command_gives_the_same_settings(tmp_path):
         ({"lr": 0.1, "epochs": 1}, {"dataset": "cifar10"}, "the dataset is a str"),
         ({"lr": 0.1, "epochs": 1}, {"model": TinyNet}, "model is TinyNet.*instance"),
         ({"lr": 0.1, "epochs": 1}, {"model": TinyNet(5)}, r"\[N, 5\].*4 classes"),
-        ({"lr": 0.1, "epochs": 1}, {"resume": True}, "resume needs a folder"),
+        ({"lr": 0.1, "epochs": 1}, {"resume": True}, "resume needs the folder"),
         ({}, {"recipe": optax.adam(0.1), "model": None}, "must be a Recipe"),
     ],
 )
@@ -527,7 +527,7 @@ def test_seeds_may_vary_in_their_split_and_their_rate(tmp_path):
     assert left_out == []
     (entry,) = study.entries
     assert entry.seeds == [1, 2]
-    assert given(study) == "this test set; rate and split are those of each seed"
+    assert given(study) == "this test set; each seed has its own rate and split"
 
 
 def test_a_range_test_can_be_stopped(tmp_path):

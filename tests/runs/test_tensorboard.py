@@ -68,4 +68,4 @@ def test_a_folder_that_is_removed_is_made_again(tmp_path, caplog):
         events.write(LINE)
     (file,) = (tmp_path / FOLDER).iterdir()
     assert b"train_loss/seed_5" in file.read_bytes()
-    assert "was removed and is made again" in caplog.text
+    assert "was removed and is created again" in caplog.text

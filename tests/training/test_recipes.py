@@ -207,7 +207,10 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
         (lambda: Sgdr(0.1, 1, cycle_len=0), "cycle_len is 0"),
         (lambda: Recipe(()), "phases"),
         (lambda: Recipe(Constant(0.1, 1)), "phases is Constant"),
-        (lambda: Recipe((0.1, 2)), "a phase is 0.1; it must be a Constant"),
+        (
+            lambda: Recipe((0.1, 2)),
+            "a phase is 0.1; it must be a phase such as Constant",
+        ),
         (lambda: Constant("0.1", 1), "rate is '0.1'"),
         (lambda: Constant(True, 1), "rate is True"),
         (lambda: Constant(0.1, math.inf), "epochs is inf; it must be a number above 0"),
@@ -256,7 +259,7 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
         (lambda: Recipe(ONE, accumulate=0), "accumulate is 0"),
         (lambda: Recipe(ONE, decay="none"), "decay is 'none'; it must be all or"),
         (lambda: Recipe(ONE, groups=("stem",)), "a group is 'stem'"),
-        (lambda: Group("["), r"of a group is '\[', which is no regular"),
+        (lambda: Group("["), r"of a group is '\[', which is not a regular"),
         (lambda: Group("a", rate=-1), "rate of a group is -1"),
     ],
 )
