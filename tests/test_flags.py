@@ -303,8 +303,8 @@ MANY = ",".join(map(str, range(1, 101)))
         ("lr_find --start_lr=1e-29 --end_lr=1e9", 2, ["factor of 1e+30"]),
         # Folders.
         ("run --workdir=", 2, ["--workdir=", "non-empty"]),
-        ("run --workdir=a\nb", 2, ["--workdir=a b", "printed"]),
-        ("run --workdir=a\x00b", 2, ["--workdir=a", "printed"]),
+        ("run --workdir=a\nb", 2, ["--workdir=a b", "printable"]),
+        ("run --workdir=a\x00b", 2, ["--workdir=a", "printable"]),
         ("run --resume", 2, ["--resume needs --workdir"]),
         ("run --resume --workdir=/dev/null", 1, ["/dev/null/config.json"]),
         (f"run --resume --workdir={LONG}", 1, [LONG]),

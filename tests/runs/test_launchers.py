@@ -243,7 +243,7 @@ def test_a_cell_goes_on_when_its_node_is_lost(undisturbed, cluster, data, tmp_pa
     assert re.search(rf"{lost.name}: runs, node 127.0.0.1", stdout)
     assert re.search(rf"{lost.name}: continues, node 127.0.0.1", stdout)
     assert re.search(r"2 of 2 done, \S+ cells per hour, time left 0:00:00", stdout)
-    assert "going on after step" in lost.with_name(f"{lost.name}.log").read_text()
+    assert "continuing after step" in lost.with_name(f"{lost.name}.log").read_text()
     assert_same_bits(undisturbed, tmp_path)
 
 
@@ -331,7 +331,7 @@ def test_jobs_that_are_ended_go_on(undisturbed, data, tmp_path):
         stdout, stderr = sweep.end(1)
     assert f"{killed.name}: failed: " in stdout
     assert f"{asked.name}: done" in stdout
-    assert "going on after step" in asked.with_name(f"{asked.name}.log").read_text()
+    assert "continuing after step" in asked.with_name(f"{asked.name}.log").read_text()
     assert len(re.findall("^error: ", stderr, re.MULTILINE)) == 1
     with Sweep(*flags) as sweep:
         wait_for(lambda: lock_holder(killed), sweep)
