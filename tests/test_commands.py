@@ -220,8 +220,8 @@ def test_a_run_finds_its_rate_records_it_and_resumes_with_it(shapes, tmp_path):
     assert done.returncode == 0, done.stderr
     found = records.read_range_test(folder)
     rate = found.suggested_lr
-    assert found.seeds == [0, 1, 2, 3, 4]
-    assert np.shape(found.losses)[0] == 5
+    assert found.seeds == [0, 1, 2]  # a training of less than 100 steps
+    assert np.shape(found.losses)[0] == 3
     assert 1e-4 < rate < 1
     assert f"suggested rate: {rate:g}\n" in done.stdout
     assert (folder / "lr_find.png").read_bytes().startswith(b"\x89PNG")

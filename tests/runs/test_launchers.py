@@ -274,7 +274,7 @@ def test_a_cluster_that_is_too_small_is_waited_for(cluster, data, tmp_path):
     sweep_on, _ = cluster
     flags = [*data, *FLAGS, f"--workdir={tmp_path}", "--cpus_per_cell=2"]
     with sweep_on(*flags) as sweep:
-        words = "waits for 2 CPU: no node of the cluster is so large (2 of 2 CPU are"
+        words = "waits for 2 CPU: no node has so many (2 of 2 CPU are"
         wait_for(lambda: words in "".join(sweep.lines), sweep)
         sweep.send_signal(signal.SIGTERM)
         sweep.end(128 + signal.SIGTERM)

@@ -93,7 +93,7 @@ def test_what_the_processes_disagree_on_is_named_by_all(data, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "status", "words"),
     [
-        (["--coordinator=node1:80"], 2, "--coordinator needs --num_processes, too"),
+        (["--coordinator=node1:80"], 2, "--coordinator also needs --num_processes"),
         (
             ["--coordinator=node1", "--num_processes=2", "--process_id=0"],
             2,
