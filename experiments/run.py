@@ -3,8 +3,6 @@
     python -m experiments.run --model=convbn
     python -m experiments.run --model=resnet --seeds=0,1,2 --workdir=runs/resnet
     python -m experiments.run --workdir=runs/resnet --resume
-
-``--help`` lists the settings; ``cifar_flax.runs.settings`` defines them.
 """
 
 import contextlib
