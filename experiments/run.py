@@ -1,8 +1,8 @@
 """Trains, evaluates, records and checkpoints a model: the main command.
 
-    python -m experiments.run --model=convbn
-    python -m experiments.run --model=resnet --seeds=0,1,2 --workdir=runs/resnet
-    python -m experiments.run --workdir=runs/resnet --resume
+python -m experiments.run --model=convbn
+python -m experiments.run --model=resnet --seeds=0,1,2 --workdir=runs/resnet
+python -m experiments.run --workdir=runs/resnet --resume
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""Tiny archives in the official layouts, and what must be read from them.
+"""Tiny archives in the official layouts, and their expected content.
 
-The bytes are put together here from the formats' descriptions, not by the code under
+The bytes are made from the descriptions of the formats, not by the code under
 test.
 """
 
@@ -32,7 +32,7 @@ CLASS_NAMES = [
 BINARY_FOLDER = "cifar-10-batches-bin"
 PYTHON_FOLDER = "cifar-10-batches-py"
 
-# Of CIFAR-100, from the data set's page: the classes by their superclass.
+# The classes of CIFAR-100 by superclass, from the page of the data set.
 SUPERCLASSES = {
     "aquatic_mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
@@ -61,7 +61,7 @@ FINE_NAMES = sorted(" ".join(SUPERCLASSES.values()).split())
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One of the two data sets: the names of its files and classes."""
+    """One of the two data sets, with the names of its files and classes."""
 
     name: str
     title: str
@@ -73,7 +73,7 @@ class Kind:
 
     @property
     def meta(self):
-        """The file of the Python version with the class names."""
+        """Name of the file with the class names in the Python version."""
         return "batches.meta" if self.name == "cifar10" else "meta"
 
 
@@ -140,7 +140,7 @@ def coarse(labels: np.ndarray) -> np.ndarray:
 
 
 def make_arrays(n: int | None = None, seed: int = 0, kind: Kind = CIFAR10) -> Arrays:
-    """``n`` images a batch; None: one of each class."""
+    """Makes ``n`` images per batch; None: one image of each class."""
     rng, classes = np.random.default_rng(seed), len(kind.class_names)
     n = classes if n is None else n
     return Arrays(
@@ -193,7 +193,7 @@ def python_files(arrays: Arrays) -> dict[str, bytes]:
 
 
 def class_name_lists(kind: Kind) -> dict[bytes, object]:
-    """What the Python version's file of class names holds."""
+    """Returns the content of the Python version's file of class names."""
     if kind is CIFAR10:
         return {
             b"num_cases_per_batch": 10_000,
@@ -207,7 +207,7 @@ def class_name_lists(kind: Kind) -> dict[bytes, object]:
 
 
 def label_lists(kind: Kind, labels: np.ndarray) -> dict[bytes, list[int]]:
-    """The labels of a batch as the Python version has them."""
+    """Returns the labels of a batch as in the Python version."""
     if kind is CIFAR10:
         return {b"labels": labels.tolist()}
     fine, superclasses = labels.tolist(), coarse(labels).tolist()
@@ -215,7 +215,7 @@ def label_lists(kind: Kind, labels: np.ndarray) -> dict[bytes, list[int]]:
 
 
 def files_of(folder: str, arrays: Arrays) -> dict[str, bytes]:
-    """The files of the version with that folder."""
+    """Returns the files of the version with that folder."""
     is_binary = folder == arrays.kind.binary_folder
     return (binary_files if is_binary else python_files)(arrays)
 
@@ -311,7 +311,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def batches_sha256(files: Mapping[str, bytes]) -> str:
-    """The checksum of a folder: of its batches, one after the other."""
+    """Returns the checksum of all batches of a folder."""
     for kind in KINDS.values():
         for names in (kind.binary_names, kind.python_names):
             if names[0] in files:
@@ -320,19 +320,19 @@ def batches_sha256(files: Mapping[str, bytes]) -> str:
 
 
 def change(monkeypatch, name: str, **changes) -> None:
-    """Gives the code another idea of an official data set."""
+    """Changes the description of an official data set in the code."""
     changed = dataclasses.replace(cifar.CIFARS[name], **changes)
     monkeypatch.setitem(cifar.CIFARS, name, changed)
 
 
 def change_layout(monkeypatch, name: str, version: str, **changes) -> None:
-    """The same of its 'binary' or 'python' version."""
+    """Changes the description of its 'binary' or 'python' version."""
     layout = dataclasses.replace(getattr(cifar.CIFARS[name], version), **changes)
     change(monkeypatch, name, **{version: layout})
 
 
 def make_official(monkeypatch, path: pathlib.Path, arrays: Arrays) -> None:
-    """Lets a tiny archive pass for the official one of its version."""
+    """Makes a tiny archive count as the official one of its version."""
     version = "python" if "python" in path.name else "binary"
     change_layout(monkeypatch, arrays.kind.name, version, sha256=sha256(path))
     sizes = (len(arrays.train_labels), len(arrays.test_labels))

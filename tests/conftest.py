@@ -11,7 +11,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Several CPU devices, so that sharded programs can be tested; and no time spent on
+# Use several CPU devices, so that sharded programs can be tested, and spend no time on
 # optimising programs that run once. Both must be set before JAX starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -25,7 +25,7 @@ import pytest
 
 from cifar_flax.data import Split, Splits
 
-# The same examples each time, and few; --hypothesis-profile=many looks further.
+# Use few and fixed examples; --hypothesis-profile=many uses more.
 hypothesis.settings.register_profile(
     "few", max_examples=16, deadline=None, derandomize=True
 )
@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("few")
 
 
 def make_split(seed: int, count: int, classes: int = 4) -> Split:
-    """Images whose mean brightness tells the class, so that a model can learn it."""
+    """Makes images whose mean brightness depends on their class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count).astype(np.int32)
     noise = rng.integers(0, 100, (count, 32, 32, 3))
@@ -62,7 +62,7 @@ def splits() -> Splits:
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """A compiled call takes one step."""
+    """Makes each compiled call take one step."""
     from cifar_flax.training import trainer  # JAX starts slowly
 
     monkeypatch.setattr(trainer, "CHUNK_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""Values and bytes in which something is wrong."""
+"""Makes damaged values and bytes."""
 
 import copy
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 
 def bounded(examples):
-    """Settings of a property: so many examples, the same ones every time."""
+    """Returns settings of a property test with a number of fixed examples."""
     return settings(
         max_examples=examples,
         derandomize=True,
@@ -39,7 +39,7 @@ values = st.recursive(
 
 @st.composite
 def changed(draw, value, what=values):
-    """A JSON value of which a node, at any depth, is another, is gone, or is new."""
+    """Changes, removes or adds a node of a JSON value, at any depth."""
     value = copy.deepcopy(value)
     node, inner = None, value
     while inner and isinstance(inner, (dict, list)):
@@ -61,7 +61,7 @@ def changed(draw, value, what=values):
 
 @st.composite
 def damaged(draw, content, blocks=False):
-    """Bytes of which some are others or gone; of a tar, most of all in its headers."""
+    """Changes or removes some bytes, in a tar mostly in its headers."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(content)))

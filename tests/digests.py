@@ -1,12 +1,12 @@
-"""What tiny runs of every model give, as checksums: held against another revision.
+"""Prints checksums of tiny runs of every model, to compare two revisions.
 
     python -m tests.digests > before.json      # at one revision
     python -m tests.digests > after.json       # at the other, on the same machine
     diff before.json after.json
 
-Only the commands and the files that they leave are used, so that any two revisions can
-be compared. The bits depend on the processor and on the versions of the libraries; no
-checksum is therefore kept in the repository.
+It uses only the commands and their files, so that any two revisions can
+be compared. The bits depend on the processor and on the versions of the libraries, so
+the repository holds no checksums.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ MODELS = (
     *("resnet", "resnet2"),
 )
 
-# What may differ from run to run.
+# Fields that may differ between runs.
 TIMES = ("seconds", "train_seconds", "compile_seconds", "images_per_second")
 
 SGDR = ["--lr=0.01", "--cycles=2", "--cycle_mult=2", "--seeds=3,5"]
@@ -45,19 +45,19 @@ RUNS = {
 
 
 def digest(parts: list[bytes]) -> str:
-    """Checksum of texts or arrays one after the other."""
+    """Returns the checksum of a sequence of texts or arrays."""
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def of_json(text: str) -> str:
-    """One record without its times, in one way of writing numbers."""
+    """Returns one record without its times, with numbers in a fixed format."""
     record = json.loads(text)
     kept = {name: value for name, value in record.items() if name not in TIMES}
     return json.dumps(kept, sort_keys=True)
 
 
 def of_checkpoint(folder: pathlib.Path) -> str:
-    """Checksum of the arrays of the latest checkpoint."""
+    """Returns the checksum of the arrays of the latest checkpoint."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -73,7 +73,7 @@ def of_checkpoint(folder: pathlib.Path) -> str:
 
 
 def of_run(folder: pathlib.Path) -> dict[str, str]:
-    """Checksums of everything in a run's folder whose numbers are the training's."""
+    """Returns the checksums of all results of training in a run's folder."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     result = json.loads((folder / "result.json").read_text())
     numbers = {

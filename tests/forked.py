@@ -1,6 +1,6 @@
-"""Commands in forks of one process that has the libraries loaded: milliseconds each.
+"""Runs commands in forks of one process with loaded libraries, in milliseconds each.
 
-As a user runs them, but for the start: Python and the imports are the server's.
+The commands run as for a user, except that Python and the imports are already loaded.
 """
 
 import atexit
@@ -23,14 +23,14 @@ import warnings
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# What the commands import; none of it starts JAX's backend.
+# The modules that the commands import; none of them starts JAX's backend.
 LIBRARIES = (
     *("cifar_flax.runs.inference", "cifar_flax.runs.cells", "cifar_flax.reports.page"),
     *("cifar_flax.data.shapes", "experiments.setting_flags", "matplotlib.figure"),
     *("cifar_flax.runs.tensorboard", "orbax.checkpoint", "optax"),
 )
 
-# The share of a command line, beyond what the libraries take.
+# Time limit of a command, without the start of the libraries.
 MEMORY_BYTES = 4 * 2**30
 
 
@@ -38,7 +38,7 @@ MEMORY_BYTES = 4 * 2**30
 def server(folder):
     """A function that runs a module in a folder: ``run(module, *flags, limit=10)``.
 
-    It returns a CompletedProcess, whose status is negative where the module was
+    It returns a CompletedProcess, whose status is negative if the module was
     killed at the limit, in seconds.
     """
     settings = {
@@ -87,7 +87,7 @@ def _shared():
 
 def serve():
     """Answers the requests on stdin until it is closed."""
-    warnings.simplefilter("ignore")  # of a fork beside threads: none holds a lock
+    warnings.simplefilter("ignore")  # no thread holds a lock
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.freeze()
@@ -107,7 +107,7 @@ def serve():
 
 def run_child(words, limit, output, error):
     """Becomes the command; never returns."""
-    signal.setitimer(signal.ITIMER_REAL, limit)  # its signal kills, whatever goes on
+    signal.setitimer(signal.ITIMER_REAL, limit)  # its signal kills the process
     taken = re.search(r"VmSize:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())
     most = int(taken[1]) * 1024 + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -116,7 +116,7 @@ def run_child(words, limit, output, error):
     os.dup2(error.fileno(), 2)
     module, *flags = words
     sys.argv = [module, *flags]
-    sys.modules.pop(module, None)  # of which runpy would warn
+    sys.modules.pop(module, None)  # otherwise runpy would warn
     status = 1
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

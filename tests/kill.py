@@ -1,14 +1,14 @@
-"""Disturbs runs at random moments, goes on with them, and compares what comes out.
+"""Disturbs runs at random moments, continues them, and compares the results.
 
     python -m tests.kill --kills=100
 
-Every second disturbance comes at a random time: SIGKILL, or what asks a run to stop,
-which is SIGTERM, SIGHUP, or that nobody reads its output any more. The others come
-before a random operation on a file in the run's folder, all files alike, so that short
-moments, such as that before ``result.json`` is renamed, are met as well as long ones:
-SIGKILL, or the operation fails as on a full disk. Every run that ends is compared with
-one that was left alone: parameters, statistics, optimizer state, metrics, logits and
-result have to be the same, bit for bit.
+Every second disturbance comes at a random time: SIGKILL, or a request to stop, which
+is SIGTERM, SIGHUP, or a closed output. The others come
+before a random operation on a random file in the run's folder, so that short
+moments, such as that before ``result.json`` is renamed, are hit as well as long ones:
+SIGKILL, or a failed operation as on a full disk. Every finished run is compared with
+an undisturbed one: parameters, statistics, optimizer state, metrics, logits and
+result must be equal, bit for bit.
 """
 
 import argparse
@@ -37,20 +37,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 FLAGS = ["--model=convbn", "--lr=0.01", "--cycles=3", "--seeds=3,5"]
 
-# What comes at a random time, and what before an operation.
+# Disturbances at a random time, and disturbances before an operation.
 AT_A_TIME = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGPIPE")
 AT_AN_OPERATION = ("SIGKILL", "ENOSPC")
 
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 
-# What may differ from run to run.
+# Fields that may differ between runs.
 TIMES = ("seconds", "train_seconds", "compile_seconds", "images_per_second")
 
 
 def run_counting(folder: str, kill_before: str, how: str, argv: list[str]) -> None:
-    """In the child: runs, and is disturbed before an operation on the folder.
+    """Runs in the child process, with a disturbance before an operation on the folder.
 
-    Leaves the operations in a file beside the folder: a line each, of what they are on.
+    It writes a line with the target of each operation to a file beside the folder.
 
     Args:
       folder: of the run.
@@ -84,7 +84,7 @@ def start(
     kill_before: str = "",
     how: str = "SIGKILL",
 ) -> subprocess.Popen:
-    """Starts a run, or goes on with the one that is there."""
+    """Starts a run, or continues an existing one."""
     begun = (folder / records.CONFIG).exists()
     code = "import sys; from tests.kill import run_counting as run; "
     code += f"run({str(folder)!r}, {kill_before!r}, {how!r}, sys.argv[1:])"
@@ -101,7 +101,7 @@ def start(
 def finish(
     process: subprocess.Popen, after: float | None = None, how: str = "SIGKILL"
 ) -> bool:
-    """Waits for a run, or disturbs it after some seconds; whether it came to its end.
+    """Waits for a run, or disturbs it after some seconds; returns whether it finished.
 
     Args:
       process: of the run.
@@ -119,7 +119,7 @@ def finish(
         _, stderr = process.communicate()
     asked = how not in ("SIGKILL", "ENOSPC")
     expected = 1 if how == "ENOSPC" else 128 * asked + abs(signal.Signals[how])
-    # A signal at the start, before Python has its own answer to it, simply ends it.
+    # Before Python has set its handlers, a signal ends the process without a message.
     ends = (0, expected, *([-signal.Signals[how]] if how != "ENOSPC" else []))
     assert process.returncode in ends, (process.returncode, stderr)
     assert "Traceback" not in stderr, stderr
@@ -127,7 +127,7 @@ def finish(
 
 
 def stage(folder: pathlib.Path, epochs: int) -> str:
-    """Where a killed run was, by what is in its folder."""
+    """Returns the stage of a killed run, judged by its folder."""
     if not (folder / records.CONFIG).exists():
         return "start"
     if (folder / records.RESULT).exists():
@@ -145,7 +145,7 @@ def stage(folder: pathlib.Path, epochs: int) -> str:
 
 @dataclasses.dataclass
 class Undisturbed:
-    """What came out of a run that was left alone.
+    """The result of an undisturbed run.
 
     Attributes:
       folder: of that run.
@@ -159,7 +159,7 @@ class Undisturbed:
 
     @classmethod
     def run(cls, folder: pathlib.Path, flags: list[str]) -> "Undisturbed":
-        """Lets one run."""
+        """Runs without a disturbance."""
         begin = time.monotonic()
         assert finish(start(folder, flags))
         seconds = time.monotonic() - begin
@@ -172,7 +172,7 @@ class Undisturbed:
         return len(records.read_metrics(self.folder))
 
     def compare(self, folder: pathlib.Path, but: tuple[str, ...] = ()) -> None:
-        """AssertionError where another run came out otherwise, but for some fields."""
+        """Asserts that another run has the same result, except for some fields."""
         ours, theirs = (everything_but_times(f, but) for f in (folder, self.folder))
         assert ours == theirs
         ours, theirs = map(records.read_predictions, (folder, self.folder))
@@ -186,7 +186,7 @@ class Undisturbed:
 
 
 def everything_but_times(folder: pathlib.Path, but: tuple[str, ...] = ()) -> list[dict]:
-    """Lines of metrics and the result, without some of their fields."""
+    """Returns the metrics and the result without some of their fields."""
     result = records.read_result(folder)
     assert result is not None
     lines = map(msgspec.to_builtins, [*records.read_metrics(folder), result])
@@ -195,7 +195,7 @@ def everything_but_times(folder: pathlib.Path, but: tuple[str, ...] = ()) -> lis
 
 
 def last_state(folder: pathlib.Path) -> list[np.ndarray]:
-    """All arrays of the latest checkpoint."""
+    """Returns all arrays of the latest checkpoint."""
     import jax
 
     from cifar_flax.runs.checkpoint import open_checkpoints
@@ -214,10 +214,10 @@ def last_state(folder: pathlib.Path) -> list[np.ndarray]:
 def disturb(
     undisturbed: Undisturbed, flags: list[str], kills: int, rng: random.Random
 ) -> tuple[collections.Counter, int]:
-    """Disturbs runs so many times in all; each that ends is compared.
+    """Disturbs runs a number of times, and compares each finished run.
 
     Returns:
-      How many disturbances came in each way and stage, and how many runs ended.
+      The number of disturbances of each kind and stage, and of finished runs.
     """
     stages: collections.Counter = collections.Counter()
     ended = 0

@@ -1,9 +1,9 @@
-"""Runs of several processes, one of which is killed, again and again.
+"""Kills a process of runs with several processes, again and again.
 
     python -m tests.kill_processes --kills=20 --seed=1
 
-Each run is started by ``--resume=auto`` until it comes to its end, and must then have
-the numbers of a run that was left alone. The processes are on this machine, and each
+Each run is started with ``--resume=auto`` until it is finished, and must then have
+the results of an undisturbed run. The processes are on this machine, and each
 has one device of a CPU.
 """
 
@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def environment(devices: int) -> dict[str, str]:
-    """Environment of a process that has so many devices of a CPU."""
+    """Returns the environment of a process with a number of CPU devices."""
     words = [f"--xla_force_host_platform_device_count={devices}"]
     words += ["--xla_backend_optimization_level=0"]
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(words)}
@@ -36,7 +36,7 @@ def environment(devices: int) -> dict[str, str]:
 def command(
     folder: pathlib.Path, flags: Sequence[str], devices: int = 1
 ) -> subprocess.CompletedProcess:
-    """A run of one process, to its end."""
+    """Runs a command in one process to its end."""
     return subprocess.run(
         [sys.executable, "-m", "experiments.run", f"--workdir={folder}", *flags],
         cwd=ROOT,
@@ -104,15 +104,15 @@ class Group:
         return pathlib.Path(self._said, f"{number}.txt")
 
     def said(self, number: int) -> str:
-        """What a process has printed so far."""
+        """Returns what a process has printed so far."""
         return self._path(number).read_text(errors="replace")
 
     def wait(self) -> list[int]:
-        """The status of each at its end."""
+        """Waits for all processes; returns their statuses."""
         return [process.wait(120) for process in self.processes]
 
     def wait_for_lines(self, count: int) -> None:
-        """Until the log has so many lines, or a process has ended."""
+        """Waits until the log has a number of lines, or a process has ended."""
         while all(process.poll() is None for process in self.processes):
             if len(records.read_metrics(self._folder)) >= count:
                 return
@@ -120,7 +120,7 @@ class Group:
 
 
 def numbers(folder: pathlib.Path) -> list[dict]:
-    """Lines of metrics and the result, whatever computed them and how long it took."""
+    """Returns metrics and result without devices and times."""
     lines = everything_but_times(folder)
     return [{k: v for k, v in line.items() if k != "device"} for line in lines]
 
@@ -128,7 +128,7 @@ def numbers(folder: pathlib.Path) -> list[dict]:
 def go(
     count: int, folder: pathlib.Path, flags: Sequence[str], devices: int = 1
 ) -> list[int]:
-    """A run of so many processes; the status of each at its end."""
+    """Runs a number of processes; returns their statuses."""
     if count == 1:
         return [command(folder, flags, devices).returncode]
     with Group(count, folder, flags, devices=devices) as group:
@@ -138,10 +138,10 @@ def go(
 def disturb(
     folder: pathlib.Path, flags: Sequence[str], count: int, rng: random.Random
 ) -> Iterator[float]:
-    """Runs to the end; a process of each group but the last is killed at some moment.
+    """Runs to the end, and kills a process of each group except the last.
 
     Yields:
-      For each kill the seconds until the others had ended.
+      For each kill, the seconds until the other processes had ended.
     """
     while True:
         with Group(count, folder, [*flags, "--resume=auto"]) as group:

@@ -1,4 +1,4 @@
-"""Many short runs in one process: what they leave in memory and among open files.
+"""Measures memory and open files after many short runs in one process.
 
 python -m tests.leaks --runs=1000
 """
@@ -19,26 +19,26 @@ from tests.conftest import make_split
 
 @functools.cache
 def make_data() -> Dataset:
-    """120 training and 25 test images of four classes."""
+    """Makes 120 training and 25 test images of four classes."""
     train, test = make_split(0, 120), make_split(2, 25)
     arrays = (train.images, train.labels, test.images, test.labels)
     return make_dataset("tiny", *arrays, tuple("abcd"), source="a test")
 
 
 def train(seed: int, folder: pathlib.Path) -> None:
-    """A run of two epochs with its checkpoints and records."""
+    """Runs two epochs with checkpoints and records."""
     settings = Settings(seeds=(seed,), lr=0.001, epochs=2, batch_size=32, val_size=24)
     run(settings, folder, model=SimpleNet(4, features=(3,)), dataset=make_data())
     shutil.rmtree(folder)
 
 
 def open_files() -> int:
-    """Files that this process has open (Linux)."""
+    """Returns the number of open files of this process (Linux)."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def memory() -> float:
-    """Resident memory of this process in MB (Linux)."""
+    """Returns the resident memory of this process in MB (Linux)."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

@@ -1,4 +1,4 @@
-"""How long planning and reports take for many runs, and how much memory and disk.
+"""Measures time, memory and disk space of planning and reports for many runs.
 
 python -m tests.many --cells=10000 --configurations=50,200,1000
 
@@ -29,7 +29,7 @@ MISTAKES = 24  # images in the record of a run
 
 
 def lists_of(count: int) -> dict[str, list]:
-    """Values of two settings that have so many combinations, and of the others."""
+    """Returns values of settings with a number of combinations."""
     rows = max(n for n in range(1, math.isqrt(count) + 1) if count % n == 0)
     rates = [round(0.001 * n, 6) for n in range(1, count // rows + 1)]
     decays = [round(0.00001 * n, 6) for n in range(1, rows + 1)]
@@ -38,13 +38,13 @@ def lists_of(count: int) -> dict[str, list]:
 
 
 def flags_of(lists: dict[str, list]) -> list[str]:
-    """The same as flags of ``experiments.sweep``."""
+    """Returns the same as flags of ``experiments.sweep``."""
     flags = [f"--{n}={','.join(map(str, values))}" for n, values in lists.items()]
     return [*flags, f"--seeds={','.join(map(str, SEEDS))}"]
 
 
 def make_runs(cells: list[Cell], with_predictions: bool) -> None:
-    """Writes the folder of each cell, as a run that is finished."""
+    """Writes the folder of each cell as that of a finished run."""
     subject = Subject.prepare(cells[0].settings)
     trainer = subject.make_trainer()
     config = subject.config("run", trainer)
@@ -103,7 +103,7 @@ def write_predictions(
     accuracies: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Logits that are right in about these shares of the images; the true shares."""
+    """Makes logits with about these accuracies; returns the exact accuracies."""
     shape = (len(SEEDS), len(labels), 10)
     logits = rng.standard_normal(shape, np.float32)
     right = rng.random(shape[:2]) < accuracies[:, None]
@@ -146,8 +146,8 @@ def write_result(
     records.write_result(folder, result)
 
 
-# A small process between, since Linux counts the memory of the process that starts
-# another one as memory of the other.
+# A small process starts the command, because Linux counts the memory of the starting
+# process as memory of the new one.
 WATCH = """
 import resource, subprocess, sys, time
 start = time.monotonic()
@@ -173,7 +173,7 @@ def measure(what: str, module: str, flags: list[str]) -> None:
 
 
 def measure_sweep(count: int, folder: pathlib.Path) -> None:
-    """The plan of cells that are not begun; plan and sweep of finished ones."""
+    """Measures the plan of new cells, and plan and sweep of finished cells."""
     lists, where = lists_of(count), f"--workdir={folder}"
     flags = [*flags_of(lists), where]
     measure(f"plan of {count} cells", "experiments.sweep", [*flags, "--dry_run"])
@@ -185,7 +185,7 @@ def measure_sweep(count: int, folder: pathlib.Path) -> None:
 
 
 def measure_report(count: int, folder: pathlib.Path) -> None:
-    """A report over runs; and the sizes of what it writes."""
+    """Measures a report over runs, and the sizes of its files."""
     make_runs(make_cells(lists_of(count), SEEDS, folder), with_predictions=True)
     output = folder.with_name(f"{folder.name}-report")
     flags = [f"--runs={folder}", f"--output={output}"]

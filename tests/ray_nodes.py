@@ -1,7 +1,7 @@
-"""A Ray cluster of two nodes on this machine, in a process of its own.
+"""Runs a Ray cluster of two nodes on this machine in a separate process.
 
-It prints the cluster's address. A number on its input, of a process that a node has
-begun, removes this node, and another one joins.
+It prints the cluster's address. If its input has the number of a process that a node
+has started, it removes this node, and another one joins.
 """
 
 import subprocess
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def add_node(cluster, cores, **settings):
-    """A node at the loopback address."""
+    """Adds a node at the loopback address."""
     return cluster.add_node(
         num_cpus=cores,
         node_ip_address="127.0.0.1",
@@ -40,7 +40,7 @@ def add_node(cluster, cores, **settings):
 
 
 def raylet_of(node):
-    """The number of the process that begins a node's tasks."""
+    """Returns the number of the process that starts a node's tasks."""
     (raylet,) = node.all_processes["raylet"]
     return raylet.process.pid
 

@@ -1,4 +1,4 @@
-"""Prints the settings that the flags of ``experiments.run`` give, as JSON."""
+"""Prints the settings of the flags of ``experiments.run`` as JSON."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What does not fit is refused where it enters, with a line that names it."""
+"""Input that does not fit is refused at once, with a line that names it."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ RECIPE = Recipe((Constant(0.01, 2),), batch_size=32)
 
 
 def refused(call, *words):
-    """Asserts that a call ends with one line that has these words."""
+    """Asserts that a call raises one line with these words."""
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
@@ -133,7 +133,7 @@ def spec_of(height, width, channels):
 
 
 class Net(nn.Module):
-    """Made by the tests below, which give it what it does with the mean colours."""
+    """A model of the tests below, with a given function of the mean colours."""
 
     body: callable
 
@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_trained_is_refused(splits, case):
 
 
 class Deterministic(nn.Module):
-    """Would be trained without its dropout."""
+    """A model that would be trained without its dropout."""
 
     @nn.compact
     def __call__(self, x, deterministic=True):
@@ -251,7 +251,7 @@ def test_images_too_small_for_a_layer_are_refused(name, sizes, words):
 
 
 class Strided(nn.Module):
-    """Flax's own layers give an empty output, whose mean is NaN, without a word."""
+    """A model in which Flax's layers return an empty output without an error."""
 
     @nn.compact
     def __call__(self, x):
@@ -300,11 +300,11 @@ def test_a_state_of_another_trainer_is_refused(splits):
     refused(lambda: trainer.evaluate({}, splits.val), "not of this trainer")
 
 
-# What is taken.
+# Models that are accepted.
 
 
 class Stranger(nn.Module):
-    """No ``train``, a further collection, and flax's own layers."""
+    """A model with another collection and Flax's layers, without ``train``."""
 
     @nn.compact
     def __call__(self, x):
@@ -315,7 +315,7 @@ class Stranger(nn.Module):
 
 
 class Noisy(nn.Module):
-    """A further stream, flax's batch norm and dropout."""
+    """A model with another random stream, and Flax's batch norm and dropout."""
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -357,7 +357,7 @@ def test_images_of_other_sizes_and_channels_train():
     assert trainer.evaluate(last.state, splits.test).logits.shape == (1, 40, 4)
 
 
-# The patterns that people use.
+# Common patterns of use.
 
 
 def test_every_state_of_a_run_can_be_kept_and_used(splits):

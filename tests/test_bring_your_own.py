@@ -1,4 +1,4 @@
-"""The examples of docs/bring-your-own.md run as they stand, on small data."""
+"""The examples of docs/bring-your-own.md run unchanged, on small data."""
 
 import itertools
 import pathlib
@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """A folder with the files of the page, and a picture."""
+    """A folder with the files of the page and a picture."""
     folder = tmp_path_factory.mktemp("shelf")
     for _, text in BLOCKS:
         if name := re.match(r"# (\w+\.\w+)\n", text):
@@ -43,7 +43,7 @@ def shelf(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(shelf):
-    """In the order of the page; paths are those of the folder."""
+    """The commands run in the order of the page, in the folder."""
     data = archives.tiny_data(shelf)
     text = "\n".join(text for kind, text in BLOCKS if kind == "sh")
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line]
@@ -66,7 +66,7 @@ def test_every_command_of_the_page_runs(shelf):
 
 
 def vouched(shelf):
-    """Flags for the archive on the shelf, which is not the official one."""
+    """Returns flags for the archive in the folder, which is not official."""
     checksum = archives.sha256(shelf / "cifar-100-binary.tar.gz")
     return [f"--archive_sha256={checksum}", f"--data_dir={shelf}"]
 

@@ -37,7 +37,7 @@ def assert_one_line_error(done, status, *words):
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    """A run of two seeds, finished, and what it printed."""
+    """A finished run of two seeds, and its output."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     flags = ["--model=convnet", "--lr=0.01", "--epochs=3", "--seeds=3,5"]
     done = command("run", *data, *flags, f"--workdir={folder}")
@@ -92,7 +92,7 @@ def test_a_run_says_what_it_does_and_nothing_else(finished):
         str(folder),
     ):
         assert words in done.stdout
-    assert "\x1b" not in done.stdout  # no colours and no bar where it is no terminal
+    assert "\x1b" not in done.stdout  # no colours and no bar without a terminal
 
 
 def test_resuming_a_finished_run_shows_it_again(finished):
@@ -106,7 +106,7 @@ def test_resuming_a_finished_run_shows_it_again(finished):
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(data, finished, tmp_path):
-    """Stopped by SIGTERM in the middle, then gone on with without its flags."""
+    """A run is stopped by SIGTERM and continued without its flags."""
     folder = tmp_path / "run"
     flags = ["--model=convnet", "--lr=0.01", "--epochs=400", "--seeds=3,5"]
     with subprocess.Popen(
@@ -132,7 +132,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, finished, tmp_path):
     assert f"--workdir={folder} --resume" in stdout
     assert records.read_result(folder) is None
 
-    # The first three epochs do not depend on how many are to follow at that rate.
+    # The first three epochs do not depend on the number of epochs at that rate.
     expected = records.read_metrics(finished[0])[:2]
     lines = records.read_metrics(folder)[:2]
     for line in (*expected, *lines):
@@ -163,7 +163,7 @@ def test_a_run_that_diverges_says_so(data, tmp_path):
 
 
 def test_a_resume_knows_the_data_by_their_content(data, finished, tmp_path):
-    """The same images under another name are the same; others are not."""
+    """The same images under another name are accepted; other images are not."""
     archive = pathlib.Path(data[0].partition("=")[2])
     renamed = tmp_path / "other_name.tar.gz"
     renamed.write_bytes(archive.read_bytes())
@@ -231,7 +231,7 @@ def test_a_run_finds_its_rate_records_it_and_resumes_with_it(shapes, tmp_path):
     assert phase == {"kind": "constant", "learning_rate": rate, "epochs": 1}
     assert records.read_metrics(folder)[0].learning_rate == pytest.approx(rate)
 
-    # Gone on with as after a kill at the very end: no second test, the same outcome.
+    # As after a kill at the very end: no second range test, and the same result.
     result = records.read_result(folder)
     (folder / records.RESULT).unlink()
     done = command("run", f"--workdir={folder}", "--resume")
@@ -254,7 +254,7 @@ def test_a_range_test_without_an_answer_says_why(shapes, tmp_path):
 
 
 def test_no_network_and_no_data_falls_to_shapes_and_says_so(tmp_path):
-    """The address is one that refuses; nothing leaves this machine."""
+    """The address refuses connections; nothing leaves this machine."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -1,4 +1,4 @@
-"""The pages: their commands, their programs, their links, and the notebook."""
+"""The commands, programs and links of the pages, and the notebook."""
 
 import importlib
 import pathlib
@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 def commands_of(page):
-    """The lines of its shell blocks that start one of our commands."""
+    """Returns the lines of a page's shell blocks that start our commands."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():

@@ -41,7 +41,7 @@ def test_a_lock_is_held_by_one(tmp_path, caplog):
 
 @pytest.fixture
 def no_locks(monkeypatch):
-    """A file system that cannot lock files, and leases that run out soon."""
+    """Simulates a file system without locks, and leases that expire soon."""
 
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -62,13 +62,13 @@ def test_a_lease_stands_in_where_files_cannot_be_locked(no_locks, tmp_path, capl
             files.locked(path, wait=False),
         ):
             pass
-        assert time.monotonic() - begin < 0.8  # a holder that renews it is alive
+        assert time.monotonic() - begin < 0.8  # it is renewed
         assert f"process {os.getpid()} on" in files.lock_holder(path)
     assert files.lock_holder(path) is None
 
 
 def test_a_lease_of_a_machine_that_is_gone_runs_out(no_locks, tmp_path):
-    """As after its power was lost: nobody can ask whether the process lives."""
+    """As after a loss of power, when nobody can tell whether the process lives."""
     path = tmp_path / "lock"
     with files.locked(path, wait=False):
         (lease,) = tmp_path.glob("lock.lease")

@@ -1,6 +1,6 @@
-"""Whatever the flags are, a wrong one ends with one line that names it.
+"""A wrong flag always ends with one line that names it.
 
-The flags are those that the commands themselves say they have.
+The flags are those that the commands define.
 """
 
 import functools
@@ -26,7 +26,7 @@ from tests import archives, forked
 
 MISSING = "/dev/null/missing"
 
-# What makes a command fail late: without a mistake it ends with this path in its line.
+# A path that makes a correct command fail late, with this path in its error.
 BACKSTOP = {
     "run": [f"--data_archive={MISSING}"],
     "lr_find": [f"--data_archive={MISSING}"],
@@ -35,12 +35,12 @@ BACKSTOP = {
     "predict": [f"--run={MISSING}", MISSING],
     "export": [f"--run={MISSING}", "--format=stablehlo"],
     "lr_grid": [f"--data_archive={MISSING}"],
-    "summary": [],  # has nothing to miss, and takes no time
+    "summary": [],  # needs no data, and takes no time
     "prepare_data": [f"--data_archive={MISSING}"],
     "benchmark": [f"--json={MISSING}"],
 }
 
-# Alone or together these are right for some flag, and wrong for many.
+# Alone or together these are valid for some flags, and wrong for many.
 TEXTS = [
     *("", " ", "0", "1", "-1", "3", "-0.0", "0.5", "0.1", str(10**9), str(10**30)),
     *("2147483647", "2147483648", "1e5", "1_000", "0x10", "٣", "nan", "inf", "-inf"),
@@ -68,7 +68,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flags_of(run):
-    """The flags of a module, by name: the type and the choices it says they have."""
+    """Returns the flags of a module by name, with their types and choices."""
 
     @functools.cache
     def flags_of(module):
@@ -85,12 +85,12 @@ def flags_of(run):
     return flags_of
 
 
-# Settings that are recorded as whole paths.
+# Settings that are recorded as absolute paths.
 PATHS = ("data_dir", "data_archive")
 
 
 def one_line(done):
-    """The line that a command ended with."""
+    """Returns the single line of a command's error."""
     assert done.returncode in (1, 2), done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -124,7 +124,7 @@ def test_right_flags_go_as_far_as_what_is_missing(run, command):
     assert MISSING in line
 
 
-# By the type of a flag: a usual value, and what a text of that type stands for.
+# For each type of flag: a usual value, and the value of a text.
 MEANINGS = {
     "int": (st.integers(1, 40).map(str), int),
     "float": (st.floats(1e-30, 0.99).map(repr), float),
@@ -167,7 +167,7 @@ def test_a_run_takes_what_it_accepts_as_it_was_given(run, flags_of, data):
         assert accepted[name] == meant
 
 
-# For what takes no process.
+# Modules whose flags need no process.
 more = settings(max_examples=10 * settings().max_examples)
 
 
@@ -190,7 +190,7 @@ def test_a_sweep_takes_what_it_accepts_as_it_was_given(name, text):
 
 
 def values_of(name):
-    """Any values of a setting, as Python has them."""
+    """Returns arbitrary Python values of a setting."""
     kind = type_of(name)
     if choices_of(name):
         return st.sampled_from(choices_of(name))

@@ -1,4 +1,4 @@
-"""Runs that are killed; ``python -m tests.kill`` does it at many more moments."""
+"""Runs that are killed; ``python -m tests.kill`` does it at many random moments."""
 
 import random
 
@@ -16,7 +16,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     flags += archives.tiny_data(tmp_path)
     undisturbed = Undisturbed.run(tmp_path / "undisturbed", flags)
     folder = tmp_path / "killed"
-    # At the end of the second epoch, so that the next one goes on from a checkpoint.
+    # At the end of the second epoch, so that the run continues from a checkpoint.
     number = undisturbed.operations.count(records.METRICS)
     assert not finish(start(folder, flags, f"{records.METRICS}:{number}"))
     assert len(records.read_metrics(folder)) == 1

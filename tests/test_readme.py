@@ -1,4 +1,4 @@
-"""The examples of README and of the page on training run as they stand."""
+"""The examples of README and of the page on training run unchanged."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ README, TRAINING = ROOT / "README.md", ROOT / "docs" / "training.md"
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Tiny data in place of those that the examples load; an empty folder."""
+    """Replaces the data of the examples by tiny data; the folder is empty."""
     train, test = make_split(0, 600), make_split(1, 20)
     names = ("a", "b", "c", "d")
     arrays = (train.images, train.labels, test.images, test.labels)
@@ -27,7 +27,7 @@ def tiny(monkeypatch, tmp_path):
 
 
 def run_example(word, page):
-    """Runs the example with that word on a small model and data."""
+    """Runs the example that contains a word, on a small model and data."""
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     (code,) = (block for block in blocks if word in block)
     code = code.replace("val_size=5_000", "val_size=40").replace(

@@ -1,4 +1,4 @@
-"""Commands among odd names, broken channels, missing parts of the system."""
+"""Commands with odd names, broken channels and missing parts of the system."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def start(*flags, first=(), **settings):
 
 @contextlib.contextmanager
 def training(data, folder, **settings):  # noqa: F811
-    """A process that has trained for an epoch and would go on for long."""
+    """A process that has trained for an epoch and would continue for long."""
     with start(*data, "--epochs=40000", f"--workdir={folder}", **settings) as process:
         wait_for(lambda: records.read_metrics(folder), process)
         yield process
@@ -45,7 +45,7 @@ def wait_for(condition, process, seconds=60):
 
 
 def assert_saved(folder):
-    """The run can go on from where it was stopped."""
+    """Asserts that the run can continue from where it was stopped."""
     steps = [int(path.name) for path in (folder / records.CHECKPOINTS).glob("[0-9]*")]
     assert max(steps) >= records.read_metrics(folder)[-1].step
     assert lock_holder(folder) is None
@@ -79,7 +79,7 @@ def test_nobody_reads_the_output_any_more(data, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("closed", ["1", "2", "0 1 2"])
 def test_a_channel_that_is_closed_stops_nothing(data, tmp_path, closed):  # noqa: F811
-    """And no file is opened in its place, into which a library would print."""
+    """No other file may take its place, because a library could print into it."""
     flags = [*data, "--epochs=2", f"--workdir={tmp_path / 'run'}"]
     closing = " ".join(f"{number}>&-" for number in closed.split())
     command = f"exec {shlex.join([*RUN, *flags])} {closing}"
@@ -92,7 +92,7 @@ def test_a_channel_that_is_closed_stops_nothing(data, tmp_path, closed):  # noqa
 
 
 def test_a_lost_terminal_is_a_stop(data, tmp_path):  # noqa: F811
-    """Shell and terminal may each send a SIGHUP: the second one disturbs no save."""
+    """Shell and terminal may each send a SIGHUP; the second one is ignored."""
     with training(data, tmp_path / "run") as process:
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGHUP)
@@ -140,7 +140,7 @@ def test_a_lock_that_is_removed_is_taken_anew(data, tmp_path):  # noqa: F811
 
 
 def test_whoever_has_the_lock_writes_alone(data, tmp_path):  # noqa: F811
-    """One that was faster to take a removed lock goes on, and the first run ends."""
+    """A process that takes a removed lock continues, and the first run ends."""
     from cifar_flax.files import locked
 
     with training(data, tmp_path / "run") as process:
@@ -159,7 +159,7 @@ def test_whoever_has_the_lock_writes_alone(data, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("home", [None, ""])
 def test_no_home_folder(data, tmp_path, home):  # noqa: F811
-    """There is no cache then; and a path that begins with ~ names no folder."""
+    """Then there is no cache, and a path that begins with ~ is refused."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
         environment.pop(name, None)
@@ -284,7 +284,7 @@ def test_a_relative_path_is_recorded_whole(data, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("limit", ["-f 100", "-n 24"])
 def test_a_limit_of_the_system_loses_nothing(data, tmp_path, limit):  # noqa: F811
-    """Whatever could not be written for it, the run goes on to the same bits after."""
+    """After any failed write, the resumed run ends with the same bits."""
     flags = [*RUN, *data, "--model=convnet", "--epochs=2"]
 
     def go(name, *more, limits=""):
@@ -300,7 +300,7 @@ def test_a_limit_of_the_system_loses_nothing(data, tmp_path, limit):  # noqa: F8
     assert go("undisturbed").returncode == 0
     limited = go("run", limits=f"ulimit {limit};")
     assert limited.returncode == 1
-    # Without files, Orbax's threads may complain after the last line of the command.
+    # Orbax's threads may print errors after the last line of the command.
     (error,) = (x for x in limited.stderr.splitlines() if x.startswith("error: "))
     assert "--resume" in error or "cannot" in error
     assert records.read_result(tmp_path / "run") is None

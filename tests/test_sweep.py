@@ -117,12 +117,12 @@ def test_a_cell_that_another_process_holds_is_waited_for(swept):
             assert f"{names[1]}: was done" in waiting.stdout.readline()
             whole = result.with_suffix(".new")
             whole.write_text(content)
-            whole.replace(result)  # as a run writes it
+            whole.replace(result)  # in the way that a run writes it
             process.stdin.close()
             rest = waiting.stdout.read()
     assert waiting.returncode == 0
     assert f"1 of 3  {names[0]}: was done" in rest
-    assert lock_holder(held) is None  # its file is there, its process gone
+    assert lock_holder(held) is None  # the file exists, the process has ended
     assert_one_line_error(refused, 1, "is in use by process", str(process.pid))
 
 

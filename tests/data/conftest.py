@@ -1,4 +1,4 @@
-"""Tiny arrays and archives; no test of this folder reaches beyond the loopback."""
+"""Tiny arrays and archives; these tests use no network except the loopback."""
 
 import pytest
 
@@ -10,7 +10,7 @@ NOWHERE = "http://127.0.0.1:1/cifar.tar.gz"
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Nothing answers at the archives' address, and proxies are not asked."""
+    """Makes the archives' address refuse connections, without proxies."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -21,7 +21,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def kind():
-    """Another one where a test or a class parametrises it."""
+    """The data set; a test or a class may parametrise it."""
     return archives.CIFAR10
 
 
@@ -41,6 +41,6 @@ def binary_archive(tmp_path, arrays, kind):
 
 @pytest.fixture
 def official_archive(monkeypatch, binary_archive, arrays):
-    """A binary archive that passes for the official one."""
+    """A binary archive that counts as the official one."""
     archives.make_official(monkeypatch, binary_archive, arrays)
     return binary_archive

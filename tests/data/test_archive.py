@@ -30,7 +30,7 @@ from tests.archives import (
 
 
 def read(path, sha256=None):
-    """Reads an archive; without a checksum, its own is vouched for."""
+    """Reads an archive with a checksum, by default its own."""
     opened = open_archive(path, sha256 or archives.sha256(path))
     dataset = read_archive(opened)
     check_contents(opened, dataset)
@@ -84,7 +84,7 @@ def test_the_coarse_labels_are_kept_apart(tmp_path, folder):
 
 
 class TestWhichOne:
-    """CIFAR-10 or CIFAR-100: what is asked for, or what the archive is."""
+    """Tests of the choice between CIFAR-10 and CIFAR-100."""
 
     @both_kinds
     @pytest.mark.parametrize("form", ["archive", "folder"])

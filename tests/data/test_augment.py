@@ -1,4 +1,4 @@
-"""Augmentation: what images it can give, and how often."""
+"""Augmentation: which images it makes, and how often."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def sample(padded, augmentation, indices, seed=0):
 
 
 def every_crop(padded, padding):
-    """All windows of one padded image, by (row, column, flipped)."""
+    """Returns all windows of one padded image, by (row, column, flipped)."""
     windows = {}
     for row in range(2 * padding + 1):
         for column in range(2 * padding + 1):
@@ -54,7 +54,7 @@ def test_every_offset_and_both_flips_occur_as_often(mode):
     assert len(windows) == 50
     draws = 10_000
     batch = sample(padded, augmentation, jnp.ones(draws, jnp.int32))
-    # An image that is not a window of the padded one is a KeyError here.
+    # This raises a KeyError for an image that is not a window of the padded one.
     drawn = [windows[image.tobytes()] for image in batch]
     counts = np.array([drawn.count(window) for window in windows.values()])
     assert (counts > 0).all()
@@ -150,7 +150,7 @@ def test_cutout_shows_the_mean_colour_in_a_square_anywhere():
     assert (out[cut] == 0).all()
     sizes = cut.sum((1, 2))
     assert sizes.max() == 16
-    assert sizes.min() < 16  # some squares lie in part outside
+    assert sizes.min() < 16  # some squares are partly outside
     for one in cut:
         rows, columns = np.flatnonzero(one.any(1)), np.flatnonzero(one.any(0))
         assert one.sum() == len(rows) * len(columns)  # a rectangle
@@ -207,7 +207,7 @@ def test_with_both_each_takes_its_turns():
         key = jax.random.fold_in(KEY, number)
         mixed, _ = mix(key, BATCH, Augmentation(mixup=1.0, cutmix=1.0))
         kinds.add(bool((np.asarray(mixed) == BATCH).any()))
-    # A mixed image has no pixel of its own; a cut one has some, but for a rare share.
+    # A mixed image keeps no pixel; a cut image almost always keeps some.
     assert kinds == {True, False}
 
 

@@ -26,7 +26,7 @@ def dataset(arrays):
 
 @pytest.fixture
 def build(dataset):
-    """Builds the data set, and counts how often."""
+    """Builds the data set, and counts the calls."""
 
     def build():
         build.count += 1
@@ -37,7 +37,7 @@ def build(dataset):
 
 
 def the_file(folder):
-    """The only one beside its lock."""
+    """Returns the only file besides its lock."""
     paths = (folder / "cifar_flax").iterdir()
     (path,) = (path for path in paths if path.suffix != ".lock")
     return path

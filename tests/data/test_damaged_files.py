@@ -1,4 +1,4 @@
-"""Whatever is in a file of data, it is read, or a UserError says what is amiss."""
+"""Any file of data is either read or refused with a UserError."""
 
 import gzip
 import io
@@ -30,7 +30,7 @@ FEATURE = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
 
 
 def value_or_line(read, path):
-    """What is read; None where a UserError says in a line what is amiss with a file."""
+    """Returns what is read, or None if a UserError names the file in one line."""
     try:
         return read()
     except UserError as error:
@@ -41,7 +41,7 @@ def value_or_line(read, path):
 
 
 def picture(form, **options):
-    """A file of that format, with EXIF data where it can have them."""
+    """Makes a picture of a format, with EXIF data if the format allows it."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     image = Image.fromarray(pixels)
     exif = Image.Exif()
@@ -135,12 +135,12 @@ def test_a_damaged_archive_is_read_or_named(tmp_path, folder, layer):
 
 
 def read_given(path):
-    """What an archive holds whose checksum the user has given."""
+    """Reads an archive whose checksum the user gives."""
     return read_archive(open_archive(path, archives.sha256(path)))
 
 
 def header(kind, content):
-    """A member of a tar with no name of its own."""
+    """Returns the header of a tar member without a name."""
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, len(content)
     return info.tobuf() + content.ljust(-len(content) % 512 + len(content), b"\0")
@@ -162,7 +162,7 @@ def test_headers_that_make_no_sense_are_a_line(tmp_path, case):
     assert value_or_line(lambda: read_given(path), path) is None
 
 
-# A tuple of twice the one before, thirty times over: to print it takes gigabytes.
+# A tuple that contains the previous one twice, thirty times; its text has gigabytes.
 NESTED = b"K\x01\x85" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(30))
 PIXELS = archives.pickled_array((1, 3072), b"u1", b"T\0\x0c\0\0" + bytes(3072))
 PICKLES = {
@@ -212,7 +212,7 @@ def test_class_names_that_fill_the_memory_or_no_file_can_hold_are_refused():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A set that tfds has prepared, with an image of each class."""
+    """A data set prepared by tfds, with an image of each class."""
     arrays = archives.make_arrays()
     labels = tfds.features.ClassLabel(names=archives.CLASS_NAMES)
     some = rows(arrays.test_images, arrays.test_labels)
@@ -298,7 +298,7 @@ def test_a_pipe_among_the_prepared_files_is_not_waited_for(tmp_path, prepared):
 
 @pytest.fixture
 def cached(tmp_path):
-    """A data set in the cache: its file, and a function that loads it."""
+    """The file of a cached data set, and a function that loads it."""
     arrays = archives.make_arrays(1)
     fields = (arrays.train_images, arrays.train_labels)
     fields += (arrays.test_images, arrays.test_labels)

@@ -22,7 +22,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """A file server on the loopback, with faults that a test can choose.
+    """A file server on the loopback whose faults a test can choose.
 
     Attributes:
       content: what it serves.
@@ -124,7 +124,7 @@ def fetch(server, path, **changes):
 
 
 def left_over(path):
-    """Files beside ``path`` except the lock."""
+    """Returns the files beside ``path`` except the lock."""
     if not path.parent.exists():
         return []
     return [p.name for p in path.parent.iterdir() if p.suffix != ".lock"]
@@ -145,7 +145,7 @@ class TestDownload:
         assert path.read_bytes() == CONTENT
         first, second, third = server.requests
         assert first is None
-        # What had not yet been written may come again, but no more than a piece.
+        # At most one piece, which was not yet written, may be sent again.
         assert 400_000 - 2**14 <= int(second[6:-1]) <= 400_000
         assert 700_000 - 2**15 <= int(third[6:-1]) <= 700_000
         assert "broke off after" in caplog.text
@@ -402,7 +402,7 @@ def test_no_more_is_written_than_the_file_has(server, path):
 
 @pytest.mark.parametrize("length", ["10000000000", "20"])
 def test_another_length_is_refused_before_anything_is_written(server, path, length):
-    """A page to log in, or a disk full of what is no archive."""
+    """The server may answer with a login page, or with a huge file of another kind."""
     server.length = length
     with pytest.raises(UserError, match=f"{length} bytes instead of {len(CONTENT)}"):
         fetch(server, path)
@@ -411,7 +411,7 @@ def test_another_length_is_refused_before_anything_is_written(server, path, leng
 
 @pytest.mark.parametrize("fault", ["slow", "breaks off"])
 def test_a_server_that_is_too_slow_is_left_in_the_end(server, path, fault):
-    """A byte at a time would go on for ever; what has come is kept for the next try."""
+    """Otherwise it would take forever. The received part is kept for the next try."""
     if fault == "slow":
         server.rate = 100
     else:

@@ -1,4 +1,4 @@
-"""Pictures of every kind, and files that are none."""
+"""Pictures of every kind, and files that are not pictures."""
 
 import numpy as np
 import pytest

@@ -28,7 +28,7 @@ def data_dir(tmp_path):
 
 @pytest.fixture
 def shapes(monkeypatch, arrays):
-    """Stands for the built-in set, which takes a second to make."""
+    """Replaces the built-in data set, which takes a second to make."""
     dataset = make_dataset(
         "shapes",
         arrays.train_images[::-1],
@@ -44,7 +44,7 @@ def shapes(monkeypatch, arrays):
 
 @pytest.fixture
 def fetched(monkeypatch, data_dir, official_archive):
-    """Lets the archive be fetched; returns the calls of fetch_cifar."""
+    """Allows a fake download; returns the calls of fetch_cifar."""
     calls = []
 
     def fetch(name, folder, *, max_seconds):
@@ -59,7 +59,7 @@ def fetched(monkeypatch, data_dir, official_archive):
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    """Call it, and from then on only the cache can give a data set."""
+    """Returns a function after whose call only the cache can provide a data set."""
 
     def refuse(*_):
         raise AssertionError("decoded again")
@@ -171,7 +171,7 @@ class TestArchive:
 
 
 class ByName:
-    """Tests of names without an archive: what a name gives."""
+    """Tests of the data set that a name means without an archive."""
 
     @pytest.fixture
     def kind(self, name):

@@ -1,4 +1,4 @@
-"""Data sets of one's own: folders of pictures and .npz files."""
+"""Your own data: folders of pictures and .npz files."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def write_class(folder, images):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder with train and test; what is in it, class by class."""
+    """A folder with train and test, and its content by class."""
     folder = tmp_path / "my pictures"
     made = {
         (split, name): write_class(folder / split / name, pixels(count, 6, 8, 3))
@@ -46,7 +46,7 @@ def load(name, tmp_path, **settings):
 
 def test_a_folder_of_pictures_is_read_as_it_is(pictures, tmp_path):
     folder, made = pictures
-    for _ in range(2):  # read, and from the cache
+    for _ in range(2):  # from the files, then from the cache
         data = load(f"folder:{folder}", tmp_path)
         assert data.class_names == ("a dog", "cat")
         assert data.name == "my_pictures"
@@ -64,7 +64,7 @@ def test_a_folder_for_validation_is_used(pictures, tmp_path, caplog, name):
     folder, _ = pictures
     before = load(f"folder:{folder}", tmp_path)
     images = write_class(folder / name / "cat", pixels(3, 6, 8, 3))
-    for _ in range(2):  # read, and from the cache
+    for _ in range(2):  # from the files, then from the cache
         data = load(f"folder:{folder}", tmp_path)
         np.testing.assert_array_equal(data.val_images, images)
         assert data.val_labels.tolist() == [1, 1, 1]
@@ -163,7 +163,7 @@ def test_a_file_of_arrays_may_have_validation_images(tmp_path, images_key, label
     data = load(f"npz:{tmp_path / 'a.npz'}", tmp_path)
     np.testing.assert_array_equal(data.val_images, val)
     assert data.val_labels.tolist() == [0, 1, 2, 3]
-    assert data.num_classes == 4  # one of them in the validation images alone
+    assert data.num_classes == 4  # one of them only in the validation images
     assert len(data.train_labels) == 7
     small = load(f"npz:{tmp_path / 'a.npz'}", tmp_path, image_size=3)
     assert small.val_images.shape == (4, 3, 3, 3)

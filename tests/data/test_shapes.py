@@ -1,4 +1,4 @@
-"""The built-in data set: reproducible, balanced, and neither trivial nor hopeless."""
+"""The built-in data set is reproducible, balanced, and of medium difficulty."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_images_use_the_range_and_none_occurs_twice(dataset):
 
 
 def test_nearest_mean_image_does_badly(dataset):
-    """It is what a linear model can do: a little above chance (0.134 here)."""
+    """A linear model reaches little more than chance (0.134 here)."""
     train, test = (
         images.reshape(len(images), -1).astype(np.float32)
         for images in (dataset.train_images, dataset.test_images)
@@ -44,7 +44,7 @@ def test_nearest_mean_image_does_badly(dataset):
 
 
 def test_mean_colours_do_not_tell_classes_apart(dataset):
-    """Tints go either way along their axis, so that they cancel in the mean."""
+    """Tints vary in both directions of their axis and cancel in the mean."""
     colors = dataset.train_images.mean((1, 2)) / 255
     chroma = colors - colors.mean(1, keepdims=True)
     means = np.stack([chroma[dataset.train_labels == c].mean(0) for c in range(10)])
@@ -52,7 +52,7 @@ def test_mean_colours_do_not_tell_classes_apart(dataset):
 
 
 def test_outlines_differ_from_each_other_and_their_mirror_images():
-    """Else horizontal flips would turn one class into another."""
+    """Otherwise horizontal flips would turn one class into another."""
     line = np.linspace(-1.2, 1.2, 49, dtype=np.float32)
     x, y = np.meshgrid(line, line)
     inside = [outline(x, y) < 0 for outline, _ in FIGURES.values()]

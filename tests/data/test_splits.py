@@ -1,4 +1,4 @@
-"""The division into training, validation and test images."""
+"""The splits into training, validation and test images."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from cifar_flax.errors import UserError
 
 
 def make_numbered(count=200, classes=4, own=None):
-    """Images that tell their place: the first two pixels hold it."""
+    """Makes images whose first two pixels hold their index."""
     rng = np.random.default_rng(0)
     images = np.zeros((count, 32, 32, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(count) % 256

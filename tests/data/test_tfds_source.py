@@ -24,7 +24,7 @@ IMAGE = tfds.features.Image(shape=(32, 32, 3))
 
 @pytest.fixture
 def prepared(tmp_path, official_archive, kind):
-    """A tiny CIFAR-10 or CIFAR-100, prepared in ``tmp_path/data``; its folder."""
+    """Prepares a tiny CIFAR set in ``tmp_path/data``; returns its folder."""
     return prepare_cifar(kind.name, official_archive, tmp_path / "data")
 
 
@@ -33,7 +33,7 @@ def read(folder, name="cifar10"):
 
 
 def masked_crc32c(data):
-    """The checksum of TFRecord files, a bit at a time."""
+    """Computes the checksum of TFRecord files, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -44,7 +44,7 @@ def masked_crc32c(data):
 
 
 def as_tfrecord(folder, shards=1):
-    """Turns a prepared folder into what tfds prepares by default, with TensorFlow."""
+    """Converts a prepared folder to the default format of tfds, with TensorFlow."""
     info = json.loads((folder / "dataset_info.json").read_text())
     info["fileFormat"] = "tfrecord"
     for split in info["splits"]:
@@ -103,7 +103,7 @@ def rows(images, labels, image_key="image", label_key="label"):
 
 
 def by_content(images, labels):
-    """Images and labels in an order that depends on nothing but the images."""
+    """Returns images and labels in an order that depends only on the images."""
     order = sorted(range(len(images)), key=lambda i: images[i].tobytes())
     return images[order], labels[order]
 
@@ -156,7 +156,7 @@ class TestCifar:
             assert features["coarse_label"].names == archives.COARSE_NAMES
 
     def test_the_order_on_disk_is_another(self, tmp_path, prepared, arrays, kind):
-        """So that the test of the order above means something."""
+        """Otherwise the test of the order above would be trivial."""
         source = tfds.data_source(kind.name, split="train", data_dir=tmp_path / "data")
         labels = [example["label"] for example in source]
         assert labels != arrays.train_labels.tolist()
@@ -255,7 +255,7 @@ class TestFolder:
         assert tfds_source.prepared_folder(tmp_path, "cifar10") is None
 
     def test_the_key_is_that_of_earlier_versions(self, prepared):
-        """So that what they have in the cache is found."""
+        """So that cached data of earlier versions are found."""
         key = hashlib.sha256((prepared / "dataset_info.json").read_bytes())
         for path in sorted(prepared.iterdir()):
             key.update(f"{path.name} {path.stat().st_size}\n".encode())
@@ -357,7 +357,7 @@ class TestOtherSets:
         assert dataset.name == "svhn_cropped"
         assert dataset.class_names == tuple(names)
         assert "svhn_cropped/3.1.0" in dataset.source
-        # Without an id the order is tfds's own.
+        # Without an id the order is that of tfds.
         for split in ("train", "test"):
             got = (getattr(dataset, f"{split}_{x}") for x in ("images", "labels"))
             expected = (getattr(arrays, f"{split}_{x}") for x in ("images", "labels"))
@@ -404,7 +404,7 @@ class TestOtherSets:
         images, labels = arrays.train_images[:7], arrays.train_labels[:7]
         splits["validation"] = rows(images, labels)
         prepare(tmp_path, "other", splits, features)
-        for _ in range(2):  # read, and from the cache
+        for _ in range(2):  # from the files, then from the cache
             data = load_dataset("other", data_dir=tmp_path, image_size=image_size)
             if image_size is None:
                 got = by_content(data.val_images, data.val_labels)
@@ -418,7 +418,7 @@ class TestOtherSets:
         features = {"image": IMAGE, "label": tfds.features.ClassLabel(num_classes=10)}
         splits["validation"] = splits["test"]
         folder = prepare(tmp_path, "other", splits, features)
-        # The key of the version that did not read that split.
+        # The key of the version that did not read this split.
         key = hashlib.sha256((folder / "dataset_info.json").read_bytes())
         for path in sorted(folder.iterdir()):
             key.update(f"{path.name} {path.stat().st_size}\n".encode())

@@ -85,7 +85,7 @@ def test_frozen_trains_with_the_running_statistics_and_keeps_them():
 
 @pytest.mark.parametrize("mean", [1e2, -1e4])
 def test_variance_is_sound_where_the_mean_is_far_larger(mean):
-    """``E[x^2] - E[x]^2`` in float32 would lose all digits of it."""
+    """``E[x^2] - E[x]^2`` in float32 would lose all digits of the variance."""
     inputs, variables = make_inputs(mean, 0.5), make_variables()
     outputs, stats = train(BatchNorm(momentum=0.0), variables, inputs)
     exact_mean, exact_var = moments(inputs)
@@ -111,7 +111,7 @@ def test_a_dead_channel_gives_the_bias_and_finite_gradients():
 
 
 def test_gradients_are_those_of_the_formula():
-    """By central differences of the formula in float64."""
+    """The reference is central differences of the formula in float64."""
     inputs, variables = make_inputs(1, 2), make_variables()
     weights = np.random.default_rng(3).normal(size=SHAPE)
 

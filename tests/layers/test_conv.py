@@ -1,4 +1,4 @@
-"""Both lowerings of the convolution against a direct sum, and against each other."""
+"""The implementations of the convolution against a direct sum and each other."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ SETTINGS = [
     (2, 1, 0, 2, 3),
     (3, 3, 0, 4, 11),
 ]
-# Images about as small as the kernel, of few rows, or of one column.
+# Images that are about as small as the kernel, or have few rows or one column.
 SMALL = [
     ((2, 2), (3, 1, 1, 3, 4)),
     ((3, 3), (3, 2, 1, 2, 5)),
@@ -50,7 +50,7 @@ def make_case(shape, size, channels, features, dtype=np.float64, count=2):
 
 
 def direct_sum(images, kernel, stride, padding):
-    """The definition, one output position at a time, in NumPy."""
+    """Computes the definition in NumPy, one output position at a time."""
     size = kernel.shape[0]
     pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
     padded = np.pad(images, pads)
@@ -109,7 +109,7 @@ def test_windows_that_leave_the_cache_are_made_in_pieces(monkeypatch, count):
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1)])
 @pytest.mark.parametrize("shape", [(6, 6), (2, 2)])
 def test_product_has_second_derivatives(shape, stride, padding):
-    """Of a function of the gradient, as a gradient penalty takes them."""
+    """A gradient penalty, for example, needs second derivatives."""
 
     def penalty(conv2d, images, kernel):
         def loss(images, kernel):
@@ -136,7 +136,7 @@ def test_forward_mode_is_refused_by_name():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_product_in_bfloat16_rounds_like_the_native_one(stride):
-    """Neither may lose more to its intermediate results than to its inputs."""
+    """Rounding intermediate results may not cost more than rounding inputs."""
     images, kernel = make_case((8, 8), 3, 16, 16)
     exact = direct_sum(images, kernel, stride, 1)
     images, kernel = (jnp.asarray(x, jnp.bfloat16) for x in (images, kernel))
@@ -168,13 +168,13 @@ def test_product_under_vmap_and_scan():
 
 @pytest.mark.parametrize("lowering", ["native", "product", "xla"])
 def test_layer_pads_all_sides_alike(lowering):
-    """Where "SAME" would pad (0, 1): an even size and stride 2."""
+    """With an even size and stride 2, "SAME" would pad (0, 1)."""
     if lowering == "native" and not library.available():
         pytest.skip("no kernels here")
     images, _ = make_case((4, 4), 3, 1, 1, np.float32)
     layer = Conv(1, stride=2, padding=1, use_bias=False, lowering=lowering)
     kernel = np.zeros((3, 3, 1, 1), np.float32)
-    kernel[0, 0] = 1  # looks one pixel up and to the left
+    kernel[0, 0] = 1  # shifts by one pixel
     outputs = layer.apply({"params": {"kernel": kernel}}, images)
     assert (outputs[:, 0] == 0).all()
     np.testing.assert_array_equal(outputs[:, 1, 1], images[:, 1, 1])

@@ -1,4 +1,4 @@
-"""The kernels, the layout they work on, and what takes their place without them."""
+"""The kernels, their memory layout, and the implementation without them."""
 
 import functools
 import os
@@ -30,7 +30,7 @@ def draw(seed, *shape):
 
 
 def reference(images, kernel, stride, padding):
-    """By XLA, in float64."""
+    """Computes the convolution with XLA in float64."""
     return primitives.convolve_xla(images, kernel, stride, padding)
 
 
@@ -100,7 +100,7 @@ def test_nan_and_infinity_come_through(value, where):
 
 @needs_kernels
 def test_derivatives_of_all_orders_and_both_modes():
-    """A product of gradient and Hessian, forward over reverse, and its gradient."""
+    """Computes a Hessian-vector product, forward over reverse, and its gradient."""
     images, kernel = draw(0, 16, 5, 5, 2), draw(1, 3, 3, 2, 3)
 
     def penalty(convolve, images, kernel):
@@ -164,7 +164,7 @@ def test_other_types_take_another_form(dtype):
 
 @needs_kernels
 def test_sums_over_channels_are_those_of_xla():
-    """Lanes without an image do not count."""
+    """Lanes without an image must not count."""
     u, v = (draw(seed, 21, 3, 4, 5) for seed in (0, 1))
     a, b = (draw(seed, 5) for seed in (2, 3))
     tiles = [primitives.tile(x) for x in (u, v)]
@@ -208,7 +208,7 @@ def gradients_of(function, *arrays):
 @pytest.mark.parametrize("count", [32, 20, 7])
 @pytest.mark.parametrize("offset", [0, 300])
 def test_norm_of_tiles_and_its_gradients(offset, count):
-    """Against autodiff of the definition, in float64; also through the statistics."""
+    """The reference is autodiff of the definition in float64."""
     images, scale, bias = draw(0, count, 3, 4, 5), draw(1, 5), draw(2, 5)
     images += offset
 
@@ -227,7 +227,7 @@ def test_norm_of_tiles_and_its_gradients(offset, count):
     tolerance = 1e-4 if offset else 1e-5
     for a, b in zip(found[0], expected[0], strict=True):
         assert_close(a, b, tolerance)
-    if not offset:  # sin(3 * mean) is another number after rounding
+    if not offset:  # rounding changes sin(3 * mean)
         for a, b in zip(found[1], expected[1], strict=True):
             assert_close(a, b, 1e-4)
 
@@ -270,7 +270,7 @@ def test_tiles_are_made_where_a_trainer_asks_and_they_fit():
 
 
 class OwnNorm(nn.Module):
-    """Knows images alone; called as the models call a norm."""
+    """A norm that takes only images, with the signature that models use."""
 
     dtype: jnp.dtype | None = None
 
@@ -283,7 +283,7 @@ class OwnNorm(nn.Module):
 @needs_kernels
 @pytest.mark.parametrize("name", [*MODELS, "own norm", "frozen"])
 def test_models_compute_the_same_in_tiles(name):
-    """Logits, gradients and statistics, of whole tiles and of part of one."""
+    """Compares logits, gradients and statistics, for whole and partial tiles."""
     fields = {"features": (4, 6)}
     if name == "own norm":
         name, fields = "convbn", fields | {"norm": OwnNorm}
@@ -314,7 +314,7 @@ def test_models_compute_the_same_in_tiles(name):
 
 
 class Stranger(nn.Module):
-    """Written without this library."""
+    """A model that is written without this library."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -355,7 +355,7 @@ def test_layers_of_flax_take_the_same_form(lowering):
     ours, theirs = results(lowering), results("xla")
     for a, b in zip(*(jax.tree.leaves(x) for x in (ours, theirs)), strict=True):
         assert_close(a, b, 1e-4)
-    assert model == Stranger()  # nothing of it was changed
+    assert model == Stranger()  # the input was not changed
 
 
 @needs_kernels
@@ -371,7 +371,7 @@ def test_a_layer_that_knows_images_alone_gets_those():
     np.testing.assert_array_equal(relu(found).images, np.maximum(2 * images, 0))
 
 
-# A process that builds the kernels, if need be, and prints what it computed.
+# A program that builds the kernels if needed, and prints its result.
 SCRIPT = """
 import os, sys
 if hasattr(os, "sched_setaffinity"):
@@ -395,7 +395,7 @@ print(hashlib.sha256(b"".join(arrays)).hexdigest())
 
 @needs_kernels
 def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path):
-    """Nor on which of two processes builds the kernels."""
+    """They also do not depend on which of two processes builds the kernels."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, cores],
@@ -413,9 +413,9 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path):
 
 @pytest.fixture
 def load_anew(tmp_path, monkeypatch):
-    """Looks for kernels as a new process does, and gives why there are none."""
+    """Loads the kernels as a new process does; returns why there are none."""
 
-    # A process registers a handler once.
+    # A process can register a handler only once.
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)
 
     def load(compiler, cache="cache"):

@@ -11,7 +11,7 @@ from cifar_flax.layers.tiles import Tiles
 def test_the_largest_value_of_each_channel_and_its_gradient():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(3, 4, 5, 2)).astype(np.float32)
-    images[0, 1, 1] = images[0, 3, 0] = 9  # twice the largest: the first one counts
+    images[0, 1, 1] = images[0, 3, 0] = 9  # the first maximum gets the gradient
     grad = rng.normal(size=(3, 2)).astype(np.float32)
     outputs, vjp = jax.vjp(jax.jit(global_max_pool), images)
     np.testing.assert_array_equal(outputs, images.max(axis=(1, 2)))

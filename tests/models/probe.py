@@ -1,4 +1,4 @@
-"""Every model, run once on a small batch, for the tests to look at."""
+"""Runs every model once on a small batch, for several tests."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ BATCH = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """What a model gives on one batch; dropout is off."""
+    """The results of a model on one batch, without dropout."""
 
     model: Any
     variables: Any
@@ -29,20 +29,20 @@ class Probe:
 
 
 def make_model(name: str):
-    """The model without dropout, whose masks no two libraries draw alike."""
+    """Makes the model without dropout, because two libraries draw different masks."""
     return create_model(name, **({"dropout_rate": 0.0} if name == "resnet2" else {}))
 
 
 @functools.cache
 def init(name: str):
-    """Variables of a model, with running statistics unlike the initial ones."""
+    """Returns variables of a model, with changed running statistics."""
     model = make_model(name)
     images = np.random.default_rng(2).normal(size=(16, 32, 32, 3)).astype(np.float32)
     variables = jax.jit(functools.partial(model.init, train=False))(
         jax.random.key(0), images
     )
     rng = np.random.default_rng(1)
-    # About as large as those of a batch; larger variances would level all images.
+    # About as large as those of a batch; with larger variances all images look alike.
     stats = jax.tree.map(
         lambda leaf: rng.uniform(0.05, 0.2, leaf.shape).astype(np.float32),
         variables.get("batch_stats", {}),

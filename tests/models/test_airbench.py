@@ -12,7 +12,7 @@ from tests.models.probe import init
 
 
 def make_images(count=37, size=9):
-    """Smooth images, as photographs are; their number fills no tile."""
+    """Makes smooth images like photographs; their number does not fill a tile."""
     noise = np.random.default_rng(0).normal(size=(count, size + 3, size + 3, 3))
     noise[..., 1] += noise[..., 0]
     images = sum(noise[:, i : i + size, i : i + size] for i in range(4)) / 2
@@ -20,7 +20,7 @@ def make_images(count=37, size=9):
 
 
 def patches_of(images):
-    """All 2 x 2 patches, one a row, in the order of a kernel's inputs."""
+    """Returns all 2 x 2 patches, one per row, in the order of a kernel's inputs."""
     size = images.shape[1] - 1
     corners = [images[:, i : i + size, j : j + size] for i in (0, 1) for j in (0, 1)]
     return np.stack(corners, -2).reshape(-1, 12).astype(np.float64)
@@ -43,7 +43,7 @@ def test_whitened_patches_are_uncorrelated_with_variance_one():
     outputs = patches_of(images) @ filters[:, :12]
     covariance = outputs.T @ outputs / len(outputs)
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)
-    # The direction of variance l comes out with l / (l + epsilon), the largest first.
+    # A direction with variance l has l / (l + epsilon) after it, the largest first.
     patches = patches_of(images)
     variances = np.linalg.eigvalsh(patches.T @ patches / len(patches))[::-1]
     expected = variances / (variances + WHITENING_EPSILON)

@@ -1,4 +1,4 @@
-"""What every model has to keep to."""
+"""The contract of every model."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from tests.models.probe import BATCH, init, predict, probe
 
 GOLDEN = pathlib.Path(__file__).parent / "structure.json"
 
-# From the lesson; of airbench from its paper, which counts 1.97 million.
+# From the lesson; that of airbench from its paper, which counts 1.97 million.
 NUM_PARAMS = {
     "simplenet": 123_330,
     "convnet": 37_490,

@@ -1,4 +1,4 @@
-"""Models that are named by the place of their code."""
+"""Custom models that are named by the path of their code."""
 
 import hashlib
 import sys
@@ -127,7 +127,7 @@ def small(**changes):
 
 @pytest.mark.parametrize("name", ["Net", "attention", "bridged"])
 def test_a_net_of_ones_own_trains_and_predicts(nets, tmp_path, name):
-    """As the same net, given by a program, does."""
+    """It must do the same as the same network given by a program."""
     spec, folder = f"{nets}:{name}", tmp_path / "run"
     result = run(small(model=spec), folder)
     module = make_own(spec, None, 10)

@@ -1,6 +1,6 @@
 """The same weights give the same logits, loss and gradients in PyTorch.
 
-The networks are those that ``experiments.benchmark`` measures against.
+The networks are the peers of ``experiments.benchmark``.
 """
 
 import re
@@ -88,7 +88,7 @@ def test_logits_loss_gradients_and_statistics_agree(name):
 
 
 def statistics(stats):
-    """(mean, var) of each norm in the order of the calls."""
+    """Returns (mean, var) of each norm in the order of the calls."""
     flat = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(stats):
         flat.setdefault(tuple(key.key for key in path[:-1]), {})[path[-1].key] = leaf

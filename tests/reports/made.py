@@ -1,4 +1,4 @@
-"""Records of runs that never ran."""
+"""Makes records of runs that never ran."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ COUNT = 200
 
 
 def make_logits(rng, labels, accuracy):
-    """Logits that are right for this share of the images, and sure to some degree."""
+    """Makes logits with a given accuracy and confidence."""
     logits = rng.normal(size=(len(labels), len(CLASSES))).astype(np.float32)
     right = np.arange(len(labels)) < round(accuracy * len(labels))
     wanted = np.where(right, labels, (labels + 1) % len(CLASSES))
@@ -50,7 +50,7 @@ def make_run(
 
 
 def write_config(folder, model, seeds, dataset, version, settings):
-    """What ran: ``config.json``."""
+    """Writes ``config.json``."""
     phase = {"kind": "sgdr", "learning_rate": 0.1, "cycles": 2}
     records.write_config(
         folder,
@@ -86,7 +86,7 @@ def write_config(folder, model, seeds, dataset, version, settings):
 
 
 def write_metrics(folder, count, epochs, val_accuracy=None):
-    """How it went, of so many seeds: ``metrics.jsonl``."""
+    """Writes ``metrics.jsonl`` for a number of seeds."""
     records.cut_metrics(folder, 0)
     figures = [[0.6 + 0.1 * epoch] * count for epoch in range(epochs)]
     lines = [
@@ -107,7 +107,7 @@ def write_metrics(folder, count, epochs, val_accuracy=None):
 
 
 def write_result(folder, model, seeds, correct, diverged_at):
-    """What came out: ``result.json``."""
+    """Writes ``result.json``."""
     finished = [one for one in correct if one is not None]
     records.write_result(
         folder,

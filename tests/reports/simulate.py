@@ -1,9 +1,9 @@
-"""How often verdicts are wrong, and how often they find what is there.
+"""Simulates how often verdicts are wrong, and how often they find a difference.
 
     python -m tests.reports.simulate
 
-Prints the tables of docs/comparing.md. Six entries, fifteen pairs. Nothing is trained:
-accuracies are drawn, and judged as a report judges them. Takes about three minutes.
+Prints the tables of docs/comparing.md for six entries and fifteen pairs. It trains
+nothing: it draws accuracies and judges them as a report does, in about a minute.
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ ENTRIES, FAMILIES = 6, 2000
 DEVIATION = 0.0085  # of an accuracy over seeds
 PAIRED = 0.3  # correlation of entries that share a seed
 
-# Of the entries in the table of power: three pairs that are 1.9 points apart, and far
-# from each other, as those of different families of nets are.
+# The entries in the table of power: three pairs that differ by 1.9 points, and differ
+# much more from each other, like different families of networks.
 LADDER = np.array([0, 0.019, 0.1, 0.119, 0.2, 0.219])[:, None]
 
 
 def draw(rng, kind, seeds):
-    """Accuracies [entries, seeds] of entries that are equally good."""
+    """Draws accuracies [entries, seeds] of entries that are equally good."""
     common = rng.normal(0, DEVIATION * PAIRED**0.5, seeds)
     own = rng.normal(0, DEVIATION * (1 - PAIRED) ** 0.5, (ENTRIES, seeds))
     values = 0.7 + common + own
@@ -34,7 +34,7 @@ def draw(rng, kind, seeds):
 
 
 def judge(values):
-    """Which pairs are shown to differ; Holm's procedure over all."""
+    """Returns which pairs are shown to differ, with Holm's method over all pairs."""
     seeds = [dict(enumerate(map(float, one))) for one in values]
     pairs = [(i, j) for i in range(ENTRIES) for j in range(i + 1, ENTRIES)]
     found = holm([compare(seeds[i], seeds[j]) for i, j in pairs])
@@ -42,10 +42,10 @@ def judge(values):
 
 
 def coverage(rng, seeds, images=2000, tries=2000):
-    """Shares of intervals that hold the truth: over seeds, and over images, too.
+    """Returns the coverage of the intervals over seeds, and over seeds and images.
 
-    Two nets whose true difference is 0, on images drawn anew each time. How hard an
-    image is for a net is the same for all its seeds.
+    Two networks have a true difference of 0, on new images each time. The difficulty of
+    an image for a network is the same for all its seeds.
     """
     over_seeds, over_images = 0, 0
     for _ in range(tries):

@@ -1,4 +1,4 @@
-"""A report in a real browser: headless Chromium, where it is installed."""
+"""A report in a real browser: headless Chromium, if it is installed."""
 
 import base64
 import itertools
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 
-# The boxes of all texts in each chart, in pixels.
+# Returns the boxes of all texts in each chart, in pixels.
 BOXES = """
 return [...document.querySelectorAll("figure svg:not(.key)")].map(svg =>
   [...svg.querySelectorAll("text")].map(text => {
@@ -25,7 +25,7 @@ return [...document.querySelectorAll("figure svg:not(.key)")].map(svg =>
   }).filter(box => box[3] > box[1]));
 """
 
-# The smallest ratio of the luminances of a text and of the ground of the page.
+# Returns the smallest contrast between a text and the background of the page.
 CONTRAST = """
 const light = colour => {
   const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(value => {
@@ -66,7 +66,7 @@ def driver():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Seven entries, some of which have nearly the same accuracy and cost."""
+    """A page with seven entries, some with nearly the same accuracy and cost."""
     folder = tmp_path_factory.mktemp("runs")
     for n, accuracy in enumerate((0.5, 0.8, 0.805, 0.81, 0.6, 0.61, 0.3)):
         name = f"convnet{n}-with-a-name-that-is-rather-long" if n % 2 else f"net{n}"

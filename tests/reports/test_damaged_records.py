@@ -1,4 +1,4 @@
-"""Whatever the records of a run hold, the report is made, and it says what is amiss."""
+"""With any damage to records, a report is made and names the damage."""
 
 import io
 import json
@@ -23,7 +23,7 @@ JSON_FILES = (records.CONFIG, records.RESULT, records.RANGE_TEST, records.METRIC
 
 
 def make_range_test(folder, count=2, steps=60):
-    """A run's ``lr_find.json`` in which one curve breaks off."""
+    """Makes a run's ``lr_find.json`` in which one curve ends early."""
     rates = np.geomspace(1e-4, 1, steps)
     losses = np.tile(2 - np.log10(rates / rates[0]) / 4, (count, 1))
     losses[0, -10:] = np.nan
@@ -45,7 +45,7 @@ def make_range_test(folder, count=2, steps=60):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A run of two seeds, with a range test; beside it, one that nobody damages."""
+    """A run of two seeds with a range test, and another run that stays undamaged."""
     folder = tmp_path_factory.mktemp("sound")
     make_range_test(make_run(folder / "damaged", momentum=None))
     make_run(folder / "whole", momentum=0.9)
@@ -54,7 +54,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def runs(sound, tmp_path):
-    """A function that puts a file in the place of one of a run's."""
+    """Returns a function that replaces a file of a run."""
     folder = shutil.copytree(sound, tmp_path / "changed")
 
     def change(name, content):
@@ -65,7 +65,7 @@ def runs(sound, tmp_path):
 
 
 def assert_reported(folder, figures=False):
-    """The report is made; the run is in it, or left out by name in a line."""
+    """Asserts that the report contains the run, or leaves it out with one line."""
     studies, left_out = read_studies(folder)
     pages = [write_markdown(studies, left_out)]
     pages += [write_html(studies, left_out)] if figures else []
@@ -81,7 +81,7 @@ def assert_reported(folder, figures=False):
 
 
 def parse(name, content):
-    """The JSON of a file; of the metrics, a list of its lines."""
+    """Returns the JSON of a file, or a list of the lines of the metrics."""
     if name == records.METRICS:
         return [json.loads(line) for line in content.splitlines()]
     return json.loads(content)
@@ -119,7 +119,7 @@ fills = st.sampled_from([0, 1, 2, 3, 199, 200, -1, 2**31 - 1, 1e39, np.nan, -np.
 
 @st.composite
 def other_array(draw, array):
-    """One of another type and shape, or the same with another number in it."""
+    """Returns an array of another dtype and shape, or with one changed number."""
     fill = draw(fills)
     with np.errstate(all="ignore"):
         if draw(st.booleans()):
@@ -181,7 +181,7 @@ def test_the_oddest_values_that_a_run_can_have_are_drawn(sound, runs):
 
 
 def test_what_no_run_recorded_is_done_without(sound, runs):
-    """A net whose operations cannot be counted, and a schedule that is not there."""
+    """Such as the operations of a model, or the schedule."""
     config, result = (
         parse(name, (sound / "damaged" / name).read_text())
         for name in (records.CONFIG, records.RESULT)
@@ -240,7 +240,7 @@ def test_what_is_no_plain_file_is_named_and_not_waited_for(runs, name, make):
 
 
 def npy_header(shape):
-    """Of an array of float32, and nothing of its content."""
+    """Returns the header of a float32 array, without content."""
     about = {"descr": "<f4", "fortran_order": False, "shape": shape}
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, about)

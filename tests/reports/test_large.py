@@ -22,7 +22,7 @@ COUNT = 300
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs of which each has another rate; every tenth has a seed that diverged."""
+    """Runs with different rates; every tenth run has a diverged seed."""
     folder = tmp_path_factory.mktemp("large")
     for n in range(COUNT):
         accuracies = (0.3 + n / 500, 0.31 + n / 500 + n % 3 / 100, 0.3 + n / 500)
@@ -93,13 +93,13 @@ def test_only_the_best_are_compared_and_that_is_what_p_is_adjusted_for(reported)
         assert "45 pairs of the best 10" in text
         assert "best 10 of 300 are chosen by the test accuracies" in text
         sentences = re.findall(r"(?:beats|between) [^<\n]* points \(p", text)
-        assert len(set(sentences)) >= 9  # of neighbours; the page has them twice
+        assert len(set(sentences)) >= 9  # the page has each twice
     assert {e.name for pair in study.comparisons for e in pair[:2]} == best
     assert_adjusted(study, 45)
 
 
 def assert_adjusted(study, count):
-    """p is that of SciPy's Welch test, adjusted as Holm's procedure says."""
+    """Asserts that p is that of SciPy's Welch test, adjusted by Holm's method."""
     assert len(study.comparisons) == count
     p = [
         stats.ttest_ind(
@@ -129,7 +129,7 @@ def test_a_baseline_is_compared_with_every_other_entry(folder):
     shown = [gap.mean for _, _, gap in study.comparisons if gap.shown]
     better, worse = sum(m > 0 for m in shown), sum(m < 0 for m in shown)
     assert f"{better} are shown to be better, {worse} are shown to be worse" in text
-    assert text.count("python -m experiments.run") == 11  # of the best and of it
+    assert text.count("python -m experiments.run") == 11  # best and baseline
 
 
 def test_a_baseline_that_failed_is_compared_with_nothing(folder):

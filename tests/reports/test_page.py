@@ -1,4 +1,4 @@
-"""The report as its readers see it."""
+"""The report as a reader sees it."""
 
 import html
 import html.parser
@@ -24,7 +24,7 @@ def studies(tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-    """Counts what is in a page."""
+    """Counts the elements of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -59,7 +59,7 @@ def test_names_from_records_are_text_and_never_markup(studies):
 
 
 def test_markdown_shows_names_as_they_are(tmp_path):
-    """A reader of Markdown that is not ours sees text, and no other cell or line."""
+    """An independent Markdown parser must see plain text in a single cell."""
     name = "a|b`c`<i>*d*[e](f)# g_h_ _i_ ~j~ &amp; \\k"
     make_run(tmp_path / "a", dataset=name, seeds=[0, 1], note=name)
     make_run(tmp_path / "b", dataset=name, seeds=[0, 1], note="none")

@@ -1,4 +1,4 @@
-"""Figures of the test logits against their definitions."""
+"""Calibration and confusion against their definitions."""
 
 import numpy as np
 import pytest

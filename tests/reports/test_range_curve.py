@@ -1,4 +1,4 @@
-"""What curves with known answers suggest."""
+"""The suggestions from curves with known answers."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 
 def make_curve(noise=0.0, seed=0, shift=0.0, start=-5.0, stop=0.6):
-    """A loss that falls fastest at 0.01, is lowest at 0.3 and breaks away at 3.
+    """Makes a loss that falls fastest at 0.01, is lowest at 0.3 and diverges at 3.
 
     In x = log10(rate): a logistic step down about -2, and a steep rise about 0.5;
     ``shift`` moves both.
@@ -48,10 +48,10 @@ def test_suggestions_on_a_curve_with_known_answers():
     means = np.convolve(losses, np.ones(51) / 51, "valid")
     assert read["lowest"] == pytest.approx(rates[means.argmin() + 25], rel=1e-9)
     assert lowest / 1.4 < read["lowest"] < lowest
-    # It falls from the first step to the lowest: the middle of that, in log(rate).
+    # The loss falls from the first step to the lowest; this is the middle in log(rate).
     middle = 10 ** ((-5 + np.log10(lowest)) / 2)
     assert read["valley"] == pytest.approx(middle, rel=0.05)
-    # Flat again left of where it breaks away, right of the steepest part.
+    # The loss is flat between the steepest part and the divergence.
     assert 0.01 < read["slide"] <= lowest * 1.2
 
 
@@ -66,7 +66,7 @@ def test_suggestions_stand_noise(seed):
 
 
 def test_the_lowest_does_not_lag_as_smoothing_does():
-    """A V whose tip is known: the average that looks back sees it later."""
+    """In a V-shaped curve, an average that looks back finds the tip too late."""
     x = np.linspace(-5, 1, 175)
     curve = (10**x, np.abs(x + 1) + 1)
     result = make_result(curve, beta=0.98)
@@ -120,7 +120,7 @@ def test_a_loss_that_still_falls_at_the_end_is_inconclusive():
     consensus = make_result(curve, num_steps=400).consensus()
     assert consensus.rate is None
     assert "still falls at the last rate, 0.1; raise end_lr" in consensus.problem
-    stopped = make_result(curve, num_steps=500)  # the next loss was not finite
+    stopped = make_result(curve, num_steps=500)  # the next loss was NaN
     assert stopped.consensus().rate is not None
 
 

@@ -1,4 +1,4 @@
-"""The commands that a report prints make the same runs again."""
+"""The commands in a report repeat the runs with the same results."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ class Net(nn.Module):
         return nn.Dense(self.num_classes)(images)
 """
 
-# The same flags as different people write them.
+# The same flags in the different ways that people write them.
 WAYS = {
     "plain": "--model=convnet --seeds 1,2 --lr 1e-2 --epochs=2 --noflip --cutout=4",
     "flagfile": "--flagfile={folder}/flags.txt",
@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
-    """A run for each way."""
+    """A folder with a run for each way."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "net.py").write_text(NET)
     (folder / "recipe.toml").write_text(RECIPE)

@@ -1,4 +1,4 @@
-"""Which runs are read, and what of them is compared and ranked."""
+"""Which runs are read, and which are compared and ranked."""
 
 import json
 

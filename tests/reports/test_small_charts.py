@@ -1,4 +1,4 @@
-"""Where the charts of an entry put what they show."""
+"""The positions of the elements in the charts of an entry."""
 
 import re
 
@@ -13,7 +13,7 @@ from tests.reports.made import make_run, write_metrics
 
 
 def scale_of(svg):
-    """Shares by their height on the page, from the labels of the axis."""
+    """Returns the share at each height, from the labels of the axis."""
     labels = re.findall(r'y="([\d.]+)" text-anchor="end">([\d.]+)<', svg)
     heights, shares = np.array(labels, float).T
     slope, start = np.polyfit(heights, shares, 1)

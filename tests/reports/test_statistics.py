@@ -87,7 +87,7 @@ def test_equal_results_show_no_difference():
 
 
 def test_holm_is_the_procedure_of_the_books():
-    """Against the stepwise definition: reject in order until the first failure."""
+    """The reference rejects in order until the first failure."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         shifts = rng.choice([0, 0.02], 6)
@@ -106,7 +106,7 @@ def test_holm_is_the_procedure_of_the_books():
 
 
 def test_seeds_needed_have_the_power_that_is_promised():
-    """Simulated: pairs of the planned number show the difference 80 times in 100."""
+    """In a simulation, the planned number shows the difference 80 times in 100."""
     rng = np.random.default_rng(0)
     for spread, level in ((0.01, 0.05), (0.006, 0.05 / 15)):
         count = seeds_needed(spread, 0.005, level)
@@ -127,11 +127,11 @@ def test_more_seeds_than_anybody_trains_are_not_planned():
     assert seeds_needed(0.05, 1e-5, 0.05) is None
     found = compare(of_seeds(FIRST), of_seeds(SECOND))
     low, high = found.needed(0.005, comparisons=15)
-    assert low < high  # five pairs leave the deviation unsure
+    assert low < high  # the deviation of five pairs is uncertain
 
 
 def test_the_upper_number_is_enough_four_times_in_five():
-    """Over samples of five: the bound of the deviation is above it in 80 of 100."""
+    """Over samples of five, the bound exceeds the deviation 80 times in 100."""
     rng = np.random.default_rng(1)
     right = seeds_needed(0.01, 0.005, 0.05)
     enough = []
@@ -143,12 +143,12 @@ def test_the_upper_number_is_enough_four_times_in_five():
 
 
 def test_the_interval_over_images_holds_the_truth_where_that_over_seeds_does_not():
-    """Two nets on 300 images drawn anew each time, four seeds each."""
+    """Two networks with four seeds each, on 300 new images each time."""
     rng = np.random.default_rng(0)
     held, without = [], []
     for _ in range(400):
-        ease = rng.normal(size=300)  # each image is as hard for all seeds
-        apart = 0.8 * rng.normal(size=300)  # and one net finds some of them easier
+        ease = rng.normal(size=300)  # an image has the same difficulty for all seeds
+        apart = 0.8 * rng.normal(size=300)  # easier for one network
         chance = [1 / (1 + np.exp(-2 * (ease + sign * apart))) for sign in (1, -1)]
         right = tuple(rng.random((4, 300)) < one for one in chance)
         found = compare(*(of_seeds(one.mean(1)) for one in right), right)
@@ -174,14 +174,14 @@ def test_mcnemar_is_the_exact_binomial_test():
 
 
 def family(runs):
-    """Whether each pair of these is shown to differ; runs [entries, seeds]."""
+    """Returns whether each pair is shown to differ; runs [entries, seeds]."""
     pairs = [(i, j) for i in range(len(runs)) for j in range(i)]
     return holm([compare(of_seeds(runs[i]), of_seeds(runs[j])) for i, j in pairs])
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_families_of_equals_err_in_less_than_one_of_twenty(seeds):
-    """Five architectures that are all alike, ten pairs."""
+    """Five equal architectures have ten pairs."""
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(400):
@@ -191,7 +191,7 @@ def test_families_of_equals_err_in_less_than_one_of_twenty(seeds):
 
 
 def test_the_best_of_many_that_are_alike_are_not_shown_to_differ():
-    """Ten are chosen of 500 by the accuracies that are then compared, three seeds."""
+    """The best ten of 500 equal entries with three seeds are compared."""
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Results as tables that other programs read."""
+"""Results as tables for other programs."""
 
 import csv
 import re

@@ -62,7 +62,7 @@ def test_a_plan_has_a_line_for_each_cell_in_columns():
 
 @pytest.fixture
 def many():
-    """Cells of which three run, two failed and 300 are done."""
+    """Returns cells: three run, two have failed and 300 are done."""
     cells = make(1_000)
     for cell in cells[400:403]:
         cell.status = "runs"

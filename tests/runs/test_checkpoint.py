@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, that it comes back bit for bit, and what damage does."""
+"""Checkpoints: which are kept, exact restoring, and damage."""
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ def make_trainer(splits, model=None):
 
 
 def save_epochs(trainer, splits, folder, accuracies):
-    """Saves after each epoch, and trains on; the states as they were."""
+    """Trains and saves after each epoch; returns the states."""
     states = {}
     with open_checkpoints(folder) as checkpoints:
         for progress in trainer.run(trainer.init(), splits.train):
@@ -125,7 +125,7 @@ def test_another_model_is_refused_in_one_line_and_nothing_is_changed(splits, tmp
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Two checkpoints of a small state, the state, and a template to read them."""
+    """A folder with two checkpoints, the states, and a template to read them."""
     folder = tmp_path_factory.mktemp("checkpoints")
     splits = make_splits()
     trainer = make_trainer(splits)
@@ -134,7 +134,7 @@ def saved(tmp_path_factory):
 
 
 def damage(path, how):
-    """What crashes, bad disks and hands do to a file or a folder."""
+    """Damages a file or a folder as a crash, a bad disk or a person may do."""
     if how == "missing":
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return
@@ -150,7 +150,7 @@ def damage(path, how):
 
 
 def damages(folder):
-    """Every file in every way, and every folder missing."""
+    """Lists every kind of damage to every file and folder."""
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
         if path.is_dir() and any(path.rglob("*.*")):
@@ -158,7 +158,7 @@ def damages(folder):
         elif path.is_file():
             ways = ("missing", "truncated", "flipped") if path.stat().st_size else ()
             if path.name == "manifest.json":
-                ways = ways[1:]  # without it, it was never finished
+                ways = ways[1:]  # without it, the checkpoint was never finished
             yield from ((place, how) for how in ways)
 
 

@@ -1,4 +1,4 @@
-"""Whatever the folder of a run holds, it is gone on with, shown or used, or named."""
+"""A damaged run is continued, shown or used, or refused with one line."""
 
 import io
 import json
@@ -76,7 +76,7 @@ RESULT = {
 
 
 def outcome(use, folder):
-    """What comes of it; the message, in a line, where that is a UserError."""
+    """Returns the result of a call, or the one-line message of its UserError."""
     try:
         return use()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a run ran with, and where it keeps compiled programs."""
+"""The description of the environment, and the cache of compiled programs."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ NAMES = [
 
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
-    """JAX's own settings, put back afterwards; a cache folder of the test's own."""
+    """Restores JAX's settings afterwards; the test has its own cache folder."""
     before = {name: getattr(jax.config, name) for name in NAMES}
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")

@@ -1,4 +1,4 @@
-"""A run on files that other programs read: they hold what the run predicts."""
+"""Exported files have the predictions of their run."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What a run of two seeds of a net of one's own with batch norm gave back."""
+    """The result of a run of a custom model with batch norm and two seeds."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "nets.py").write_text(NETS)
     settings = Settings(
@@ -95,7 +95,7 @@ def test_safetensors_holds_the_checkpoint_and_what_one_has_to_know(
     assert json.loads(about["class_names"]) == ["a", "b", "c", "d"]
     assert json.loads(about["image_shape"]) == [32, 32, 3]
 
-    # Nothing but the file and the net are needed to predict.
+    # The file and the network are enough to predict.
     mean, std = (np.array(json.loads(about[name])) for name in ("mean", "std"))
     images = ((trained.splits.test.images / 255 - mean) / std).astype(np.float32)
     apply = jax.jit(lambda view: loaded.model.apply(variables, view, train=False))
@@ -105,7 +105,7 @@ def test_safetensors_holds_the_checkpoint_and_what_one_has_to_know(
 
 
 def test_stablehlo_predicts_without_this_project(trained, loaded, tmp_path):
-    """By the lines of the documentation, in a process that has jax and numpy alone."""
+    """The lines of the documentation work in a process with only jax and numpy."""
     images = trained.splits.test.images
     files = export_stablehlo(loaded, tmp_path, images)
     page = (ROOT / "docs/training.md").read_text()
@@ -142,7 +142,7 @@ def test_stablehlo_holds_no_kernel_of_ours(loaded, tmp_path):
 
 
 def with_net(loaded, model, variables):
-    """A run of one seed that has another net."""
+    """Returns a run of one seed with another network."""
     variables = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)
     changes = {"model": model, "variables": variables, "seeds": (1,)}
     return dataclasses.replace(loaded, **changes, tta="none")
@@ -150,7 +150,7 @@ def with_net(loaded, model, variables):
 
 def test_a_type_of_fewer_bits_may_differ_more(loaded, tmp_path):
     class Half(nn.Module):
-        """Its parameters are of two bytes, too."""
+        """A network whose parameters also have two bytes."""
 
         @nn.compact
         def __call__(self, x):
@@ -173,7 +173,7 @@ def test_a_type_of_fewer_bits_may_differ_more(loaded, tmp_path):
 def test_a_program_that_differs_is_an_error_and_leaves_no_file(
     loaded, tmp_path, monkeypatch
 ):
-    """As where the views of an image are forgotten."""
+    """For example, a program without the views of an image."""
     true = export.logits_of_pixels
 
     def one_view(*args, tta, **settings):
@@ -286,7 +286,7 @@ def test_the_test_images_are_those_of_the_run(tmp_path, monkeypatch):
 
 
 def test_the_command_says_how_well_the_files_agree(trained, tmp_path):
-    """The data came from a program, so that no command finds them."""
+    """A program provided the data, so the command cannot load them."""
     flags = [f"--run={trained.folder}", "--format=stablehlo", f"--output={tmp_path}"]
     model = f"--model={trained.folder.parent}/nets.py:Net"
     done = command("export", *flags, model)

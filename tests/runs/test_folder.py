@@ -27,7 +27,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
 
 def test_a_refused_folder_is_left_as_it_is(tmp_path):
-    """Not even files that look like what a run leaves behind are touched."""
+    """Even files that look like leftovers of a run are kept."""
     names = (".movie.mp4.partial", ".lock", "notes.txt")
     for name in names:
         (tmp_path / name).write_text(name)

@@ -1,4 +1,4 @@
-"""A run taken up again to predict with."""
+"""Loading a run and predicting with it."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from tests.runs.test_session import make_tiny
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What a run of an epoch gave back."""
+    """The result of a run of one epoch."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     settings = Settings(
         model="convbn", seeds=(3, 5), lr=0.05, epochs=1, batch_size=32, val_size=24

@@ -1,4 +1,4 @@
-"""What a run does when files cannot be written, and when a signal asks it to stop."""
+"""Runs when files cannot be written, and when a signal asks them to stop."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ from tests.runs.test_session import (
 
 
 def failing(function, monkeypatch, place, calls, error):
-    """Replaces a function by one that raises in some of its calls."""
+    """Replaces a function by one that raises in some calls."""
     count = 0
 
     def sometimes(*args, **kwargs):
@@ -60,7 +60,7 @@ def test_lines_that_cannot_be_written_are_written_later(tmp_path, monkeypatch, c
         result = go(tmp_path / "run")
     assert_same(result.state, expected.state)
     assert steps_of(records.read_metrics(tmp_path / "run")) == [3, 6, 9, 12]
-    # No checkpoint is ahead of the lines.
+    # No checkpoint is later than the recorded lines.
     assert saves == [3, 12]
     assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
 
@@ -146,12 +146,12 @@ def test_too_little_space_is_said_at_once(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / records.METRICS).exists()
 
 
-# Signals, which are the command's.
+# Signals of the command.
 
 
 @pytest.fixture
 def heard():
-    """A shell without job control has SIGINT ignored in what it runs beside itself."""
+    """A shell without job control starts background commands that ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -176,7 +176,7 @@ def test_a_signal_saves_the_state_after_the_chunk_in_progress(
 
 
 def test_a_signal_ends_a_command_that_does_not_ask_for_requests():
-    """Such as lr_find, whose test has nothing to save: it is no finished test."""
+    """For example lr_find, which has nothing to save before its end."""
 
     def act():
         raise cli.Stopped(signal.SIGTERM)

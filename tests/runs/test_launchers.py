@@ -1,6 +1,6 @@
-"""Sweeps on an engine: Ray on two nodes of this machine, and submitit's local jobs.
+"""Sweeps with Ray on two nodes of this machine, and with submitit's local jobs.
 
-Whatever happens to a cell, it ends with the bits of a sweep that was left alone.
+After any event, a cell ends with the bits of an undisturbed sweep.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ FLAGS = ["--model=simplenet", "--lr=0.01,0.02", "--epochs=100"]
 
 
 def wait_for(condition, process):
-    """Processes that start beside others take their time."""
+    """Waits for a condition; processes that start together are slow."""
     wait_for_seconds(condition, process, seconds=180)
 
 
@@ -49,7 +49,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
-    """The folder of a sweep that was left alone, two cells at a time."""
+    """The folder of an undisturbed sweep with two cells at a time."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with Sweep(*data, *FLAGS, f"--workdir={folder}", "--jobs=2") as sweep:
         stdout, stderr = sweep.end(0)
@@ -68,7 +68,7 @@ def assert_same_bits(undisturbed, folder):
 
 
 class Sweep(subprocess.Popen):
-    """A sweep as a process, whose words are kept as they come."""
+    """A sweep as a process, which keeps its output."""
 
     def __init__(self, *flags, env=None):
         super().__init__(
@@ -96,7 +96,7 @@ class Sweep(subprocess.Popen):
 
 
 def trained(folder):
-    """The folders of cells that are in the middle of their training."""
+    """Returns the folders of cells that are being trained."""
     paths = [path for path in folder.iterdir() if path.is_dir()]
     return [
         path
@@ -173,7 +173,7 @@ def test_wrong_flags(flags, words):
 def test_the_pace_counts_what_this_process_has_trained(tmp_path):
     cells = make_cells({"lr": [0.1, 0.2, 0.3, 0.4], "epochs": [1]}, (0,), tmp_path)
     assert pace_of(cells, 5) == "0 of 4 done, - cells per hour, time left -"
-    cells[0].result = True  # before this process began
+    cells[0].result = True  # before this process started
     assert pace_of(cells, 5) == "1 of 4 done, - cells per hour, time left -"
     cells[1].result, cells[1].seconds = True, 60
     words = "2 of 4 done, 30 cells per hour, time left 0:04:00"
@@ -181,7 +181,7 @@ def test_the_pace_counts_what_this_process_has_trained(tmp_path):
 
 
 def test_a_worker_says_why_a_cell_failed_and_where(tmp_path, data):
-    """As for storage that a node does not share, and for a folder of someone."""
+    """For example, storage that a node does not share, or a foreign folder."""
     settings = {"lr": [0.1], "epochs": [1], "dataset": ["npz:/no/such.npz"]}
     (cell,) = make_cells(settings, (0,), tmp_path / "sweep")
     assert "No such file" in worker.train_cell(cell, threading.Event())
@@ -201,13 +201,13 @@ def test_a_worker_says_why_a_cell_failed_and_where(tmp_path, data):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of two nodes with one core each: how to sweep on it, its process."""
+    """A cluster of two nodes with one core each: its sweeps and its process."""
     environment = {
         **os.environ,
-        "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"),  # short: sockets lie in it
-        "RAY_AUTH_MODE": "disabled",  # else a token would be left in the home folder
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"),  # short, for sockets
+        "RAY_AUTH_MODE": "disabled",  # otherwise Ray leaves a token in the home folder
         "RAY_USAGE_STATS_ENABLED": "0",
-        # But for this, Ray takes another address of this machine for 127.0.0.1.
+        # Without this, Ray replaces 127.0.0.1 by another address of this machine.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PYTHONPATH": str(ROOT),
     }
@@ -307,7 +307,7 @@ def test_tasks_on_a_machine_take_different_cores(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: kept.append(cores))
     with ray_cluster.some_cores(2), ray_cluster.some_cores(1):
         assert kept == [[3, 4], [7]]
-        with ray_cluster.some_cores(2):  # none is left, and so any two
+        with ray_cluster.some_cores(2):  # no core is free, so any two are taken
             assert len(set(kept[2])) == 2
     with ray_cluster.some_cores(3):
         assert sorted(kept[3]) == [3, 4, 7]
@@ -318,13 +318,13 @@ def test_tasks_on_a_machine_take_different_cores(monkeypatch, tmp_path):
 
 @needs("slurm", "submitit")
 def test_jobs_that_are_ended_go_on(undisturbed, data, tmp_path):
-    """One job is asked to end, another one is killed, and the driver leaves."""
+    """One job is asked to end, another one is killed, and the driver ends."""
     flags = [*data, *FLAGS, f"--workdir={tmp_path}"]
     flags += ["--launcher=slurm", '--slurm_args={"cluster": "local"}']
     with Sweep(*flags) as sweep:
         wait_for(lambda: trained(tmp_path), sweep)
         (asked, *_) = trained(tmp_path)
-        os.kill(pid_of(asked), signal.SIGUSR2)  # as Slurm before it ends a job
+        os.kill(pid_of(asked), signal.SIGUSR2)  # like Slurm before it ends a job
         wait_for(lambda: set(trained(tmp_path)) - {asked}, sweep)
         (killed,) = set(trained(tmp_path)) - {asked}
         os.kill(pid_of(killed), signal.SIGKILL)
@@ -366,7 +366,7 @@ def test_parameters_that_submitit_refuses(tmp_path, monkeypatch, arguments, word
 
 @needs("slurm", "submitit")
 def test_a_job_that_slurm_has_is_not_submitted_again(tmp_path, monkeypatch):
-    """The next driver finds the jobs of the last one, by Slurm's own words."""
+    """The next driver finds the jobs of the last one in Slurm's own output."""
     programs = tmp_path / "bin"
     programs.mkdir()
     table = "JobID|State|NodeList\\n7_0|RUNNING|n1\\n7_1|CANCELLED by 5|n2\\n"

@@ -48,7 +48,7 @@ def assert_same(one, other):
 
 
 def moved(one, other):
-    """Paths of the arrays that differ."""
+    """Returns the paths of the arrays that differ."""
     pairs = zip(
         jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(other), strict=True
     )
@@ -143,7 +143,7 @@ def test_first_the_head_then_all_at_a_tenth(origin, tmp_path, small_chunks):
 
 
 class Stranger(nn.Module):
-    """A net with flax's own batch norm."""
+    """A network with Flax's own batch norm."""
 
     num_classes: int
 
@@ -200,7 +200,7 @@ def test_frozen_statistics_of_an_untrained_net_are_warned_of(caplog):
     assert "the running statistics of an untrained network are 0 and 1" in caplog.text
 
 
-# What a run that goes on has in common with the one before.
+# Settings that a continued run shares with the one before.
 LONG = {**SETTINGS, "seeds": (3, 5), "momentum": 0.9, "ema": 0.5}
 
 
@@ -210,7 +210,7 @@ def continue_run(folder, to=None, net=None, **changes):
 
 
 def test_two_runs_one_after_the_other_are_one_of_both_lengths(tmp_path):
-    """State, log and steps are those of a run that was as long from the start."""
+    """State, metrics and steps are those of one long run."""
     go(tmp_path / "first", **{**LONG, "epochs": 1.5})
     second = continue_run(tmp_path / "first", tmp_path / "second", epochs=0.75)
     whole = go(None, **{**LONG, "epochs": 2.25})

@@ -1,4 +1,4 @@
-"""A run as a function: where it works, what it leaves, and what stops it."""
+"""A run as a function: where it works, what it leaves behind, and what stops it."""
 
 import dataclasses
 import json
@@ -40,13 +40,13 @@ SETTINGS = Settings(seeds=(0, 1), lr=0.001, epochs=4, batch_size=32, val_size=24
 
 
 class TinyNet(nn.Module):
-    """A model of one's own, without an argument ``train``."""
+    """A custom model without an argument ``train``."""
 
     classes: int = 4
 
     @nn.compact
     def __call__(self, images):
-        """Mean colours, then a dense layer."""
+        """Applies a dense layer to the mean colours."""
         return nn.Dense(self.classes)(images.mean((1, 2)))
 
 
@@ -83,7 +83,7 @@ def assert_same(a, b):
 
 
 class Told(Observer):
-    """Notes what it is told; may do something after a step."""
+    """Records the calls; may call a function after a step."""
 
     def __init__(self, at=None, act=lambda: None):
         self.events, self._at, self._act = [], at, act
@@ -209,7 +209,7 @@ def test_a_stop_saves_the_state_and_the_run_goes_on_to_the_same_bits(
     assert steps_of(records.read_metrics(tmp_path / "run")) == [3][: step // 3]
     assert told.events[-1] == ("ended", "stopped")
     assert records.read_result(tmp_path / "run") is None
-    # What the caller holds can be used.
+    # The caller's objects can still be used.
     figures = stopped.trainer.evaluate(stopped.state, stopped.splits.val)
     assert figures.logits.shape == (2, 24, 4)
     told = Told()
@@ -311,11 +311,11 @@ def test_a_second_call_in_the_same_process_is_the_same(tmp_path):
 
 
 class HalfNet(TinyNet):
-    """Another one."""
+    """Another custom model."""
 
 
 class Plateau:
-    """A phase of one's own, no dataclass."""
+    """A custom phase that is not a dataclass."""
 
     epochs = 2
 
@@ -327,7 +327,7 @@ class Plateau:
 
 
 class Adam(Recipe):
-    """A recipe with an optimizer of one's own."""
+    """A recipe with a custom optimizer."""
 
     def make_optimizer(self, schedule):
         return optax.adam(schedule)
@@ -359,7 +359,7 @@ def test_what_a_program_gives_is_what_is_recorded_and_reported(tmp_path):
 
 
 def test_the_recorded_schedule_is_the_one_that_runs(splits):
-    """A recipe of 90 epochs of 12 steps, sampled at a thousand of them."""
+    """A recipe of 90 epochs of 12 steps is sampled at a thousand steps."""
     recipe = Recipe((Constant(0.1, 2), Sgdr(0.05, 3, 8, 2), Sgdr(0.2, 4, 8)), 8)
     trainer = Trainer(TinyNet(), recipe, splits.spec)
     schedule = with_recipe(make_config(), trainer).schedule
@@ -395,7 +395,7 @@ def test_parameters_and_operations_are_counted_for_the_images_of_the_data(tmp_pa
 
 
 def test_a_run_recorded_with_the_default_val_size_goes_on_without_it(tmp_path):
-    """Runs were recorded with 5,000 before the default was None."""
+    """Older runs were recorded with 5,000; now the default is None."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5_040, 4, 4, 1), dtype=np.uint8)
     labels = np.arange(5_040) % 2

@@ -1,4 +1,4 @@
-"""Which recipe the settings make."""
+"""The recipe of given settings."""
 
 import dataclasses
 import json
@@ -85,7 +85,7 @@ def test_a_val_size_that_is_not_given_is_the_number_it_stands_for():
     own = default.record(has_validation=True)
     assert differences(own, given.record()) == ["--val_size was 5000 and is None"]
     assert Settings(val_size=0).record(has_validation=True)["val_size"] == 0
-    # A sweep finds the cells that it had made before.
+    # A sweep finds its earlier cells.
     cells = [make_cells(lists, (0,), pathlib.Path()) for lists in CELLS]
     assert cells[0][0].name == cells[1][0].name
 

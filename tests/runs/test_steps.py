@@ -1,4 +1,4 @@
-"""The record of each step: the same however a run went, and drawn."""
+"""The record of each step, which does not depend on interruptions, and its figures."""
 
 import dataclasses
 import threading

@@ -1,4 +1,4 @@
-"""Event files hold the figures of the log points."""
+"""Event files hold the metrics of the log points."""
 
 import contextlib
 import resource

@@ -1,4 +1,4 @@
-"""The range test: its curve against a loop by hand, and what it must leave alone."""
+"""The range test: its curve against a simple loop, and what it must not change."""
 
 import hashlib
 
@@ -52,7 +52,7 @@ def test_smoothing_is_a_weighted_mean_of_what_was_seen():
 
 
 def test_losses_are_those_of_a_loop_by_hand(splits):
-    """Two epochs' worth of steps, with the optimizer's formula written out."""
+    """The loop takes the steps of two epochs with the formula of the optimizer."""
     trainer = make_trainer(splits, SimpleNet(4))
     settings = RangeSettings(start_lr=1e-5, end_lr=1e-2, num_steps=24)
     result = range_curves(trainer, splits.train, settings)

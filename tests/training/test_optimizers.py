@@ -40,7 +40,7 @@ def assert_close(ours, theirs, **tolerance):
 
 
 def torch_steps(make, grads=GRADS):
-    """The same steps by an optimizer of PyTorch."""
+    """Takes the same steps with an optimizer of PyTorch."""
     torch = pytest.importorskip("torch")
     leaves, tree = jax.tree.flatten(PARAMS)
     params = [torch.nn.Parameter(torch.tensor(leaf)) for leaf in leaves]
@@ -88,7 +88,7 @@ def test_lion_takes_steps_of_one_size():
 
 
 def test_muon_takes_kernels_as_matrices_of_their_outputs():
-    """Steps of a kernel are nearly orthogonal; of a bias they are Adam's."""
+    """The steps of a kernel are nearly orthogonal; those of a bias are Adam's."""
     start = jax.tree.map(jnp.float32, PARAMS)
     moved = train(Recipe(ONE, optimizer="muon"), GRADS[:1])
     step = (start["stem"]["kernel"] - moved["stem"]["kernel"]).reshape(18, 4)
@@ -201,7 +201,7 @@ FREEZING = (
     ids=["sgd", "adam", "lion"],
 )
 def test_what_a_phase_freezes_stands_still_with_its_optimizer(settings):
-    """As if the steps in which it is frozen were left out for it, but for its rate."""
+    """As if the steps with frozen parameters did not exist, except for the rate."""
     recipe = Recipe(FREEZING, **settings)
     stages, schedule = recipe.stages(2), recipe.schedule(2)
     assert [(s.start, s.stop, s.freeze) for s in stages] == [

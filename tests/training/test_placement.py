@@ -46,7 +46,7 @@ def assert_same(one, other):
     ],
 )
 def test_seeds_that_are_spread_get_the_bits_of_one_device(splits, seeds, how, words):
-    """Numbers that cannot be divided, too."""
+    """Also numbers of seeds that cannot be divided by the devices."""
     one, several = (make_trainer(splits, seeds, **h) for h in ({}, how))
     assert str(several.placement) == words
     assert several.lowering == one.lowering
@@ -65,7 +65,7 @@ def test_seeds_that_are_spread_get_the_bits_of_one_device(splits, seeds, how, wo
     ],
 )
 def test_a_batch_that_is_divided_agrees_to_rounding(splits, seeds, how, words):
-    """Statistics of norms are of the whole batch; so is what augmentation draws."""
+    """Norms use the statistics of the whole batch, and augmentation the same draws."""
     one = make_trainer(splits, seeds, lowering="product")
     several = make_trainer(splits, seeds, **how)
     assert str(several.placement) == words
@@ -87,7 +87,7 @@ def test_a_batch_that_is_divided_agrees_to_rounding(splits, seeds, how, words):
 
 
 def test_a_divided_batch_costs_sums_and_moves_no_data(splits):
-    """One sum for the gradients; those of each norm, there and back; two of the log."""
+    """There is one sum of gradients, sums of each norm, and two sums of the log."""
     norms = 3
     trainer = make_trainer(splits, (0,), norms=norms, count=4)
     train(trainer, splits)
@@ -99,7 +99,7 @@ def test_a_divided_batch_costs_sums_and_moves_no_data(splits):
     kernels = [shape for shape, _ in found if shape.count("[") >= 2 * norms]
     assert len(kernels) == 1
     assert len(found) <= 1 + 3 * norms + 2
-    # None of them is as large as the images of a batch.
+    # None of these arrays is as large as the images of a batch.
     sizes = [
         np.prod([int(n) for n in dims.split(",") if n] or [1])
         for shape, _ in found
@@ -118,7 +118,7 @@ def test_range_tests_are_spread_too(splits):
 
 
 def test_a_checkpoint_moves_between_numbers_of_devices(tmp_path, small_chunks):
-    """From one to four, to two, to one."""
+    """It moves from one device to four, to two, to one."""
     import threading
 
     whole = go(None)
@@ -167,4 +167,4 @@ def test_devices_that_cannot_share_a_batch_have_no_work():
     assert make_mesh(3, 32, 2).shape == {"seed": 2, "data": 1}
     assert make_mesh(3, 32, 4).shape == {"seed": 2, "data": 2}
     assert make_mesh(9, 32, 8).shape == {"seed": 8, "data": 1}
-    assert make_mesh(3, 32).size == 1  # a CPU: its cores all work for one device
+    assert make_mesh(3, 32).size == 1  # a CPU is one device with all its cores

@@ -1,4 +1,4 @@
-"""The check of a suggested rate: its losses are those of training; its decision."""
+"""The check of a suggested rate: its losses are those of training; its decisions."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Recipes as files: what is written is read as the same, and mistakes are named."""
+"""Recipes in files: reading restores them exactly, and mistakes are named."""
 
 import dataclasses
 import tomllib
@@ -100,7 +100,7 @@ def test_what_is_no_file_is_named(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Mine:
-    """A phase of a program."""
+    """A custom phase."""
 
     epochs: float = 2
     wave: object = object

@@ -37,7 +37,7 @@ ONE = (Constant(0.1, 1),)
 
 
 def closed_form(peak, cycles, length, mult):
-    """SGDR's rates, one a step, from its definition."""
+    """Computes SGDR's rates from the definition, one per step."""
     rates = []
     for _ in range(cycles):
         rates += [
@@ -98,7 +98,7 @@ def test_a_cosine_rises_in_its_warm_up_and_then_falls():
 
 
 def line_through(points, steps):
-    """A rate for the middle of each step."""
+    """Returns the rate in the middle of each step."""
     return np.interp(np.arange(steps) + 0.5, *zip(*points, strict=True))
 
 
@@ -277,7 +277,7 @@ def test_a_recipe_can_be_changed_like_any_dataclass():
 def test_a_line_goes_from_one_rate_to_another():
     phase = Linear(0.5, 2, start=0.2, end=1.0)
     rates = evaluate(phase.schedule(10), 20)
-    middles = (np.arange(20) + 0.5) / 20  # each step has the rate of its middle
+    middles = (np.arange(20) + 0.5) / 20  # each step has the rate in its middle
     np.testing.assert_allclose(rates, 0.1 + 0.4 * middles, rtol=1e-5)
     assert str(phase) == "2 epochs from 0.1 to 0.5"
     with pytest.raises(UserError, match=r"end is 1\.5; it must be from 0 to 1"):

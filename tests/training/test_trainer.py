@@ -1,4 +1,4 @@
-"""Training: what decides the numbers, and what must not."""
+"""Training: what the results depend on, and what they must not depend on."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ RECIPE = Recipe((Constant(0.02, 2), Sgdr(0.05, 1)), batch_size=16)
 
 
 class NormNet(nn.Module):
-    """Batch norm between dense layers on 64 patches: compiles in a second."""
+    """Batch norm between dense layers on 64 patches, which compiles in a second."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -45,13 +45,13 @@ def make_trainer(splits, seeds=(0,), recipe=RECIPE, model=None, **settings):
 
 
 def host(state):
-    """A copy on the host, with keys as their words."""
+    """Copies a state to the host, with keys as arrays."""
     words = state.replace(key=jax.random.key_data(state.key))
     return jax.tree.map(np.array, words)
 
 
 def train(trainer, splits, state=None):
-    """Runs to the end; the figures of each epoch and the last state."""
+    """Trains to the end; returns the metrics of each epoch and the last state."""
     figures = []
     state = trainer.init() if state is None else state
     for progress in trainer.run(state, splits.train):
@@ -89,7 +89,7 @@ def test_same_seed_same_bits_other_seed_other_ones(splits):
 
 def test_bits_do_not_depend_on_the_size_of_the_chunks(splits, monkeypatch):
     expected = train(make_trainer(splits), splits)
-    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", 0.0)  # a step a chunk
+    monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", 0.0)  # one step per chunk
     assert_same_bits(train(make_trainer(splits), splits), expected)
 
 
@@ -132,7 +132,7 @@ TINY = SimpleNet(4, features=(3,))
 
 @pytest.fixture
 def poisoned(splits, monkeypatch):
-    """Two replicas after three of six steps an epoch; the second's weights are NaN."""
+    """Two replicas after three of six steps; the second has weights of NaN."""
     monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", 0.0)
     trainer = make_trainer(splits, (5, 1), model=TINY)
     for progress in trainer.run(trainer.init(), splits.train):
@@ -157,7 +157,7 @@ def test_a_replica_that_diverges_ends_there_and_the_others_go_on(
 ):
     _, expected = train(make_trainer(splits, (5,), model=TINY), splits)
     monkeypatch.setattr(trainer_module, "CHUNK_SECONDS", chunk_seconds)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # vmap, or one by one
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # vmap, or a loop
     figures, state = train(make_trainer(splits, (5, 1), model=TINY), splits, poisoned())
     assert [line[0] for line in figures] == [6, 12, 18]
     for _, *values in figures:
@@ -222,7 +222,7 @@ def test_data_and_trainer_are_gone_with_their_last_user(splits, monkeypatch):
 
 
 def test_an_epoch_sees_every_image_once():
-    """A model that sums the pixels it sees, on images that are powers of two."""
+    """The model sums the pixels that it sees, and the images are powers of two."""
     count, batch = 12, 4
     images = np.zeros((count, 32, 32, 3), np.uint8)
     images[:, :, :, 0] = np.arange(count)[:, None, None]
@@ -256,14 +256,14 @@ def test_an_epoch_sees_every_image_once():
 
 
 def test_train_figures_are_means_over_the_images_seen(splits):
-    """With rate 0 and no augmentation they are the evaluation of the initial model."""
+    """With rate 0 and no augmentation they are those of the initial model."""
     recipe = Recipe(  # 96 images: three batches
         (Constant(0.0, 1),), batch_size=32, augmentation=NO_AUGMENTATION
     )
     trainer = make_trainer(splits, recipe=recipe, model=SimpleNet(4))
     expected = trainer.evaluate(trainer.init(), splits.train)
     (line,), state = train(trainer, splits)
-    assert state.totals.count == 0  # the next epoch starts from nothing
+    assert state.totals.count == 0  # the sums of the next epoch start from zero
     np.testing.assert_allclose(line[1], expected.loss, rtol=1e-5)
     np.testing.assert_allclose(line[2], expected.accuracy, rtol=1e-6)
 
@@ -382,7 +382,7 @@ def test_the_loss_of_a_step_is_of_the_images_and_targets_as_mixed(splits, change
 
 
 def test_alternating_flips_mirror_an_image_in_every_other_epoch(splits):
-    """Seen in the images of a step, which show both sides over two epochs."""
+    """The images of a step show both sides over two epochs."""
     augmentation = Augmentation(padding=0, alternate=True)
     recipe = dataclasses.replace(RECIPE, augmentation=augmentation)
     trainer = make_trainer(splits, recipe=recipe, model=SimpleNet(4))
@@ -426,7 +426,7 @@ def test_test_time_augmentation_is_the_mean_of_its_views(splits, tta):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_training_program_can_be_made_for_any_platform(splits, platform):
-    """On a machine that has none of them but the CPU; kernels are for a CPU alone."""
+    """This works on a machine with only a CPU; the kernels are only for a CPU."""
     model = create_model("convbn", 4, features=(2, 4, 4, 4, 4))
     trainer = make_trainer(splits, model=model)
     data, state = trainer.put(splits.train), trainer.init()
@@ -439,14 +439,14 @@ def test_the_training_program_can_be_made_for_any_platform(splits, platform):
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     kernels = "custom_call @cifar_flax" in program
     assert kernels == (platform == "cpu" and trainer.lowering == "native")
-    # Three convolutions a layer, but for the gradient of the images.
+    # Three convolutions per layer, except for the gradient of the images.
     expected = 0 if platform == "cpu" else 14
     if trainer.lowering == "native":
         assert program.count("stablehlo.convolution") == expected
 
 
 def test_images_that_the_device_cannot_hold_are_refused(splits, monkeypatch):
-    """With a border of 4, and a label of 4 bytes each."""
+    """Their size includes a border of 4 pixels and labels of 4 bytes."""
     recipe = dataclasses.replace(RECIPE, augmentation=Augmentation(padding=4))
     needed = splits.spec.train_size * (40 * 40 * 3 + 4)
     stats = {"bytes_limit": needed}
@@ -473,7 +473,7 @@ def test_initial_values_may_depend_on_the_training_images(splits, monkeypatch):
     trainer = make_trainer(splits, (0, 1), model=Centred())
     images = normalise(splits.train.images[::3], splits.mean, splits.std)
     mean = trainer.init(splits.train).params["mean"]
-    assert len(splits.train.images) == 96  # of which every third are the 32 given
+    assert len(splits.train.images) == 96  # every third is given
     np.testing.assert_allclose(mean, [images.mean((0, 1, 2))] * 2, atol=1e-5)
     with pytest.raises(UserError, match=r"params/mean is NaN or .*; give the training"):
         trainer.init()
@@ -488,7 +488,7 @@ def test_initial_values_of_other_models_do_not_depend_on_images(splits):
 
 @pytest.mark.parametrize("ema", [0.5, 0.9])
 def test_lookahead_is_the_average_that_training_goes_on_from(splits, ema):
-    """Against plain steps whose variables are replaced by hand."""
+    """The reference is plain steps with explicitly replaced variables."""
     recipe = Recipe((Constant(0.05, 2),), batch_size=16, momentum=0.5)
     slow = make_trainer(
         splits, recipe=dataclasses.replace(recipe, ema=ema, lookahead=5)
