@@ -8,6 +8,7 @@ from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import RANGE_SEEDS, Settings
+from cifar_flax.training.rate_check import CHECK_SEEDS
 
 # A model that was never run here is assumed to reach this share of the speed of a large
 # matrix product.
@@ -47,4 +48,6 @@ def estimate_seconds(
     of_all_seeds = epochs * len(settings.seeds)
     if settings.lr == AUTO:
         of_all_seeds += len(RANGE_SEEDS)
+        if settings.lr_check is not False:  # with the rate and with half of it
+            of_all_seeds += 2 * CHECK_SEEDS * min(1.0, epochs)
     return START_SECONDS + of_all_seeds * images / speeds[settings.model]
