@@ -258,3 +258,15 @@ def test_norms_are_the_models_own_until_something_else_is_given(model, given, ex
     norm = Settings(model=model, **given).make_model(10).norm()
     assert (norm.momentum, norm.epsilon) == expected
     assert norm.use_scale == (model != "airbench")
+
+
+def test_the_original_recipe_evaluates_with_the_last_batch():
+    settings = Settings(model="convbn", recipe="original")
+    assert settings.make_model(10).norm().momentum == 0
+    assert settings.record()["bn_momentum"] == 0
+    given = dataclasses.replace(settings, bn_momentum=0.5)
+    assert given.make_model(10).norm().momentum == 0.5
+    assert given.record()["bn_momentum"] == 0.5
+    Settings(model="convnet", recipe="original").make_model(10)  # without batch norm
+    with pytest.raises(UserError, match=r"--recipe=original is for simplenet, .*modern"):
+        Settings(model="airbench", recipe="original")

@@ -7,10 +7,16 @@ import pytest
 
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.errors import UserError
-from cifar_flax.training.named_recipes import LESSON
+from cifar_flax.training.named_recipes import LESSON, ORIGINAL
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import Constant, Cosine, OneCycle, Sgdr, Trapezoid
-from cifar_flax.training.recipe_files import from_plain, read_recipe, to_plain, to_toml
+from cifar_flax.training.recipe_files import (
+    completed,
+    from_plain,
+    read_recipe,
+    to_plain,
+    to_toml,
+)
 from cifar_flax.training.recipes import Recipe
 
 EVERYTHING = Recipe(
@@ -35,13 +41,29 @@ EVERYTHING = Recipe(
 )
 
 
-@pytest.mark.parametrize("recipe", [EVERYTHING, *LESSON.values()])
+@pytest.mark.parametrize("recipe", [EVERYTHING, *LESSON.values(), *ORIGINAL.values()])
 def test_a_file_is_read_as_the_recipe_that_was_written(tmp_path, recipe):
     path = tmp_path / "mine.toml"
     path.write_text(to_toml(recipe))
     assert read_recipe(path) == recipe
     assert from_plain(to_plain(recipe), "it") == recipe
     assert tomllib.loads(path.read_text())["phases"]
+
+
+def test_a_recorded_recipe_of_an_older_version_is_completed():
+    plain = to_plain(LESSON["convbn"])
+    older = {n: v for n, v in plain.items() if n != "restart_momentum"}
+    older["phases"] = [
+        {n: v for n, v in phase.items() if n != "slow_start"}
+        for phase in plain["phases"]
+    ]
+    older["augmentation"] = {
+        n: v for n, v in plain["augmentation"].items() if n != "last_offset"
+    }
+    assert older != plain
+    assert completed(older) == plain
+    custom = {**plain, "optimizer": "of Mine"}
+    assert completed(custom) == custom
 
 
 def test_what_a_file_leaves_out_has_its_default(tmp_path):
