@@ -268,5 +268,7 @@ def test_the_original_recipe_evaluates_with_the_last_batch():
     assert given.make_model(10).norm().momentum == 0.5
     assert given.record()["bn_momentum"] == 0.5
     Settings(model="convnet", recipe="original").make_model(10)  # without batch norm
-    with pytest.raises(UserError, match=r"--recipe=original is for simplenet, .*modern"):
+    with pytest.raises(
+        UserError, match=r"--recipe=original is for simplenet, .*modern"
+    ):
         Settings(model="airbench", recipe="original")
