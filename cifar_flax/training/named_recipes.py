@@ -46,8 +46,8 @@ def _original(recipe: Recipe) -> Recipe:
 
 ORIGINAL = {model: _original(recipe) for model, recipe in LESSON.items()}
 
-# For any net: the shape of one cycle, Muon, whose steps have a size that suits every
-# net, and little augmentation, since a short training sees each image a few times only.
+# For any network: one cycle, Muon, whose steps have a size that suits every network,
+# and little augmentation, because a short training sees each image only a few times.
 MODERN = Recipe(
     (OneCycle(0.03, 6),),
     batch_size=256,
@@ -61,10 +61,10 @@ MODERN = Recipe(
 
 
 # The settings of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498). Its rate
-# of 11.5 for 1,024 examples is the step on a constant gradient, which Nesterov's
-# momentum of 0.85 makes 1 + 1 / 0.15 times as long; its decay of 0.0153 is in the same
-# units. The rate rises from 0.2 of the highest over 23 % of the epochs, and falls to
-# 0.07 of it. The bias of the first layer is trained for three epochs.
+# of 11.5 for 1,024 examples is the length of a step on a constant gradient, including
+# the factor 1 + 1 / 0.15 of Nesterov's momentum of 0.85; its decay of 0.0153 has the
+# same unit. The rate rises from 0.2 of the highest over 23 % of the epochs, and falls
+# to 0.07 of it. The bias of the first layer is trained for three epochs.
 _RATE = 1.5
 _EPOCHS, _TOP, _BIAS = 9.9, 0.23 * 9.9, 3
 _SHARE = 1 - 0.93 * (_BIAS - _TOP) / (_EPOCHS - _TOP)
@@ -94,16 +94,16 @@ NAMES = ("lesson", "original", "modern", "airbench94")
 
 
 def own_name(model: str) -> str:
-    """The recipe of a model that is given none; ``lesson`` for models that are new."""
+    """Returns the name of a model's default recipe; ``lesson`` for a custom model."""
     return "airbench94" if model == "airbench" else "lesson"
 
 
 def recipe_for(name: str, model: str) -> Recipe | None:
-    """A recipe by its name, as it is for a model; None where it has none for it.
+    """Returns a named recipe for a model; None if it is not for this model.
 
     Args:
       name: one of ``NAMES``.
-      model: its name; any other for a model of one's own.
+      model: name of the model; any other text for a custom model.
     """
     if name == "modern":
         epochs = LESSON[model].epochs if model in LESSON else MODERN.epochs
@@ -114,7 +114,7 @@ def recipe_for(name: str, model: str) -> Recipe | None:
 
 
 def models_of(name: str) -> list[str]:
-    """The models that a recipe is for."""
+    """Returns the models that a recipe is for."""
     return [*LESSON] if name in ("lesson", "original") else ["airbench"]
 
 

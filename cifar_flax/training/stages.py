@@ -91,7 +91,7 @@ def with_restarts(
 ) -> optax.GradientTransformation:
     """Returns an optimizer whose momentum is zero again at some of its steps.
 
-    The arrays of floating-point numbers in its state become zero, and its counts go on.
+    The floating-point arrays of its state become zero, and its counts continue.
 
     Args:
       tx: SGD with momentum.
