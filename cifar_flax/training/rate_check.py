@@ -24,7 +24,7 @@ from cifar_flax.training.trainer import Trainer
 
 WINDOW = 25  # steps of an average of losses, or a quarter of the steps if fewer
 RISE = 0.5  # in nats; a seed diverges if its mean loss rises by more than this
-GAIN = 0.05  # in nats; half the rate is better if every seed gains more than this
+GAIN = 0.02  # in nats; half the rate is better if its mean loss is lower by this
 MOST_HALVINGS = 4
 CHECK_SEEDS = 3  # the first of the seeds of the range test
 
@@ -106,10 +106,15 @@ def check_rate(
 
 
 def is_better(half: Trial, whole: Trial) -> bool:
-    """Returns whether half of a rate is better to train with than the rate."""
+    """Returns whether half of a rate is better to train with than the rate.
+
+    It is if a seed diverges at the rate, or if the loss with half of it is lower in the
+    mean over the seeds. (A rule that asks every seed to gain misses a rate that breaks
+    only some of them; see docs/learning-rates.md.)
+    """
     if whole.breaks.any():
         return True
-    return bool((half.last < whole.last - GAIN).all())
+    return bool(half.last.mean() < whole.last.mean() - GAIN)
 
 
 def beginning(
