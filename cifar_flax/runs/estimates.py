@@ -8,7 +8,7 @@ from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import RANGE_SEEDS, Settings
-from cifar_flax.training.rate_check import CHECK_SEEDS
+from cifar_flax.training.rate_check import CHECK_SEEDS, TRIAL_STEPS
 
 # A model that was never run here is assumed to reach this share of the speed of a large
 # matrix product.
@@ -49,5 +49,6 @@ def estimate_seconds(
     if settings.lr == AUTO:
         of_all_seeds += len(RANGE_SEEDS)
         if settings.lr_check is not False:  # with the rate and with half of it
-            of_all_seeds += 2 * CHECK_SEEDS * min(1.0, epochs)
+            trial = TRIAL_STEPS * settings.make_recipe().batch_size / images
+            of_all_seeds += 2 * CHECK_SEEDS * min(1.0, epochs, trial)
     return START_SECONDS + of_all_seeds * images / speeds[settings.model]

@@ -1,7 +1,7 @@
 """Checks whether a rate is too high by training with it and with half of it.
 
 A range test trains for one step at each rate. A network without normalisation may
-survive a rate for a step and diverge at the same rate within an epoch. The check
+survive a rate for a step and diverge at the same rate some steps later. The check
 therefore begins the training that would follow, once with the rate and once with half
 of it, with the same seeds. If half of the rate is safer or better, it becomes the rate,
 and the check is repeated.
@@ -22,6 +22,7 @@ from cifar_flax.training.state import TrainState
 from cifar_flax.training.steps import DeviceData, first_order
 from cifar_flax.training.trainer import Trainer
 
+TRIAL_STEPS = 100  # at most; a trial is an epoch if that is shorter
 WINDOW = 25  # steps of an average of losses, or a quarter of the steps if fewer
 RISE = 0.5  # in nats; a seed diverges if its mean loss rises by more than this
 GAIN = 0.02  # in nats; half the rate is better if its mean loss is lower by this
@@ -120,7 +121,7 @@ def is_better(half: Trial, whole: Trial) -> bool:
 def beginning(
     trainer: Trainer, split: Split, state: TrainState
 ) -> Callable[[float], np.ndarray]:
-    """Returns a function that trains for an epoch with a rate and returns the losses.
+    """Returns a function that begins training with a rate and returns the losses.
 
     The program is compiled once, for all rates. The losses have the shape [R, S].
 
@@ -129,7 +130,7 @@ def beginning(
       split: the training images.
       state: where training starts; it is not changed.
     """
-    steps = min(trainer.steps_per_epoch, trainer.total_steps)
+    steps = min(trainer.steps_per_epoch, trainer.total_steps, TRIAL_STEPS)
     recipe, schedule, place = trainer.recipe, trainer.schedule, trainer.placement
     size, count = recipe.batch_size, trainer.spec.train_size
 
