@@ -258,7 +258,10 @@ def test_a_damaged_program_in_the_cache_is_replaced(data, tmp_path):  # noqa: F8
     stderr, second = go("second")
     assert stderr == ""
     assert second.test_loss == first.test_loss
-    assert all(path.stat().st_size > 0.9 * sizes[path] for path in programs)
+    # A program whose compilation takes less than 0.2 s this time is not kept.
+    kept = [path for path in programs if path.exists()]
+    assert kept
+    assert all(path.stat().st_size > 0.9 * sizes[path] for path in kept)
 
 
 def test_a_relative_path_is_recorded_whole(data, tmp_path):  # noqa: F811
