@@ -175,6 +175,7 @@ def look_ahead(network: nn.Module, slow: dict[str, torch.Tensor], keep: float) -
 
 def main() -> int:
     """Runs the command; returns the exit status."""
+    torch.backends.cudnn.allow_tf32 = False  # as in matrix products
     with cli.command():
         settings = settings_from_flags()
         splits = split_dataset(settings.load_data(), 0)

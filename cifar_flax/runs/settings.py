@@ -155,9 +155,10 @@ class Settings:
         None,
         "lesson: the lesson's recipe for the model; original: the same with all "
         "details of the lesson's library; modern: a better one, for any model; "
-        "airbench94: the published one of airbench; or a TOML file (default: lesson, "
-        "and airbench94 for airbench). --print_recipe prints the recipe as such a "
-        "file.",
+        "airbench94: the published one of airbench; fast85, fast87, fast89, fast90: "
+        "shorter ones of airbench, named by their accuracy; or a TOML file (default: "
+        "lesson, and airbench94 for airbench). --print_recipe prints the recipe as "
+        "such a file.",
     )
     phases: int | None = _setting(
         None, "Train only this many of the recipe's first phases."

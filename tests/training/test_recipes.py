@@ -14,6 +14,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
 from cifar_flax.training.named_recipes import (
     AIRBENCH94,
+    FAST,
     LESSON,
     MODERN,
     own_name,
@@ -320,6 +321,20 @@ def test_the_rate_of_airbench94_is_the_published_one():
     rates = evaluate(AIRBENCH94.schedule(48), steps)
     expected = np.interp(np.arange(steps), [0, 0.23 * 475, 475], [0.2, 1, 0.07])
     np.testing.assert_allclose(rates, 1.5 * expected, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_recipe_ends_with_whole_images_and_a_rate_of_0(name):
+    recipe = recipe_for(name, "airbench")
+    assert recipe_for(name, "convbn") is None
+    steps = recipe.count_steps(50)
+    rates = evaluate(recipe.schedule(50), steps)
+    middles = np.arange(steps) + 0.5
+    expected = np.interp(middles, [0, 0.2 * steps, steps], [0.2, 1, 0])
+    np.testing.assert_allclose(rates, 0.06 * expected, rtol=1e-4)
+    sizes = [stage.image_size for stage in recipe.stages(50)]
+    assert sizes[-1] is None
+    assert sizes[:-1] == sorted(set(sizes[:-1]))
 
 
 def test_a_group_may_decay_by_a_share():
