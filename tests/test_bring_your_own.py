@@ -71,6 +71,7 @@ def vouched(shelf):
     return [f"--archive_sha256={checksum}", f"--data_dir={shelf}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [text for kind, text in BLOCKS if kind == "python"],

@@ -201,6 +201,7 @@ def test_cutmix_takes_a_rectangle_of_the_image_before():
         assert own.mean() == pytest.approx(float(share), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_with_both_each_takes_its_turns():
     kinds = set()
     for number in range(20):

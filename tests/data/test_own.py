@@ -113,6 +113,7 @@ def test_grey_pictures_have_one_channel_and_any_size_is_resized(tmp_path):
     assert np.bincount(data.test_labels).tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_resizing_keeps_what_is_flat_and_cuts_the_middle(tmp_path):
     images = np.zeros((4, 32, 64, 3), np.uint8)
     images[:, :, 16:48] = (10, 200, 30)  # the middle square
@@ -174,6 +175,7 @@ def test_a_file_of_arrays_may_have_validation_images(tmp_path, images_key, label
     assert data.source == "b.npz, its validation images as the test set"
 
 
+@pytest.mark.slow
 def test_a_run_validates_on_the_images_for_it(tmp_path):
     train, test, val = (pixels(n, 5, 5, 3) for n in (12, 3, 4))
     arrays = {"images": train, "labels": np.arange(12) % 3}
@@ -194,6 +196,7 @@ def test_a_run_validates_on_the_images_for_it(tmp_path):
         run(dataclasses.replace(settings, val_size=5_000), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_run_on_pictures_predicts_with_their_class_names(pictures, tmp_path):
     folder, _ = pictures
     settings = Settings(

@@ -119,6 +119,7 @@ def test_derivatives_of_all_orders_and_both_modes():
         assert_close(one, other, 1e-4)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_under_vmap_scan_and_without_jit():
     images, kernels = draw(0, 3, 20, 5, 5, 2), draw(1, 3, 3, 3, 2, 4)
@@ -204,6 +205,7 @@ def gradients_of(function, *arrays):
     return jax.grad(loss, tuple(range(len(arrays))))(*arrays)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("count", [32, 20, 7])
 @pytest.mark.parametrize("offset", [0, 300])
@@ -280,6 +282,7 @@ class OwnNorm(nn.Module):
         return nn.GroupNorm(num_groups=2)(images)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("name", [*MODELS, "own norm", "frozen"])
 def test_models_compute_the_same_in_tiles(name):
@@ -330,6 +333,7 @@ class Stranger(nn.Module):
         return nn.Dense(4)(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", ["native", "product"])
 def test_layers_of_flax_take_the_same_form(lowering):
     if lowering == "native" and not library.available():
@@ -393,6 +397,7 @@ print(hashlib.sha256(b"".join(arrays)).hexdigest())
 """
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path):
     """They also do not depend on which of two processes builds the kernels."""
@@ -453,6 +458,7 @@ def test_a_compiler_that_is_of_no_use_costs_a_line(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_kept_library_is_loaded_only_if_it_is_whole(tmp_path, load_anew, monkeypatch):
     compiler = " ".join(library._find_compiler())

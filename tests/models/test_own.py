@@ -125,6 +125,7 @@ def small(**changes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Net", "attention", "bridged"])
 def test_a_net_of_ones_own_trains_and_predicts(nets, tmp_path, name):
     """It must do the same as the same network given by a program."""
@@ -151,6 +152,7 @@ def test_a_net_of_ones_own_trains_and_predicts(nets, tmp_path, name):
     assert set(sys.modules) == modules
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_said(nets, tmp_path, caplog):
     run(small(model=f"{nets}:Net"), tmp_path / "run")
     other = tmp_path / "changed" / nets.name

@@ -52,6 +52,7 @@ def local(links):
     return [link for link in links if not link.startswith("data:")]
 
 
+@pytest.mark.slow
 def test_the_page_is_small_and_its_links_lead_to_a_file_for_each_entry(reported):
     page = (reported.folder / "report.html").read_text()
     assert len(page) < 1e6
@@ -147,6 +148,7 @@ def test_an_unknown_baseline_is_named_with_its_nearest(folder):
     assert len(message) < 500
 
 
+@pytest.mark.slow
 def test_twenty_are_shown_whole_and_twenty_one_are_not(folder):
     (study,), _ = read_studies(folder)
     twenty = dataclasses.replace(study, entries=study.entries[:20])
@@ -160,6 +162,7 @@ def test_twenty_are_shown_whole_and_twenty_one_are_not(folder):
     assert DETAILS in write_html([twenty, twenty], [])
 
 
+@pytest.mark.slow
 def test_the_files_of_an_earlier_report_go_and_others_stay(folder, tmp_path):
     runs, output = tmp_path / "runs", tmp_path / "out"
     for n in range(22):

@@ -73,6 +73,7 @@ def loaded(trained):
     return Run.load(trained.folder, model=f"{place}:Net")
 
 
+@pytest.mark.slow
 def test_safetensors_holds_the_checkpoint_and_what_one_has_to_know(
     trained, loaded, tmp_path
 ):
@@ -104,6 +105,7 @@ def test_safetensors_holds_the_checkpoint_and_what_one_has_to_know(
     np.testing.assert_allclose(logits, trained.test.logits[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stablehlo_predicts_without_this_project(trained, loaded, tmp_path):
     """The lines of the documentation work in a process with only jax and numpy."""
     images = trained.splits.test.images
@@ -130,6 +132,7 @@ assert not {{"cifar_flax", "flax"}} & set(sys.modules)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stablehlo_holds_no_kernel_of_ours(loaded, tmp_path):
     model = ConvBnNet(4, features=(4, 8))
     variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
@@ -285,6 +288,7 @@ def test_the_test_images_are_those_of_the_run(tmp_path, monkeypatch):
         read_test_images(tmp_path / "run", 20)
 
 
+@pytest.mark.slow
 def test_the_command_says_how_well_the_files_agree(trained, tmp_path):
     """A program provided the data, so the command cannot load them."""
     flags = [f"--run={trained.folder}", "--format=stablehlo", f"--output={tmp_path}"]

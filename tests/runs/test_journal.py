@@ -95,6 +95,7 @@ def test_training_goes_on_without_checkpoints(tmp_path, monkeypatch, caplog):
     assert [r.getMessage() for r in caplog.records] == ["no space", "no space"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [2, 9])
 def test_a_result_is_not_recorded_without_the_network(tmp_path, monkeypatch, failures):
     # The fourth save is of the last state; it is tried once more at the end.
@@ -119,6 +120,7 @@ def test_the_last_state_is_saved_at_the_second_attempt(tmp_path, monkeypatch):
         assert not checkpoints.is_sound(13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["all", "last", "cut"])
 def test_a_finished_run_without_its_network_is_repaired(tmp_path, damage, caplog):
     expected = go(tmp_path / "run")
@@ -200,6 +202,7 @@ def test_a_second_signal_does_not_wait(heard):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_runs_leave_no_files_open(tmp_path):
     leaks.train(0, tmp_path / "run")
     before = leaks.open_files()

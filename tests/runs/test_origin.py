@@ -59,6 +59,7 @@ def moved(one, other):
     }
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_replica_of_its_seed_or_the_first(origin):
     folder, result = origin
     started = go(init_from=str(folder), seeds=(5, 9), lr=0.0)
@@ -68,6 +69,7 @@ def test_a_run_starts_from_the_replica_of_its_seed_or_the_first(origin):
     )
 
 
+@pytest.mark.slow
 def test_other_classes_get_a_new_head(origin, caplog):
     caplog.set_level("INFO")
     folder, result = origin
@@ -79,6 +81,7 @@ def test_other_classes_get_a_new_head(origin, caplog):
     assert "new: params/head/bias, params/head/kernel" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_is_frozen_keeps_its_bits_norms_included(origin):
     folder, result = origin
     first = jax.tree.map(lambda p: p[:1], result.state.trained)
@@ -113,6 +116,7 @@ cycles = 1
 """
 
 
+@pytest.mark.slow
 def test_first_the_head_then_all_at_a_tenth(origin, tmp_path, small_chunks):
     folder, result = origin
     first = jax.tree.map(lambda p: p[:1], result.state.trained)
@@ -156,6 +160,7 @@ class Stranger(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x)
 
 
+@pytest.mark.slow
 def test_the_norms_of_a_stranger_freeze_too(tmp_path):
     first = go(tmp_path / "run", net=Stranger(4)).state
     settings = {"init_from": str(tmp_path / "run"), "data": dataset(6)}
@@ -166,6 +171,7 @@ def test_the_norms_of_a_stranger_freeze_too(tmp_path):
     assert moved(ended.batch_stats["outer"], first.batch_stats["outer"])
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_resumes_without_its_origin(origin, tmp_path):
     folder, _ = origin
     settings = {"init_from": str(folder), "seeds": (3,), "ema": 0.5, "epochs": 2}
@@ -195,6 +201,7 @@ def test_what_cannot_be_started_from_is_named(origin, changes, words):
         go(**changes)
 
 
+@pytest.mark.slow
 def test_frozen_statistics_of_an_untrained_net_are_warned_of(caplog):
     go(bn_freeze=True)
     assert "the running statistics of an untrained network are 0 and 1" in caplog.text
@@ -209,6 +216,7 @@ def continue_run(folder, to=None, net=None, **changes):
     return run(settings, to, dataset=DATA, model=net)
 
 
+@pytest.mark.slow
 def test_two_runs_one_after_the_other_are_one_of_both_lengths(tmp_path):
     """State, metrics and steps are those of one long run."""
     go(tmp_path / "first", **{**LONG, "epochs": 1.5})
@@ -233,6 +241,7 @@ def test_two_runs_one_after_the_other_are_one_of_both_lengths(tmp_path):
     assert [line.step for line in lines] == [3, 4, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_net_of_a_program_goes_on_too(tmp_path):
     settings = {**SETTINGS, "epochs": 2}
     go(tmp_path / "first", net=TinyNet(), **settings)
@@ -241,6 +250,7 @@ def test_a_net_of_a_program_goes_on_too(tmp_path):
     assert_same(second.state.params, whole.state.params)
 
 
+@pytest.mark.slow
 def test_it_resumes_where_the_run_before_is_gone(tmp_path, small_chunks):
     first = tmp_path / "first"
     go(first, **LONG, model="simplenet")

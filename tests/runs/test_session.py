@@ -149,6 +149,7 @@ def test_it_runs_in_another_thread_to_the_same_bits(tmp_path):
     assert_same(found[0].state, expected.state)
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_child_process(tmp_path):
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=go, args=(tmp_path / "run",))
@@ -219,6 +220,7 @@ def test_a_stop_saves_the_state_and_the_run_goes_on_to_the_same_bits(
     assert steps_of(result.metrics) == [3, 6, 9, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [
@@ -240,6 +242,7 @@ def test_settings_of_jax_change_no_number(setting):
     assert None not in lost.record.diverged_at
 
 
+@pytest.mark.slow
 def test_no_device_is_one_line_before_a_folder_is_made(tmp_path):
     command = [sys.executable, "-m", "experiments.run", "--dataset=shapes"]
     done = subprocess.run(
@@ -333,6 +336,7 @@ class Adam(Recipe):
         return optax.adam(schedule)
 
 
+@pytest.mark.slow
 def test_what_a_program_gives_is_what_is_recorded_and_reported(tmp_path):
     recipe = Adam((Plateau(), Constant(0.5, 1)), batch_size=32)
     settings = Settings(seeds=(0, 1), val_size=24)
@@ -394,6 +398,7 @@ def test_parameters_and_operations_are_counted_for_the_images_of_the_data(tmp_pa
     assert config.dataset.image_shape == (16, 12, 1)
 
 
+@pytest.mark.slow
 def test_a_run_recorded_with_the_default_val_size_goes_on_without_it(tmp_path):
     """Older runs were recorded with 5,000; now the default is None."""
     rng = np.random.default_rng(0)
@@ -412,6 +417,7 @@ def test_a_run_recorded_with_the_default_val_size_goes_on_without_it(tmp_path):
         assert again.record == result.record
 
 
+@pytest.mark.slow
 def test_the_recorded_command_gives_the_same_settings(tmp_path):
     settings = Settings(
         model="simplenet", lr=0.001, epochs=1, batch_size=32, val_size=24, flip=False
@@ -481,6 +487,7 @@ def test_a_range_test_suggests_a_rate_and_records_it(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checks", [None, False])
 def test_a_rate_that_is_found_is_checked_before_it_is_recorded(tmp_path, checks):
     settings = Settings(
@@ -510,6 +517,7 @@ def test_a_rate_that_is_found_is_checked_before_it_is_recorded(tmp_path, checks)
     assert again.record == result.record
 
 
+@pytest.mark.slow
 def test_seeds_may_vary_in_their_split_and_their_rate(tmp_path):
     common = {"model": "simplenet", "batch_size": 32, "val_size": 24, "epochs": 1}
     data, made = make_tiny("cifar10"), {}
@@ -530,6 +538,7 @@ def test_seeds_may_vary_in_their_split_and_their_rate(tmp_path):
     assert given(study) == "this test set; each seed has its own rate and split"
 
 
+@pytest.mark.slow
 def test_a_range_test_can_be_stopped(tmp_path):
     stop = threading.Event()
     settings = Settings(seeds=(0, 1), lr="auto", epochs=1, batch_size=32, val_size=24)

@@ -43,6 +43,7 @@ def test_losses_are_those_of_the_log_and_rates_those_of_the_formula(tmp_path):
     np.testing.assert_array_equal(kept.rates, rates)
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_midst_of_an_epoch_changes_no_step(tmp_path, small_chunks):
     expected = go_by_recipe(None).steps
     stopped = stop_at_five(tmp_path / "run")
@@ -54,6 +55,7 @@ def test_a_stop_in_the_midst_of_an_epoch_changes_no_step(tmp_path, small_chunks)
     np.testing.assert_array_equal(result.steps.rates, expected.rates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "cut", "of another run"])
 def test_lost_steps_are_left_out_and_named(tmp_path, small_chunks, caplog, damage):
     stop_at_five(tmp_path / "run")

@@ -51,6 +51,7 @@ def test_smoothing_is_a_weighted_mean_of_what_was_seen():
     np.testing.assert_allclose(smooth(losses, 0.9), expected)
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_a_loop_by_hand(splits):
     """The loop takes the steps of two epochs with the formula of the optimizer."""
     trainer = make_trainer(splits, SimpleNet(4))
@@ -83,6 +84,7 @@ def test_losses_are_those_of_a_loop_by_hand(splits):
     )
 
 
+@pytest.mark.slow
 def test_the_state_comes_back_untouched_bit_for_bit(splits):
     trainer = make_trainer(splits, ConvBnNet(4, features=(4, 8)), (0, 1))
     state = trainer.init()
@@ -100,6 +102,7 @@ def test_progress_is_told_to_the_end(splits):
     assert told[-1] == 20
 
 
+@pytest.mark.slow
 def test_each_replica_stops_where_its_own_loss_breaks_away(splits):
     trainer = make_trainer(splits, SimpleNet(4), (0, 1, 2))
     settings = RangeSettings(

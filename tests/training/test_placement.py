@@ -37,6 +37,7 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, host(one), host(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "how", "words"),
     [
@@ -57,6 +58,7 @@ def test_seeds_that_are_spread_get_the_bits_of_one_device(splits, seeds, how, wo
     np.testing.assert_array_equal(*evaluations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "how", "words"),
     [
@@ -86,6 +88,7 @@ def test_a_batch_that_is_divided_agrees_to_rounding(splits, seeds, how, words):
     )
 
 
+@pytest.mark.slow
 def test_a_divided_batch_costs_sums_and_moves_no_data(splits):
     """There is one sum of gradients, sums of each norm, and two sums of the log."""
     norms = 3
@@ -108,6 +111,7 @@ def test_a_divided_batch_costs_sums_and_moves_no_data(splits):
     assert max(sizes) < 32 * 32 * 32 * 3 / 4
 
 
+@pytest.mark.slow
 def test_range_tests_are_spread_too(splits):
     settings = RangeSettings(num_steps=20)
     one, several = (
@@ -117,6 +121,7 @@ def test_range_tests_are_spread_too(splits):
     np.testing.assert_array_equal(found.losses, expected.losses)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_between_numbers_of_devices(tmp_path, small_chunks):
     """It moves from one device to four, to two, to one."""
     import threading

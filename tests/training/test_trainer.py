@@ -115,6 +115,7 @@ def test_a_replica_beside_others_is_the_one_alone(splits):
         assert alone_figures[-1][1] == figures[-1][1][i]
 
 
+@pytest.mark.slow
 def test_vmap_as_on_accelerators_gives_the_same_up_to_rounding(splits, monkeypatch):
     recipe = Recipe((Constant(0.02, 1),), batch_size=16)
     expected = train(make_trainer(splits, (0, 1), recipe), splits)[1]
@@ -351,6 +352,7 @@ def test_augmentation_reaches_the_model(splits):
     ).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -424,6 +426,7 @@ def test_test_time_augmentation_is_the_mean_of_its_views(splits, tta):
     np.testing.assert_array_equal(evaluation.logits, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_training_program_can_be_made_for_any_platform(splits, platform):
     """This works on a machine with only a CPU; the kernels are only for a CPU."""
@@ -486,6 +489,7 @@ def test_initial_values_of_other_models_do_not_depend_on_images(splits):
     assert_same_bits(host(trainer.init()), host(trainer.init(splits.train)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [0.5, 0.9])
 def test_lookahead_is_the_average_that_training_goes_on_from(splits, ema):
     """The reference is plain steps with explicitly replaced variables."""
