@@ -5,6 +5,9 @@ and the others are for ``airbench``: the published recipe, and shorter ones.
 """
 
 import dataclasses
+from typing import Any
+
+import numpy as np
 
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.training.optimizers import Group
@@ -60,21 +63,36 @@ MODERN = Recipe(
 )
 
 
+def _rise_and_fall(
+    rate: float, top: float, final: float, *parts: tuple[float, dict[str, Any]]
+) -> tuple[Linear, ...]:
+    """Makes phases whose rate rises from a fifth of the highest and falls, linearly.
+
+    Args:
+      rate: the highest rate.
+      top: the epoch of the highest rate; it must lie in the first part.
+      final: share of the rate at the end.
+      *parts: epochs, and what a phase changes besides the rate.
+    """
+    total = sum(epochs for epochs, _ in parts)
+    phases = [Linear(rate, top, start=0.2, end=1.0, **parts[0][1])]
+    begin, end = top, 0.0
+    for epochs, fields in parts:
+        end += epochs
+        shares = np.interp([begin, end], [top, total], [1.0, final])
+        first, last = shares.tolist()
+        phases.append(Linear(rate, end - begin, start=first, end=last, **fields))
+        begin = end
+    return tuple(phases)
+
+
 # The settings of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498). Its rate
 # of 11.5 for 1,024 examples is the length of a step on a constant gradient, including
 # the factor 1 + 1 / 0.15 of Nesterov's momentum of 0.85; its decay of 0.0153 has the
 # same unit. The rate rises from 0.2 of the highest over 23 % of the epochs, and falls
-# to 0.07 of it. The bias of the first layer is trained for three epochs.
-_RATE = 1.5
-_EPOCHS, _TOP, _BIAS = 9.9, 0.23 * 9.9, 3
-_SHARE = 1 - 0.93 * (_BIAS - _TOP) / (_EPOCHS - _TOP)
-
+# to 0.07 of it. The bias of the first layer is trained for 3 of the 9.9 epochs.
 AIRBENCH94 = Recipe(
-    (
-        Linear(_RATE, _TOP, start=0.2, end=1.0),
-        Linear(_RATE, _BIAS - _TOP, start=1.0, end=_SHARE),
-        Linear(_RATE, _EPOCHS - _BIAS, start=_SHARE, end=0.07, freeze="whiten/bias"),
-    ),
+    _rise_and_fall(1.5, 0.23 * 9.9, 0.07, (3, {}), (6.9, {"freeze": "whiten/bias"})),
     batch_size=1024,
     momentum=0.85,
     nesterov=True,
@@ -94,23 +112,15 @@ AIRBENCH94 = Recipe(
 def _fast(*parts: tuple[float, int | None]) -> Recipe:
     """Makes a short recipe of Muon that trains on small images first.
 
-    The rate rises linearly over a fifth of the epochs, which must lie in the first
-    part, and then falls linearly to 0.
+    The rate rises over a fifth of the epochs and then falls to 0.
 
     Args:
       *parts: epochs, and the height and width of their images; None: not resized.
     """
-    rate, total = 0.06, sum(epochs for epochs, _ in parts)
-    top = 0.2 * total
-    phases = [Linear(rate, top, start=0.2, end=1.0, image_size=parts[0][1])]
-    begin, end = top, 0.0
-    for epochs, size in parts:
-        end += epochs
-        first, last = ((total - at) / (total - top) for at in (begin, end))
-        phases.append(Linear(rate, end - begin, start=first, end=last, image_size=size))
-        begin = end
+    top = 0.2 * sum(epochs for epochs, _ in parts)
+    sizes = ((epochs, {"image_size": size}) for epochs, size in parts)
     return Recipe(
-        tuple(phases),
+        _rise_and_fall(0.06, top, 0.0, *sizes),
         batch_size=256,
         optimizer="muon",
         options={"beta": 0.9, "ns_steps": 3},
