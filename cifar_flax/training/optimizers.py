@@ -14,6 +14,7 @@ import optax.contrib
 
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.training.checks import require, require_float, require_pattern
+from cifar_flax.training.muon import muon
 from cifar_flax.training.stages import Spans
 
 # These optimizers need more than gradients and a schedule, or must be evaluated at
@@ -124,14 +125,11 @@ def make_optimizer(
       schedule: the learning rate at each step.
       weight_decay: see above.
     """
-    given: dict[str, Any] = dict(options)
     factory = _factory(name)
-    if name == "muon":  # a kernel is a matrix of (all other axes) x (outputs)
-        given["muon_weight_dimension_numbers"] = _matrices
     if "weight_decay" in _parameters(factory):
-        return factory(schedule, **given, weight_decay=weight_decay)
+        return factory(schedule, **options, weight_decay=weight_decay)
     return optax.chain(
-        optax.add_decayed_weights(weight_decay), factory(schedule, **given)
+        optax.add_decayed_weights(weight_decay), factory(schedule, **options)
     )
 
 
@@ -221,14 +219,6 @@ def _factory(name: str) -> Callable[..., optax.GradientTransformation]:
     if name not in names():
         known = ", ".join(names())
         raise UserError(f"optimizer is {name!r}; it must be one of {known}")
+    if name == "muon":
+        return muon  # with less computation than optax's
     return getattr(optax, name, None) or getattr(optax.contrib, name)
-
-
-def _matrices(params: Any) -> Any:
-    def numbers_of(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        if leaf.ndim < 2:
-            return None
-        *reduced, output = range(leaf.ndim)
-        return optax.contrib.MuonDimensionNumbers(tuple(reduced), output)
-
-    return jax.tree.map(numbers_of, params)

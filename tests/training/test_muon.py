@@ -1,0 +1,89 @@
+"""Tests of Muon against optax's and against a singular value decomposition."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+from cifar_flax.training.muon import muon, orthogonalised
+
+SHAPES = {"kernel": (3, 3, 8, 16), "wide": (6, 40), "tall": (300, 24), "bias": (16,)}
+DIMENSIONS = {
+    "kernel": optax.contrib.MuonDimensionNumbers((0, 1, 2), 3),
+    "wide": optax.contrib.MuonDimensionNumbers(0, 1),
+    "tall": optax.contrib.MuonDimensionNumbers(0, 1),
+    "bias": None,
+}
+
+
+def draw(seed):
+    rng = np.random.default_rng(seed)
+    return {n: jnp.float32(rng.normal(size=shape)) for n, shape in SHAPES.items()}
+
+
+def steps_of(optimizer, grads):
+    params = draw(100)
+    state = optimizer.init(params)
+    for grad in grads:
+        updates, state = optimizer.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ns_steps": 3, "beta": 0.6, "nesterov": False},
+        {"eps": 1e-3, "adam_b1": 0.5, "adam_b2": 0.9, "adam_weight_decay": 0.1},
+    ],
+)
+def test_it_takes_the_steps_of_optax(options):
+    grads = [draw(seed) for seed in range(4)]
+    rate = optax.linear_schedule(0.1, 0.02, 4)
+    ours = muon(rate, weight_decay=0.2, **options)
+    theirs = optax.contrib.muon(
+        rate, weight_decay=0.2, muon_weight_dimension_numbers=DIMENSIONS, **options
+    )
+    found, expected = steps_of(ours, grads), steps_of(theirs, grads)
+    for name in SHAPES:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def matrices():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(96, 400))
+    yield "normal", normal
+    yield "nearly dependent rows", normal * np.geomspace(1, 1e-7, 96)[:, None]
+    yield "rank 1", np.outer(normal[0, :96], normal[1])
+    yield "one large value", normal + 1e4 * np.eye(96, 400)[::-1] * (np.arange(400) < 1)
+    yield "zero", 0 * normal
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix"), [pytest.param(*one, id=one[0]) for one in matrices()]
+)
+def test_the_iteration_is_that_of_the_singular_values(name, matrix):
+    """X = U S V^T becomes U f(S) V^T with the scalar iteration f, in float64."""
+    matrix = matrix / max(np.linalg.norm(matrix), 1e-30)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = (left * values) @ right
+    for turn in (np.asarray, np.transpose):
+        found = orthogonalised(jnp.float32(turn(matrix)), 5)
+        np.testing.assert_allclose(found, turn(expected), atol=2e-4, err_msg=name)
+
+
+def test_it_keeps_the_precision_of_the_gradients_apart_from_its_own():
+    matrix = jnp.float32(draw(0)["tall"]) / 100
+    exact = orthogonalised(matrix, 5)
+    found = orthogonalised(matrix.astype(jnp.bfloat16), 5)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(found), exact, atol=0.02)
+
+
+def test_many_steps_stay_finite():
+    matrix = jnp.float32(np.outer(np.arange(1, 33), np.arange(64))) / 1e5
+    assert np.isfinite(orthogonalised(matrix, 8)).all()
