@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from cifar_flax.training.checks import require_whole
+
 # Of Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -43,7 +45,11 @@ def muon(
       adam_b1: decay of Adam's first moment.
       adam_b2: decay of Adam's second moment.
       adam_weight_decay: decoupled weight decay of the other parameters.
+
+    Raises:
+      UserError: ``ns_steps`` is not a whole number from 1 to 20.
     """
+    require_whole(ns_steps, "ns_steps of muon", 20)
     kernels = optax.chain(
         # Without steps it returns the momentum, divided by its Frobenius norm.
         optax.contrib.scale_by_muon(

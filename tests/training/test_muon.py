@@ -6,6 +6,7 @@ import optax
 import optax.contrib
 import pytest
 
+from cifar_flax.errors import UserError
 from cifar_flax.training.muon import muon, orthogonalised
 
 SHAPES = {"kernel": (3, 3, 8, 16), "wide": (6, 40), "tall": (300, 24), "bias": (16,)}
@@ -87,3 +88,9 @@ def test_it_keeps_the_precision_of_the_gradients_apart_from_its_own():
 def test_many_steps_stay_finite():
     matrix = jnp.float32(np.outer(np.arange(1, 33), np.arange(64))) / 1e5
     assert np.isfinite(orthogonalised(matrix, 8)).all()
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, 10**6, True, "5"])
+def test_a_number_of_steps_that_makes_no_sense_is_an_error(steps):
+    with pytest.raises(UserError, match="ns_steps of muon is .* from 1 to 20"):
+        muon(0.1, ns_steps=steps)
