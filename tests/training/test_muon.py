@@ -92,5 +92,5 @@ def test_many_steps_stay_finite():
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, 10**6, True, "5"])
 def test_a_number_of_steps_that_makes_no_sense_is_an_error(steps):
-    with pytest.raises(UserError, match="ns_steps of muon is .* from 1 to 20"):
+    with pytest.raises(UserError, match="ns_steps of muon is"):
         muon(0.1, ns_steps=steps)
