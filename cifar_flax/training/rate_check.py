@@ -23,9 +23,10 @@ from cifar_flax.training.steps import DeviceData, first_order
 from cifar_flax.training.trainer import Trainer
 
 TRIAL_STEPS = 100  # at most; a trial is an epoch if that is shorter
-WINDOW = 25  # steps of an average of losses, or a quarter of the steps if fewer
+WINDOW = 25  # steps of an average of losses, at most
 RISE = 0.5  # in nats; a seed diverges if its mean loss rises by more than this
-GAIN = 0.02  # in nats; half the rate is better if its mean loss is lower by this
+# Half the rate is better if its mean loss is lower by this, in nats, over WINDOW steps.
+GAIN = 0.02
 MOST_HALVINGS = 4
 CHECK_SEEDS = 3  # the first of the seeds of the range test
 
@@ -44,11 +45,15 @@ class Trial:
     losses: np.ndarray
 
     @property
+    def window(self) -> int:
+        """Steps of a window: ``WINDOW``, or a quarter of all steps if it is fewer."""
+        return max(1, min(WINDOW, self.losses.shape[1] // 4))
+
+    @property
     def averages(self) -> np.ndarray:
-        """Means of the losses over consecutive windows of ``WINDOW`` steps, [R, W]."""
+        """Means of the losses over consecutive windows, [R, W]."""
         replicas, steps = self.losses.shape
-        window = max(1, min(WINDOW, steps // 4))
-        count = steps // window
+        window, count = self.window, steps // self.window
         last = self.losses[:, steps - count * window :]
         return last.reshape(replicas, count, window).mean(-1)
 
@@ -111,11 +116,13 @@ def is_better(half: Trial, whole: Trial) -> bool:
 
     It is if a seed diverges at the rate, or if the loss with half of it is lower in the
     mean over the seeds. (A rule that asks every seed to gain misses a rate that breaks
-    only some of them; see docs/learning-rates.md.)
+    only some of them; see docs/learning-rates.md.) The mean of a shorter window is
+    noisier, and the necessary gain rises as its standard error does.
     """
     if whole.breaks.any():
         return True
-    return bool(half.last.mean() < whole.last.mean() - GAIN)
+    gain = GAIN * (WINDOW / whole.window) ** 0.5
+    return bool(half.last.mean() < whole.last.mean() - gain)
 
 
 def beginning(

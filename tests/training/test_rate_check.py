@@ -69,6 +69,13 @@ def test_half_is_better_in_the_mean_or_if_a_seed_diverges():
     assert not is_better(trial(0.1, FALLS, lost), trial(0.2, FALLS, FALLS))
 
 
+def test_a_trial_of_fewer_steps_needs_a_larger_gain():
+    """Noise of a mean over n steps falls as the root of n: 0.02 nats of 25 steps."""
+    few = FALLS[:36]  # a window of 9 steps
+    for gain, better in ((0.032, False), (0.035, True)):
+        assert is_better(trial(0.1, few - gain), trial(0.2, few)) == better
+
+
 def test_a_good_rate_stays_and_one_that_is_too_high_is_halved(splits):
     recipe = Recipe((Constant(1.0, 3),), batch_size=4)
     unit = make_trainer(splits, ConvNet(4), recipe, (0, 1))
