@@ -131,7 +131,6 @@ class Settings:
     flip: bool | None = _setting(
         None, "Mirror half of the training images (default: the recipe's, true)."
     )
-
     alternate: bool | None = _setting(
         None, "Mirror each image in every second epoch instead of by chance."
     )
