@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 # Each public name, and the module that defines it.
 _HOME = {
     "Augmentation": "data.augment",
-    "ConsoleDisplay": "runs.console",
+    "ConsoleDisplay": "show.console",
     "Constant": "training.phases",
     "Cosine": "training.phases",
     "Group": "training.optimizers",
@@ -33,7 +33,7 @@ _HOME = {
     "Split": "data",
     "Splits": "data",
     "Summary": "runs.tables",
-    "TensorBoard": "runs.tensorboard",
+    "TensorBoard": "show.tensorboard",
     "Trainer": "training.trainer",
     "Trapezoid": "training.phases",
     "UserError": "errors",
@@ -44,9 +44,9 @@ _HOME = {
     "load_results": "reports.tables",
     "make_dataset": "data",
     "open_checkpoints": "runs.checkpoint",
-    "plot_images": "runs.figures",
-    "plot_loss": "runs.figures",
-    "plot_lr": "runs.figures",
+    "plot_images": "show.figures",
+    "plot_loss": "show.figures",
+    "plot_lr": "show.figures",
     "range_test": "runs.range_tests",
     "read_recipe": "training.recipe_files",
     "report": "reports.page",
@@ -71,16 +71,16 @@ if TYPE_CHECKING:
     from cifar_flax.reports.page import report
     from cifar_flax.reports.tables import load_results
     from cifar_flax.runs.checkpoint import open_checkpoints
-    from cifar_flax.runs.console import ConsoleDisplay
     from cifar_flax.runs.export import export_safetensors, export_stablehlo
-    from cifar_flax.runs.figures import plot_images, plot_loss, plot_lr
     from cifar_flax.runs.inference import Run
     from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
     from cifar_flax.runs.range_tests import range_test
     from cifar_flax.runs.session import run
     from cifar_flax.runs.settings import Settings
     from cifar_flax.runs.tables import Summary
-    from cifar_flax.runs.tensorboard import TensorBoard
+    from cifar_flax.show.console import ConsoleDisplay
+    from cifar_flax.show.figures import plot_images, plot_loss, plot_lr
+    from cifar_flax.show.tensorboard import TensorBoard
     from cifar_flax.training.lr_range import RangeSettings
     from cifar_flax.training.optimizers import Group
     from cifar_flax.training.phases import (

@@ -25,9 +25,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # The modules that the commands import; none of them starts JAX's backend.
 LIBRARIES = (
-    *("cifar_flax.runs.inference", "cifar_flax.runs.cells", "cifar_flax.reports.page"),
-    *("cifar_flax.data.shapes", "experiments.setting_flags", "matplotlib.figure"),
-    *("cifar_flax.runs.tensorboard", "orbax.checkpoint", "optax"),
+    *("cifar_flax.runs.inference", "cifar_flax.sweeps.cells"),
+    *("cifar_flax.reports.page", "cifar_flax.data.shapes", "matplotlib.figure"),
+    *("cifar_flax.commands.setting_flags", "cifar_flax.show.tensorboard"),
+    *("orbax.checkpoint", "optax"),
 )
 
 # Time limit of a command, without the start of the libraries.
@@ -74,7 +75,13 @@ def command(name, *flags):
 
     Processes of this one share a server, which lasts as long as it does.
     """
-    return _shared()(f"experiments.{name}", *flags, limit=120)
+    return _shared()(module_of(name), *flags, limit=120)
+
+
+def module_of(name):
+    """Returns the module of a command, as users start it."""
+    package = "benchmarks" if name in ("lr_grid", "torch_airbench") else "experiments"
+    return f"{package}.{name}"
 
 
 @functools.cache

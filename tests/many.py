@@ -17,10 +17,10 @@ import tempfile
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.analysis.statistics import ci95_of_mean
 from cifar_flax.models.summary import layer_rows
-from cifar_flax.reports.statistics import ci95_of_mean
-from cifar_flax.runs.cells import Cell, make_cells
 from cifar_flax.runs.subject import Subject
+from cifar_flax.sweeps.cells import Cell, make_cells
 
 SEEDS = (0, 1, 2)
 EPOCHS = 30

@@ -2,8 +2,8 @@
 
 import json
 
-from experiments import cli
-from experiments.setting_flags import define_settings, settings_from_flags
+from cifar_flax.commands import cli
+from cifar_flax.commands.setting_flags import define_settings, settings_from_flags
 
 
 def main():

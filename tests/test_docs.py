@@ -22,7 +22,7 @@ def commands_of(page):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("&&"):
                 words = shlex.split(part, comments=True)
-                if words[:2] == ["python", "-m"] and "experiments" in words[2]:
+                if re.match(r"python -m (experiments|benchmarks)\.", part.strip()):
                     yield words[2], [word for word in words[3:] if word[0] == "-"]
 
 

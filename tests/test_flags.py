@@ -102,7 +102,7 @@ def one_line(done):
 @pytest.mark.parametrize("command", BACKSTOP)
 @given(data=st.data())
 def test_any_flags_end_with_one_line_that_names_one(run, flags_of, command, data):
-    module = f"experiments.{command}"
+    module = forked.module_of(command)
     known = flags_of(module)
     names = data.draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=4))
     texts = [data.draw(st.sampled_from([*known[name][1], *TEXTS])) for name in names]
@@ -120,7 +120,7 @@ def test_right_flags_go_as_far_as_what_is_missing(run, command):
     if command == "summary":
         assert run("experiments.summary", "--num_classes=7").returncode == 0
         return
-    line = one_line(run(f"experiments.{command}", *BACKSTOP[command]))
+    line = one_line(run(forked.module_of(command), *BACKSTOP[command]))
     assert MISSING in line
 
 
@@ -350,7 +350,7 @@ MANY = ",".join(map(str, range(1, 101)))
 )
 def test_a_wrong_flag_is_named(run, line, status, words):
     command, *given_flags = line.split(" ")
-    done = run(f"experiments.{command}", *given_flags)
+    done = run(forked.module_of(command), *given_flags)
     assert done.returncode == status, done.stderr
     for word in words:
         assert word in one_line(done)

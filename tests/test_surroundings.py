@@ -361,7 +361,7 @@ def test_a_refused_command_leaves_a_folder_as_it_was(data, tmp_path, kind, name)
 
 def test_a_full_device_is_one_line_with_the_remedy():
     code = """
-from experiments import cli
+from cifar_flax.commands import cli
 with cli.command():
     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying\\nto allocate")
 """

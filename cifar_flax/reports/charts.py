@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from cifar_flax.reports.range_curve import RangeResult
-from cifar_flax.reports.statistics import ci95_of_mean
+from cifar_flax.analysis.range_curve import RangeResult
+from cifar_flax.analysis.statistics import ci95_of_mean
 from cifar_flax.reports.studies import Entry
 
 # The colours of Okabe and Ito that are visible on a light and on a dark background.

@@ -19,11 +19,11 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from cifar_flax.analysis.predictions import confusion, converged, mean_probability
 from cifar_flax.errors import UserError
 from cifar_flax.files import printable
 from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
-from cifar_flax.reports.predictions import confusion, converged, mean_probability
 from cifar_flax.reports.studies import BEST, WHOLE, Entry, Study, read_studies
 from cifar_flax.reports.tables import write_csv, write_tex
 

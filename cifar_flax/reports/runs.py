@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.analysis.predictions import Scores, score
 from cifar_flax.errors import UserError
 from cifar_flax.files import shell_word
 from cifar_flax.reports.checks import check_records
-from cifar_flax.reports.predictions import Scores, score
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from cifar_flax import records
-from cifar_flax.errors import UserError, one_line
-from cifar_flax.reports.predictions import Calibration
-from cifar_flax.reports.runs import RunRecord, read_runs
-from cifar_flax.reports.statistics import (
+from cifar_flax.analysis.predictions import Calibration
+from cifar_flax.analysis.statistics import (
     Difference,
     ci95_of_mean,
     ci95_of_share,
     compare,
     holm,
 )
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.reports.runs import RunRecord, read_runs
 
 # A study with more entries than this is large: only its best entries are compared with
 # each other and drawn over the epochs. 20 entries have 190 pairs.

@@ -4,7 +4,7 @@ import itertools
 import statistics
 from typing import Any
 
-from cifar_flax.reports.statistics import (
+from cifar_flax.analysis.statistics import (
     LEVEL,
     MOST_SEEDS,
     RELEVANT,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.analysis.predictions import confidently_wrong
+from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.errors import UserError
 from cifar_flax.files import Lock
-from cifar_flax.reports.predictions import confidently_wrong
-from cifar_flax.reports.statistics import mean_of_finite
 from cifar_flax.runs.checkpoint import (
     Checkpoints,
     check_space,

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 from cifar_flax import records
+from cifar_flax.analysis.range_curve import Consensus, RangeResult
 from cifar_flax.data import Dataset, Splits
-from cifar_flax.reports.range_curve import Consensus, RangeResult
 from cifar_flax.runs.tables import (
     as_html,
     mean_and_interval,

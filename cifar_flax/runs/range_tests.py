@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 import flax.linen as nn
 
 from cifar_flax import records
+from cifar_flax.analysis.range_curve import METHODS
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.reports.range_curve import METHODS
 from cifar_flax.runs.folder import opened_folder
 from cifar_flax.runs.journal import write_range_test
 from cifar_flax.runs.observers import (

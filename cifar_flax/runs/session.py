@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.analysis.statistics import ci95_of_mean
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.reports.statistics import ci95_of_mean
 from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.folder import opened_folder
 from cifar_flax.runs.journal import Journal, open_journal

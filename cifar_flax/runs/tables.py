@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cifar_flax import records
-from cifar_flax.models.summary import layer_rows
-from cifar_flax.reports.range_curve import Consensus
-from cifar_flax.reports.statistics import (
+from cifar_flax.analysis.range_curve import Consensus
+from cifar_flax.analysis.statistics import (
     ci95_of_mean,
     ci95_of_share,
     mean_of_finite,
 )
+from cifar_flax.models.summary import layer_rows
 from cifar_flax.training.rate_check import RateCheck
 
 # Columns that hold words instead of numbers; they are aligned to the left.

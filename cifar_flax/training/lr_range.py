@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cifar_flax.analysis.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.data import Split
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.reports.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.training import processes
 from cifar_flax.training.checks import MAX_FLOAT
 from cifar_flax.training.evaluation import replica_map

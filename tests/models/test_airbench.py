@@ -52,7 +52,7 @@ def test_whitened_patches_are_uncorrelated_with_variance_one():
 
 def test_pytorch_finds_the_same_filters():
     torch = pytest.importorskip("torch")
-    rendering = pytest.importorskip("experiments.torch_training")
+    rendering = pytest.importorskip("benchmarks.torch_training")
     images = make_images()
     network = rendering.Airbench()
     rendering.initialise(network, torch.tensor(images.transpose(0, 3, 1, 2).copy()))

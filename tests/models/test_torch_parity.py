@@ -14,7 +14,7 @@ from tests.models.probe import probe
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
-peer = pytest.importorskip("experiments.torch_peer")
+peer = pytest.importorskip("benchmarks.torch_peer")
 
 TOLERANCE = 1e-4
 

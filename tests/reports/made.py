@@ -3,7 +3,7 @@
 import numpy as np
 
 from cifar_flax import records
-from cifar_flax.reports.statistics import ci95_of_mean
+from cifar_flax.analysis.statistics import ci95_of_mean
 
 CLASSES = ("cat", "dog", "<b>ship</b>")
 COUNT = 200

@@ -8,7 +8,7 @@ nothing: it draws accuracies and judges them as a report does, in about a minute
 
 import numpy as np
 
-from cifar_flax.reports.statistics import compare, holm
+from cifar_flax.analysis.statistics import compare, holm
 
 ENTRIES, FAMILIES = 6, 2000
 DEVIATION = 0.0085  # of an accuracy over seeds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cifar_flax import records
-from cifar_flax.reports.predictions import BINS, calibrate
+from cifar_flax.analysis.predictions import BINS, calibrate
 from cifar_flax.reports.small_charts import accuracies, reliability
 from cifar_flax.reports.studies import read_studies
 from tests.reports.made import make_run, write_metrics

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from cifar_flax.runs.cells import Cell, plan_of, state_of
-from cifar_flax.runs.console import print_result
 from cifar_flax.runs.folder import check_same_run
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.settings import Settings
+from cifar_flax.show.console import print_result
+from cifar_flax.sweeps.cells import Cell, plan_of, state_of
 from tests.damage import bounded, changed
 
 SETTINGS = Settings(model="simplenet", seeds=(3, 5), lr=0.1, cycles=2)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from cifar_flax import records
+from cifar_flax.commands import cli
+from cifar_flax.commands.run import StopOnSignal
 from cifar_flax.errors import UserError
 from cifar_flax.runs.checkpoint import Checkpoints, open_checkpoints
 from cifar_flax.runs.range_tests import range_test
 from cifar_flax.runs.settings import Settings
-from experiments import cli
-from experiments.run import StopOnSignal
 from tests import leaks
 from tests.runs.test_session import (
     TinyNet,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cifar_flax.errors import UserError
-from cifar_flax.runs.cells import make_cells
 from cifar_flax.runs.settings import Settings, differences, parse_setting
+from cifar_flax.sweeps.cells import make_cells
 from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.phases import Constant, Sgdr
 

@@ -1,0 +1,1 @@
+"""Measurements of this project: PyTorch's peers and grids of rates. Not installed."""

@@ -1,0 +1,93 @@
+"""Our side of the benchmark: the same trainer as in ``experiments.run``.
+
+    python -m benchmarks.our_turns LOWERING BATCH_SIZE MODEL
+
+There is also a model ``stranger``: ``convbn`` built from Flax's own layers.
+"""
+
+import sys
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from benchmarks.turns import serve
+from cifar_flax.data import Split, Splits
+from cifar_flax.runs.environment import device_name
+from cifar_flax.runs.settings import Settings
+from cifar_flax.sweeps.estimates import peak_gflops
+from cifar_flax.training.phases import Constant
+from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.trainer import Trainer
+
+TRAIN_IMAGES = 50_000
+EVAL_IMAGES = 10_000
+
+
+class Stranger(nn.Module):
+    """``convbn`` built from Flax's own layers."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, 32, 32, C] to logits [N, 10]."""
+        x = nn.Conv(10, (5, 5))(x)
+        for width in (20, 40, 80, 160):
+            x = nn.relu(nn.Conv(width, (3, 3), 2, padding=1, use_bias=False)(x))
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dense(10)(x.max((1, 2)))
+
+
+OTHERS = {"stranger": Stranger}
+
+
+class Ours:
+    """A trainer with random data."""
+
+    def __init__(self, model: str, lowering: Any, batch_size: int):
+        """Makes the data and the trainer."""
+        rng = np.random.default_rng(0)
+
+        def split(count: int) -> Split:
+            images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+            return Split(images, rng.integers(0, 10, count).astype(np.int32))
+
+        self.splits = Splits(
+            split(TRAIN_IMAGES), None, split(EVAL_IMAGES), 10, (0.5,) * 3, (0.25,) * 3
+        )
+        net = OTHERS[model]() if model in OTHERS else Settings(model).make_model(10)
+        recipe = Recipe((Constant(0.01, 1_000),), batch_size)
+        self.trainer = Trainer(net, recipe, self.splits.spec, lowering=lowering)
+
+    def ready(self) -> dict[str, Any]:
+        """Compiles, and measures the speed of the device."""
+        state = self.trainer.init(self.splits.train)
+        self.progress = self.trainer.run(state, self.splits.train)
+        for _ in range(4):  # until a turn takes about a second
+            self.train()
+        self.evaluate()
+        return {
+            "compile_seconds": self.trainer.compile_seconds,
+            "flops_per_image": sum(row.flops for row in self.trainer.layers),
+            "peak_gflops": peak_gflops(),
+            "device": device_name(),
+            "lowering": self.trainer.lowering,
+        }
+
+    def train(self) -> float:
+        """Trains for about a second; returns the time of a step in seconds."""
+        done = next(self.progress)
+        self.state = done.state
+        return done.seconds * self.trainer.recipe.batch_size / done.images
+
+    def evaluate(self) -> float:
+        """Returns the time for the logits of the test images in seconds."""
+        start = time.perf_counter()
+        self.trainer.evaluate(self.state, self.splits.test)
+        return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    ours = Ours(sys.argv[3], sys.argv[1], int(sys.argv[2]))
+    serve({"ready": ours.ready, "train": ours.train, "evaluate": ours.evaluate})

@@ -1,0 +1,1 @@
+"""Statistics, range curves and predictions: NumPy and SciPy only."""

@@ -1,0 +1,81 @@
+"""Finds a learning rate with a range test: trains while the rate rises.
+
+    python -m experiments.lr_find --model=convnet --end_lr=100
+
+It prints the suggestion of each method for each seed, and writes the curves to
+``lr_find.json`` and ``lr_find.png``. ``experiments.run --lr=auto`` does the same, and
+then trains with the rate.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from cifar_flax.commands import cli
+from cifar_flax.commands.setting_flags import (
+    define_devices,
+    define_settings,
+    devices_from_flags,
+    settings_from_flags,
+)
+from cifar_flax.errors import UserError
+from cifar_flax.runs.environment import use_compilation_cache
+from cifar_flax.runs.folder import folder_for
+from cifar_flax.runs.range_tests import range_test
+from cifar_flax.runs.recipe_choice import OF_SCHEDULE
+from cifar_flax.runs.settings import RANGE_SEEDS
+from cifar_flax.show.console import ConsoleDisplay, make_console
+from cifar_flax.show.figures import RangeFigure
+from cifar_flax.training.lr_range import RangeSettings
+
+FLAGS = flags.FLAGS
+
+
+def main() -> int:
+    """Runs the command; returns the exit status."""
+    with cli.command():
+        settings = settings_from_flags()
+        with cli.usage_errors():
+            range_settings = RangeSettings(
+                FLAGS.start_lr, FLAGS.end_lr, FLAGS.num_steps, FLAGS.linear
+            )
+        use_compilation_cache()
+        dataset = settings.load_data()
+        folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
+        stem = f"lr_find-{settings.model_label}-{dataset.name}"
+        with folder_for(folder, stem) as folder:
+            result = range_test(
+                settings,
+                folder,
+                range_settings=range_settings,
+                dataset=dataset,
+                observers=[RangeFigure(), ConsoleDisplay(make_console())],
+                **devices_from_flags(),
+            )
+        if result.consensus is not None and result.consensus.rate is None:
+            problem = result.consensus.problem
+            raise UserError(f"the range test is inconclusive: {problem}")
+    return 0
+
+
+if __name__ == "__main__":
+    # A range test does not use the settings of the schedule.
+    define_settings(without=(*OF_SCHEDULE, "lr_check", "seeds_vary"))
+    FLAGS.set_default("seeds", RANGE_SEEDS)
+    define_devices()
+    cli.define_text(
+        "workdir", None, "Folder of the test (default: a new one under runs/)."
+    )
+    defaults = RangeSettings()
+    flags.DEFINE_float("start_lr", defaults.start_lr, "Rate of the first step.")
+    flags.DEFINE_float("end_lr", defaults.end_lr, "Rate of the last step.")
+    flags.DEFINE_integer(
+        "num_steps",
+        None,
+        "Number of steps (default: an epoch, or 100 if it is shorter).",
+    )
+    flags.DEFINE_bool(
+        "linear", False, "Raise the rate by equal differences, not by equal ratios."
+    )
+    sys.exit(main())

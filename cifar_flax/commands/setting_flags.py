@@ -1,0 +1,233 @@
+"""Defines the settings of a run as flags; see ``cifar_flax.runs.settings``."""
+
+import pathlib
+import re
+import typing
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from absl import flags
+
+from cifar_flax.commands import cli
+from cifar_flax.models import MODELS
+from cifar_flax.models.own import is_own
+from cifar_flax.runs.recipe_choice import OF_RECIPE
+from cifar_flax.runs.settings import (
+    DEFAULTS,
+    HELP,
+    OF_DATA,
+    OF_MODEL,
+    SINGLE,
+    TYPES,
+    Settings,
+    choices_of,
+    parse_setting,
+    type_of,
+    what_to_give,
+)
+from cifar_flax.training import processes
+from cifar_flax.training.named_recipes import LESSON
+from cifar_flax.training.placement import parse_mesh
+
+FLAGS = flags.FLAGS
+
+cli.GROUPS |= {
+    "Model": (*OF_MODEL, "lowering"),
+    "Data": OF_DATA,
+    "Recipe": (*OF_RECIPE, "lr_check"),
+}
+
+# Names of the types in --help.
+_KINDS = {
+    int: "int",
+    float: "float",
+    typing.Union[int, float]: "float",  # noqa: UP007 (as type_of gives it)
+    bool: "bool",
+}
+
+
+class _Parser(flags.ArgumentParser):
+    """Parses a flag in the same way as its setting elsewhere."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self.syntactic_help = what_to_give(name)
+        self.enum_values = choices_of(name)  # absl lists them in --help
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value; raises a ValueError if the text is not valid."""
+        is_text = isinstance(argument, str)
+        return parse_setting(self._name, argument) if is_text else argument
+
+    def flag_type(self) -> str:
+        """Returns the type of the values for --help."""
+        if self.enum_values:
+            return "string enum"
+        if self._name == "seeds":
+            return "comma separated list of numbers"
+        return _KINDS.get(type_of(self._name), "string")
+
+
+def define_settings(
+    *names: str, without: Sequence[str] = (), lists: bool = False
+) -> None:
+    """Defines a flag for each setting, or for the named ones.
+
+    Args:
+      *names: settings; empty for all.
+      without: settings that get no flag.
+      lists: whether a flag takes a comma list, whose parts ``parse`` reads. Settings
+        that have only one value in a sweep do not.
+    """
+    for name in names or TYPES:
+        if name in without:
+            continue
+        default, help_text, choices = DEFAULTS[name], HELP[name], choices_of(name)
+        if lists and name not in SINGLE:
+            flags.DEFINE_list(name, None, help_text)
+            continue
+        if choices:
+            flags.DEFINE_enum(name, default, choices, help_text)
+        elif type_of(name) is bool:
+            flags.DEFINE_bool(name, default, help_text)
+        else:
+            flags.DEFINE(_Parser(name), name, default, help_text)
+        FLAGS[name].parser = _Parser(name)
+
+
+def parse(name: str, text: str) -> Any:
+    """Parses a setting; raises a flags.ValidationError if the text is not valid."""
+    try:
+        return parse_setting(name, text)
+    except ValueError as error:
+        raise flags.ValidationError(f"--{name}={text}: {error}") from error
+
+
+def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
+    """Returns the settings that the flags give.
+
+    Args:
+      resumed: folder of a run to continue; flags that are not given have the values of
+        its record.
+
+    Raises:
+      UserError: there is no run to resume.
+      flags.ValidationError: flags contradict each other or are out of range.
+    """
+    values = {name: FLAGS[name].value for name in TYPES if name in FLAGS}
+    given = {name: value for name, value in values.items() if FLAGS[name].present}
+    if resumed is not None:
+        return _resumed(resumed, given)
+    with cli.usage_errors():
+        origin = given.pop("continue_from", None)
+        if origin is not None:
+            return Settings.continuing(origin, **given)
+        return Settings(**values)
+
+
+def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
+    """Returns the settings of a run to continue, with the given flags."""
+    recorded = Settings.of_run(folder, names_model="model" in given)
+    values = {name: getattr(recorded, name) for name in TYPES} | given
+    # The file or the run that the recipe came from may not exist any more.
+    recipe = recorded.trained_recipe
+    if given.keys() & {*OF_RECIPE, "continue_from"}:
+        recipe = None
+    with cli.usage_errors():
+        return Settings(**values, recorded_recipe=recipe)
+
+
+def define_devices() -> None:
+    """Defines the flags that choose the devices."""
+    flags.DEFINE_integer(
+        "devices",
+        None,
+        "Number of devices (default: all accelerators, or one CPU). They divide first "
+        "the seeds, then the batches of each seed.",
+        lower_bound=1,
+    )
+    cli.define_text(
+        "mesh", None, "Number of devices along each axis, such as seed:2,data:4."
+    )
+
+
+def define_processes() -> None:
+    """Defines the flags of a run that several processes train together."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Train together with other processes of the same command; JAX finds them under "
+        "Slurm, on TPU pods and under Kubernetes.",
+    )
+    cli.define_text(
+        "coordinator", None, "HOST:PORT of process 0, if JAX cannot find it."
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "Number of processes, with --coordinator.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "Number of this process, from 0.", lower_bound=0
+    )
+
+
+def join_processes() -> None:
+    """Connects this process with the others, if the flags say that there are others.
+
+    Raises:
+      flags.ValidationError: some of the flags are missing.
+      UserError: the other processes cannot be reached.
+    """
+    names = ("coordinator", "num_processes", "process_id")
+    given = [name for name in names if FLAGS[name].value is not None]
+    if not given and not FLAGS.distributed:
+        return
+    if given and len(given) < len(names):
+        missing = next(name for name in names if name not in given)
+        raise flags.ValidationError(f"--{given[0]} also needs --{missing}")
+    if given and not re.fullmatch(r".+:\d{1,5}", FLAGS.coordinator):
+        raise flags.ValidationError(
+            f"--coordinator={FLAGS.coordinator}: give HOST:PORT, such as node1:8476"
+        )
+    if given and FLAGS.process_id >= FLAGS.num_processes:
+        raise flags.ValidationError(
+            f"--process_id={FLAGS.process_id}: it must be below --num_processes="
+            f"{FLAGS.num_processes}, because the first process has the number 0"
+        )
+    if FLAGS.workdir is None:
+        raise flags.ValidationError("--distributed needs --workdir, the run's folder")
+    processes.join(*(FLAGS[name].value for name in names))
+    if not processes.is_first():
+        cli.logger.setLevel("ERROR")  # the first process gives the warnings
+
+
+def devices_from_flags() -> dict[str, Any]:
+    """Returns the arguments of ``run`` and ``range_test`` that choose the devices."""
+    with cli.usage_errors():
+        mesh = None if FLAGS.mesh is None else parse_mesh(FLAGS.mesh)
+    return {"devices": FLAGS.devices, "mesh": mesh}
+
+
+def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
+    """Returns the models that ``--models`` names; ``all`` are those of the lesson.
+
+    Args:
+      names: names as given.
+      others: other valid names.
+
+    Raises:
+      flags.ValidationError: there is no name, an unknown one, or one twice.
+    """
+    if names == ["all"]:
+        return list(LESSON)
+    if not names or len(set(names)) < len(names):
+        raise flags.ValidationError(
+            f"--models={','.join(names)}: give one or more different models, or all"
+        )
+    known = [*MODELS, *others]
+    wrong = [name for name in names if name not in known and not is_own(name)]
+    if wrong:
+        raise flags.ValidationError(
+            f"--models={','.join(wrong)}: give all, or some of {', '.join(known)}, or "
+            "your own as FILE.py:NAME or MODULE:NAME"
+        )
+    return names

@@ -1,0 +1,346 @@
+"""Trains every combination of the given settings, each in its own folder.
+
+python -m experiments.sweep --model=convnet,convbn --lr=0.03,0.1 --seeds=0,1,2
+python -m experiments.sweep --model=all --budget_epochs=6 --seeds=0,1,2,3,4
+python -m experiments.sweep --model=all --launcher=ray --address=auto --cpus_per_cell=4
+
+Every flag of experiments.run takes a comma list, except paths of data and
+--optimizer_args. The seeds of a combination train in one program. The same command
+continues a sweep: it skips finished combinations and resumes unfinished ones. Several
+sweeps in one folder share the work. --dry_run shows what would be done.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cifar_flax.commands import cli
+from cifar_flax.commands.setting_flags import define_settings, parse
+from cifar_flax.data import Dataset
+from cifar_flax.errors import UserError
+from cifar_flax.files import shell_word
+from cifar_flax.records import PLACES
+from cifar_flax.runs.recipe_choice import AUTO
+from cifar_flax.runs.settings import SINGLE, TYPES
+from cifar_flax.show.console import make_console
+from cifar_flax.sweeps.cells import (
+    MAX_ROWS,
+    Cell,
+    make_cells,
+    pace_of,
+    plan_of,
+    state_of,
+)
+from cifar_flax.sweeps.launchers import RunCells
+from cifar_flax.sweeps.launchers.local import on_this_machine
+from cifar_flax.training.checks import MAX_STEPS
+from cifar_flax.training.named_recipes import LESSON
+
+FLAGS = flags.FLAGS
+
+REFRESH_SECONDS = 0.2  # of the table on a terminal
+
+# Settings that cells may differ in. A run that continues another one has the seeds and
+# settings of that run, so there is nothing to vary.
+VARIED = [name for name in TYPES if name not in ("seeds", "continue_from")]
+
+# Flags that only some launchers have.
+OF_LAUNCHERS = {
+    "jobs": ["local"],
+    "shard": ["local"],
+    "address": ["ray"],
+    "cpus_per_cell": ["ray", "slurm"],
+    "gpus_per_cell": ["ray", "slurm"],
+    "slurm_args": ["slurm"],
+}
+
+
+class _Address(flags.ArgumentParser):
+    """Accepts the address of a cluster."""
+
+    syntactic_help = "auto, or HOST:PORT of a cluster"
+
+    def parse(self, argument: str) -> str:
+        """Returns the text; raises a ValueError if it is not an address."""
+        if not re.fullmatch(r"auto|([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", argument):
+            raise ValueError(f"give {self.syntactic_help}")
+        return argument
+
+
+class _Object(flags.ArgumentParser):
+    """Accepts names and values as JSON."""
+
+    syntactic_help = "a JSON object"
+
+    def parse(self, argument: Any) -> dict[str, Any]:
+        """Returns the object; raises a ValueError if the text is not one."""
+        try:
+            value = json.loads(argument) if isinstance(argument, str) else argument
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"give {self.syntactic_help}")
+        return value
+
+
+def main() -> int:
+    """Runs the command; returns the exit status."""
+    with cli.command():
+        stop = cli.StopRequest()
+        screen = make_console(on_broken=stop.output_broke)
+        folder = pathlib.Path(FLAGS.workdir)
+        with cli.usage_errors():
+            cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
+        cells, launcher = my_share(cells), make_launcher()
+        if FLAGS.dry_run:
+            check_cells(cells, load=False)
+            screen.print(plan_of(cells), soft_wrap=True)
+            return 0
+        with made_folder(folder), launcher as run_cells:
+            check_cells(cells, load=True)
+            with cli.caught_signals(stop), live_table(screen, cells) as show:
+                run_cells(cells, stop.event, show)
+        return finish(screen, cells, stop)
+
+
+@contextlib.contextmanager
+def made_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Makes a folder, and removes it again if it stays empty."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder is not empty
+            folder.rmdir()
+
+
+def lists_from_flags() -> dict[str, list[Any]]:
+    """Returns the values of each setting that the flags give.
+
+    Raises:
+      flags.ValidationError: a value is not valid, or flags contradict each other.
+    """
+    given = [name for name in VARIED if FLAGS[name].present]
+    texts = {name: FLAGS[name].value for name in given if name not in SINGLE}
+    single = {name: [FLAGS[name].value] for name in given if name in SINGLE}
+    if empty := [name for name, words in texts.items() if not words]:
+        raise flags.ValidationError(f"--{empty[0]}=: give one or more values")
+    if texts.get("model", ["all"]) == ["all"]:
+        texts["model"] = list(LESSON)
+    if FLAGS.budget_epochs is not None:
+        clash = {"epochs", "cycles", "cycle_len", "cycle_mult", "phases"} & set(texts)
+        if clash:
+            raise flags.ValidationError(
+                f"--budget_epochs sets the schedule; drop --{min(clash)}"
+            )
+        texts = {"lr": [AUTO], **texts, "cycles": ["1"]}
+        texts["cycle_len"] = [str(FLAGS.budget_epochs)]
+    for name, words in texts.items():
+        if len(set(words)) < len(words):
+            raise flags.ValidationError(
+                f"--{name}={','.join(words)}: a value appears twice in the list"
+            )
+    lists = {name: [parse(name, word) for word in texts[name]] for name in texts}
+    return lists | single
+
+
+def check_cells(cells: list[Cell], load: bool) -> None:
+    """Finds the cells whose folders hold something other than their run.
+
+    Args:
+      cells: of the sweep.
+      load: whether to load the data of cells that have not begun, too. Missing data are
+        then one error instead of one for each cell.
+
+    Raises:
+      UserError: the data cannot be loaded.
+    """
+    datasets: dict[tuple, Dataset] = {}
+    for cell in cells:
+        settings = cell.settings
+        places = tuple(getattr(settings, name) for name in PLACES)
+        source = (settings.dataset, *places)
+        if (load or cell.is_begun) and source not in datasets:
+            datasets[source] = settings.load_data()
+        try:
+            if cell.is_begun:
+                cell.check(datasets[source])
+        except UserError as error:
+            cell.problem = str(error)
+
+
+def make_launcher() -> contextlib.AbstractContextManager[RunCells]:
+    """Makes the launcher that the flags name.
+
+    Raises:
+      flags.ValidationError: a flag belongs to another launcher.
+    """
+    launcher = FLAGS.launcher
+    for name, launchers in OF_LAUNCHERS.items():
+        if FLAGS[name].present and launcher not in launchers:
+            raise flags.ValidationError(
+                f"--{name} needs --launcher={' or '.join(launchers)}; drop it, or "
+                f"change --launcher={launcher}"
+            )
+    cpus, gpus = FLAGS.cpus_per_cell, FLAGS.gpus_per_cell
+    if launcher == "local":
+        return on_this_machine(FLAGS.jobs)
+    if launcher == "ray":
+        from cifar_flax.sweeps.launchers.ray_cluster import on_ray
+
+        return on_ray(FLAGS.address, cpus, gpus)
+    from cifar_flax.sweeps.launchers.slurm import on_slurm
+
+    return on_slurm(pathlib.Path(FLAGS.workdir), cpus, gpus, FLAGS.slurm_args or {})
+
+
+def my_share(cells: list[Cell]) -> list[Cell]:
+    """Returns the cells of this process if several processes share a sweep by --shard.
+
+    Raises:
+      flags.ValidationError: --shard is not of the form I/N.
+    """
+    if FLAGS.shard is None:
+        return cells
+    numbers = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", FLAGS.shard)
+    number, count = map(int, numbers.groups()) if numbers else (0, 0)
+    if not 1 <= number <= count:
+        raise flags.ValidationError(
+            f"--shard={FLAGS.shard}: give I/N, the part and the number of parts, from "
+            "1/N to N/N"
+        )
+    return cells[number - 1 :: count]
+
+
+@contextlib.contextmanager
+def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], None]]:
+    """Shows the cells: a live table on a terminal, otherwise a line for each change.
+
+    Yields:
+      A function to call whenever the state of a cell has changed.
+    """
+    begin = time.monotonic()
+
+    def state(rows: int = MAX_ROWS) -> Table:
+        return state_of(cells, rows, pace_of(cells, time.monotonic() - begin))
+
+    if screen.is_terminal:
+        rows, due = max(screen.height - 5, 6), 0.0
+        with Live(state(rows), console=screen, auto_refresh=False) as live:
+
+            def follow(cell: Cell) -> None:
+                nonlocal due
+                if time.monotonic() >= due:  # there may be thousands of finished cells
+                    live.update(state(rows), refresh=True)
+                    due = time.monotonic() + REFRESH_SECONDS
+
+            yield follow
+            live.update(state(), refresh=True)
+        return
+    numbers = {cell.name: n for n, cell in enumerate(cells, start=1)}
+    printed: dict[str, tuple[str, str | None]] = {}
+
+    def show(cell: Cell) -> None:
+        if printed.get(cell.name) != (cell.status, cell.node):
+            printed[cell.name] = cell.status, cell.node
+            screen.print(
+                f"{numbers[cell.name]} of {len(cells)}  {cell.line}{rest(cell)}"
+            )
+
+    def rest(cell: Cell) -> str:
+        if cell.result is None or not cell.seconds:  # another process trained it
+            return ""
+        return f" ({pace_of(cells, time.monotonic() - begin)})"
+
+    yield show
+    screen.print()
+    screen.print(state())
+
+
+def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
+    """Says how to continue; returns the exit status."""
+    if stop.signum is not None:
+        words = "stopped; the same command continues"
+        screen.print(words)
+        if stop.signum == cli.SIGPIPE:
+            cli.logger.info("the output was closed: %s", words)
+        return 128 + stop.signum
+    failed = [cell for cell in cells if cell.status.startswith("failed")]
+    for cell in failed:
+        cli.logger.error("%s %s", cell.name, cell.status)
+    if any(cell.result for cell in cells):
+        runs = shell_word(f"--runs={FLAGS.workdir}", sys.stdout.encoding)
+        screen.print(f"compare: python -m experiments.report {runs}", soft_wrap=True)
+    return 1 if failed else 0
+
+
+def define_launchers() -> None:
+    """Defines the flags of the launchers."""
+    flags.DEFINE_enum(
+        "launcher",
+        "local",
+        ["local", "ray", "slurm"],
+        "Where to train: on this machine, as tasks of Ray, or as job arrays of Slurm.",
+    )
+    flags.DEFINE_integer(
+        "jobs", 1, "local: number of cells at a time; they share the cores.", 1, 1_000
+    )
+    cli.define_text(
+        "shard",
+        None,
+        "local: I/N, for jobs of another queue; this process trains the cells I, I+N, "
+        "I+2N and so on.",
+    )
+    flags.DEFINE(
+        _Address(),
+        "address",
+        None,
+        "ray: auto or HOST:PORT of a cluster (default: Ray on this machine).",
+    )
+    flags.DEFINE_integer(
+        "cpus_per_cell", 1, "ray, slurm: number of cores of a cell.", 1, 4_096
+    )
+    flags.DEFINE_float(
+        "gpus_per_cell",
+        0,
+        "ray, slurm: number of GPUs of a cell; with ray, 0.5 lets two cells share one.",
+        0,
+        64,
+    )
+    flags.DEFINE(
+        _Object(),
+        "slurm_args",
+        None,
+        "slurm: further parameters of submitit.AutoExecutor, as JSON: "
+        """'{"slurm_partition": "gpu", "timeout_min": 60}'.""",
+    )
+
+
+if __name__ == "__main__":
+    define_settings(*VARIED, lists=True)
+    define_settings("seeds")
+    cli.define_text("workdir", "runs/sweep", "Folder of all runs.")
+    flags.DEFINE_bool("dry_run", False, "Show the cells without training them.")
+    flags.DEFINE_integer(
+        "budget_epochs",
+        None,
+        "Train every model for this many epochs in one cosine cycle, from the rate "
+        "that a range test finds for it (or from --lr).",
+        lower_bound=1,
+        upper_bound=MAX_STEPS,
+    )
+    define_launchers()
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Shows runs: on a terminal, as figures, in TensorBoard."""

@@ -1,0 +1,1 @@
+"""Sweeps: their cells, and the launchers that train them."""

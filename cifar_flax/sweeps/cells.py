@@ -1,0 +1,279 @@
+"""The cells of a sweep: combinations of settings, each with its own folder."""
+
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from cifar_flax import records
+from cifar_flax.data import Dataset
+from cifar_flax.errors import UserError
+from cifar_flax.runs.flag_text import as_text
+from cifar_flax.runs.folder import check_same_settings
+from cifar_flax.runs.recipe_choice import AUTO
+from cifar_flax.runs.settings import Settings
+from cifar_flax.runs.tables import make_table, mean_and_interval
+from cifar_flax.show.console import in_columns
+from cifar_flax.sweeps.estimates import estimate_seconds
+
+# A list with more combinations is probably a mistake.
+MAX_CELLS = 10_000
+
+# A table with more rows is abbreviated.
+MAX_ROWS = 100
+_SHOWN_GROUPS = ("running", "failed", "done")
+
+
+@dataclasses.dataclass
+class Cell:
+    """One combination of settings, which is one run.
+
+    Attributes:
+      name: readable name, unique within the sweep; its folder has the same name.
+      settings: of its run.
+      folder: of its run.
+      status: state of its run in a few words.
+      seconds: time that this process has spent on it.
+      rate: the rate that was given, or that its range test found.
+      result: its ``result.json``, once it is done.
+      problem: the reason if it cannot be trained.
+      node: the machine that trains it, in a cluster.
+    """
+
+    name: str
+    settings: Settings
+    folder: pathlib.Path
+    status: str = "waits"
+    seconds: float = 0.0
+    rate: float | None = None
+    result: records.Result | None = None
+    problem: str | None = None
+    node: str | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the cell is being trained."""
+        return self.status in ("runs", "continues")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the cell has a record that a run can continue."""
+        return (self.folder / records.CONFIG).exists()
+
+    def check(self, dataset: Dataset) -> None:
+        """Raises a UserError if its folder holds another run, such as of other data."""
+        recorded = records.read_config(self.folder)
+        recipe = self.settings.recipe_of(records.read_range_test(self.folder))
+        now = self.settings.record(dataset.has_validation)
+        check_same_settings(now, recorded, self.folder, dataset, recipe)
+
+    @property
+    def lock(self) -> pathlib.Path:
+        """The file that a sweep locks while it trains this cell."""
+        return self.folder.with_name(f".{self.name}.cifar_flax.lock")
+
+    @property
+    def log(self) -> pathlib.Path:
+        """The file with the output of the process that trains it."""
+        return self.folder.with_name(f"{self.name}.log")
+
+    def read_result(self) -> bool:
+        """Reads its result and its rate; returns whether it is done."""
+        self.result = records.read_result(self.folder)
+        if self.result is None:
+            return False
+        found, given = records.read_range_test(self.folder), self.settings.lr
+        if found is not None:
+            self.rate = found.suggested_lr
+        elif not isinstance(given, str):
+            self.rate = given
+        return True
+
+    def finish(self, status: str) -> bool:
+        """Reads its result and, if there is one, sets the status; returns whether."""
+        if not self.read_result():
+            return False
+        self.status = self.diverged or status
+        return True
+
+    @property
+    def line(self) -> str:
+        """Its state in one line."""
+        if self.result is None:
+            where = f", node {self.node}" if self.node and self.is_running else ""
+            return f"{self.name}: {self.status}{where}"
+        rate = "" if self.rate is None else f"rate {self.rate:.3g}, "
+        return (
+            f"{self.name}: {self.status}, {rate}test accuracy "
+            f"{mean_and_interval(self.result)}, {self.result.train_seconds:.0f} s"
+        )
+
+    @property
+    def diverged(self) -> str | None:
+        """A status if all seeds diverged, which is a result and not a failure."""
+        if self.result is None or self.result.status != "diverged":
+            return None
+        return f"diverged at step {self.result.steps}"
+
+
+def make_cells(
+    lists: Mapping[str, Sequence[Any]], seeds: tuple[int, ...], folder: pathlib.Path
+) -> list[Cell]:
+    """Makes a cell for every combination of the values of some settings.
+
+    Args:
+      lists: one or more values of each setting.
+      seeds: of every cell.
+      folder: of the sweep.
+
+    Raises:
+      UserError: there are too many combinations, two are equal, or one is not valid.
+    """
+    count = math.prod(map(len, lists.values()))
+    if count > MAX_CELLS:
+        raise UserError(
+            f"{', '.join(f'--{name}' for name in lists)} have {count} combinations; "
+            f"a sweep takes {MAX_CELLS} at most"
+        )
+    varied = [name for name, values in lists.items() if len(values) > 1]
+    # If seeds vary in more than their random numbers, each seed is its own cell.
+    alone = lists.get("seeds_vary", [None])[0] is not None
+    groups = [(seed,) for seed in seeds] if alone else [seeds]
+    cells = [
+        _make_cell(dict(zip(lists, values, strict=True)), varied, group, folder)
+        for values in itertools.product(*lists.values())
+        for group in groups
+    ]
+    repeated = len(cells) - len({cell.name for cell in cells})
+    if repeated:
+        raise UserError(
+            f"{repeated} combinations appear twice in the lists of --"
+            + ", --".join(varied)
+        )
+    return cells
+
+
+def _make_cell(
+    given: dict[str, Any],
+    varied: list[str],
+    seeds: tuple[int, ...],
+    folder: pathlib.Path,
+) -> Cell:
+    """Makes a cell, named by its model, the varied settings and a hash of them all."""
+    try:
+        settings = Settings(**given, seeds=seeds)
+    except UserError as error:
+        cell = ", ".join(f"{name}={as_text(value)}" for name, value in given.items())
+        raise UserError(f"{error} (in the cell {cell})") from error
+    words = [f"{n}{as_text(given[n])}" for n in varied if n != "model"]
+    words += [f"seed{seed}" for seed in seeds if settings.seeds_vary is not None]
+    deciding = {n: v for n, v in settings.record().items() if n not in records.PLACES}
+    content = json.dumps(deciding, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    words = [settings.model_label, *words, digest]
+    name = "-".join(words).replace("/", "_")
+    return Cell(name, settings, folder / name)
+
+
+def pace_of(cells: Sequence[Cell], seconds: float) -> str:
+    """Returns how many cells are done, the cells per hour, and the time left.
+
+    Args:
+      cells: of the sweep.
+      seconds: time since this process began. Cells that were done before do not count
+        for the speed.
+    """
+    done = sum(cell.result is not None for cell in cells)
+    trained = sum(cell.result is not None and cell.seconds > 0 for cell in cells)
+    failed = sum(cell.status.startswith("failed") for cell in cells)
+    words = f"{done} of {len(cells)} done"
+    if not trained:
+        return f"{words}, - cells per hour, time left -"
+    left = datetime.timedelta(
+        seconds=round(seconds / trained * (len(cells) - done - failed))
+    )
+    return f"{words}, {3600 * trained / seconds:.3g} cells per hour, time left {left}"
+
+
+def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS, pace: str = "") -> Table:
+    """Makes a table of the progress and the result of each cell.
+
+    Args:
+      cells: of the sweep.
+      rows: if there are more cells, the table has about this many rows, with cells that
+        run, that failed and that are done, and a line of counts.
+      pace: a line below the table, see ``pace_of``.
+    """
+    nodes = ["node"] if any(cell.node for cell in cells) else []
+    table = make_table("cell", "epoch", "rate", "test accuracy", "time", *nodes, "")
+    shown, below = cells, [pace] if pace else []
+    if len(cells) > rows:
+        groups = _groups(cells)
+        latest = itertools.chain(*(groups[n][-(rows // 3) :] for n in _SHOWN_GROUPS))
+        shown = list(latest)
+        counts = [f"{len(group):,} {name}" for name, group in groups.items() if group]
+        below = [f"{len(cells):,} cells: {', '.join(counts)}", *below]
+    table.caption, table.caption_justify = "\n".join(below) or None, "left"
+    for cell in shown:
+        result = cell.result
+        going = cell.is_running and result is None
+        lines = records.read_metrics(cell.folder) if going else []
+        epoch = f"{result.epochs:g}" if result else lines[-1].epoch if lines else "-"
+        table.add_row(
+            cell.name,
+            str(epoch),
+            "-" if cell.rate is None else f"{cell.rate:.3g}",
+            mean_and_interval(result) if result else "-",
+            f"{result.train_seconds if result else cell.seconds:.0f} s",
+            *[cell.node or "-" for _ in nodes],
+            cell.status.partition(":")[0],  # a reason would not fit
+        )
+    return table
+
+
+def _groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Returns the cells grouped by their state."""
+    groups: dict[str, list[Cell]] = {name: [] for name in (*_SHOWN_GROUPS, "not done")}
+    for cell in cells:
+        if cell.result is not None:
+            groups["done"].append(cell)
+        elif cell.status.startswith("failed"):
+            groups["failed"].append(cell)
+        else:
+            groups["running" if cell.is_running else "not done"].append(cell)
+    return groups
+
+
+def plan_of(cells: Sequence[Cell]) -> str:
+    """Returns the cells and about how long each will take, in columns."""
+    rows = [("cell", "recipe", "seeds", "estimate", "")]
+    speeds = {
+        cell.settings.model: cell.result.images_per_second
+        for cell in cells
+        if cell.problem is None and cell.read_result() and cell.result is not None
+    }
+    total = 0.0
+    for cell in cells:
+        settings = cell.settings
+        epochs = settings.make_recipe().epochs
+        seconds = 0.0 if cell.result else estimate_seconds(settings, epochs, speeds)
+        total += seconds
+        auto = "rate from a range test, " if settings.lr == AUTO else ""
+        rows.append(
+            (
+                cell.name,
+                f"{auto}{epochs:g} epochs",
+                str(len(settings.seeds)),
+                f"{seconds:.0f} s",
+                "is done" if cell.result else cell.problem or "",
+            )
+        )
+    rows.append((f"{len(cells)} cells", "", "", f"{total:.0f} s", ""))
+    return in_columns(rows)

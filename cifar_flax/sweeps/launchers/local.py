@@ -1,0 +1,195 @@
+"""Trains cells on this machine, each in its own process."""
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+
+from cifar_flax.errors import UserError
+from cifar_flax.files import InUseError, locked
+from cifar_flax.runs.folder import lock_holder
+from cifar_flax.sweeps.cells import Cell
+from cifar_flax.sweeps.launchers import (
+    GPU_SHARE,
+    POLL_SECONDS,
+    RunCells,
+    Show,
+    last_line,
+    needs_training,
+)
+
+# The cores that a cell may use; None for all.
+Cores = list[int] | None
+
+
+@contextlib.contextmanager
+def on_this_machine(jobs: int = 1) -> Iterator[RunCells]:
+    """Trains several cells at a time.
+
+    A lock reserves a cell for one process, so that several sweeps can work on the same
+    cells, also on machines that share a folder. Cells of other processes come last.
+
+    Args:
+      jobs: number of cells at a time. Each takes its share of the cores, if the system
+        can assign them (macOS and Windows cannot), and of the memory of a GPU.
+    """
+    yield functools.partial(_run_cells, jobs)
+
+
+def shares(jobs: int) -> list[Cores]:
+    """Returns the cores for each of several cells at a time; None means all cores."""
+    if jobs == 1 or not hasattr(os, "sched_setaffinity"):
+        return [None] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    if jobs >= len(cores):
+        return [[cores[i % len(cores)]] for i in range(jobs)]
+    bounds = [i * len(cores) // jobs for i in range(jobs + 1)]
+    return [cores[bounds[i] : bounds[i + 1]] for i in range(jobs)]
+
+
+def _run_cells(jobs: int, cells: list[Cell], stop: threading.Event, show: Show) -> None:
+    left = cells
+    while left and not stop.is_set():
+        held = _try_all(left, shares(jobs), stop, show)
+        if len(held) == len(left):
+            time.sleep(POLL_SECONDS)
+        left = held
+
+
+def _try_all(
+    cells: list[Cell], cores: list[Cores], stop: threading.Event, show: Show
+) -> list[Cell]:
+    """Trains cells; returns those that other processes are training."""
+    waiting = iter(cells)
+    held: list[Cell] = []
+    turns: dict[int, tuple[Cell, Generator[None, None, bool]]] = {}
+    free = list(reversed(range(len(cores))))
+    more = True
+    while turns or more:
+        while free and more:
+            cell = None if stop.is_set() else next(waiting, None)
+            more = cell is not None
+            if cell is not None:
+                slot = free.pop()
+                turns[slot] = cell, _run_cell(cell, cores[slot], len(cores), stop, show)
+                if _is_over(turns, slot, held):
+                    free.append(slot)
+        if turns:
+            time.sleep(POLL_SECONDS)
+        free += [slot for slot in list(turns) if _is_over(turns, slot, held)]
+    return held
+
+
+def _is_over(
+    turns: dict[int, tuple[Cell, Generator[None, None, bool]]],
+    slot: int,
+    held: list[Cell],
+) -> bool:
+    """Advances the cell of a slot; removes it and returns True when it has ended."""
+    cell, turn = turns[slot]
+    try:
+        next(turn)
+    except StopIteration as end:
+        del turns[slot]
+        if not end.value:
+            held.append(cell)
+        return True
+    return False
+
+
+def _run_cell(
+    cell: Cell, cores: Cores, jobs: int, stop: threading.Event, show: Show
+) -> Generator[None, None, bool]:
+    """Trains a cell unless it is done; returns False if another process has it.
+
+    Yields:
+      None, repeatedly, while the process of the cell runs.
+    """
+    try:
+        if not needs_training(cell, show):
+            return True
+        with locked(cell.lock, wait=False):
+            if holder := lock_holder(cell.folder):  # a run outside of any sweep
+                raise InUseError(holder)
+            if not cell.finish("was done by another process"):
+                cell.status = "continues" if cell.is_begun else "runs"
+                show(cell)
+                yield from _train_cell(cell, cores, jobs, stop, show)
+                cell.finish(cell.status)
+    except InUseError as error:
+        cell.status = f"waits for {error}"
+        show(cell)
+        return False
+    except (UserError, OSError) as error:
+        cell.status = f"failed: {error}"
+    show(cell)
+    return True
+
+
+def _train_cell(
+    cell: Cell, cores: Cores, jobs: int, stop: threading.Event, show: Show
+) -> Iterator[None]:
+    """Trains a cell in its own process, and writes its output to a file beside it."""
+    start, told = time.monotonic(), False
+    with open(cell.log, "ab") as output:
+        begin = output.tell()
+        process = _start(cell, cores, jobs, output.fileno())
+        while process.poll() is None:
+            if stop.is_set() and not told:
+                process.terminate()
+                told = True
+            cell.seconds = time.monotonic() - start
+            show(cell)
+            yield
+        assert process.stdin is not None
+        process.stdin.close()
+    if process.returncode == 0:
+        cell.status = "done"
+    elif told:
+        cell.status = "stopped"
+    else:
+        reason = ended_by(process.returncode) or last_line(cell, begin)
+        cell.status = f"failed: {reason} (its output: {cell.log})"
+
+
+def _start(
+    cell: Cell, cores: Cores, jobs: int, output: int
+) -> "subprocess.Popen[bytes]":
+    """Starts the same command for a run that a user would give."""
+    command = [
+        *(sys.executable, "-m", "experiments.run", *cell.settings.as_flags()),
+        *(f"--workdir={cell.folder}", *(["--resume"] if cell.is_begun else [])),
+        "--stop_with_input",  # its input closes when this process ends in any way
+    ]
+    environment = dict(os.environ)
+    if jobs > 1:
+        share = f"{GPU_SHARE / jobs:.3f}"
+        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        env=environment,
+    )
+    if cores is not None:  # its threads start seconds later and inherit the cores
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, cores)
+    return process
+
+
+def ended_by(returncode: int) -> str | None:
+    """Returns a message if a signal has ended a process, otherwise None."""
+    number = -returncode if returncode < 0 else returncode - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return None
+    hint = ", perhaps because memory is short" if name == "SIGKILL" else ""
+    return f"ended from outside by {name}{hint}; the same command continues"

@@ -1,0 +1,88 @@
+"""Calibration and confusion against their definitions."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from cifar_flax.analysis.predictions import (
+    BINS,
+    calibrate,
+    confidently_wrong,
+    confusion,
+    score,
+)
+
+
+@pytest.fixture
+def logits():
+    return np.random.default_rng(0).normal(scale=3, size=(2, 400, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def labels():
+    return np.random.default_rng(1).integers(0, 4, 400)
+
+
+def test_scores_by_their_definitions(logits, labels):
+    found = calibrate(logits, labels)
+    nll = brier = 0.0
+    bins = [[] for _ in range(BINS)]
+    for replica in logits.astype(np.float64):
+        for row, label in zip(replica, labels, strict=True):
+            p = np.exp(row) / np.exp(row).sum()
+            nll -= np.log(p[label]) / 800
+            brier += sum((p[k] - (k == label)) ** 2 for k in range(4)) / 800
+            bins[int(p.max() * BINS)].append((p.max(), p.argmax() == label))
+    gaps = [len(b) * abs(np.mean(b, 0)[0] - np.mean(b, 0)[1]) for b in bins if b]
+    assert found.nll == pytest.approx(nll)
+    assert found.brier == pytest.approx(brier)
+    assert found.ece == pytest.approx(sum(gaps) / 800)
+    assert found.share.sum() == pytest.approx(1)
+
+
+def test_probabilities_that_are_true_are_calibrated():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=2, size=(1, 50_000, 3))
+    cumulative = softmax(logits.astype(np.float64), axis=-1)[0].cumsum(-1)
+    labels = (rng.random((50_000, 1)) > cumulative).sum(-1)
+    assert calibrate(logits, labels).ece < 0.01
+    assert calibrate(3 * logits, labels).ece > 0.1
+
+
+def test_sure_and_right_scores_perfectly():
+    labels = np.arange(4)
+    found = calibrate(1000 * np.eye(4)[None], labels)
+    assert (found.ece, found.nll, found.brier) == (0, 0, 0)
+
+
+def test_confusion_counts_what_is_taken_for_what(logits, labels):
+    shares = confusion(logits, labels)
+    predicted = logits.argmax(-1)
+    for i in range(4):
+        for j in range(4):
+            assert shares[i, j] == pytest.approx(
+                (predicted[:, labels == i] == j).mean()
+            )
+    assert not confusion(logits[:, :1], labels[:1])[(labels[0] + 1) % 4].any()
+
+
+def test_the_surest_mistakes_come_first(logits, labels):
+    found = confidently_wrong(logits, labels, 10)
+    mean = softmax(logits.astype(np.float64), axis=-1).mean(0)
+    assert (mean[found].argmax(-1) != labels[found]).all()
+    sure = mean[found].max(-1)
+    assert (np.diff(sure) <= 0).all()
+    wrong = mean.argmax(-1) != labels
+    assert sure[-1] >= np.sort(mean[wrong].max(-1))[-10]
+    assert len(confidently_wrong(np.eye(3)[None], np.arange(3), 5)) == 0
+
+
+def test_scores_of_two_runs_add_up_to_those_of_both(logits, labels):
+    logits = np.concatenate([logits, np.full((1, 400, 4), np.nan, np.float32)])
+    both = score(logits[:1], labels) + score(logits[1:], labels)
+    expected, found = calibrate(logits[:2], labels), both.calibration
+    for name in ("confidence", "accuracy", "share", "ece", "nll", "brier"):
+        assert getattr(found, name) == pytest.approx(
+            getattr(expected, name), nan_ok=True
+        )
+    assert score(logits[2:], labels).calibration is None
