@@ -62,8 +62,8 @@ def main() -> int:
         if FLAGS.figure:
             cli.check_ending("figure", FORMATS)
         for name in ("json", "figure"):  # check now; they are written minutes later
-            if FLAGS[name].value:
-                check_writable(name, pathlib.Path(FLAGS[name].value))
+            if value := getattr(FLAGS, name):
+                check_writable(name, pathlib.Path(value))
         screen = make_console()
         rows = []
         for model in models:

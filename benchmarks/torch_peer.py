@@ -11,6 +11,7 @@ augmentation in one vectorised pass, fused loss and optimizer, ``channels_last``
 import itertools
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -133,6 +134,20 @@ def make_network(name: str) -> nn.Module:
     return Net(layers, widths[-1], 0.2 if wide else 0.0)
 
 
+def move(
+    network: nn.Module, device: str, memory_format: torch.memory_format
+) -> nn.Module:
+    """Moves a network to a device, with its kernels in a memory format."""
+    to: Any = network.to  # the types of PyTorch do not know this use
+    return to(device, memory_format=memory_format)
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """Compiles a network; the result is a module, which PyTorch's types do not say."""
+    module: Any = torch.compile(network)
+    return module
+
+
 class PeerTrainer:
     """Trains a network on random images; only its speed is of interest."""
 
@@ -151,8 +166,8 @@ class PeerTrainer:
         self.format = (
             torch.contiguous_format if variant == "eager" else torch.channels_last
         )
-        network = make_network(name).to(device, memory_format=self.format)
-        self.network = torch.compile(network) if variant == "compile" else network
+        network = move(make_network(name), device, self.format)
+        self.network = compiled(network) if variant == "compile" else network
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=0.01, momentum=0.9, fused=True
         )

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.torch_peer import Airbench
+from benchmarks.torch_peer import Airbench, compiled, move
 from cifar_flax.data import Split
 
 EPOCHS, BATCH_SIZE = 9.9, 1024
@@ -74,10 +74,10 @@ class Training:
         self.labels = torch.tensor(labels, dtype=torch.int64, device=self.device)
         self.images = self.normalise(images)
         self.padded = functional.pad(self.images, (2,) * 4, "reflect")
-        network = Airbench().to(self.device, memory_format=torch.channels_last)
+        self.network = network = Airbench()
+        move(network, self.device, torch.channels_last)
         initialise(network, self.images[:256])
-        self.network = network
-        self.compiled = torch.compile(network) if is_compiled else network
+        self.compiled = compiled(network) if is_compiled else network
 
     def normalise(self, images: np.ndarray) -> torch.Tensor:
         """Normalises uint8 [N, H, W, C] to float32 [N, C, H, W]."""

@@ -63,7 +63,7 @@ def define_text(name: str, default: str | None, help_text: str) -> None:
 
 def check_ending(name: str, endings: Sequence[str]) -> None:
     """Raises a ValidationError if a file name has an unknown suffix."""
-    value = flags.FLAGS[name].value
+    value: Any = flags.FLAGS[name].value
     if pathlib.Path(value).suffix.lower() not in endings:
         raise flags.ValidationError(
             f"--{name}={value}: give a name that ends with one of {', '.join(endings)}"

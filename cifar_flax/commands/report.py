@@ -30,9 +30,9 @@ def main() -> int:
         for line in made.left_out:
             cli.logger.warning("left out: %s", line)
         print(made.markdown)
-        names = ("report.md", "report.html", "results.csv", "ranking.tex")
+        names = ["report.md", "report.html", "results.csv", "ranking.tex"]
         if (made.folder / DETAILS).is_dir():
-            names = (*names, DETAILS)
+            names.append(DETAILS)
         print("files ", ", ".join(str(made.folder / name) for name in names))
     return 0
 

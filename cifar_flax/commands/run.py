@@ -46,7 +46,7 @@ FLAGS = flags.FLAGS
 class ResumeParser(flags.BooleanParser):
     """Reads ``--resume``: true, false or auto."""
 
-    def parse(self, argument: bool | str) -> Any:
+    def parse(self, argument: str | int) -> Any:
         """Returns the value; raises a ValueError for other text."""
         return argument if argument == "auto" else super().parse(argument)
 

@@ -114,7 +114,9 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
       UserError: there is no run to resume.
       flags.ValidationError: flags contradict each other or are out of range.
     """
-    values = {name: FLAGS[name].value for name in TYPES if name in FLAGS}
+    values: dict[str, Any] = {
+        name: FLAGS[name].value for name in TYPES if name in FLAGS
+    }
     given = {name: value for name, value in values.items() if FLAGS[name].present}
     if resumed is not None:
         return _resumed(resumed, given)

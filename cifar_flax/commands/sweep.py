@@ -134,7 +134,9 @@ def lists_from_flags() -> dict[str, list[Any]]:
       flags.ValidationError: a value is not valid, or flags contradict each other.
     """
     given = [name for name in VARIED if FLAGS[name].present]
-    texts = {name: FLAGS[name].value for name in given if name not in SINGLE}
+    texts: dict[str, Any] = {
+        name: FLAGS[name].value for name in given if name not in SINGLE
+    }
     single = {name: [FLAGS[name].value] for name in given if name in SINGLE}
     if empty := [name for name, words in texts.items() if not words]:
         raise flags.ValidationError(f"--{empty[0]}=: give one or more values")
