@@ -11,6 +11,7 @@ typedef struct {
 } Sums;
 
 static void sums_task(const void *work, i64 tile, i64 worker) {
+  (void)worker;
   const Sums *s = work;
   i64 count = s->channels * TILE;
   const float *u = s->u + tile * s->pixels * count, *v = s->v + tile * s->pixels * count;
@@ -42,8 +43,15 @@ XLA_FFI_Error *channel_sums(XLA_FFI_CallFrame *frame) {
   const i64 *u = argument_shape(frame, 0);
   i64 tiles = u[0], count = 2 * u[3];
   float *sums = result(frame, 0), *workspace = result(frame, 1);
-  Sums s = {attribute(frame, 0), u[1] * u[2], u[3], argument(frame, 0), argument(frame, 1), argument(frame, 2),
-            argument(frame, 3), workspace, workspace + tiles * count};
+  Sums s = {.images = attribute(frame, 0),
+            .pixels = u[1] * u[2],
+            .channels = u[3],
+            .u = argument(frame, 0),
+            .v = argument(frame, 1),
+            .u_shift = argument(frame, 2),
+            .v_shift = argument(frame, 3),
+            .sums = workspace,
+            .lanes = workspace + tiles * count};
   run_tasks(frame, tiles, sums_task, &s);
   for (i64 q = 0; q < count; q++) {
     sums[q] = 0;

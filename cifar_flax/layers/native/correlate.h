@@ -20,38 +20,47 @@ INLINE void correlate(const int F, const int P, const float *x, i64 x_row, i64 x
                       const float *w, i64 w_row, i64 rows, i64 length, float *y, i64 y_step,
                       i64 features) {
   vec sum[6 * UNIT][PAIR][PARTS];
-  UNROLL for (int f = 0; f < F; f++) UNROLL for (int p = 0; p < P; p++)
-    UNROLL for (int v = 0; v < PARTS; v++) sum[f][p][v] = (vec){0};
+  EACH(f, F)
+    EACH(p, P)
+      EACH(v, PARTS) sum[f][p][v] = (vec){0};
   for (i64 i = 0; i < rows; i++) {
     const float *xi = x + i * x_row, *wi = w + i * w_row;
     for (i64 q = 0; q < length; q++, xi += TILE, wi += F) {
       vec in[PAIR][PARTS];
-      UNROLL for (int p = 0; p < P; p++) UNROLL for (int v = 0; v < PARTS; v++)
-        in[p][v] = load_once(xi + p * x_step + v * LANES);
-      UNROLL for (int f = 0; f < F; f++) UNROLL for (int p = 0; p < P; p++)
-        UNROLL for (int v = 0; v < PARTS; v++) sum[f][p][v] += in[p][v] * wi[f];
+      EACH(p, P)
+        EACH(v, PARTS) in[p][v] = load_once(xi + p * x_step + v * LANES);
+      EACH(f, F)
+        EACH(p, P)
+          EACH(v, PARTS) sum[f][p][v] += in[p][v] * wi[f];
     }
   }
-  UNROLL for (int f = 0; f < F; f++) if (f < features) UNROLL for (int p = 0; p < P; p++)
-    UNROLL for (int v = 0; v < PARTS; v++)
-      store(y + p * y_step + f * TILE + v * LANES, sum[f][p][v]);
+  EACH(f, F)
+    if (f < features)
+      EACH(p, P)
+        EACH(v, PARTS) store(y + p * y_step + f * TILE + v * LANES, sum[f][p][v]);
 }
 
-typedef void Correlate(const float *, i64, i64, const float *, i64, i64, i64, float *, i64, i64);
+typedef void Correlate(const float *, i64, i64, const float *, i64, i64, i64, float *, i64,
+                       i64);
 
-#define CORRELATE(F, P)                                                                     \
-  static void correlate_##F##_##P(const float *x, i64 x_row, i64 x_step, const float *w,    \
-                                  i64 w_row, i64 rows, i64 length, float *y, i64 y_step,    \
-                                  i64 features) {                                           \
-    correlate(F *UNIT, P, x, x_row, x_step, w, w_row, rows, length, y, y_step, features);   \
+#define CORRELATE(F, P)                                                                    \
+  static void correlate_##F##_##P(const float *x, i64 x_row, i64 x_step, const float *w,   \
+                                  i64 w_row, i64 rows, i64 length, float *y, i64 y_step,   \
+                                  i64 features) {                                          \
+    correlate(F * UNIT, P, x, x_row, x_step, w, w_row, rows, length, y, y_step, features); \
   }
-CORRELATE(4, 1) CORRELATE(5, 1) CORRELATE(6, 1)
-CORRELATE(4, PAIR) CORRELATE(5, PAIR) CORRELATE(6, PAIR)
+CORRELATE(4, 1)
+CORRELATE(5, 1)
+CORRELATE(6, 1)
+CORRELATE(4, PAIR)
+CORRELATE(5, PAIR)
+CORRELATE(6, PAIR)
 
 /* For a block of so many features, at one position or at PAIR. */
 static Correlate *correlate_kind(i64 block, i64 positions) {
-  static Correlate *const kinds[2][3] = {{correlate_4_1, correlate_5_1, correlate_6_1},
-                                         {correlate_4_PAIR, correlate_5_PAIR, correlate_6_PAIR}};
+  static Correlate *const kinds[2][3] = {
+      {correlate_4_1, correlate_5_1, correlate_6_1},
+      {correlate_4_PAIR, correlate_5_PAIR, correlate_6_PAIR}};
   return kinds[positions > 1][block / UNIT - 4];
 }
 
@@ -101,6 +110,7 @@ typedef struct {
 } Correlations;
 
 static void correlate_task(const void *work, i64 task, i64 worker) {
+  (void)worker;
   const Correlations *all = work;
   i64 tile = task / (all->count * all->bands), part = task / all->bands % all->count;
   const Correlation *c = all->parts + part;

@@ -31,8 +31,14 @@ typedef struct {
 
 static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i64 features,
                               i64 size, i64 stride, i64 padding) {
-  Gradient g = {.tiles = tiles, .height = height, .width = width, .channels = channels,
-                .features = features, .size = size, .stride = stride, .padding = padding,
+  Gradient g = {.tiles = tiles,
+                .height = height,
+                .width = width,
+                .channels = channels,
+                .features = features,
+                .size = size,
+                .stride = stride,
+                .padding = padding,
                 .out_height = (height + 2 * padding - size) / stride + 1,
                 .out_width = (width + 2 * padding - size) / stride + 1};
   g.minimal = is_minimal(tiles, size, stride, height, width, padding, channels, features);
@@ -40,10 +46,10 @@ static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i6
   g.rows = g.minimal ? ceil_div(g.out_height, OUTS) : g.out_height;
   g.columns = g.minimal ? ceil_div(g.out_width, OUTS) : g.out_width;
   i64 least = INT64_MAX;
-#define COST(KIND, C, F)                                                                     \
-  {                                                                                          \
-    i64 cost = ceil_div(channels, C) * ceil_div(features, F) * (2 * C * F + C + F);          \
-    if (cost < least) least = cost, g.kind = KIND, g.c_block = C, g.f_block = F;             \
+#define COST(KIND, C, F)                                                            \
+  {                                                                                 \
+    i64 cost = ceil_div(channels, C) * ceil_div(features, F) * (2 * C * F + C + F); \
+    if (cost < least) least = cost, g.kind = KIND, g.c_block = C, g.f_block = F;    \
   }
   GRADIENT_BLOCKS(COST)
   /* Gradients of a block of features stay in the first cache, inputs in the second; by
@@ -79,31 +85,30 @@ static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i6
 
 /* Adds to dw the sums of C channels by F features of one tap over all positions. */
 INLINE void add_block(const int C, const int F, const float *x, i64 x_tile, i64 x_row,
-                         i64 x_step, const float *g, i64 g_tile, i64 g_row, i64 tiles,
-                         i64 rows, i64 columns, float *dw, i64 dw_step, i64 channels,
-                         i64 features) {
+                      i64 x_step, const float *g, i64 g_tile, i64 g_row, i64 tiles, i64 rows,
+                      i64 columns, float *dw, i64 dw_step, i64 channels, i64 features) {
   vec sum[MAX_C][MAX_F];
-  UNROLL for (int c = 0; c < C; c++) UNROLL for (int f = 0; f < F; f++) sum[c][f] = (vec){0};
+  EACH(c, C)
+    EACH(f, F) sum[c][f] = (vec){0};
   for (i64 n = 0; n < tiles; n++)
     for (i64 a = 0; a < rows; a++) {
       const float *xa = x + n * x_tile + a * x_row, *ga = g + n * g_tile + a * g_row;
       for (i64 b = 0; b < columns; b++, xa += x_step, ga += F * TILE)
         UNROLL for (int v = 0; v < TILE; v += LANES) {
           vec in[MAX_C];
-          UNROLL for (int c = 0; c < C; c++) in[c] = load_once(xa + c * TILE + v);
-          UNROLL for (int f = 0; f < F; f++) {
+          EACH(c, C) in[c] = load_once(xa + c * TILE + v);
+          EACH(f, F) {
             vec grad = load_once(ga + f * TILE + v);
-            UNROLL for (int c = 0; c < C; c++) sum[c][f] += in[c] * grad;
+            EACH(c, C) sum[c][f] += in[c] * grad;
           }
         }
     }
   UNROLL for (int q = 0; q < C * F; q += LANES) {
     vec some[LANES];
-    UNROLL for (int l = 0; l < LANES; l++)
-      some[l] = q + l < C * F ? sum[(q + l) / F][(q + l) % F] : (vec){0};
+    EACH(l, LANES) some[l] = q + l < C * F ? sum[(q + l) / F][(q + l) % F] : (vec){0};
     float sums[LANES];
     store(sums, lane_sums(some));
-    UNROLL for (int l = 0; l < LANES; l++) {
+    EACH(l, LANES) {
       int c = (q + l) / F, f = (q + l) % F;
       if (c < min(C, channels) && f < features) dw[c * dw_step + f] += sums[l];
     }
@@ -113,13 +118,13 @@ INLINE void add_block(const int C, const int F, const float *x, i64 x_tile, i64 
 typedef void AddProducts(const float *, i64, i64, i64, const float *, i64, i64, i64, i64, i64,
                          float *, i64, i64, i64);
 
-#define ADD_PRODUCTS(KIND, C, F)                                                            \
-  static void add_products_##KIND(const float *x, i64 x_tile, i64 x_row, i64 x_step,        \
-                                  const float *g, i64 g_tile, i64 g_row, i64 tiles,         \
-                                  i64 rows, i64 columns, float *dw, i64 dw_step,            \
-                                  i64 channels, i64 features) {                             \
-    add_block(C, F, x, x_tile, x_row, x_step, g, g_tile, g_row, tiles, rows, columns,    \
-                 dw, dw_step, channels, features);                                          \
+#define ADD_PRODUCTS(KIND, C, F)                                                              \
+  static void add_products_##KIND(const float *x, i64 x_tile, i64 x_row, i64 x_step,          \
+                                  const float *g, i64 g_tile, i64 g_row, i64 tiles, i64 rows, \
+                                  i64 columns, float *dw, i64 dw_step, i64 channels,          \
+                                  i64 features) {                                             \
+    add_block(C, F, x, x_tile, x_row, x_step, g, g_tile, g_row, tiles, rows, columns, dw,     \
+              dw_step, channels, features);                                                   \
   }
 GRADIENT_BLOCKS(ADD_PRODUCTS)
 
@@ -135,7 +140,8 @@ static void copy_channels(float *to, const float *from, i64 pixels, i64 pixel, i
 }
 
 /* One panel of a chunk of channels: adds its part to dw [size, size, channels, features]. */
-static void add_panel(const Gradient *g, i64 panel, i64 part, float *x, float *grad, float *dw) {
+static void add_panel(const Gradient *g, i64 panel, i64 part, float *x, float *grad,
+                      float *dw) {
   AddProducts *add = add_products[g->kind];
   i64 n0 = panel / g->bands * g->panel_tiles, tiles = min(g->panel_tiles, g->tiles - n0);
   i64 a0 = panel % g->bands * g->panel_rows, a1 = min(a0 + g->panel_rows, g->out_height);
@@ -152,7 +158,8 @@ static void add_panel(const Gradient *g, i64 panel, i64 part, float *x, float *g
   for (i64 f = 0; f < g->features; f += g->f_block) {
     for (i64 n = 0; n < tiles; n++)
       copy_channels(grad + n * g_tile,
-                    g->grad + ((n0 + n) * g->out_height + a0) * g->out_width * g_pixel + f * TILE,
+                    g->grad + ((n0 + n) * g->out_height + a0) * g->out_width * g_pixel +
+                        f * TILE,
                     (a1 - a0) * g->out_width, g_pixel, g->features - f, g->f_block);
     for (i64 i = 0; i < g->size; i++)
       for (i64 j = 0; j < g->size; j++) {
@@ -168,23 +175,25 @@ static void add_panel(const Gradient *g, i64 panel, i64 part, float *x, float *g
         for (i64 c = c0; c < c1; c += g->c_block)
           add(xt + (c - c0) / g->c_block * tiles * x_tile, x_tile, s * x_row,
               s * g->c_block * TILE, gt, g_tile, g_row, tiles, end - top, right - left,
-              dw + ((i * g->size + j) * g->channels + c) * g->features + f, g->features,
-              c1 - c, g->features - f);
+              dw + ((i * g->size + j) * g->channels + c) * g->features + f, g->features, c1 - c,
+              g->features - f);
       }
   }
 }
 
 /* B' and A: which rows of pixels, and of gradients, belong to a row of points. */
-static const float INPUT_ROWS[INS][INS] = {
-    {1, 0, -2.5f, 0, 1, 0},
-    {0, -ROOT, -2, .5f * ROOT, 1, 0}, {0, ROOT, -2, -.5f * ROOT, 1, 0},
-    {0, -.5f * ROOT, -.5f, ROOT, 1, 0}, {0, .5f * ROOT, -.5f, -ROOT, 1, 0},
-    {0, 1, 0, -2.5f, 0, 1}};
-static const float GRAD_ROWS[INS][OUTS] = {
-    {1, 0, 0, 0},
-    {1, .5f * ROOT, .5f, .25f * ROOT}, {1, -.5f * ROOT, .5f, -.25f * ROOT},
-    {1, ROOT, 2, 2 * ROOT}, {1, -ROOT, 2, -2 * ROOT},
-    {0, 0, 0, 1}};
+static const float INPUT_ROWS[INS][INS] = {{1, 0, -2.5f, 0, 1, 0},
+                                           {0, -ROOT, -2, .5f * ROOT, 1, 0},
+                                           {0, ROOT, -2, -.5f * ROOT, 1, 0},
+                                           {0, -.5f * ROOT, -.5f, ROOT, 1, 0},
+                                           {0, .5f * ROOT, -.5f, -ROOT, 1, 0},
+                                           {0, 1, 0, -2.5f, 0, 1}};
+static const float GRAD_ROWS[INS][OUTS] = {{1, 0, 0, 0},
+                                           {1, .5f * ROOT, .5f, .25f * ROOT},
+                                           {1, -.5f * ROOT, .5f, -.25f * ROOT},
+                                           {1, ROOT, 2, 2 * ROOT},
+                                           {1, -ROOT, 2, -2 * ROOT},
+                                           {0, 0, 0, 1}};
 
 /* One row of points, [6, point], of the N x N pixels from (top, left) on, with zeros
    outside: `rows` weighs their rows, and at most four of these weights are not 0. The
@@ -200,21 +209,23 @@ INLINE void transform_row(const int N, float *to, i64 point, i64 to_block, const
   for (i64 i = 0; i < N; i++) {
     if (rows[i] == 0 || top + i < 0 || top + i >= height) continue;
     for (i64 j = 0; j < N; j++)
-      from[terms][j] = moves[j] ? image + ((top + i) * width + left + j) * channels * TILE : zeros;
+      from[terms][j] =
+          moves[j] ? image + ((top + i) * width + left + j) * channels * TILE : zeros;
     factors[terms++] = rows[i];
   }
   for (i64 c = 0; c < channels; c += block, to += to_block)
     for (i64 k = 0; k < block; k++) {
       vec pixels[PARTS][INS], points[INS];
-      UNROLL for (int v = 0; v < PARTS; v++) UNROLL for (int j = 0; j < N; j++)
-        pixels[v][j] = (vec){0};
+      EACH(v, PARTS)
+        EACH(j, N) pixels[v][j] = (vec){0};
       for (i64 term = 0; term < terms && c + k < channels; term++)
-        UNROLL for (int j = 0; j < N; j++) UNROLL for (int v = 0; v < PARTS; v++)
-          pixels[v][j] += factors[term] * load(from[term][j] + (c + k) * moves[j] + v * LANES);
-      UNROLL for (int v = 0; v < PARTS; v++) {
+        EACH(j, N)
+          EACH(v, PARTS)
+            pixels[v][j] +=
+                factors[term] * load(from[term][j] + (c + k) * moves[j] + v * LANES);
+      EACH(v, PARTS) {
         N == INS ? input_points(pixels[v], points) : grad_points(pixels[v], points);
-        UNROLL for (int j = 0; j < INS; j++)
-          store(to + j * point + k * TILE + v * LANES, points[j]);
+        EACH(j, INS) store(to + j * point + k * TILE + v * LANES, points[j]);
       }
     }
 }
@@ -234,7 +245,8 @@ static void add_minimal_panel(const Gradient *g, i64 panel, i64 part, float *x, 
       i64 column = OUTS * (b % g->columns);
       transform_row(INS, x + b * x_step, x_point, blocks * x_step,
                     g->x + n * g->height * g->width * g->channels * TILE, g->height, g->width,
-                    g->channels, row - g->padding, column - g->padding, INPUT_ROWS[i], g->c_block);
+                    g->channels, row - g->padding, column - g->padding, INPUT_ROWS[i],
+                    g->c_block);
       transform_row(OUTS, grad + b * g_step, g_point, blocks * g_step,
                     g->grad + n * g->out_height * g->out_width * g->features * TILE,
                     g->out_height, g->out_width, g->features, row, column, GRAD_ROWS[i],
@@ -295,6 +307,7 @@ static void gradient_task(const void *work, i64 task, i64 worker) {
 enum { PAIRS = 1024 };
 
 static void finish_task(const void *work, i64 task, i64 worker) {
+  (void)worker;
   const Gradient *g = work;
   i64 pairs = g->channels * g->features, first = task * PAIRS, last = min(first + PAIRS, pairs);
   for (i64 group = 1; group < g->groups; group++)

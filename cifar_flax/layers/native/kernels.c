@@ -5,7 +5,8 @@
 
      forward          y[a, b, f]     = sum_{i, j, c} x[s a + i - p, s b + j - p, c] w[i, j, c, f]
      input gradient   dx[., ., c]    = its transpose, a correlation of dy for each of s*s phases
-     kernel gradient  dw[i, j, c, f] = sum_{n, a, b} x[n, s a + i - p, s b + j - p, c] dy[n, a, b, f]
+     kernel gradient  dw[i, j, c, f] = sum_{n, a, b} x[n, s a + i - p, s b + j - p, c]
+                                                     dy[n, a, b, f]
 
    All are written alike: the innermost loop runs over the terms of a block of sums, and
    the block stays in registers until all of its terms are in. A tap of the kernel that
@@ -30,13 +31,22 @@ XLA_FFI_Error *conv_forward(XLA_FFI_CallFrame *frame) {
                 channels * features, features, 1);
     return NULL;
   }
-  Correlation c = {
-      .in_height = x[1], .in_width = x[2], .in_channels = channels,
-      .out_height = y[1], .out_width = y[2], .out_channels = features,
-      .rows = y[1], .columns = y[2], .out_step = 1,
-      .tap_rows = size, .tap_columns = size, .in_step = attribute(frame, 1),
-      .top = padding, .left = padding,
-      .weights = result(frame, 1), .block = feature_block(features)};
+  Correlation c = {.in_height = x[1],
+                   .in_width = x[2],
+                   .in_channels = channels,
+                   .out_height = y[1],
+                   .out_width = y[2],
+                   .out_channels = features,
+                   .rows = y[1],
+                   .columns = y[2],
+                   .out_step = 1,
+                   .tap_rows = size,
+                   .tap_columns = size,
+                   .in_step = attribute(frame, 1),
+                   .top = padding,
+                   .left = padding,
+                   .weights = result(frame, 1),
+                   .block = feature_block(features)};
   pack_weights(result(frame, 1), argument(frame, 1), size, size * channels * features, size,
                channels * features, channels, features, features, 1);
   run_correlations(frame, argument(frame, 0), result(frame, 0), x[0], &c, 1);
@@ -78,20 +88,30 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
   }
   for (i64 k = 0; k < s * s; k++) {
     Taps i = taps_of_phase(k / s, size, s, padding), j = taps_of_phase(k % s, size, s, padding);
-    phases[k] = (Correlation){
-        .in_height = y[1], .in_width = y[2], .in_channels = features,
-        .out_height = x[1], .out_width = x[2], .out_channels = channels,
-        .rows = max(0, ceil_div(x[1] - k / s, s)), .columns = max(0, ceil_div(x[2] - k % s, s)),
-        .r0 = k / s, .c0 = k % s, .out_step = s,
-        .tap_rows = i.count, .tap_columns = j.count, .in_step = 1,
-        .top = i.before, .left = j.before,
-        .weights = packed, .block = feature_block(channels)};
+    phases[k] = (Correlation){.in_height = y[1],
+                              .in_width = y[2],
+                              .in_channels = features,
+                              .out_height = x[1],
+                              .out_width = x[2],
+                              .out_channels = channels,
+                              .rows = max(0, ceil_div(x[1] - k / s, s)),
+                              .columns = max(0, ceil_div(x[2] - k % s, s)),
+                              .r0 = k / s,
+                              .c0 = k % s,
+                              .out_step = s,
+                              .tap_rows = i.count,
+                              .tap_columns = j.count,
+                              .in_step = 1,
+                              .top = i.before,
+                              .left = j.before,
+                              .weights = packed,
+                              .block = feature_block(channels)};
     /* The taps are read backwards. */
-    packed = pack_weights(packed,
-                          argument(frame, 1) + (i.first + s * (i.count - 1)) * row +
-                              (j.first + s * (j.count - 1)) * column,
-                          i.count, -s * row, j.count, -s * column, features, 1, channels,
-                          features);
+    packed =
+        pack_weights(packed,
+                     argument(frame, 1) + (i.first + s * (i.count - 1)) * row +
+                         (j.first + s * (j.count - 1)) * column,
+                     i.count, -s * row, j.count, -s * column, features, 1, channels, features);
   }
   run_correlations(frame, argument(frame, 0), result(frame, 0), y[0], phases, s * s);
   free(phases);

@@ -16,6 +16,7 @@ typedef struct {
 enum { PIECE = 16, HALF = TILE / 2 };
 
 static void tile_task(const void *work, i64 task, i64 worker) {
+  (void)worker;
   const Move *m = work;
   i64 count = min(TILE, m->images - task * TILE);
   const float *from = m->from + task * TILE * m->size;
@@ -28,6 +29,7 @@ static void tile_task(const void *work, i64 task, i64 worker) {
 }
 
 static void untile_task(const void *work, i64 task, i64 worker) {
+  (void)worker;
   const Move *m = work;
   i64 count = min(TILE, m->images - task * TILE);
   const float *from = m->from + task * TILE * m->size;

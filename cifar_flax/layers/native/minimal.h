@@ -75,8 +75,8 @@ static int is_minimal(i64 tiles, i64 size, i64 stride, i64 height, i64 width, i6
 
 typedef struct {
   i64 height, width, channels, rows, columns, features, padding;
-  i64 block, padded;        /* features of a block; of all blocks */
-  i64 blocks, band, bands;  /* blocks of 4x4 outputs of a tile; of a task */
+  i64 block, padded;       /* features of a block; of all blocks */
+  i64 blocks, band, bands; /* blocks of 4x4 outputs of a tile; of a task */
   /* From one point to the next. An even number of cache lines would often put all points
      of a pixel on the same few lines of the cache. */
   i64 x_step, y_step, w_step;
@@ -86,9 +86,14 @@ typedef struct {
 } Minimal;
 
 static Minimal plan_minimal(i64 height, i64 width, i64 channels, i64 features, i64 padding) {
-  Minimal m = {.height = height, .width = width, .channels = channels, .features = features,
-               .padding = padding, .rows = height + 2 * padding - 2,
-               .columns = width + 2 * padding - 2, .block = feature_block(features)};
+  Minimal m = {.height = height,
+               .width = width,
+               .channels = channels,
+               .features = features,
+               .padding = padding,
+               .rows = height + 2 * padding - 2,
+               .columns = width + 2 * padding - 2,
+               .block = feature_block(features)};
   m.padded = ceil_div(features, m.block) * m.block;
   i64 point = POINTS * TILE * (channels + m.padded) * sizeof(float);
   m.blocks = ceil_div(m.rows, OUTS) * ceil_div(m.columns, OUTS);
@@ -102,6 +107,7 @@ static Minimal plan_minimal(i64 height, i64 width, i64 channels, i64 features, i
 /* G w G' of each input and a block of outputs, [36, outputs / block, inputs, block], as
    weights of 36 correlations of one tap. */
 static void pack_task(const void *work, i64 task, i64 worker) {
+  (void)worker;
   const Minimal *m = work;
   i64 f0 = task * m->block, step = m->w_step;
   for (i64 c = 0; c < m->channels; c++)
@@ -135,18 +141,19 @@ static void transform_inputs(const Minimal *m, const float *x, i64 top, i64 left
     }
   for (i64 c = 0; c < m->channels; c++, to += TILE) {
     vec t[PARTS][INS][INS];
-    for (int j = 0; j < INS; j++) UNROLL for (int v = 0; v < PARTS; v++) {
-      vec pixels[INS], column[INS];
-      UNROLL for (int i = 0; i < INS; i++)
-        pixels[i] = load(from[i][j] + c * moves[i][j] + v * LANES);
-      input_points(pixels, column);
-      UNROLL for (int i = 0; i < INS; i++) t[v][i][j] = column[i];
-    }
-    for (int i = 0; i < INS; i++) UNROLL for (int v = 0; v < PARTS; v++) {
-      vec row[INS];
-      input_points(t[v][i], row);
-      UNROLL for (int j = 0; j < INS; j++) store(to + (i * INS + j) * step + v * LANES, row[j]);
-    }
+    for (int j = 0; j < INS; j++)
+      EACH(v, PARTS) {
+        vec pixels[INS], column[INS];
+        EACH(i, INS) pixels[i] = load(from[i][j] + c * moves[i][j] + v * LANES);
+        input_points(pixels, column);
+        EACH(i, INS) t[v][i][j] = column[i];
+      }
+    for (int i = 0; i < INS; i++)
+      EACH(v, PARTS) {
+        vec row[INS];
+        input_points(t[v][i], row);
+        EACH(j, INS) store(to + (i * INS + j) * step + v * LANES, row[j]);
+      }
   }
 }
 
@@ -154,17 +161,18 @@ static void transform_inputs(const Minimal *m, const float *x, i64 top, i64 left
 static void transform_outputs(const float *products, i64 step, float *y, i64 y_row, i64 y_step,
                               i64 rows, i64 columns) {
   vec t[PARTS][OUTS][INS];
-  for (int j = 0; j < INS; j++) UNROLL for (int v = 0; v < PARTS; v++) {
-    vec p[INS], column[OUTS];
-    UNROLL for (int i = 0; i < INS; i++) p[i] = load(products + (i * INS + j) * step + v * LANES);
-    outputs_of_points(p, column);
-    UNROLL for (int i = 0; i < OUTS; i++) t[v][i][j] = column[i];
-  }
+  for (int j = 0; j < INS; j++)
+    EACH(v, PARTS) {
+      vec p[INS], column[OUTS];
+      EACH(i, INS) p[i] = load(products + (i * INS + j) * step + v * LANES);
+      outputs_of_points(p, column);
+      EACH(i, OUTS) t[v][i][j] = column[i];
+    }
   for (i64 i = 0; i < rows; i++) {
     vec out[PARTS][OUTS];
-    UNROLL for (int v = 0; v < PARTS; v++) outputs_of_points(t[v][i], out[v]);
-    for (i64 j = 0; j < columns; j++) UNROLL for (int v = 0; v < PARTS; v++)
-      store(y + i * y_row + j * y_step + v * LANES, out[v][j]);
+    EACH(v, PARTS) outputs_of_points(t[v][i], out[v]);
+    for (i64 j = 0; j < columns; j++)
+      EACH(v, PARTS) store(y + i * y_row + j * y_step + v * LANES, out[v][j]);
   }
 }
 
@@ -212,8 +220,8 @@ static i64 minimal_size(i64 tiles, const Minimal *m) {
 }
 
 /* Weights as of pack_weights. */
-static void run_minimal(XLA_FFI_CallFrame *frame, i64 tiles, Minimal *m, const float *w, i64 row,
-                        i64 column, i64 in, i64 out) {
+static void run_minimal(XLA_FFI_CallFrame *frame, i64 tiles, Minimal *m, const float *w,
+                        i64 row, i64 column, i64 in, i64 out) {
   m->w = w, m->w_row = row, m->w_column = column, m->w_in = in, m->w_out = out;
   m->x = argument(frame, 0), m->y = result(frame, 0), m->packed = result(frame, 1);
   m->workspace = m->packed + POINTS * m->w_step;

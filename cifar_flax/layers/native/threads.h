@@ -72,8 +72,8 @@ static int succeeded(XLA_FFI_CallFrame *frame, XLA_FFI_Error *error) {
    that others have begun, but never for a thread to begin: all may be in calls like this. */
 static void run_tasks(XLA_FFI_CallFrame *frame, i64 tasks, Run *run, const void *work) {
   i64 threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args count = {
-      XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
+  XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
+                                              NULL, frame->ctx, &threads};
   Job *job = malloc(sizeof *job);
   if (!job || !succeeded(frame, frame->api->XLA_FFI_ThreadPool_NumThreads(&count))) threads = 1;
   if (!job || threads == 1) {
@@ -84,8 +84,8 @@ static void run_tasks(XLA_FFI_CallFrame *frame, i64 tasks, Run *run, const void 
   i64 helpers = min(min(threads, tasks), MAX_WORKERS) - 1;
   *job = (Job){.owners = 2 + helpers, .tasks = tasks, .run = run, .work = work};
   for (i64 i = 0; i < helpers; i++) {
-    XLA_FFI_ThreadPool_Schedule_Args schedule = {
-        XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, take_tasks, job};
+    XLA_FFI_ThreadPool_Schedule_Args schedule = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
+                                                 NULL, frame->ctx, take_tasks, job};
     if (!succeeded(frame, frame->api->XLA_FFI_ThreadPool_Schedule(&schedule))) leave(job);
   }
   take_tasks(job);

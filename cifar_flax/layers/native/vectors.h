@@ -24,6 +24,8 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+/* A loop over a count that is known when it is compiled. */
+#define EACH(I, COUNT) UNROLL for (int I = 0; I < COUNT; I++)
 
 INLINE vec load(const float *p) { return *(const vec *)p; }
 /* The same, and the compiler may not load it anew for each use. */
@@ -67,37 +69,32 @@ INLINE vec fold_1(vec a, vec b) {
 }
 #elif defined(__AVX2__)
 INLINE vec fold_4(vec a, vec b) {
-  return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
-         SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
 }
 INLINE vec fold_2(vec a, vec b) {
-  return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
-         SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
 }
 INLINE vec fold_1(vec a, vec b) {
-  return SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
-         SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+  return SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
 }
 #else
 INLINE vec fold_2(vec a, vec b) {
-  return SHUFFLE(a, b, 0, 1, 4, 5) +
-         SHUFFLE(a, b, 2, 3, 6, 7);
+  return SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7);
 }
 INLINE vec fold_1(vec a, vec b) {
-  return SHUFFLE(a, b, 0, 4, 2, 6) +
-         SHUFFLE(a, b, 1, 5, 3, 7);
+  return SHUFFLE(a, b, 0, 4, 2, 6) + SHUFFLE(a, b, 1, 5, 3, 7);
 }
 #endif
 
 /* The sum over the lanes of each of LANES vectors, which it overwrites. */
 INLINE vec lane_sums(vec v[LANES]) {
 #if defined(__AVX512F__)
-  UNROLL for (int l = 0; l < 8; l++) v[l] = fold_8(v[l], v[l + 8]);
+  EACH(l, 8) v[l] = fold_8(v[l], v[l + 8]);
 #endif
 #if defined(__AVX2__)
-  UNROLL for (int l = 0; l < 4; l++) v[l] = fold_4(v[l], v[l + 4]);
+  EACH(l, 4) v[l] = fold_4(v[l], v[l + 4]);
 #endif
-  UNROLL for (int l = 0; l < 2; l++) v[l] = fold_2(v[l], v[l + 2]);
+  EACH(l, 2) v[l] = fold_2(v[l], v[l + 2]);
   return fold_1(v[0], v[1]);
 }
 
