@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,39 @@ def test_imports_point_downwards():
                 continue
             assert level[part] < level[other], f"{path} imports {module}"
             assert other in ALONE.get(part, {other}), f"{path} imports {module}"
+
+
+# How the word that names a command begins.
+COMMAND = r"experiments\.|benchmarks\.|cifar_flax\.commands|cifar-flax$"
+
+
+def names_a_command(tree):
+    """Whether a string in a list, a tuple or a call begins with the name of a command.
+
+    Messages name commands, too, but not at their beginning.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.List | ast.Tuple | ast.Call):
+            for text in ast.walk(node):
+                value = text.value if isinstance(text, ast.Constant) else None
+                if isinstance(value, str) and re.match(COMMAND, value):
+                    return True
+    return False
+
+
+def test_only_the_commands_start_a_command_by_its_name():
+    starters = ("subprocess", "runpy", "multiprocessing", "ray", "submitit")
+    checked = 0
+    for part, path in parts():
+        tree = ast.parse(path.read_text())
+        words = {module.split(".")[0] for module in imports_of(path)}
+        words |= {
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+        }
+        if part != "commands" and words & {*starters, "execv", "execvp", "spawnv"}:
+            checked += 1
+            assert not names_a_command(tree), f"{path} starts a command by its name"
+    assert checked > 3
 
 
 def test_only_one_module_knows_orbax():

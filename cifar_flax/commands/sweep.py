@@ -199,7 +199,7 @@ def make_launcher() -> contextlib.AbstractContextManager[RunCells]:
             )
     cpus, gpus = FLAGS.cpus_per_cell, FLAGS.gpus_per_cell
     if launcher == "local":
-        return on_this_machine(FLAGS.jobs)
+        return on_this_machine(command_of, FLAGS.jobs)
     if launcher == "ray":
         from cifar_flax.sweeps.launchers.ray_cluster import on_ray
 
@@ -207,6 +207,15 @@ def make_launcher() -> contextlib.AbstractContextManager[RunCells]:
     from cifar_flax.sweeps.launchers.slurm import on_slurm
 
     return on_slurm(pathlib.Path(FLAGS.workdir), cpus, gpus, FLAGS.slurm_args or {})
+
+
+def command_of(cell: Cell) -> list[str]:
+    """Returns the words of the command that trains a cell in its own process."""
+    return [
+        *(sys.executable, "-m", "experiments.run", *cell.settings.as_flags()),
+        *(f"--workdir={cell.folder}", *(["--resume"] if cell.is_begun else [])),
+        "--stop_with_input",  # which ends when this process ends in any way
+    ]
 
 
 def my_share(cells: list[Cell]) -> list[Cell]:

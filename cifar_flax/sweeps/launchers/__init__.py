@@ -17,6 +17,10 @@ Show = Callable[[Cell], None]
 # Trains cells until all have ended or the event is set.
 RunCells = Callable[[list[Cell], threading.Event, Show], None]
 
+# Returns the words of the command that trains a cell in a process of its own. The
+# command saves its state and ends when its standard input does.
+CommandOf = Callable[[Cell], list[str]]
+
 POLL_SECONDS = 0.5
 
 # Longest time until this machine sees the result that another node has written.

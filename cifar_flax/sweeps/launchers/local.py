@@ -5,10 +5,9 @@ import functools
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from cifar_flax.errors import UserError
 from cifar_flax.files import InUseError, locked
@@ -17,6 +16,7 @@ from cifar_flax.sweeps.cells import Cell
 from cifar_flax.sweeps.launchers import (
     GPU_SHARE,
     POLL_SECONDS,
+    CommandOf,
     RunCells,
     Show,
     last_line,
@@ -26,19 +26,23 @@ from cifar_flax.sweeps.launchers import (
 # The cores that a cell may use; None for all.
 Cores = list[int] | None
 
+# Starts the process of a cell, whose output goes to the file of this number.
+Start = Callable[[Cell, int], "subprocess.Popen[bytes]"]
+
 
 @contextlib.contextmanager
-def on_this_machine(jobs: int = 1) -> Iterator[RunCells]:
+def on_this_machine(command_of: CommandOf, jobs: int = 1) -> Iterator[RunCells]:
     """Trains several cells at a time.
 
     A lock reserves a cell for one process, so that several sweeps can work on the same
     cells, also on machines that share a folder. Cells of other processes come last.
 
     Args:
+      command_of: returns the command that trains a cell.
       jobs: number of cells at a time. Each takes its share of the cores, if the system
         can assign them (macOS and Windows cannot), and of the memory of a GPU.
     """
-    yield functools.partial(_run_cells, jobs)
+    yield functools.partial(_run_cells, command_of, jobs)
 
 
 def shares(jobs: int) -> list[Cores]:
@@ -52,23 +56,34 @@ def shares(jobs: int) -> list[Cores]:
     return [cores[bounds[i] : bounds[i + 1]] for i in range(jobs)]
 
 
-def _run_cells(jobs: int, cells: list[Cell], stop: threading.Event, show: Show) -> None:
+def _run_cells(
+    command_of: CommandOf,
+    jobs: int,
+    cells: list[Cell],
+    stop: threading.Event,
+    show: Show,
+) -> None:
     left = cells
     while left and not stop.is_set():
-        held = _try_all(left, shares(jobs), stop, show)
+        starts = [functools.partial(_start, command_of, c, jobs) for c in shares(jobs)]
+        held = _try_all(left, starts, stop, show)
         if len(held) == len(left):
             time.sleep(POLL_SECONDS)
         left = held
 
 
 def _try_all(
-    cells: list[Cell], cores: list[Cores], stop: threading.Event, show: Show
+    cells: list[Cell], starts: Sequence[Start], stop: threading.Event, show: Show
 ) -> list[Cell]:
-    """Trains cells; returns those that other processes are training."""
+    """Trains cells, as many at a time as there are ways to start one.
+
+    Returns:
+      The cells that other processes are training.
+    """
     waiting = iter(cells)
     held: list[Cell] = []
     turns: dict[int, tuple[Cell, Generator[None, None, bool]]] = {}
-    free = list(reversed(range(len(cores))))
+    free = list(reversed(range(len(starts))))
     more = True
     while turns or more:
         while free and more:
@@ -76,7 +91,7 @@ def _try_all(
             more = cell is not None
             if cell is not None:
                 slot = free.pop()
-                turns[slot] = cell, _run_cell(cell, cores[slot], len(cores), stop, show)
+                turns[slot] = cell, _run_cell(cell, starts[slot], stop, show)
                 if _is_over(turns, slot, held):
                     free.append(slot)
         if turns:
@@ -103,7 +118,7 @@ def _is_over(
 
 
 def _run_cell(
-    cell: Cell, cores: Cores, jobs: int, stop: threading.Event, show: Show
+    cell: Cell, start: Start, stop: threading.Event, show: Show
 ) -> Generator[None, None, bool]:
     """Trains a cell unless it is done; returns False if another process has it.
 
@@ -119,7 +134,7 @@ def _run_cell(
             if not cell.finish("was done by another process"):
                 cell.status = "continues" if cell.is_begun else "runs"
                 show(cell)
-                yield from _train_cell(cell, cores, jobs, stop, show)
+                yield from _train_cell(cell, start, stop, show)
                 cell.finish(cell.status)
     except InUseError as error:
         cell.status = f"waits for {error}"
@@ -132,18 +147,18 @@ def _run_cell(
 
 
 def _train_cell(
-    cell: Cell, cores: Cores, jobs: int, stop: threading.Event, show: Show
+    cell: Cell, start: Start, stop: threading.Event, show: Show
 ) -> Iterator[None]:
     """Trains a cell in its own process, and writes its output to a file beside it."""
-    start, told = time.monotonic(), False
+    began, told = time.monotonic(), False
     with open(cell.log, "ab") as output:
         begin = output.tell()
-        process = _start(cell, cores, jobs, output.fileno())
+        process = start(cell, output.fileno())
         while process.poll() is None:
             if stop.is_set() and not told:
                 process.terminate()
                 told = True
-            cell.seconds = time.monotonic() - start
+            cell.seconds = time.monotonic() - began
             show(cell)
             yield
         assert process.stdin is not None
@@ -158,20 +173,18 @@ def _train_cell(
 
 
 def _start(
-    cell: Cell, cores: Cores, jobs: int, output: int
+    command_of: CommandOf, cores: Cores, jobs: int, cell: Cell, output: int
 ) -> "subprocess.Popen[bytes]":
-    """Starts the same command for a run that a user would give."""
-    command = [
-        *(sys.executable, "-m", "experiments.run", *cell.settings.as_flags()),
-        *(f"--workdir={cell.folder}", *(["--resume"] if cell.is_begun else [])),
-        "--stop_with_input",  # its input closes when this process ends in any way
-    ]
+    """Starts the command that trains a cell, with its share of the machine.
+
+    Its standard input closes when this process ends in any way.
+    """
     environment = dict(os.environ)
     if jobs > 1:
         share = f"{GPU_SHARE / jobs:.3f}"
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
     process = subprocess.Popen(
-        command,
+        command_of(cell),
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
