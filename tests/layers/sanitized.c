@@ -1,0 +1,193 @@
+/* Calls every kernel over many shapes, as XLA does, in buffers of the exact size.
+
+   It is compiled with sanitizers, which stop it where a kernel reads or writes outside a
+   buffer, has undefined behaviour, or where threads race. Results and workspaces hold NaN
+   at first, so that reading what was never written shows as NaN, too. That the kernels
+   compute the right numbers is tested elsewhere; here <y, dy> = <x, dx> = <w, dw>. */
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+
+#include "kernels.c"
+
+enum { MAX_THREADS = 256 };
+
+/* How the pool of threads behaves in the next call. */
+static struct {
+  i64 threads;
+  int refuses_count, refuses_tasks;
+  i64 started, errors;
+  pthread_t all[MAX_THREADS];
+  XLA_FFI_Task *tasks[MAX_THREADS];
+  void *data[MAX_THREADS];
+} pool;
+
+static void check(int holds, const char *what) {
+  if (holds) return;
+  fprintf(stderr, "%s\n", what);
+  exit(1);
+}
+
+static XLA_FFI_Error *make_error(void) {
+  pool.errors++;
+  return malloc(1);
+}
+
+static void destroy_error(XLA_FFI_Error_Destroy_Args *args) {
+  pool.errors--;
+  free(args->error);
+}
+
+static XLA_FFI_Error *count_threads(XLA_FFI_ThreadPool_NumThreads_Args *args) {
+  if (pool.refuses_count) return make_error();
+  *args->num_threads = pool.threads;
+  return NULL;
+}
+
+static void *start(void *k) {
+  pool.tasks[(intptr_t)k](pool.data[(intptr_t)k]);
+  return NULL;
+}
+
+static XLA_FFI_Error *schedule(XLA_FFI_ThreadPool_Schedule_Args *args) {
+  if (pool.refuses_tasks) return make_error();
+  i64 k = pool.started++;
+  check(k < MAX_THREADS, "more tasks than threads");
+  pool.tasks[k] = args->task, pool.data[k] = args->data;
+  check(!pthread_create(&pool.all[k], NULL, start, (void *)(intptr_t)k), "no thread");
+  return NULL;
+}
+
+/* An array of floats that ends where its allocation ends. */
+typedef struct {
+  float *data; /* [size] */
+  i64 shape[5], size;
+} Tensor;
+
+static unsigned seed = 1;
+static i64 draw(i64 low, i64 high) {
+  seed = seed * 1664525u + 1013904223u;
+  return low + (seed >> 8) % (high - low + 1);
+}
+
+static Tensor make(i64 a, i64 b, i64 c, i64 d, i64 e) {
+  Tensor t = {.shape = {a, b, c, d, e}, .size = a * b * c * d * e};
+  check(!posix_memalign((void **)&t.data, 64, t.size * sizeof(float)), "out of memory");
+  for (i64 q = 0; q < t.size; q++) t.data[q] = NAN;
+  return t;
+}
+
+static Tensor random_numbers(i64 a, i64 b, i64 c, i64 d, i64 e) {
+  Tensor t = make(a, b, c, d, e);
+  for (i64 q = 0; q < t.size; q++) t.data[q] = draw(-100, 100) / 100.f;
+  return t;
+}
+
+static double product(Tensor a, Tensor b) {
+  double sum = 0;
+  for (i64 q = 0; q < a.size; q++) sum += (double)a.data[q] * b.data[q];
+  return sum;
+}
+
+typedef XLA_FFI_Error *Handler(XLA_FFI_CallFrame *);
+
+static void call(Handler *handler, int inputs, Tensor *in, int outputs, Tensor *out,
+                 int numbers, i64 *number) {
+  XLA_FFI_Api api = {.XLA_FFI_Error_Destroy = destroy_error,
+                     .XLA_FFI_ThreadPool_NumThreads = count_threads,
+                     .XLA_FFI_ThreadPool_Schedule = schedule};
+  XLA_FFI_Buffer buffers[6];
+  XLA_FFI_Scalar scalars[2];
+  void *args[4], *rets[2], *attrs[2];
+  for (int k = 0; k < inputs + outputs; k++) {
+    Tensor *t = k < inputs ? in + k : out + k - inputs;
+    buffers[k] = (XLA_FFI_Buffer){.data = t->data, .dims = t->shape};
+    *(k < inputs ? args + k : rets + k - inputs) = buffers + k;
+  }
+  for (int k = 0; k < numbers; k++) {
+    scalars[k] = (XLA_FFI_Scalar){.value = number + k};
+    attrs[k] = scalars + k;
+  }
+  XLA_FFI_CallFrame frame = {
+      .api = &api, .args = {.args = args}, .rets = {.rets = rets}, .attrs = {.attrs = attrs}};
+  pool.started = 0;
+  check(!handler(&frame), "a kernel fails");
+  for (i64 k = 0; k < pool.started; k++) pthread_join(pool.all[k], NULL);
+  check(pool.errors == 0, "an error is not freed");
+  for (i64 q = 0; q < out->size; q++) check(isfinite(out->data[q]), "not all is written");
+}
+
+static void convolve(i64 tiles, i64 height, i64 width, i64 channels, i64 features, i64 size,
+                     i64 stride, i64 padding) {
+  if (min(height, width) + 2 * padding < size) return;
+  printf("%ld tiles %ldx%ldx%ld, %ld features, size %ld, stride %ld, padding %ld\n",
+         (long)tiles, (long)height, (long)width, (long)channels, (long)features, (long)size,
+         (long)stride, (long)padding);
+  i64 rows = (height + 2 * padding - size) / stride + 1;
+  i64 columns = (width + 2 * padding - size) / stride + 1, numbers[2] = {padding, stride};
+  Tensor x = random_numbers(tiles, height, width, channels, TILE);
+  Tensor w = random_numbers(size, size, channels, features, 1);
+  Tensor dy = random_numbers(tiles, rows, columns, features, TILE);
+  Tensor y[2] = {
+      make(tiles, rows, columns, features, TILE),
+      make(forward_size(tiles, height, width, channels, features, size, stride, padding), 1, 1,
+           1, 1)};
+  Tensor dx[2] = {
+      make(tiles, height, width, channels, TILE),
+      make(input_gradient_size(tiles, rows, columns, channels, features, size, stride, padding),
+           1, 1, 1, 1)};
+  Tensor dw[2] = {make(size, size, channels, features, 1),
+                  make(kernel_gradient_size(tiles, height, width, channels, features, size,
+                                            stride, padding),
+                       1, 1, 1, 1)};
+  call(conv_forward, 2, (Tensor[]){x, w}, 2, y, 2, numbers);
+  call(conv_input_gradient, 2, (Tensor[]){dy, w}, 2, dx, 2, numbers);
+  call(conv_kernel_gradient, 2, (Tensor[]){x, dy}, 2, dw, 2, numbers);
+  double all = product(y[0], dy), scale = sqrt(product(y[0], y[0]) * product(dy, dy));
+  check(fabs(product(x, dx[0]) - all) <= 1e-5 * scale, "dx is wrong");
+  check(fabs(product(w, dw[0]) - all) <= 1e-5 * scale, "dw is wrong");
+  Tensor everything[] = {x, w, dy, y[0], y[1], dx[0], dx[1], dw[0], dw[1]};
+  for (int k = 0; k < 9; k++) free(everything[k].data);
+}
+
+/* Images to tiles, their sums over channels, and back. */
+static void pass_over(i64 images, i64 height, i64 width, i64 channels) {
+  printf("%ld images %ldx%ldx%ld\n", (long)images, (long)height, (long)width, (long)channels);
+  i64 tiles = ceil_div(images, TILE);
+  Tensor from = random_numbers(images, height, width, channels, 1);
+  Tensor to = make(tiles, height, width, channels, TILE);
+  Tensor back = make(images, height, width, channels, 1);
+  Tensor shift = random_numbers(channels, 1, 1, 1, 1);
+  Tensor sums[2] = {make(2, channels, 1, 1, 1),
+                    make(tiles * 2 * channels * (1 + TILE), 1, 1, 1, 1)};
+  call(tile, 1, &from, 1, &to, 0, NULL);
+  call(channel_sums, 4, (Tensor[]){to, to, shift, shift}, 2, sums, 1, &images);
+  call(untile, 1, &to, 1, &back, 0, NULL);
+  for (i64 q = 0; q < from.size; q++) check(from.data[q] == back.data[q], "untile is wrong");
+  Tensor everything[] = {from, to, back, shift, sums[0], sums[1]};
+  for (int k = 0; k < 6; k++) free(everything[k].data);
+}
+
+/* Arguments: the number of threads, and of shapes that are drawn. */
+int main(int count, char **arguments) {
+  check(count == 3, "give the number of threads and of shapes");
+  pool.threads = atoi(arguments[1]);
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  for (i64 k = atoi(arguments[2]); k > 0; k--) {
+    i64 channels = draw(1, k % 4 ? 20 : 66), features = draw(1, k % 4 ? 20 : 66);
+    pool.refuses_count = k % 7 == 1, pool.refuses_tasks = k % 7 == 2;
+    convolve(draw(1, 4), draw(1, 12), draw(1, 12), channels, features, k % 4 ? draw(1, 7) : 3,
+             k % 4 ? draw(1, 4) : 1, draw(0, 4));
+    pass_over(draw(1, 70), draw(1, 9), draw(1, 9), channels);
+  }
+  /* Several bands of rows, panels and parts; many small tiles; more threads than tasks. */
+  convolve(1, 40, 37, 70, 9, 5, 1, 2);
+  convolve(2, 33, 40, 40, 50, 3, 1, 1);
+  convolve(1, 35, 35, 65, 65, 3, 2, 1);
+  convolve(21, 4, 4, 33, 33, 3, 1, 1);
+  convolve(40, 1, 1, 130, 35, 1, 1, 0);
+  pool.threads = 100;
+  convolve(30, 9, 9, 36, 40, 3, 1, 1);
+  return 0;
+}
