@@ -12,8 +12,7 @@ import hashlib
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator
-from typing import IO, Any, Literal
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -29,12 +28,9 @@ _MAX_TOTAL = 512 * 2**20  # bytes altogether; the official archives have 187 MB
 _MAX_MEMBERS = 1000
 
 
-Trust = Literal["official", "given", "unverified"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """An archive whose checksum has been verified as far as it can be.
+    """An archive whose checksum has been verified.
 
     Attributes:
       path: the .tar.gz, or the folder that holds the files themselves.
@@ -43,9 +39,7 @@ class Archive:
       checksum: sha256, in hex, of the .tar.gz, or of the batches one after the other
         (training batches in their order, then the test batch).
       cache_key: identifies all that is read; for a folder also the class names.
-      trust: 'official': verified by a published checksum; 'given': verified by the
-        user's checksum; 'unverified': an unpacked binary version, which has no
-        published checksum.
+      is_official: whether a published checksum verified it, and not the user's.
     """
 
     path: pathlib.Path
@@ -53,15 +47,15 @@ class Archive:
     layout: Layout
     checksum: str
     cache_key: str
-    trust: Trust
+    is_official: bool
 
     @property
     def source(self) -> str:
         """Where the data come from, in words."""
         kind = "folder" if self.path.is_dir() else "archive"
-        if self.trust == "given":
-            return f"{kind} {self.path.name}, verified by the checksum given"
-        return f"{self.trust} {kind} {self.path.name}"
+        if self.is_official:
+            return f"official {kind} {self.path.name}"
+        return f"{kind} {self.path.name}, verified by the checksum given"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,35 +124,6 @@ def check_sha256(sha256: str) -> str:
     return digits
 
 
-def read_contents(archive: Archive) -> Contents:
-    """Decodes an archive, with every kind of label; see ``read_archive``."""
-    path, cifar, layout = archive.path, archive.cifar, archive.layout
-    with _reading(path):
-        if path.is_dir():
-            limits = cifar.limits(layout)
-            files = {name: _read_file(path / name, limits[name]) for name in limits}
-        else:
-            files = _read_tar(path, cifar, layout)
-    batches = []
-    for name in layout.batches:
-        content = files.pop(name)  # popped, since the images need its memory
-        batches.append(read_batch(cifar, layout, f"{path}: {name}", content))
-        del content
-    splits = {"train": batches[:-1], "test": batches[-1:]}
-    features = [kind.feature for kind in cifar.labels]
-    return Contents(
-        {split: _join([x for x, _ in parts]) for split, parts in splits.items()},
-        {
-            split: {name: _join([y[name] for _, y in parts]) for name in features}
-            for split, parts in splits.items()
-        },
-        {
-            kind.feature: read_class_names(kind, layout, f"{path}: {name}", files[name])
-            for kind, name in zip(cifar.labels, layout.names, strict=True)
-        },
-    )
-
-
 def read_archive(archive: Archive) -> Dataset:
     """Decodes an archive.
 
@@ -166,16 +131,13 @@ def read_archive(archive: Archive) -> Dataset:
       archive: from ``open_archive``.
 
     Returns:
-      The data set 'cifar10' or 'cifar100', in the order of the files.
+      The data set 'cifar10' or 'cifar100', in the order of the files, with the labels
+      to train on.
 
     Raises:
       UserError: the archive is damaged, hostile, or has another layout.
     """
-    return as_dataset(archive, read_contents(archive))
-
-
-def as_dataset(archive: Archive, contents: Contents) -> Dataset:
-    """Makes a data set from an archive's contents, with the labels to train on."""
+    contents = read_contents(archive)
     return make_dataset(
         archive.cifar.name,
         contents.images["train"],
@@ -189,48 +151,36 @@ def as_dataset(archive: Archive, contents: Contents) -> Dataset:
     )
 
 
-def check_contents(archive: Archive, dataset: Dataset) -> None:
-    """Checks that the data are the official ones, unless the user gave the checksum.
-
-    Args:
-      archive: the archive that was read.
-      dataset: its data set, decoded now or taken from the cache.
-
-    Raises:
-      UserError: sizes or class names are not the official ones, or the classes of an
-        unverified folder differ in size.
-    """
-    if archive.trust == "given":
-        return
-    cifar = archive.cifar
-    hint = f"for another set pass --archive_sha256={archive.checksum}"
-    if dataset.class_names != cifar.class_names:
-        raise UserError(
-            f"{archive.path} has the classes {_some(dataset.class_names)}, which are "
-            f"not {cifar.title}'s; {hint}"
-        )
-    for split, expected, labels in (
-        ("training", cifar.sizes[0], dataset.train_labels),
-        ("test", cifar.sizes[1], dataset.test_labels),
-    ):
-        counts = np.bincount(labels, minlength=dataset.num_classes)
-        even = len(set(counts)) == 1 or archive.trust == "official"
-        if len(labels) != expected or not even:
-            raise UserError(
-                f"{archive.path} has {len(labels)} {split} images, by class "
-                f"{_some(counts)}; {cifar.title} has {expected}, equally many of each; "
-                f"{hint}"
-            )
-
-
-def _some(values: Iterable[Any]) -> str:
-    """Joins up to ten values, to fit in a line."""
-    words = [str(value) for value in values]
-    return ", ".join(words if len(words) <= 10 else [*words[:9], "..."])
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def read_contents(archive: Archive) -> Contents:
+    """Decodes an archive, with every kind of label; see ``read_archive``."""
+    path, cifar, layout = archive.path, archive.cifar, archive.layout
+    with _reading(path):
+        if path.is_dir():
+            files = _read_folder(path, cifar.limits(layout))
+        else:
+            _, _, files = _read_tar(path)
+    batches = [  # popped, since the images need the memory
+        read_batch(cifar, layout, f"{path}: {name}", files.pop(name))
+        for name in layout.batches
+    ]
+    splits = {"train": batches[:-1], "test": batches[-1:]}
+    return Contents(
+        {
+            split: np.concatenate([images for images, _ in parts])
+            for split, parts in splits.items()
+        },
+        {
+            split: {
+                kind.feature: np.concatenate([of[kind.feature] for _, of in parts])
+                for kind in cifar.labels
+            }
+            for split, parts in splits.items()
+        },
+        {
+            kind.feature: read_class_names(kind, layout, f"{path}: {name}", files[name])
+            for kind, name in zip(cifar.labels, layout.names, strict=True)
+        },
+    )
 
 
 @contextlib.contextmanager
@@ -281,13 +231,10 @@ def _open_packed(path: pathlib.Path, sha256: str | None) -> Archive:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     for cifar, layout in _versions():
         if sha256 is None and checksum == layout.sha256:
-            return Archive(path, cifar, layout, checksum, checksum, "official")
+            return Archive(path, cifar, layout, checksum, checksum, True)
     _require_given(path, checksum, sha256)
-    # The first file shows which version it is.
-    with contextlib.closing(_members(path)) as members:
-        for cifar, layout, _, _ in members:
-            return Archive(path, cifar, layout, checksum, checksum, "given")
-    raise _not_one_folder(path, [])
+    cifar, layout, _ = _read_tar(path, only_version=True)
+    return Archive(path, cifar, layout, checksum, checksum, False)
 
 
 def _find_folder(
@@ -307,111 +254,94 @@ def _find_folder(
 
 def _open_folder(path: pathlib.Path, sha256: str | None, name: str | None) -> Archive:
     path, cifar, layout = _find_folder(path, name)
-    limits = cifar.limits(layout)
-    sha, md5, sizes = hashlib.sha256(), {}, []
-    checksum = ""
-    for file, limit in limits.items():
-        content = _read_file(path / file, limit)
-        if file in layout.batches:
-            sizes.append(len(content))
-        elif not checksum:  # the class names come after the batches
-            checksum = sha.hexdigest()
-        sha.update(content)
-        if file in layout.md5 and sha256 is None:
-            md5[file] = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    trust: Trust = "given"
-    if md5 and md5 == layout.md5:
-        trust = "official"
-    elif sha256 is None and sizes == _official_sizes(cifar, layout):
-        trust = "unverified"
-    else:
+    contents = _read_folder(path, cifar.limits(layout))
+    sha = hashlib.sha256()
+    for file in layout.batches:
+        sha.update(contents[file])
+    checksum = sha.hexdigest()
+    for file in dict.fromkeys(layout.names):
+        sha.update(contents[file])
+    md5 = {
+        file: hashlib.md5(contents[file], usedforsecurity=False).hexdigest()
+        for file in layout.md5
+    }
+    is_official = sha256 is None and bool(md5) and md5 == layout.md5
+    if not is_official:
         _require_given(path, checksum, sha256)
-    return Archive(path, cifar, layout, checksum, sha.hexdigest(), trust)
+    return Archive(path, cifar, layout, checksum, sha.hexdigest(), is_official)
 
 
-def _official_sizes(cifar: Cifar, layout: Layout) -> list[int]:
-    """Returns the sizes of the official batches; none for pickles, which may vary."""
-    if layout.pickled:
-        return []
-    (train, test), parts = cifar.sizes, len(layout.batches) - 1
-    return [*[train // parts * cifar.record] * parts, test * cifar.record]
+def _read_folder(folder: pathlib.Path, limits: dict[str, int]) -> dict[str, bytes]:
+    """Reads files of a folder, each up to its limit in bytes."""
+    files = {}
+    for name, limit in limits.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{folder} has no {name}; unpack the archive again")
+        _check_size(str(path), path.stat().st_size, limit)
+        files[name] = path.read_bytes()
+    return files
 
 
-def _read_file(path: pathlib.Path, limit: int) -> bytes:
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no {path.name}; unpack the archive again")
-    _check_size(str(path), path.stat().st_size, limit)
-    return path.read_bytes()
+class _Bounded(gzip.GzipFile):
+    """A .gz file of which up to ``_MAX_TOTAL`` bytes are unpacked."""
 
-
-class _Bounded:
-    """Reads a stream, up to ``_MAX_TOTAL`` bytes in all."""
-
-    def __init__(self, path: pathlib.Path, stream: gzip.GzipFile) -> None:
-        self._path, self._stream, self._left = path, stream, _MAX_TOTAL
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._left -= len(data)
-        if self._left < 0:
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if self.tell() > _MAX_TOTAL:
             raise UserError(
-                f"{self._path} unpacks to more than {_MAX_TOTAL} bytes; refused"
+                f"{self.name} unpacks to more than {_MAX_TOTAL} bytes; refused"
             )
         return data
 
 
-def _members(
-    path: pathlib.Path,
-) -> Generator[tuple[Cifar, Layout, str, IO[bytes]], None, None]:
-    """Yields the files to read of a .tar.gz, in its order; refuses hostile members."""
+def _read_tar(
+    path: pathlib.Path, only_version: bool = False
+) -> tuple[Cifar, Layout, dict[str, bytes]]:
+    """Reads the files of a .tar.gz; refuses hostile members.
+
+    Args:
+      path: of the archive.
+      only_version: whether to stop at the first file, which shows the version.
+    """
     known = {of.folder: (cifar, of) for cifar, of in _versions()}
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(gzip.open(path))
-        bounded: Any = _Bounded(path, stream)  # tarfile only reads from it
-        # "r|": a stream, read once and in order.
-        tar = stack.enter_context(
-            tarfile.open(fileobj=bounded, mode="r|", bufsize=2**20)
-        )
+    files: dict[str, bytes] = {}
+    folders: list[str] = []
+    # "r|": a stream, read once and in order.
+    with (
+        _Bounded(path) as stream,
+        tarfile.open(fileobj=stream, mode="r|", bufsize=2**20) as tar,
+    ):
         for count, member in enumerate(tar):
             where = f"{path}: {member.name[:200]!r}"
             folder, name = _safe_path(where, member)
-            limits = {}
-            if folder in known:
-                cifar, layout = known[folder]
-                limits = cifar.limits(layout)
+            cifar, layout = known.get(folder, (None, None))
+            limits = cifar.limits(layout) if cifar and layout else {}
             _check_size(where, member.size, limits.get(name, _MAX_OTHER))
             if count >= _MAX_MEMBERS:
                 raise UserError(f"{path} has over {_MAX_MEMBERS} members; refused")
             content = tar.extractfile(member)
-            if name in limits and content is not None:  # not a folder or readme.html
-                yield cifar, layout, name, content
-
-
-def _read_tar(path: pathlib.Path, cifar: Cifar, layout: Layout) -> dict[str, bytes]:
-    """Returns the files of a .tar.gz by name."""
-    files: dict[str, bytes] = {}
-    with contextlib.closing(_members(path)) as members:
-        for _, of, name, content in members:
-            if of.folder != layout.folder:
-                raise _not_one_folder(path, [layout.folder, of.folder])
+            if name not in limits or content is None:  # a folder or readme.html
+                continue
+            if folder not in folders:
+                folders.append(folder)
+            if only_version or len(folders) > 1:
+                break
             if name in files:
-                where = f"{layout.folder}/{name}"
-                raise UserError(f"{path}: {where!r} is there twice; refused")
+                raise UserError(f"{path}: '{folder}/{name}' is there twice; refused")
             files[name] = content.read()
-    for name in cifar.limits(layout):
-        if name not in files:
-            raise UserError(
-                f"{path} has no {layout.folder}/{name}; get the archive again"
-            )
-    return files
-
-
-def _not_one_folder(path: pathlib.Path, found: list[str]) -> UserError:
-    folders = [layout.folder for _, layout in _versions()]
-    return UserError(
-        f"{path} must hold one of the folders {', '.join(folders)}, as the official "
-        f"archives do, but holds {' and '.join(found) or 'none of them'}"
-    )
+    if len(folders) != 1:
+        raise UserError(
+            f"{path} must hold one of the folders {', '.join(known)}, as the official "
+            f"archives do, but holds {' and '.join(folders) or 'none of them'}"
+        )
+    cifar, layout = known[folders[0]]
+    missing = [name for name in cifar.limits(layout) if name not in files]
+    if missing and not only_version:
+        raise UserError(
+            f"{path} has no {layout.folder}/{missing[0]}; get the archive again"
+        )
+    return cifar, layout, files
 
 
 def _safe_path(where: str, member: tarfile.TarInfo) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: their official archives, sizes and classes."""
+"""CIFAR-10 and CIFAR-100: their official archives and sizes."""
 
 import dataclasses
 
@@ -61,7 +61,6 @@ class Cifar:
       python: layout of the Python version.
       binary: layout of the binary version.
       labels: kinds of labels, in the order of their bytes in a binary record.
-      class_names: class names of the labels to train on.
       sizes: numbers of training and of test images.
       max_batch: largest batch file that is read, in bytes; the official ones have about
         half this size.
@@ -76,7 +75,6 @@ class Cifar:
     python: Layout
     binary: Layout
     labels: tuple[Labels, ...]
-    class_names: tuple[str, ...]
     sizes: tuple[int, int]
     max_batch: int
     mean: Statistics | None = None
@@ -84,7 +82,7 @@ class Cifar:
 
     @property
     def layouts(self) -> tuple[Layout, Layout]:
-        """Both layouts, Python first: only its unpacked folders can be verified."""
+        """Both layouts, Python first: only its unpacked files have checksums."""
         return self.python, self.binary
 
     @property
@@ -97,21 +95,6 @@ class Cifar:
         batches = dict.fromkeys(layout.batches, self.max_batch)
         return batches | dict.fromkeys(layout.names, _MAX_NAMES)
 
-
-_CLASSES_10 = "airplane automobile bird cat deer dog frog horse ship truck"
-
-_CLASSES_100 = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
-bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock
-cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
-forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
-lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange
-orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
-possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
-snail snake spider squirrel streetcar sunflower sweet_pepper table tank
-telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm
-"""
 
 _CIFAR10 = Cifar(
     name="cifar10",
@@ -143,7 +126,6 @@ _CIFAR10 = Cifar(
         pickled=False,
     ),
     labels=(Labels("label", 10, "labels", "label_names"),),
-    class_names=tuple(_CLASSES_10.split()),
     sizes=(50_000, 10_000),
     max_batch=64 * 2**20,
     mean=(0.4914, 0.48216, 0.44653),
@@ -180,7 +162,6 @@ _CIFAR100 = Cifar(
         Labels("coarse_label", 20, "coarse_labels", "coarse_label_names"),
         Labels("label", 100, "fine_labels", "fine_label_names"),
     ),
-    class_names=tuple(_CLASSES_100.split()),
     sizes=(50_000, 10_000),
     max_batch=320 * 2**20,
 )

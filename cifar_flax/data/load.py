@@ -7,7 +7,7 @@ import pathlib
 import re
 
 from cifar_flax.data import cache, download, own, tfds_source
-from cifar_flax.data.archive import check_contents, open_archive, read_archive
+from cifar_flax.data.archive import open_archive, read_archive
 from cifar_flax.data.cifar import CIFARS, Cifar
 from cifar_flax.data.dataset import Dataset, make_dataset
 from cifar_flax.errors import UserError
@@ -134,8 +134,7 @@ def _load_cifar(
     dataset = _load_prepared(data_dir, cifar.name)
     if dataset is not None:
         return dataset
-    names = [layout.archive for layout in (cifar.binary, cifar.python)]
-    names += [layout.folder for layout in cifar.layouts]
+    names = (cifar.binary.archive, cifar.python.archive, cifar.python.folder)
     for folder in (data_dir, data_dir / "downloads" / "manual"):
         for name in names:
             if (folder / name).exists():
@@ -177,7 +176,6 @@ def _load_archive(
     dataset = cache.load_or_build(
         data_dir, archive.cifar.name, archive.cache_key, lambda: read_archive(archive)
     )
-    check_contents(archive, dataset)
     return dataclasses.replace(dataset, source=archive.source)
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import logging
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from cifar_flax.data import (
     prepare_cifar,
     tfds_source,
 )
+from cifar_flax.data.cifar import CIFARS
 from cifar_flax.errors import UserError
 from tests import archives
 from tests.archives import both_kinds
@@ -139,14 +141,13 @@ class TestArchive:
         with pytest.raises(UserError, match="--archive_sha256"):
             load_dataset(data_dir=data_dir, archive=folder)
 
-    def test_source_is_that_of_this_load(self, monkeypatch, data_dir, tmp_path, arrays):
-        archives.change(monkeypatch, "cifar10", sizes=(50, 10))
-        files = archives.binary_files(arrays)
-        folder = archives.write_folder(tmp_path / "f", files)
-        checksum = archives.batches_sha256(files)
-        load_dataset(data_dir=data_dir, archive=folder, archive_sha256=checksum)
-        again = load_dataset(data_dir=data_dir, archive=folder)
-        assert again.source == "unverified folder f"
+    def test_source_is_that_of_this_load(self, data_dir, official_archive):
+        checksum = archives.sha256(official_archive)
+        load_dataset(
+            data_dir=data_dir, archive=official_archive, archive_sha256=checksum
+        )
+        again = load_dataset(data_dir=data_dir, archive=official_archive)
+        assert again.source == f"official archive {official_archive.name}"
 
     def test_is_never_fallen_back_from(self, data_dir, tmp_path, shapes):
         with pytest.raises(UserError, match="there is no archive"):
@@ -208,14 +209,15 @@ class TestOnDisk(ByName):
         assert dataset.source == f"official archive {official_archive.name}"
 
     @pytest.mark.parametrize("place", [".", "downloads/manual"])
-    def test_unpacked_archive(
-        self, data_dir, official_archive, arrays, kind, name, place
-    ):
-        folder = data_dir / place / kind.binary_folder
-        archives.write_folder(folder, archives.binary_files(arrays))
+    def test_unpacked_archive(self, monkeypatch, data_dir, arrays, kind, name, place):
+        files = archives.python_files(arrays)
+        archives.write_folder(data_dir / place / kind.python_folder, files)
+        published = CIFARS[kind.name].python.md5
+        md5 = {name: hashlib.md5(files[name]).hexdigest() for name in published}
+        archives.change_layout(monkeypatch, kind.name, "python", md5=md5)
         dataset = load_dataset(name, data_dir=data_dir)
         archives.assert_holds(dataset, arrays)
-        assert dataset.source == f"unverified folder {kind.binary_folder}"
+        assert dataset.source == f"official folder {kind.python_folder}"
 
     def test_python_archive(self, monkeypatch, data_dir, arrays, kind, name):
         data_dir.mkdir()
@@ -233,15 +235,6 @@ class TestOnDisk(ByName):
         with pytest.raises(UserError, match="incomplete download"):
             load_dataset(name, data_dir=data_dir)
         assert not fetched
-
-    def test_official_sizes_are_required(
-        self, monkeypatch, data_dir, official_archive, kind, name
-    ):
-        archives.change(monkeypatch, kind.name, sizes=(50_000, 10_000))
-        data_dir.mkdir()
-        shutil.copy(official_archive, data_dir)
-        with pytest.raises(UserError, match=f"{kind.title} has 50000"):
-            load_dataset(name, data_dir=data_dir)
 
     def test_data_dir_may_come_from_the_environment(
         self, monkeypatch, data_dir, official_archive, arrays, name
