@@ -84,43 +84,33 @@ def measure_rate(
     Raises:
       UserError: the server does not answer in time, or does not send the file.
     """
-    sample = _Sample(url, seconds, sample_seconds)
-    sample.start()
-    sample.join(seconds)
-    host = urlsplit(url).hostname
-    if sample.error is not None:
-        raise UserError(f"{host} cannot be reached: {sample.error}")
-    if not sample.received:
-        raise UserError(f"{host} does not answer within {seconds:g} s")
-    return sample.received / max(time.monotonic() - sample.started, 1e-3)
+    started, received, errors = 0.0, 0, list[str]()
 
-
-class _Sample(threading.Thread):
-    """Downloads the beginning of a file.
-
-    It is a thread, because a name look-up has no time limit, and a daemon, so that the
-    program does not wait for it.
-    """
-
-    def __init__(self, url: str, seconds: float, sample_seconds: float) -> None:
-        super().__init__(daemon=True)
-        self._url, self._seconds, self._sample = url, seconds, sample_seconds
-        self.started = 0.0
-        self.received = 0
-        self.error: str | None = None
-
-    def run(self) -> None:
+    def fetch_sample() -> None:
+        nonlocal started, received
         try:
-            with _get(self._url, 0, (self._seconds, self._seconds)) as response:
-                self.started = time.monotonic()
+            with _get(url, 0, (seconds, seconds)) as response:
+                started = time.monotonic()
                 # Small pieces: a slow server takes seconds to fill a large one.
                 for chunk in response.raw.stream(4096, decode_content=False):
-                    self.received += len(chunk)
-                    elapsed = time.monotonic() - self.started
-                    if self.received >= _SAMPLE_BYTES or elapsed > self._sample:
+                    received += len(chunk)
+                    is_late = time.monotonic() - started > sample_seconds
+                    if received >= _SAMPLE_BYTES or is_late:
                         break
-        except Exception as error:  # reported to the caller, another thread
-            self.error = _reason(error)
+        except Exception as error:  # reported by the other thread
+            errors.append(_reason(error))
+
+    # A thread, because a name look-up has no time limit, and a daemon, so that the
+    # program does not wait for it.
+    thread = threading.Thread(target=fetch_sample, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    host = urlsplit(url).hostname
+    if errors:
+        raise UserError(f"{host} cannot be reached: {errors[0]}")
+    if not received:
+        raise UserError(f"{host} does not answer within {seconds:g} s")
+    return received / max(time.monotonic() - started, 1e-3)
 
 
 def download(
@@ -162,8 +152,7 @@ def download(
         with locked(path.with_name(path.name + ".lock"), wait=True):
             if path.exists():  # fetched by the process that had the lock
                 return path
-            pace = _Pace(url, size, *slowest)
-            _fetch_all(url, part, timeout, pace, attempts, pause)
+            _Download(url, part, size, timeout, slowest).fetch(attempts, pause)
             with part.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != sha256:
@@ -180,102 +169,99 @@ def download(
     return path
 
 
-def _fetch_all(
-    url: str,
-    part: pathlib.Path,
-    timeout: tuple[float, float],
-    pace: "_Pace",
-    attempts: int,
-    pause: float,
-) -> None:
-    """Downloads a file to ``part``, with new attempts while they make progress."""
-    import requests
-    import urllib3
+class _Download:
+    """A download to ``part``; the arguments are those of ``download``."""
 
-    furthest = failures = 0
-    while True:
-        try:
-            return _fetch_rest(url, part, timeout, pace)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            size = part.stat().st_size if part.exists() else 0
-            failures = 1 if size > furthest else failures + 1
-            furthest = max(furthest, size)
-            if failures >= attempts:
+    def __init__(
+        self,
+        url: str,
+        part: pathlib.Path,
+        size: int,
+        timeout: tuple[float, float],
+        slowest: tuple[float, float],
+    ) -> None:
+        self._url, self._part, self._size = url, part, size
+        self._timeout, self._slowest = timeout, slowest
+        self._since, self._from = time.monotonic(), 0  # of the measurement of the rate
+
+    def fetch(self, attempts: int, pause: float) -> None:
+        """Downloads the file, with new attempts while they make progress."""
+        import requests
+        import urllib3
+
+        furthest = failures = 0
+        while True:
+            try:
+                return self._fetch_rest()
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                size = self._done()
+                failures = 1 if size > furthest else failures + 1
+                furthest = max(furthest, size)
+                if failures >= attempts:
+                    raise UserError(
+                        f"{self._url} broke off after {size} bytes, {attempts} times "
+                        f"in a row: {_reason(error)}; run it again to continue from "
+                        "there"
+                    ) from error
+                logger.warning(
+                    "the download broke off after %d bytes (%s); continuing",
+                    size,
+                    _reason(error),
+                )
+                time.sleep(pause * 2 ** (failures - 1))
+
+    def _done(self) -> int:
+        return self._part.stat().st_size if self._part.exists() else 0
+
+    def _fetch_rest(self) -> None:
+        """Downloads the rest, or everything if the server cannot resume."""
+        done = self._done()
+        with _get(self._url, done, self._timeout) as response:
+            if response.status_code == 416:
+                return  # no bytes are left; the checksum is tested later
+            span = response.headers.get("Content-Range", "")
+            resumed = span.startswith(f"bytes {done}-")  # not every server can
+            if not resumed:
+                done = 0
+            length = response.headers.get("Content-Length", "")
+            if length.isdigit() and done + int(length) != self._size:
                 raise UserError(
-                    f"{url} broke off after {size} bytes, {attempts} times in a row: "
-                    f"{_reason(error)}; run it again to continue from there"
-                ) from error
-            logger.warning(
-                "the download broke off after %d bytes (%s); continuing",
-                size,
-                _reason(error),
-            )
-            time.sleep(pause * 2 ** (failures - 1))
+                    f"{self._url} has {done + int(length)} bytes instead of "
+                    f"{self._size}: it is another file; save the archive yourself and "
+                    "pass --data_archive=PATH"
+                )
+            with (
+                self._part.open("ab" if resumed else "wb") as file,
+                _progress(self._part.stem, self._size) as show,
+            ):
+                # The raw stream: requests would unpack a .gz that is declared as
+                # encoded.
+                while chunk := response.raw.read1(_CHUNK, decode_content=False):
+                    done += len(chunk)
+                    self._check(done)
+                    file.write(chunk)
+                    show(done)
 
-
-class _Pace:
-    """Checks over all attempts that a server sends the right size fast enough."""
-
-    def __init__(self, url: str, size: int, rate: float, seconds: float):
-        """Expects ``size`` bytes, at a mean ``rate`` per second over ``seconds``."""
-        self._url, self._size, self._rate, self._seconds = url, size, rate, seconds
-        self._since, self._from = time.monotonic(), 0
-
-    def check_total(self, total: int) -> None:
-        """Raises a UserError if the server announces another size."""
-        if total != self._size:
-            raise UserError(
-                f"{self._url} has {total} bytes instead of {self._size}: it is another "
-                "file; save the archive yourself and pass --data_archive=PATH"
-            )
-
-    def check(self, part: pathlib.Path, done: int) -> None:
+    def _check(self, done: int) -> None:
         """Raises a UserError if too much has arrived, or recently too little."""
         if done > self._size:
-            part.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
             raise UserError(
                 f"{self._url} sends more than the {self._size} bytes of the file; the "
                 "part that had arrived was deleted; try again"
             )
+        lowest, over = self._slowest
         seconds = time.monotonic() - self._since
-        if seconds < self._seconds:
+        if seconds < over:
             return
         rate = (done - self._from) / seconds
-        if rate < self._rate:
+        if rate < lowest:
             raise UserError(
                 f"{self._url} sends {rate:.0f} bytes a second, which is too slow; run "
                 "it again later to continue from there, or save the archive yourself "
                 "and pass --data_archive=PATH"
             )
         self._since, self._from = time.monotonic(), done
-
-
-def _fetch_rest(
-    url: str, part: pathlib.Path, timeout: tuple[float, float], pace: _Pace
-) -> None:
-    """Downloads the rest of ``part``, or everything if the server cannot resume."""
-    done = part.stat().st_size if part.exists() else 0
-    with _get(url, done, timeout) as response:
-        if response.status_code == 416:
-            return  # no bytes are left; the checksum is tested later
-        span = response.headers.get("Content-Range", "")
-        resumed = span.startswith(f"bytes {done}-")  # not every server can
-        if not resumed:
-            done = 0
-        length = response.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdigit() else None
-        if total is not None:
-            pace.check_total(total)
-        with (
-            part.open("ab" if resumed else "wb") as file,
-            _progress(part.stem, total) as show,
-        ):
-            # The raw stream: requests would unpack a .gz that is declared as encoded.
-            while chunk := response.raw.read1(_CHUNK, decode_content=False):
-                done += len(chunk)
-                pace.check(part, done)
-                file.write(chunk)
-                show(done)
 
 
 def _get(url: str, start: int, timeout: tuple[float, float]) -> Any:
@@ -310,28 +296,16 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows a download's progress: a bar on a terminal, else a log line every 10 %."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-        with Progress(
-            TextColumn(name),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        ) as bar:
-            task = bar.add_task("download", total=total)
+        columns = (*Progress.get_default_columns(), DownloadColumn())
+        console = Console(stderr=True)
+        with Progress(*columns, TransferSpeedColumn(), console=console) as bar:
+            task = bar.add_task(name, total=total)
             yield lambda done: bar.update(task, completed=done)
         return
 
@@ -339,7 +313,7 @@ def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
     def show(done: int) -> None:
         nonlocal tenths
-        if total and done * 10 // total > tenths:
+        if done * 10 // total > tenths:
             tenths = done * 10 // total
             logger.info("downloaded %d %% of %.0f MB", tenths * 10, total / 1e6)
 
