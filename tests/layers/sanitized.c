@@ -101,9 +101,9 @@ static void call(Handler *handler, int inputs, Tensor *in, int outputs, Tensor *
   XLA_FFI_Scalar scalars[2];
   void *args[4], *rets[2], *attrs[2];
   for (int k = 0; k < inputs + outputs; k++) {
-    Tensor *t = k < inputs ? in + k : out + k - inputs;
+    Tensor *t = k < inputs ? &in[k] : &out[k - inputs];
     buffers[k] = (XLA_FFI_Buffer){.data = t->data, .dims = t->shape};
-    *(k < inputs ? args + k : rets + k - inputs) = buffers + k;
+    *(k < inputs ? &args[k] : &rets[k - inputs]) = &buffers[k];
   }
   for (int k = 0; k < numbers; k++) {
     scalars[k] = (XLA_FFI_Scalar){.value = number + k};

@@ -27,7 +27,7 @@ def for_processor(name):
 def compiled(path, source, compiler, *options):
     """Compiles a file; returns what the compiler says and whether it succeeds."""
     flags = [flag for flag in library._flags() if flag != "-shared"]
-    command = [compiler, *flags, *options, str(source), "-o", str(path), "-lm"]
+    command = [compiler, *flags, str(source), *options, "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stderr, done.returncode == 0
 
@@ -60,8 +60,9 @@ def test_compilers_do_not_warn(tmp_path, empty, compiler, variant):
 def test_sanitizers_find_no_error(tmp_path, empty, sanitizer, variant):
     program, compiler = tmp_path / "program", library._find_compiler()[0]
     options = [
-        *(for_processor(variant), "-O2", "-g", "-pthread", f"-I{library.FOLDER}"),
-        *(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"),
+        *(for_processor(variant), "-O2", "-g", "-pthread", "-lm"),
+        *(f"-I{library.FOLDER}", f"-fsanitize={sanitizer}"),
+        "-fno-sanitize-recover=all",
     ]
     has_sanitizer = compiled(program, empty, compiler, *options)[1]
     if not (has_sanitizer and subprocess.run(program).returncode == 0):
