@@ -16,6 +16,7 @@ has no NaN and no infinity, so these are written as null. This module does not n
 import dataclasses
 import errno
 import io
+import math
 import os
 import pathlib
 import zipfile
@@ -68,7 +69,6 @@ Number = Annotated[float, Meta(ge=-_HUGE, le=_HUGE)]
 NotNegative = Annotated[float, Meta(ge=0, le=_HUGE)]
 Positive = Annotated[float, Meta(ge=1e-39, le=_HUGE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Figures = Number | None | list[Number | None]  # one replica's, or a list of all
 Plain = None | bool | int | float | str
 Setting = None | bool | int | float | str | list[Plain] | dict[str, Plain | list[Plain]]
 OneOrMore = Meta(min_length=1)
@@ -193,19 +193,38 @@ def _check_item(parent: dict[str, Any], where: str, name: str, kind: Any) -> Non
 class LogPoint(msgspec.Struct, kw_only=True):
     """A line of ``metrics.jsonl``: the metrics at the end of an epoch.
 
-    Losses and accuracies are a number for one replica and a list for several. They are
-    NaN or null for a diverged replica. Without validation, its metrics are null.
+    Losses and accuracies are lists with a number for each seed, which is NaN if the
+    seed has diverged. Without validation, its two metrics are None. In the file, a list
+    of one number is that number, and NaN is null.
     """
 
     step: Count
     epoch: Epochs
     learning_rate: NotNegative
-    train_loss: Figures
-    train_accuracy: Figures
-    val_loss: Figures
-    val_accuracy: Figures
+    train_loss: list[float]
+    train_accuracy: list[float]
+    val_loss: list[float] | None
+    val_accuracy: list[float] | None
     images_per_second: NotNegative
     seconds: NotNegative
+
+
+_OF_SEEDS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+# A ``LogPoint`` as it is in the file.
+_Line = msgspec.defstruct(
+    "_Line",
+    [
+        (
+            field.name,
+            Number | None | list[Number | None]
+            if field.name in _OF_SEEDS
+            else field.type,
+        )
+        for field in msgspec.structs.fields(LogPoint)
+    ],
+    kw_only=True,
+)
 
 
 class Layer(msgspec.Struct, kw_only=True):
@@ -444,7 +463,7 @@ def read_metrics(folder: pathlib.Path) -> list[LogPoint]:
             continue
         where = f"line {number} of {path} is damaged"
         try:
-            points.append(decode(line, LogPoint, where))
+            points.append(_from_line(decode(line, _Line, where)))
         except UserError:
             if number < len(lines):
                 raise
@@ -570,4 +589,24 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _to_lines(points: Sequence[LogPoint]) -> bytes:
-    return b"".join(encode(point) + b"\n" for point in points)
+    return b"".join(encode(_to_line(point)) + b"\n" for point in points)
+
+
+def _to_line(point: LogPoint) -> msgspec.Struct:
+    fields = msgspec.structs.asdict(point)
+    for name in _OF_SEEDS:
+        values = fields[name]
+        if values is not None and len(values) == 1:
+            fields[name] = values[0]
+    return _Line(**fields)
+
+
+def _from_line(line: msgspec.Struct) -> LogPoint:
+    fields = msgspec.structs.asdict(line)
+    for name in _OF_SEEDS:
+        values = fields[name]
+        if values is None and name in ("val_loss", "val_accuracy"):
+            continue
+        values = values if isinstance(values, list) else [values]
+        fields[name] = [math.nan if value is None else value for value in values]
+    return LogPoint(**fields)

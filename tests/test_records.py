@@ -113,6 +113,42 @@ def test_metrics_are_appended_and_cut(tmp_path):
     assert records.read_metrics(tmp_path) == lines[:2]
 
 
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        ([0.5], 0.5),
+        ([0.5, 0.25], [0.5, 0.25]),
+        ([float("nan"), 0.25], [None, 0.25]),
+        (None, None),
+    ],
+)
+def test_metrics_of_seeds_are_lists_and_those_of_one_are_a_number_in_the_file(
+    tmp_path, values, written
+):
+    losses = [1.0] * len(values or [0.0])
+    line = make_point(1, train_loss=losses, train_accuracy=losses, val_loss=values)
+    records.cut_metrics(tmp_path, 0)
+    records.append_metrics(tmp_path, [line])
+    text = (tmp_path / records.METRICS).read_text()
+    assert json.loads(text)["val_loss"] == written
+    assert list(json.loads(text)) == list(records.LogPoint.__struct_fields__)
+    (read,) = records.read_metrics(tmp_path)
+    assert read.train_loss == losses
+    assert (read.val_loss is None) == (values is None)
+    if values is not None:
+        np.testing.assert_array_equal(read.val_loss, values)
+
+
+def test_a_single_seed_that_diverged_is_a_list_too(tmp_path):
+    line = {"step": 1, "epoch": 1, "learning_rate": 0.1, "train_loss": None}
+    line |= {"train_accuracy": None, "val_loss": None, "val_accuracy": None}
+    line |= {"images_per_second": 1.0, "seconds": 1.0}
+    (tmp_path / records.METRICS).write_text(json.dumps(line) + "\n")
+    (read,) = records.read_metrics(tmp_path)
+    assert np.isnan(read.train_loss).tolist() == [True]
+    assert read.val_accuracy is None
+
+
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     records.cut_metrics(tmp_path, 0)
     records.append_metrics(tmp_path, [make_point(1)])

@@ -246,10 +246,9 @@ class _Session:
         if self._subject.splits.val is not None:
             val = trainer.evaluate(progress.state, self._subject.splits.val)
 
-        def figures(values: np.ndarray) -> records.Figures:
-            """Returns a number for one replica, a list for several; NaN if diverged."""
-            values = np.where(np.isnan(progress.train_loss), np.nan, values)
-            return values.tolist() if len(values) > 1 else values.item()
+        def of_seeds(values: np.ndarray) -> list[float]:
+            """Returns the value of each seed; NaN if the seed has diverged."""
+            return np.where(np.isnan(progress.train_loss), np.nan, values).tolist()
 
         last = self._lines[-1] if self._lines else None
         steps = progress.step - (last.step if last else 0)
@@ -259,10 +258,10 @@ class _Session:
             step=progress.step,
             epoch=-(-progress.step // trainer.steps_per_epoch),
             learning_rate=progress.learning_rate,
-            train_loss=figures(progress.train_loss),
-            train_accuracy=figures(progress.train_accuracy),
-            val_loss=None if val is None else figures(val.loss),
-            val_accuracy=None if val is None else figures(val.accuracy),
+            train_loss=of_seeds(progress.train_loss),
+            train_accuracy=of_seeds(progress.train_accuracy),
+            val_loss=None if val is None else of_seeds(val.loss),
+            val_accuracy=None if val is None else of_seeds(val.accuracy),
             images_per_second=images / elapsed,
             seconds=seconds,
         )
