@@ -18,7 +18,7 @@ import numpy as np
 
 from cifar_flax.data.batches import read_batch, read_class_names
 from cifar_flax.data.cifar import CIFARS, Cifar, Layout
-from cifar_flax.data.dataset import Dataset, make_dataset
+from cifar_flax.data.dataset import Dataset, by_field, make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 
@@ -137,17 +137,18 @@ def read_archive(archive: Archive) -> Dataset:
     Raises:
       UserError: the archive is damaged, hostile, or has another layout.
     """
-    contents = read_contents(archive)
+    contents, cifar = read_contents(archive), archive.cifar
+    pairs = {
+        split: (images, contents.labels[split]["label"])
+        for split, images in contents.images.items()
+    }
     return make_dataset(
-        archive.cifar.name,
-        contents.images["train"],
-        contents.labels["train"]["label"],
-        contents.images["test"],
-        contents.labels["test"]["label"],
-        contents.class_names["label"],
+        cifar.name,
+        class_names=contents.class_names["label"],
         source=archive.source,
-        mean=archive.cifar.mean,
-        std=archive.cifar.std,
+        mean=cifar.mean,
+        std=cifar.std,
+        **by_field(pairs),
     )
 
 

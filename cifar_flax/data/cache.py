@@ -11,14 +11,11 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from cifar_flax.data.dataset import Dataset, Statistics, make_dataset
+from cifar_flax.data.dataset import Dataset, Statistics, by_field, make_dataset
 from cifar_flax.files import InUseError, locked, remove_partial, replacing
 
 # Increase it when decoding changes, so that files of older versions are not read.
 VERSION = 1
-
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-_OPTIONAL = ("val_images", "val_labels")
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +64,8 @@ def _load(path: pathlib.Path) -> Dataset | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if any(member.compress_type for member in stored.zip.infolist()):
                 raise ValueError("compressed, but files of this cache are not")
-            text = stored["details"].item()
-            optional = [key for key in _OPTIONAL if key in stored.files]
-            arrays = {key: stored[key] for key in (*_ARRAYS, *optional)}
-        details = msgspec.json.decode(text, type=_Details)
+            arrays = dict(stored)
+        details = msgspec.json.decode(arrays.pop("details").item(), type=_Details)
         return make_dataset(**arrays, **msgspec.structs.asdict(details))
     except FileNotFoundError:
         return None
@@ -85,8 +80,7 @@ def _load(path: pathlib.Path) -> Dataset | None:
 
 
 def _store(path: pathlib.Path, dataset: Dataset) -> None:
-    optional = _OPTIONAL if dataset.has_validation else ()
-    arrays = {key: getattr(dataset, key) for key in (*_ARRAYS, *optional)}
+    arrays = by_field(dataset.pairs)
     names = _Details.__struct_fields__
     details = _Details(**{name: getattr(dataset, name) for name in names})
     try:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ import numpy as np
 from cifar_flax.errors import UserError, one_line
 
 Statistics = tuple[float, ...]
+
+# Images uint8 [N, H, W, C] and labels [N] of a split.
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,9 +56,29 @@ class Dataset:
         return self.val_images is not None
 
     @property
+    def pairs(self) -> dict[str, Pair]:
+        """Images and labels of 'train', 'test' and, if there are any, 'val'."""
+        pairs = {
+            "train": (self.train_images, self.train_labels),
+            "test": (self.test_images, self.test_labels),
+        }
+        if self.val_images is not None and self.val_labels is not None:
+            pairs["val"] = (self.val_images, self.val_labels)
+        return pairs
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+
+def by_field(pairs: Mapping[str, Pair]) -> dict[str, Any]:
+    """Returns the arrays of ``Dataset.pairs`` by the names of its fields."""
+    return {
+        f"{split}_{what}": array
+        for split, pair in pairs.items()
+        for what, array in zip(("images", "labels"), pair, strict=True)
+    }
 
 
 def make_dataset(
@@ -100,34 +123,27 @@ def make_dataset(
     if (val_images is None) != (val_labels is None):
         given = "val_images" if val_labels is None else "val_labels"
         raise UserError(f"{name}: only {given} is given; give images and labels")
-    images, labels, shape = {}, {}, None
-    splits = [
-        ("train", train_images, train_labels),
-        ("test", test_images, test_labels),
-        ("val", val_images, val_labels),
-    ]
-    for split, x, y in splits if val_images is not None else splits[:2]:
+    pairs = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+    if val_images is not None and val_labels is not None:
+        pairs["val"] = (val_images, val_labels)
+    shape = None
+    for split, (x, y) in pairs.items():
         where = f"{name}, {split} split"
-        images[split] = check_images(where, x, shape)
-        labels[split] = check_labels(where, y, len(images[split]), len(names))
-        shape = images[split].shape[1:]
+        x = check_images(where, x, shape)
+        pairs[split] = x, check_labels(where, y, len(x), len(names))
+        shape = x.shape[1:]
     if mean is None or std is None:
-        computed = channel_statistics(images["train"])
+        computed = channel_statistics(pairs["train"][0])
         mean, std = mean or computed[0], std or computed[1]
-    mean, std = check_statistics(name, mean, std, images["train"].shape[-1])
+    mean, std = check_statistics(name, mean, std, pairs["train"][0].shape[-1])
     return Dataset(
         name=name,
-        train_images=images["train"],
-        train_labels=labels["train"],
-        test_images=images["test"],
-        test_labels=labels["test"],
         class_names=names,
         mean=mean,
         std=std,
-        fingerprint=fingerprint or _fingerprint(images, labels, names),
+        fingerprint=fingerprint or _fingerprint(pairs, names),
         source=source,
-        val_images=images.get("val"),
-        val_labels=labels.get("val"),
+        **by_field(pairs),
     )
 
 
@@ -158,21 +174,16 @@ def channel_statistics(images: np.ndarray) -> tuple[Statistics, Statistics]:
     return tuple(mean), tuple(std)
 
 
-def _fingerprint(
-    images: dict[str, np.ndarray], labels: dict[str, np.ndarray], names: tuple[str, ...]
-) -> str:
+def _fingerprint(pairs: Mapping[str, Pair], names: tuple[str, ...]) -> str:
     """Computes ``Dataset.fingerprint``."""
     digest = hashlib.sha256()
-
-    def update(split: str) -> None:
-        digest.update(images[split].data)
-        digest.update(labels[split].astype("<i4").data)
-
-    update("train")
-    update("test")
-    digest.update("\n".join(names).encode())
-    if "val" in images:
-        update("val")
+    for split, (images, labels) in pairs.items():
+        if split == "val":  # it came later than the names
+            digest.update("\n".join(names).encode())
+        digest.update(images.data)
+        digest.update(labels.astype("<i4").data)
+    if "val" not in pairs:
+        digest.update("\n".join(names).encode())
     return digest.hexdigest()
 
 

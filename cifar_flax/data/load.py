@@ -9,7 +9,7 @@ import re
 from cifar_flax.data import cache, download, own, tfds_source
 from cifar_flax.data.archive import open_archive, read_archive
 from cifar_flax.data.cifar import CIFARS, Cifar
-from cifar_flax.data.dataset import Dataset, make_dataset
+from cifar_flax.data.dataset import Dataset, by_field, make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 
@@ -74,17 +74,15 @@ def _fit(dataset: Dataset, size: int | None) -> Dataset:
         return dataset
     from cifar_flax.data.images import fit_array  # Pillow takes a while to load
 
-    val_images = dataset.val_images
+    pairs = {
+        split: (fit_array(images, size), labels)
+        for split, (images, labels) in dataset.pairs.items()
+    }
     return make_dataset(
         dataset.name,
-        fit_array(dataset.train_images, size),
-        dataset.train_labels,
-        fit_array(dataset.test_images, size),
-        dataset.test_labels,
-        dataset.class_names,
+        class_names=dataset.class_names,
         source=f"{dataset.source}, resized to {size} x {size}",
-        val_images=None if val_images is None else fit_array(val_images, size),
-        val_labels=dataset.val_labels,
+        **by_field(pairs),
     )
 
 

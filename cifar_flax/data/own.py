@@ -21,6 +21,8 @@ import numpy as np
 from cifar_flax.data import cache
 from cifar_flax.data.dataset import (
     Dataset,
+    Pair,
+    by_field,
     check_images,
     check_labels,
     describe,
@@ -55,10 +57,6 @@ _NAMES = {
 }
 
 
-# Images and labels.
-_Pair = tuple[np.ndarray, np.ndarray]
-
-
 def is_own(name: str) -> bool:
     """Returns whether the name of a data set says where it is."""
     kind, colon, path = name.partition(":")
@@ -88,11 +86,12 @@ def load_own(name: str, data_dir: pathlib.Path, size: int | None) -> Dataset:
     if kind == "npz":
         return _read_npz(path, title, size)
     listing = _list_folder(path)
-
-    def build() -> Dataset:
-        return _read_folder(path, title, listing, size)
-
-    return cache.load_or_build(data_dir, title, _key(path, listing, size), build)
+    return cache.load_or_build(
+        data_dir,
+        title,
+        _key(path, listing, size),
+        lambda: _read_folder(path, title, listing, size),
+    )
 
 
 def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
@@ -105,54 +104,43 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
         raise
     except Exception as error:  # NumPy may raise anything for a damaged file
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-    found = {split: _split_of(arrays, split, str(path)) for split in _NAMES}
-    pairs = {split: pair for split, pair in found.items() if pair is not None}
+    pairs = {
+        split: pair
+        for split in _NAMES
+        if (pair := _split_of(arrays, split, str(path))) is not None
+    }
     if "train" not in pairs:
         raise UserError(
             f"{path} has the arrays {', '.join(arrays)}; it needs images and labels, "
             "or train_images and train_labels, and test_images and test_labels if any"
         )
-    pairs, source = _with_test(pairs, path.name)
     count = max(int(labels.max()) for _, labels in pairs.values()) + 1
     names = _class_names(arrays.get("class_names"), count, str(path))
     if size is not None:
         from cifar_flax.data.images import fit_array  # Pillow takes a while to load
 
         pairs = {split: (fit_array(x, size), y) for split, (x, y) in pairs.items()}
-    return _make(title, pairs, source, names)
-
-
-def _with_test(pairs: dict[str, _Pair], source: str) -> tuple[dict[str, _Pair], str]:
-    """Returns the splits with a test set, and a source that says where it is from.
-
-    If there is no test set, the validation images become it, or else a part of the
-    training images.
-    """
-    if "test" in pairs:
-        return pairs, source
-    if "val" in pairs:
-        rest = {"train": pairs["train"], "test": pairs["val"]}
-        return rest, f"{source}, its validation images as the test set"
-    train, test, source = _hold_out(*pairs["train"], source)
-    return {"train": train, "test": test}, source
+    return _make(title, pairs, path.name, names)
 
 
 def _make(
-    title: str, pairs: dict[str, _Pair], source: str, names: Sequence[str]
+    title: str, pairs: dict[str, Pair], source: str, names: Sequence[str]
 ) -> Dataset:
-    val_images, val_labels = pairs.get("val", (None, None))
-    return make_dataset(
-        title,
-        *pairs["train"],
-        *pairs["test"],
-        names,
-        source=source,
-        val_images=val_images,
-        val_labels=val_labels,
-    )
+    """Makes a data set of images and labels by split.
+
+    If there is no test set, the validation images become it, or else a part of the
+    training images. The source says so.
+    """
+    if "test" not in pairs and "val" in pairs:
+        pairs = {"train": pairs["train"], "test": pairs["val"]}
+        source += ", its validation images as the test set"
+    elif "test" not in pairs:
+        train, test, source = _hold_out(*pairs["train"], source)
+        pairs = {"train": train, "test": test}
+    return make_dataset(title, class_names=names, source=source, **by_field(pairs))
 
 
-def _split_of(arrays: dict[str, np.ndarray], split: str, where: str) -> _Pair | None:
+def _split_of(arrays: dict[str, np.ndarray], split: str, where: str) -> Pair | None:
     """Checks and returns the arrays of a split; None if there are none."""
     found = [pair for pair in _NAMES[split] if all(name in arrays for name in pair)]
     if not found:
@@ -278,14 +266,14 @@ def _read_folder(
             f"{needed / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB; give "
             "a smaller --image_size, or fewer pictures"
         )
-    pairs: dict[str, _Pair] = {}
+    pairs: dict[str, Pair] = {}
     for split, pictures in files.items():
         images = np.empty((len(pictures), *shape), np.uint8)
         for index, (path, _) in enumerate(pictures):
             images[index] = read_image(path, *shape)
         labels = np.array([label for _, label in pictures], np.int32)
         pairs["val" if split in _VALS else split] = images, labels
-    return _make(title, *_with_test(pairs, folder.name), names)
+    return _make(title, pairs, folder.name, names)
 
 
 def _common_shape(paths: list[pathlib.Path], size: int | None) -> tuple[int, int, int]:
@@ -309,7 +297,7 @@ def _common_shape(paths: list[pathlib.Path], size: int | None) -> tuple[int, int
 
 def _hold_out(
     images: np.ndarray, labels: np.ndarray, source: str
-) -> tuple[_Pair, _Pair, str]:
+) -> tuple[Pair, Pair, str]:
     """Divides images into training and test set by class; also returns a new source."""
     rng, held = np.random.default_rng(0), np.zeros(len(labels), bool)
     for label in np.unique(labels):

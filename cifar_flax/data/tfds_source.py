@@ -19,7 +19,7 @@ import numpy as np
 
 from cifar_flax.data import archive
 from cifar_flax.data.cifar import CIFARS
-from cifar_flax.data.dataset import Dataset, make_dataset
+from cifar_flax.data.dataset import Dataset, Pair, by_field, make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, locked
 
@@ -95,24 +95,22 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
         builder = tfds.builder_from_directory(folder)
         image_key, label_key = _check_features(name, builder.info)
         _check_splits(folder, name, builder.info.splits)
-        train = _read_split(builder, "train", image_key, label_key)
-        test = _read_split(builder, "test", image_key, label_key)
-        val: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None)
+        splits = {"train": "train", "test": "test"}
         if VALIDATION in builder.info.splits:
-            val = _read_split(builder, VALIDATION, image_key, label_key)
-        names = builder.info.features[label_key].names
+            splits["val"] = VALIDATION
+        pairs = {
+            ours: _read_split(builder, theirs, image_key, label_key)
+            for ours, theirs in splits.items()
+        }
         file_format = builder.info.file_format.value
         cifar = CIFARS.get(name)
         return make_dataset(
             name,
-            *train,
-            *test,
-            names,
+            class_names=builder.info.features[label_key].names,
             source=f"tensorflow-datasets {name}/{folder.name} ({file_format})",
             mean=cifar.mean if cifar else None,
             std=cifar.std if cifar else None,
-            val_images=val[0],
-            val_labels=val[1],
+            **by_field(pairs),
         )
 
 
@@ -255,9 +253,7 @@ def _check_splits(folder: pathlib.Path, name: str, splits: Any) -> None:
         )
 
 
-def _read_split(
-    builder: Any, split: str, image_key: str, label_key: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_split(builder: Any, split: str, image_key: str, label_key: str) -> Pair:
     """Returns images uint8 [N, H, W, C] and labels int64 [N] of a split."""
     count = builder.info.splits[split].num_examples
     images = np.empty((count, *builder.info.features[image_key].shape), np.uint8)
