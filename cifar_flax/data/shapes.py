@@ -38,26 +38,6 @@ def _norm(x: Array, y: Array) -> Array:
     return np.sqrt(x * x + y * y)
 
 
-def _disk(x: Array, y: Array) -> Array:
-    return _norm(x, y) - 0.9
-
-
-def _ring(x: Array, y: Array) -> Array:
-    return abs(_norm(x, y) - 0.75) - 0.25
-
-
-def _square(x: Array, y: Array) -> Array:
-    return np.maximum(abs(x), abs(y)) - 0.8
-
-
-def _diamond(x: Array, y: Array) -> Array:
-    return 0.8 * abs(x) + 0.6 * abs(y) - 0.66
-
-
-def _triangle(x: Array, y: Array) -> Array:
-    return np.maximum(0.866 * abs(x) - 0.5 * y, y) - 0.55
-
-
 def _star(x: Array, y: Array) -> Array:
     # Two reflections fold the plane into the wedge of one point of the star.
     x, y = abs(x), -y
@@ -73,14 +53,6 @@ def _cross(x: Array, y: Array) -> Array:
     return np.maximum(np.minimum(x, y) - 0.28, np.maximum(x, y) - 1.0)
 
 
-def _crescent(x: Array, y: Array) -> Array:
-    return np.maximum(_norm(x, y) - 1.0, 0.8 - _norm(x - 0.55, y))
-
-
-def _bars(x: Array, y: Array) -> Array:
-    return np.maximum(abs(x) - 0.95, abs(abs(y) - 0.6) - 0.27)
-
-
 def _heart(x: Array, y: Array) -> Array:
     x, y = abs(x), 0.2 - y
     lobes = _norm(x - 0.5, y - 0.5) - 0.66
@@ -90,15 +62,21 @@ def _heart(x: Array, y: Array) -> Array:
 # name: (signed distance from the outline, negative inside, in units of the figure's
 # radius, at points x to the right and y down; largest rotation as tan(angle / 2)).
 FIGURES: dict[str, tuple[Callable[[Array, Array], Array], float]] = {
-    "disk": (_disk, 1.0),
-    "ring": (_ring, 1.0),
-    "square": (_square, 0.14),  # 16 degrees: at 45 it would be a diamond
-    "diamond": (_diamond, 0.14),
-    "triangle": (_triangle, 0.27),  # 30 degrees
+    "disk": (lambda x, y: _norm(x, y) - 0.9, 1.0),
+    "ring": (lambda x, y: abs(_norm(x, y) - 0.75) - 0.25, 1.0),
+    # 16 degrees: at 45 it would be a diamond
+    "square": (lambda x, y: np.maximum(abs(x), abs(y)) - 0.8, 0.14),
+    "diamond": (lambda x, y: 0.8 * abs(x) + 0.6 * abs(y) - 0.66, 0.14),
+    # 30 degrees
+    "triangle": (lambda x, y: np.maximum(0.866 * abs(x) - 0.5 * y, y) - 0.55, 0.27),
     "star": (_star, 0.27),
     "cross": (_cross, 0.18),  # 20 degrees
-    "crescent": (_crescent, 1.0),  # 90 degrees, and it opens to either side
-    "bars": (_bars, 1.0),
+    # 90 degrees, and it opens to either side
+    "crescent": (
+        lambda x, y: np.maximum(_norm(x, y) - 1.0, 0.8 - _norm(x - 0.55, y)),
+        1.0,
+    ),
+    "bars": (lambda x, y: np.maximum(abs(x) - 0.95, abs(abs(y) - 0.6) - 0.27), 1.0),
     "heart": (_heart, 0.27),
 }
 

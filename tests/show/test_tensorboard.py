@@ -5,12 +5,13 @@ import resource
 import shutil
 import struct
 import sys
+import types
 
 import pytest
 
 from cifar_flax.errors import UserError
 from cifar_flax.records import LogPoint
-from cifar_flax.show.tensorboard import FOLDER, EventWriter, TensorBoard
+from cifar_flax.show.tensorboard import FOLDER, TensorBoard
 
 LINE = LogPoint(
     step=7,
@@ -25,9 +26,21 @@ LINE = LogPoint(
 )
 
 
+@contextlib.contextmanager
+def opened(folder):
+    """The observer of a run of two seeds."""
+    trainer = types.SimpleNamespace(seeds=(3, 5))
+    events = TensorBoard()
+    events.started(
+        types.SimpleNamespace(kind="run", folder=folder, trainer=trainer, step=0)
+    )
+    yield events
+    events.ended(None)
+
+
 def test_every_figure_of_every_seed_is_written(tmp_path):
-    with contextlib.closing(EventWriter(tmp_path, (3, 5), step=0)) as events:
-        events.write(LINE)
+    with opened(tmp_path) as events:
+        events.epoch_done(LINE, None)
     (file,) = (tmp_path / FOLDER).iterdir()
     content = file.read_bytes()
     for tag, value in [
@@ -43,14 +56,14 @@ def test_every_figure_of_every_seed_is_written(tmp_path):
 
 def test_on_a_full_disk_it_gives_up_and_says_so(tmp_path, caplog):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with contextlib.closing(EventWriter(tmp_path, (3, 5), step=0)) as events:
+    with opened(tmp_path) as events:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
         try:
             for _ in range(30):
-                events.write(LINE)
+                events.epoch_done(LINE, None)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        events.write(LINE)
+        events.epoch_done(LINE, None)
     (record,) = caplog.records
     assert "cannot write events for TensorBoard (File too large)" in record.getMessage()
 
@@ -62,10 +75,10 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
 
 
 def test_a_folder_that_is_removed_is_made_again(tmp_path, caplog):
-    with contextlib.closing(EventWriter(tmp_path, (3, 5), step=0)) as events:
-        events.write(LINE)
+    with opened(tmp_path) as events:
+        events.epoch_done(LINE, None)
         shutil.rmtree(tmp_path / FOLDER)
-        events.write(LINE)
+        events.epoch_done(LINE, None)
     (file,) = (tmp_path / FOLDER).iterdir()
     assert b"train_loss/seed_5" in file.read_bytes()
     assert "was removed and is created again" in caplog.text
