@@ -31,8 +31,11 @@ LIBRARIES = (
     *("orbax.checkpoint", "optax"),
 )
 
-# Time limit of a command, without the start of the libraries.
+# Limit on the memory of a command, in addition to that of the libraries.
 MEMORY_BYTES = 4 * 2**30
+
+# On a busy machine a command may take this many times its limit; then it hangs.
+WALL_TIMES = 10
 
 
 @contextlib.contextmanager
@@ -40,7 +43,8 @@ def server(folder):
     """A function that runs a module in a folder: ``run(module, *flags, limit=10)``.
 
     It returns a CompletedProcess, whose status is negative if the module was
-    killed at the limit, in seconds.
+    killed at the limit, in seconds of each core that it uses. On a busy machine, a
+    command takes longer and computes no more.
     """
     settings = {
         "PYTHONPATH": str(ROOT),
@@ -114,7 +118,9 @@ def serve():
 
 def run_child(words, limit, output, error):
     """Becomes the command; never returns."""
-    signal.setitimer(signal.ITIMER_REAL, limit)  # its signal kills the process
+    cores = os.cpu_count() or 1  # the threads of a process count together
+    signal.setitimer(signal.ITIMER_PROF, cores * limit)  # its signal kills the process
+    signal.setitimer(signal.ITIMER_REAL, WALL_TIMES * limit)  # and so does this one
     taken = re.search(r"VmSize:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())
     most = int(taken[1]) * 1024 + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
