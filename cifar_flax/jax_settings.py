@@ -1,12 +1,25 @@
 """The settings of JAX that reproducible results need."""
 
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Iterator
 
 import jax
 
 from cifar_flax.errors import UserError, one_line
+
+# Settings for debugging that this library turns off, and why.
+TURNED_OFF = {
+    "jax_debug_nans": "a run ends a seed whose loss becomes NaN, and names the step",
+    "jax_debug_infs": "a run ends a seed whose loss becomes infinite, and names the "
+    "step",
+    "jax_disable_jit": "its programs are compiled before they are called; to debug a "
+    "model, call it outside of a run",
+}
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -15,8 +28,8 @@ def known_settings() -> Iterator[None]:
 
     A seed then gives the same results even if the caller, or a variable such as
     ``JAX_ENABLE_X64``, has chosen another random number generator, 64-bit numbers, no
-    compilation, or an error at each NaN. (A run detects divergence itself.) It can also
-    decorate functions.
+    compilation, or an error at each NaN. A warning names a setting for debugging that
+    is turned off, once in a process. It can also decorate functions.
 
     Raises:
       UserError: JAX has no device, for example because ``JAX_PLATFORMS`` names a
@@ -30,6 +43,9 @@ def known_settings() -> Iterator[None]:
             f"JAX finds no device: JAX_PLATFORMS={platforms}; unset it, or name an "
             f"available platform such as cpu ({one_line(error) or 'no details'})"
         ) from error
+    for name in TURNED_OFF:
+        if getattr(jax.config, name):
+            _warn_of(name)
     with (
         jax.enable_x64(False),
         jax.default_prng_impl("threefry2x32"),
@@ -41,3 +57,8 @@ def known_settings() -> Iterator[None]:
         jax.debug_infs(False),
     ):
         yield
+
+
+@functools.cache
+def _warn_of(name: str) -> None:
+    logger.warning("%s has no effect in cifar_flax: %s", name, TURNED_OFF[name])
