@@ -14,14 +14,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from cifar_flax.definitions import without_none
 from cifar_flax.errors import UserError
-from cifar_flax.runs.settings import (
-    TYPES,
-    Settings,
-    choices_of,
-    parse_setting,
-    type_of,
-)
+from cifar_flax.runs.setting_values import choices_of, parse_value
+from cifar_flax.runs.settings import SETTINGS, Settings
 from tests import archives, forked
 
 MISSING = "/dev/null/missing"
@@ -172,10 +168,10 @@ more = settings(max_examples=10 * settings().max_examples)
 
 
 @more
-@given(name=st.sampled_from(sorted(TYPES)), text=st.sampled_from(TEXTS) | st.text())
+@given(name=st.sampled_from(sorted(SETTINGS)), text=st.sampled_from(TEXTS) | st.text())
 def test_a_sweep_takes_what_it_accepts_as_it_was_given(name, text):
     try:
-        value = parse_setting(name, text)
+        value = parse_value(SETTINGS[name], text)
     except ValueError as error:
         assert str(error).startswith("give ")  # noqa: PT017
         return
@@ -191,9 +187,9 @@ def test_a_sweep_takes_what_it_accepts_as_it_was_given(name, text):
 
 def values_of(name):
     """Returns arbitrary Python values of a setting."""
-    kind = type_of(name)
-    if choices_of(name):
-        return st.sampled_from(choices_of(name))
+    kind = without_none(SETTINGS[name].kind)
+    if choices_of(SETTINGS[name]):
+        return st.sampled_from(choices_of(SETTINGS[name]))
     if name == "seeds":
         return st.lists(st.integers(), max_size=3).map(tuple)
     if kind is bool:
@@ -211,7 +207,9 @@ any_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 @more
 @given(
     st.sampled_from([{}, {"lr": 0.1, "epochs": 2}, {"lr": 0.1, "cycles": 3}]),
-    st.fixed_dictionaries({}, optional={n: values_of(n) | any_values for n in TYPES}),
+    st.fixed_dictionaries(
+        {}, optional={n: values_of(n) | any_values for n in SETTINGS}
+    ),
 )
 def test_any_settings_are_refused_or_make_a_recipe_that_can_be_trained(start, changes):
     try:

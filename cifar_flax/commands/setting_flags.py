@@ -9,22 +9,12 @@ from typing import Any
 from absl import flags
 
 from cifar_flax.commands import cli
+from cifar_flax.definitions import without_none
 from cifar_flax.models import MODELS
 from cifar_flax.models.own import is_own
 from cifar_flax.runs.recipe_choice import OF_RECIPE
-from cifar_flax.runs.settings import (
-    DEFAULTS,
-    HELP,
-    OF_DATA,
-    OF_MODEL,
-    SINGLE,
-    TYPES,
-    Settings,
-    choices_of,
-    parse_setting,
-    type_of,
-    what_to_give,
-)
+from cifar_flax.runs.setting_values import choices_of, parse_value, what_to_give
+from cifar_flax.runs.settings import OF_DATA, OF_MODEL, SETTINGS, SINGLE, Settings
 from cifar_flax.training import processes
 from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.placement import parse_mesh
@@ -41,7 +31,7 @@ cli.GROUPS |= {
 _KINDS = {
     int: "int",
     float: "float",
-    typing.Union[int, float]: "float",  # noqa: UP007 (as type_of gives it)
+    typing.Union[int, float]: "float",  # noqa: UP007 (as in a setting)
     bool: "bool",
 }
 
@@ -50,22 +40,23 @@ class _Parser(flags.ArgumentParser):
     """Parses a flag in the same way as its setting elsewhere."""
 
     def __init__(self, name: str):
-        self._name = name
-        self.syntactic_help = what_to_give(name)
-        self.enum_values = choices_of(name)  # absl lists them in --help
+        self._setting = SETTINGS[name]
+        self.syntactic_help = what_to_give(self._setting)
+        self.enum_values = choices_of(self._setting)  # absl lists them in --help
 
     def parse(self, argument: Any) -> Any:
         """Returns the value; raises a ValueError if the text is not valid."""
         is_text = isinstance(argument, str)
-        return parse_setting(self._name, argument) if is_text else argument
+        return parse_value(self._setting, argument) if is_text else argument
 
     def flag_type(self) -> str:
         """Returns the type of the values for --help."""
         if self.enum_values:
             return "string enum"
-        if self._name == "seeds":
+        kind = without_none(self._setting.kind)
+        if kind == tuple[int, ...]:
             return "comma separated list of numbers"
-        return _KINDS.get(type_of(self._name), "string")
+        return _KINDS.get(kind, "string")
 
 
 def define_settings(
@@ -79,16 +70,17 @@ def define_settings(
       lists: whether a flag takes a comma list, whose parts ``parse`` reads. Settings
         that have only one value in a sweep do not.
     """
-    for name in names or TYPES:
+    for name in names or SETTINGS:
         if name in without:
             continue
-        default, help_text, choices = DEFAULTS[name], HELP[name], choices_of(name)
+        one = SETTINGS[name]
+        default, help_text, choices = one.default, one.about.help, choices_of(one)
         if lists and name not in SINGLE:
             flags.DEFINE_list(name, None, help_text)
             continue
         if choices:
             flags.DEFINE_enum(name, default, choices, help_text)
-        elif type_of(name) is bool:
+        elif without_none(one.kind) is bool:
             flags.DEFINE_bool(name, default, help_text)
         else:
             flags.DEFINE(_Parser(name), name, default, help_text)
@@ -98,7 +90,7 @@ def define_settings(
 def parse(name: str, text: str) -> Any:
     """Parses a setting; raises a flags.ValidationError if the text is not valid."""
     try:
-        return parse_setting(name, text)
+        return parse_value(SETTINGS[name], text)
     except ValueError as error:
         raise flags.ValidationError(f"--{name}={text}: {error}") from error
 
@@ -115,7 +107,7 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
       flags.ValidationError: flags contradict each other or are out of range.
     """
     values: dict[str, Any] = {
-        name: FLAGS[name].value for name in TYPES if name in FLAGS
+        name: FLAGS[name].value for name in SETTINGS if name in FLAGS
     }
     given = {name: value for name, value in values.items() if FLAGS[name].present}
     if resumed is not None:
@@ -130,7 +122,7 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
 def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
     """Returns the settings of a run to continue, with the given flags."""
     recorded = Settings.of_run(folder, names_model="model" in given)
-    values = {name: getattr(recorded, name) for name in TYPES} | given
+    values = {name: getattr(recorded, name) for name in SETTINGS} | given
     # The file or the run that the recipe came from may not exist any more.
     recipe = recorded.trained_recipe
     if given.keys() & {*OF_RECIPE, "continue_from"}:

@@ -27,11 +27,12 @@ from rich.table import Table
 from cifar_flax.commands import cli
 from cifar_flax.commands.setting_flags import define_settings, parse
 from cifar_flax.data import Dataset
+from cifar_flax.definitions import MAX_STEPS
 from cifar_flax.errors import UserError
 from cifar_flax.files import shell_word
 from cifar_flax.records import PLACES
 from cifar_flax.runs.recipe_choice import AUTO
-from cifar_flax.runs.settings import SINGLE, TYPES
+from cifar_flax.runs.settings import SETTINGS, SINGLE
 from cifar_flax.show.console import make_console
 from cifar_flax.sweeps.cells import (
     MAX_ROWS,
@@ -43,7 +44,6 @@ from cifar_flax.sweeps.cells import (
 )
 from cifar_flax.sweeps.launchers import RunCells
 from cifar_flax.sweeps.launchers.local import on_this_machine
-from cifar_flax.training.checks import MAX_STEPS
 from cifar_flax.training.named_recipes import LESSON
 
 FLAGS = flags.FLAGS
@@ -52,7 +52,7 @@ REFRESH_SECONDS = 0.2  # of the table on a terminal
 
 # Settings that cells may differ in. A run that continues another one has the seeds and
 # settings of that run, so there is nothing to vary.
-VARIED = [name for name in TYPES if name not in ("seeds", "continue_from")]
+VARIED = [name for name in SETTINGS if name not in ("seeds", "continue_from")]
 
 # Flags that only some launchers have.
 OF_LAUNCHERS = {

@@ -1,62 +1,114 @@
 """Pad, crop, flip and normalise: pure functions on batches, for use inside ``jit``."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cifar_flax.definitions import (
+    MAX_SIDE,
+    Definition,
+    Hyper,
+    between,
+    whole,
+)
 from cifar_flax.errors import UserError
-
-PADDING_MODES = ("symmetric", "constant", "reflect")
-
-# The width of the images; a crop from further out would show nothing of them.
-MAX_PADDING = 32
-
-
-MAX_CUTOUT = 4096  # the width of the widest images
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Definition):
     """How training images are varied.
 
-    Attributes:
-      padding: pixels added on each side before a window of the original size is cut
-        out at a uniformly drawn offset; 0 for no crop.
-      padding_mode: content of the added pixels, in NumPy's terms: ``symmetric`` mirrors
-        the image with its edge pixel (as the lesson's library did), ``reflect`` mirrors
-        it without the edge pixel, ``constant`` is black.
-      flip: mirror an image left to right with probability 1/2.
-      alternate: flip each image in every second epoch instead of at random; whether it
-        starts with a flip is random (Jordan 2024, https://arxiv.org/abs/2404.00498).
-      cutout: side, in pixels, of a square filled with the mean colour; its centre is
-        random in the image (DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552).
-        0 for none.
-      brightness: each image becomes brighter or darker by up to this share of white.
-      contrast: c; each image's difference from its mean colour is multiplied by 1 - c
-        to 1 + c.
-      mixup: alpha of Beta(alpha, alpha), from which a batch's share of another image is
-        drawn (Zhang et al. 2018, https://arxiv.org/abs/1710.09412). 0 for none.
-      cutmix: the same for the area of a rectangle of another image (Yun et al. 2019,
-        https://arxiv.org/abs/1905.04899). With both, each batch draws one of the two
-        with equal probability.
-      last_offset: whether the offset 2 * padding is also drawn; in the lesson's library
-        it is not.
+    To add an augmentation, add a field here and the line that applies it, in ``vary``
+    or ``mix``; flags, files, records and errors follow from the field.
     """
 
-    padding: int = 4
-    padding_mode: str = "symmetric"
-    flip: bool = True
-    alternate: bool = False
-    cutout: int = 0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    last_offset: bool = True
+    padding: Annotated[
+        int,
+        Hyper(
+            "Pixels of border before the random crop; 0: no crop.",
+            whole(0, 32, "pixels"),  # CIFAR's width; further out there is no image
+            more="A window of the original size is cut out at a uniformly drawn "
+            "offset.",
+        ),
+    ] = 4
+    padding_mode: Annotated[
+        Literal["symmetric", "constant", "reflect"],
+        Hyper(
+            "Content of the border.",
+            more="In NumPy's terms: ``symmetric`` mirrors the image with its edge "
+            "pixel (as the lesson's library did), ``reflect`` mirrors it without the "
+            "edge pixel, ``constant`` is black.",
+        ),
+    ] = "symmetric"
+    flip: Annotated[bool, Hyper("Mirror half of the training images.")] = True
+    alternate: Annotated[
+        bool,
+        Hyper(
+            "Mirror each image in every second epoch instead of by chance.",
+            more="Whether it starts with a flip is random (Jordan 2024, "
+            "https://arxiv.org/abs/2404.00498).",
+        ),
+    ] = False
+    cutout: Annotated[
+        int,
+        Hyper(
+            "Cover a square of this side, in pixels, with the mean colour; 0: none.",
+            whole(0, MAX_SIDE, "pixels"),
+            more="Its centre is random in the image (DeVries and Taylor 2017, "
+            "https://arxiv.org/abs/1708.04552).",
+        ),
+    ] = 0
+    brightness: Annotated[
+        float,
+        Hyper(
+            "Make images brighter or darker by up to this share of white.",
+            between(0, 1),
+        ),
+    ] = 0.0
+    contrast: Annotated[
+        float,
+        Hyper(
+            "Change the contrast of images by up to this share.",
+            between(0, 1),
+            more="With c, each image's difference from its mean colour is multiplied "
+            "by 1 - c to 1 + c.",
+        ),
+    ] = 0.0
+    mixup: Annotated[
+        float,
+        Hyper(
+            "Alpha of mixup, which mixes two images and their targets; 0: none.",
+            between(0, 100),
+            more="A batch's share of another image is drawn from Beta(alpha, alpha) "
+            "(Zhang et al. 2018, https://arxiv.org/abs/1710.09412).",
+        ),
+    ] = 0.0
+    cutmix: Annotated[
+        float,
+        Hyper(
+            "Alpha of cutmix, which inserts a rectangle of another image; 0: none.",
+            between(0, 100),
+            more="The area is drawn as for mixup (Yun et al. 2019, "
+            "https://arxiv.org/abs/1905.04899). With both, each batch draws one of the "
+            "two with equal probability.",
+        ),
+    ] = 0.0
+    last_offset: Annotated[
+        bool,
+        Hyper(
+            "Also draw the crop's offset 2 * padding; the lesson's library does not.",
+            flag=False,
+        ),
+    ] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alternate and not self.flip:
+            raise UserError("alternate is true and flip is false; set flip to true")
 
     @property
     def mixes(self) -> bool:
@@ -68,36 +120,6 @@ class Augmentation:
         """Whether ``vary`` changes images."""
         return bool(self.cutout or self.brightness or self.contrast)
 
-    def __post_init__(self):
-        whole = type(self.padding) is int
-        if not whole or not 0 <= self.padding <= MAX_PADDING:
-            raise UserError(
-                f"padding is {self.padding}; it must be from 0 to {MAX_PADDING} pixels"
-            )
-        for name in ("last_offset", "flip", "alternate"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise UserError(f"{name} is {value!r}; it must be True or False")
-        if type(self.cutout) is not int or not 0 <= self.cutout <= MAX_CUTOUT:
-            raise UserError(
-                f"cutout is {self.cutout!r}; it must be from 0 to {MAX_CUTOUT} pixels"
-            )
-        for name, most in (
-            *(("brightness", 1.0), ("contrast", 1.0)),
-            *(("mixup", 100.0), ("cutmix", 100.0)),
-        ):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value <= most:
-                raise UserError(f"{name} is {value!r}; it must be from 0 to {most:g}")
-        if self.alternate and not self.flip:
-            raise UserError("alternate is true and flip is false; set flip to true")
-        if self.padding_mode not in PADDING_MODES:
-            raise UserError(
-                f"padding_mode is {self.padding_mode!r}; it must be one of "
-                + ", ".join(PADDING_MODES)
-            )
-
 
 NO_AUGMENTATION = Augmentation(padding=0, flip=False)
 
@@ -106,7 +128,7 @@ def pad_images(images: np.ndarray, augmentation: Augmentation) -> np.ndarray:
     """Adds the border once, for the whole set: [N, H, W, C] -> [N, H+2p, W+2p, C]."""
     p = augmentation.padding
     pads = [(0, 0), (p, p), (p, p), (0, 0)]
-    return np.pad(images, pads, mode=augmentation.padding_mode)  # type: ignore[call-overload]
+    return np.pad(images, pads, mode=augmentation.padding_mode)
 
 
 def sample_images(

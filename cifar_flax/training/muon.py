@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from cifar_flax.training.checks import require_whole
+from cifar_flax.definitions import whole
 
 # Of Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -49,7 +49,7 @@ def muon(
     Raises:
       UserError: ``ns_steps`` is not a whole number from 1 to 20.
     """
-    require_whole(ns_steps, "ns_steps of muon", 20)
+    whole(1, 20).check(ns_steps, "ns_steps of muon")
     kernels = optax.chain(
         # Without steps it returns the momentum, divided by its Frobenius norm.
         optax.contrib.scale_by_muon(

@@ -5,15 +5,22 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from cifar_flax.definitions import (
+    PATTERN,
+    Definition,
+    Hyper,
+    Valid,
+    float32,
+    require,
+)
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.training.checks import require, require_float, require_pattern
 from cifar_flax.training.muon import muon
 from cifar_flax.training.stages import Spans
 
@@ -29,30 +36,44 @@ FROZEN = "frozen"  # label of the parameters that are not trained
 Options = Mapping[str, bool | int | float | str | None]
 
 
+_FACTOR = float32()
+
+
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """A group of parameters with its own rate and weight decay.
+class Group(Definition):
+    """A group of parameters with its own rate and weight decay."""
 
-    Attributes:
-      pattern: a regular expression that matches in the paths of the parameters, such as
-        ``head/kernel``.
-      rate: factor of the learning rate.
-      decay: whether the parameters decay, or a factor of ``weight_decay``.
-      frozen: whether the parameters keep their initial values.
-    """
-
-    pattern: str
-    rate: float = 1.0
-    decay: bool | float = True
-    frozen: bool = False
-
-    def __post_init__(self):
-        require_pattern(self.pattern, "the pattern of a group")
-        require_float(self.rate, "the rate of a group")
-        if not isinstance(self.decay, bool):
-            require_float(self.decay, "the decay of a group")
-        good = isinstance(self.frozen, bool)
-        require(good, "frozen of a group", self.frozen, "true or false")
+    pattern: Annotated[
+        str,
+        Hyper(
+            "A regular expression that matches in the paths of the parameters, such as "
+            "``head/kernel``.",
+            PATTERN,
+            label="the pattern of a group",
+        ),
+    ]
+    rate: Annotated[
+        float,
+        Hyper("Factor of the learning rate.", _FACTOR, label="the rate of a group"),
+    ] = 1.0
+    decay: Annotated[
+        bool | float,
+        Hyper(
+            "Whether the parameters decay, or a factor of the weight decay.",
+            Valid(
+                lambda value: isinstance(value, bool) or _FACTOR.test(value),
+                _FACTOR.words,
+            ),
+            label="the decay of a group",
+        ),
+    ] = True
+    frozen: Annotated[
+        bool,
+        Hyper(
+            "Whether the parameters keep their initial values.",
+            label="frozen of a group",
+        ),
+    ] = False
 
 
 @functools.cache

@@ -4,21 +4,27 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import optax
 
-from cifar_flax.errors import UserError
-from cifar_flax.training.checks import (
+from cifar_flax.definitions import (
+    LENGTH,
+    MAX_SIDE,
     MAX_STEPS,
+    PATTERN,
+    SHARE,
+    Definition,
+    Hyper,
+    Valid,
+    between,
+    float32,
     is_number,
+    plain,
     require,
-    require_epochs,
-    require_float,
-    require_pattern,
-    require_share,
-    require_whole,
+    whole,
 )
+from cifar_flax.errors import UserError
 from cifar_flax.training.schedules import (
     one_cycle,
     sgdr,
@@ -26,8 +32,6 @@ from cifar_flax.training.schedules import (
     trapezoid,
     warm_cosine,
 )
-
-MAX_SIDE = 4096  # of an image
 
 # The compiled schedule has a branch for each cycle; a thousand compile in seconds.
 MAX_CYCLES = 1_000
@@ -69,49 +73,43 @@ def in_words(epochs: float) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
 
 
-def plain(epochs: float) -> float:
-    """Returns a number as an int if it is whole."""
-    return int(epochs) if epochs == int(epochs) else epochs
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Phase:
-    """What a phase may change besides the rate.
+class _Phase(Definition):
+    """What a phase may change besides the rate."""
 
-    Attributes:
-      freeze: a regular expression; parameters keep their values if it matches in their
-        paths.
-      image_size: height and width to which the training images are resized, after all
-        augmentation; None: no resizing.
-    """
+    freeze: Annotated[
+        str | None,
+        Hyper(
+            "Pattern of parameters that keep their values.",
+            PATTERN,
+            label="freeze of a phase",
+            more="A regular expression that matches in their paths.",
+        ),
+    ] = None
+    image_size: Annotated[
+        int | None,
+        Hyper(
+            "Height and width to which the training images are resized.",
+            whole(1, MAX_SIDE),
+            label="image_size of a phase",
+            more="After all augmentation; None: no resizing.",
+        ),
+    ] = None
 
-    freeze: str | None = None
-    image_size: int | None = None
 
-    def __post_init__(self):
-        if self.freeze is not None:
-            require_pattern(self.freeze, "freeze of a phase")
-        if self.image_size is not None:
-            require_whole(self.image_size, "image_size of a phase", MAX_SIDE)
+# The highest rate of a phase.
+Rate = Annotated[float, Hyper("Highest learning rate.", float32(), label="the rate")]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Timed(_Phase):
-    """A phase with a number of epochs and a highest rate.
+    """A phase with a number of epochs and a highest rate."""
 
-    Attributes:
-      learning_rate: the highest rate.
-      epochs: length of the phase; it need not be whole.
-    """
-
-    learning_rate: float
-    epochs: float
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_float(self.learning_rate, "the rate")
-        require_epochs(self.epochs)
-        object.__setattr__(self, "epochs", plain(self.epochs))
+    learning_rate: Rate
+    epochs: Annotated[
+        int | float,
+        Hyper("Length of the phase, in epochs, whole or not.", LENGTH),
+    ]
 
     def stretched(self, factor: float) -> Any:
         """Returns a phase of the same shape with ``factor`` times as many epochs."""
@@ -136,23 +134,12 @@ class Constant(_Timed):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(_Timed):
-    """A rate that changes linearly.
+    """A rate that changes linearly."""
 
-    Attributes:
-      learning_rate: the rate that ``start`` and ``end`` are shares of.
-      epochs: length of the phase; it need not be whole.
-      start: share of the rate at the beginning.
-      end: share of the rate at the end.
-    """
-
-    start: float = 1.0
-    end: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("start", "end"):
-            share = getattr(self, name)
-            require(is_number(share) and 0 <= share <= 1, name, share, "from 0 to 1")
+    start: Annotated[
+        float, Hyper("Share of the rate at the beginning.", between(0, 1))
+    ] = 1.0
+    end: Annotated[float, Hyper("Share of the rate at the end.", between(0, 1))] = 0.0
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
@@ -167,25 +154,24 @@ class Linear(_Timed):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(_Timed):
-    """A linear warm-up, then half a cosine; see ``schedules.warm_cosine``.
+    """A linear warm-up, then half a cosine; see ``schedules.warm_cosine``."""
 
-    Attributes:
-      learning_rate: rate at the end of the warm-up.
-      epochs: length of the phase; it need not be whole.
-      warmup: epochs of the warm-up, which are part of ``epochs``.
-      final: share of the rate at the end.
-    """
+    warmup: Annotated[
+        int | float,
+        Hyper(
+            "Epochs of the warm-up, which are part of the length.",
+            Valid(
+                lambda value: is_number(value) and (value == 0 or LENGTH.test(value)),
+                f"0, or {LENGTH.words}",
+                plain,
+            ),
+        ),
+    ] = 0
+    final: Annotated[float, Hyper("Share of the rate at the end.", SHARE)] = 0.0
 
-    warmup: float = 0
-    final: float = 0.0
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup:
-            require_epochs(self.warmup, "warmup")
         require(self.warmup < self.epochs, "warmup", self.warmup, "shorter than epochs")
-        require_share(self.final, "final")
-        object.__setattr__(self, "warmup", plain(self.warmup))
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
@@ -208,22 +194,22 @@ class Cosine(_Timed):
 
 @dataclasses.dataclass(frozen=True)
 class OneCycle(_Timed):
-    """A linear rise, a linear fall, then to zero; see ``schedules.one_cycle``.
+    """A linear rise, a linear fall, then to zero; see ``schedules.one_cycle``."""
 
-    Attributes:
-      learning_rate: the highest rate.
-      epochs: length of the phase; it need not be whole.
-      start: share of the rate at the beginning, and at the end of the fall.
-      tail: share of the epochs, at the end, in which the rate goes to 0.
-    """
-
-    start: float = 0.1
-    tail: float = 0.1
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_share(self.start, "start")
-        require_share(self.tail, "tail")
+    start: Annotated[
+        float,
+        Hyper(
+            "Share of the rate at the beginning, and at the end of the fall.",
+            SHARE,
+        ),
+    ] = 0.1
+    tail: Annotated[
+        float,
+        Hyper(
+            "Share of the epochs, at the end, in which the rate goes to 0.",
+            SHARE,
+        ),
+    ] = 0.1
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
@@ -236,22 +222,19 @@ class OneCycle(_Timed):
 
 @dataclasses.dataclass(frozen=True)
 class Trapezoid(_Timed):
-    """A linear rise, a constant rate, a linear fall; see ``schedules.trapezoid``.
+    """A linear rise, a constant rate, a linear fall; see ``schedules.trapezoid``."""
 
-    Attributes:
-      learning_rate: the constant rate.
-      epochs: length of the phase; it need not be whole.
-      rise: share of the epochs in which the rate rises from 0.
-      fall: share of the epochs in which it falls to 0.
-    """
+    rise: Annotated[
+        float,
+        Hyper("Share of the epochs in which the rate rises from 0.", SHARE),
+    ] = 0.1
+    fall: Annotated[
+        float,
+        Hyper("Share of the epochs in which the rate falls to 0.", SHARE),
+    ] = 0.4
 
-    rise: float = 0.1
-    fall: float = 0.4
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        require_share(self.rise, "rise")
-        require_share(self.fall, "fall")
         both = self.rise + self.fall
         require(both <= 1, "rise and fall together", both, "1 at most")
 
@@ -266,31 +249,28 @@ class Trapezoid(_Timed):
 
 @dataclasses.dataclass(frozen=True)
 class Sgdr(_Phase):
-    """Cosine cycles from a peak rate to zero; see ``schedules.sgdr``.
+    """Cosine cycles from a peak rate to zero; see ``schedules.sgdr``."""
 
-    Attributes:
-      learning_rate: rate at the start of each cycle.
-      cycles: number of cycles.
-      cycle_len: length of the first cycle in epochs; it need not be whole.
-      cycle_mult: each cycle is this many times as long as the one before.
-      slow_start: share of the first cycle, at its start, in which the rate is a
-        hundredth of ``learning_rate``.
-    """
+    learning_rate: Rate
+    cycles: Annotated[
+        int, Hyper("Number of SGDR cycles from --lr to 0.", whole(1, MAX_CYCLES))
+    ]
+    cycle_len: Annotated[
+        int | float, Hyper("Epochs in the first SGDR cycle, whole or not.", LENGTH)
+    ] = 1
+    cycle_mult: Annotated[
+        int, Hyper("Factor between the lengths of consecutive SGDR cycles.", whole())
+    ] = 1
+    slow_start: Annotated[
+        float,
+        Hyper(
+            "Share of the first cycle, at its start, with a hundredth of the rate.",
+            SHARE,
+        ),
+    ] = 0.0
 
-    learning_rate: float
-    cycles: int
-    cycle_len: float = 1
-    cycle_mult: int = 1
-    slow_start: float = 0.0
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        require_float(self.learning_rate, "the rate")
-        require_whole(self.cycles, "cycles", MAX_CYCLES)
-        require_epochs(self.cycle_len, "cycle_len")
-        require_whole(self.cycle_mult, "cycle_mult")
-        require_share(self.slow_start, "slow_start")
-        object.__setattr__(self, "cycle_len", plain(self.cycle_len))
         # Python's whole numbers do not overflow.
         if sum(self.cycle_mult**i for i in range(self.cycles)) > MAX_STEPS or (
             self.epochs > MAX_STEPS

@@ -2,22 +2,26 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from cifar_flax.data.augment import Augmentation, Tta
-from cifar_flax.errors import UserError
-from cifar_flax.training.checks import (
+from cifar_flax.definitions import (
+    LENGTH,
     MAX_STEPS,
+    SHARE,
+    Definition,
+    Hyper,
+    Valid,
+    float32,
+    plain,
     require,
-    require_epochs,
-    require_float,
-    require_share,
-    require_whole,
+    whole,
 )
+from cifar_flax.errors import UserError
 from cifar_flax.training.optimizers import (
     Group,
     Kind,
@@ -27,12 +31,9 @@ from cifar_flax.training.optimizers import (
     check_patterns,
     group_of,
     make_optimizer,
+    names,
 )
-from cifar_flax.training.phases import (
-    Phase,
-    count_steps,
-    plain,
-)
+from cifar_flax.training.phases import Phase, count_steps
 from cifar_flax.training.schedules import chain_schedules
 from cifar_flax.training.stages import (
     Stage,
@@ -43,105 +44,151 @@ from cifar_flax.training.stages import (
 )
 
 
+def _is_several(phases: Any) -> bool:
+    return isinstance(phases, tuple | list) and len(phases) > 0
+
+
+def _is_sequence(groups: Any) -> bool:
+    return isinstance(groups, tuple | list)
+
+
+def _is_mapping(options: Any) -> bool:
+    return isinstance(options, Mapping)
+
+
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(Definition):
     """Consecutive phases with one optimizer.
 
     The optimizer keeps its state from one phase to the next, unless
     ``restart_momentum`` is set. A subclass may override ``make_optimizer`` to train
     with its own optimizer; the record then contains the name of the subclass.
-
-    Attributes:
-      phases: one or more phases.
-      batch_size: images in a step of each replica.
-      optimizer: name of the optimizer in optax.
-      options: options of the optimizer besides its rate and weight decay.
-      momentum: momentum of SGD; 0 for none.
-      nesterov: whether SGD uses Nesterov's momentum.
-      restart_momentum: whether each phase starts SGD with a momentum buffer of zeros.
-      weight_decay: see ``optimizers.make_optimizer``.
-      decay: whether ``all`` parameters decay, or only ``kernels``: parameters with two
-        or more axes, which excludes biases and norms.
-      groups: groups of parameters with their own rate and decay; a parameter belongs to
-        the first group that matches.
-      freeze_norms: whether batch norms with frozen parameters normalise with their
-        running statistics and do not update them.
-      clip_norm: gradients with a larger norm over all parameters are scaled to it.
-      accumulate: number of steps whose mean gradient makes one optimizer step.
-      ema: share per step that the moving average of the variables keeps. With an
-        average, evaluation uses it. 0: no average.
-      lookahead: training continues from the moving average every so many steps (Zhang
-        et al. 2019, https://arxiv.org/abs/1907.08610); see ``steps.lookahead_share``.
-        0: never.
-      label_smoothing: share of the target that is spread over all classes.
-      augmentation: of the training images.
-      tta: test-time augmentation; see ``augment.views``.
     """
 
-    phases: tuple[Phase, ...]
-    batch_size: int = 256
-    optimizer: str = "sgd"
-    options: Options = dataclasses.field(default_factory=dict)
-    momentum: float = 0.9
-    nesterov: bool = False
-    restart_momentum: bool = False
-    weight_decay: float = 0.0
-    decay: Literal["all", "kernels"] = "all"
-    groups: tuple[Group, ...] = ()
-    freeze_norms: bool = True
-    clip_norm: float | None = None
-    accumulate: int = 1
-    ema: float = 0.0
-    lookahead: int = 0
-    label_smoothing: float = 0.0
-    augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
-    tta: Tta = "none"
+    phases: Annotated[
+        tuple[Phase, ...],
+        Hyper(
+            "One or more phases.",
+            Valid(_is_several, "a tuple of one or more phases", tuple),
+            flag=False,
+        ),
+    ]
+    batch_size: Annotated[int, Hyper("Images in a step of each seed.", whole())] = 256
+    optimizer: Annotated[str, Hyper("Name of an optimizer of optax.", choices=names)] = "sgd"
+    options: Annotated[
+        Options,
+        Hyper(
+            """Options of the optimizer as JSON, such as '{"b1": 0.95}'.""",
+            Valid(_is_mapping, "a dictionary"),
+            flag="optimizer_args",
+            more="Its rate and weight decay are not among them.",
+        ),
+    ] = dataclasses.field(default_factory=dict, hash=False)
+    momentum: Annotated[float, Hyper("Momentum of SGD; 0: none.", SHARE)] = 0.9
+    nesterov: Annotated[bool, Hyper("Use Nesterov's momentum in SGD.")] = False
+    restart_momentum: Annotated[
+        bool,
+        Hyper("Each phase starts SGD with a momentum buffer of zeros.", flag=False),
+    ] = False
+    weight_decay: Annotated[
+        float,
+        Hyper(
+            "Weight decay: decoupled if the optimizer supports it, else an L2 penalty.",
+            float32(),
+            more="See ``optimizers.make_optimizer``.",
+        ),
+    ] = 0.0
+    decay: Annotated[
+        Literal["all", "kernels"],
+        Hyper(
+            "Parameters that decay: all, or only kernels, without norms and biases.",
+            more="Kernels are the parameters with two or more axes.",
+        ),
+    ] = "all"
+    groups: Annotated[
+        tuple[Group, ...],
+        Hyper(
+            "Groups of parameters with their own rate and decay.",
+            Valid(_is_sequence, "a tuple of Groups", tuple),
+            flag=False,
+            more="A parameter belongs to the first group that matches.",
+        ),
+    ] = ()
+    freeze_norms: Annotated[
+        bool,
+        Hyper(
+            "Batch norms with frozen parameters normalise with their running "
+            "statistics and do not update them.",
+            flag=False,
+        ),
+    ] = True
+    clip_norm: Annotated[
+        float | None,
+        Hyper("Scale gradients with a larger norm to this.", float32(1e-30)),
+    ] = None
+    accumulate: Annotated[
+        int,
+        Hyper("Number of steps whose mean gradient makes one optimizer step.", whole()),
+    ] = 1
+    ema: Annotated[
+        float,
+        Hyper(
+            "Evaluate a moving average of the variables that keeps this share per "
+            "step; 0: no average.",
+            SHARE,
+        ),
+    ] = 0.0
+    lookahead: Annotated[
+        int,
+        Hyper(
+            "Continue from the moving average every so many steps; 0: never.",
+            whole(0),
+            more="Zhang et al. 2019, https://arxiv.org/abs/1907.08610; see "
+            "``steps.lookahead_share``.",
+        ),
+    ] = 0
+    label_smoothing: Annotated[
+        float, Hyper("Share of the target that is spread over all classes.", SHARE)
+    ] = 0.0
+    augmentation: Annotated[
+        Augmentation,
+        Hyper(
+            "Of the training images.",
+            Valid(lambda value: isinstance(value, Augmentation), "an Augmentation"),
+            flag=False,
+        ),
+    ] = Augmentation()  # noqa: RUF009 (frozen)
+    tta: Annotated[
+        Tta,
+        Hyper(
+            "Test-time augmentation: evaluate the mean logits of several views. flip: "
+            "the image and its mirror image; multicrop: these, also moved by a pixel "
+            "in two directions.",
+            more="See ``augment.views``.",
+        ),
+    ] = "none"
 
-    def __post_init__(self):
-        phases = self.phases
-        several = isinstance(phases, tuple | list) and len(phases) > 0
-        require(several, "phases", phases, "a tuple of one or more phases")
-        for phase in phases:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for phase in self.phases:
             good = callable(getattr(phase, "schedule", None))
             require(good, "a phase", phase, "a phase such as Constant or Sgdr")
-            require_epochs(getattr(phase, "epochs", None), "epochs of a phase")
-        object.__setattr__(self, "phases", tuple(phases))
-        object.__setattr__(self, "groups", tuple(self.groups))
-        require_whole(self.batch_size, "batch_size")
-        require_share(self.momentum, "momentum")
-        require_float(self.weight_decay, "weight_decay")
-        require_share(self.label_smoothing, "label_smoothing")
-        require_share(self.ema, "ema")
-        if self.lookahead:
-            require_whole(self.lookahead, "lookahead")
-            must = "given together with ema, the average that training continues from"
-            require(self.ema > 0, "lookahead", self.lookahead, must)
-        require_whole(self.accumulate, "accumulate")
-        if self.clip_norm is not None:
-            require_float(self.clip_norm, "clip_norm", least=1e-30)
-        require(self.decay in ("all", "kernels"), "decay", self.decay, "all or kernels")
-        for name in ("freeze_norms", "restart_momentum"):
-            value = getattr(self, name)
-            require(isinstance(value, bool), name, value, "true or false")
+            LENGTH.check(getattr(phase, "epochs", None), "epochs of a phase")
         for group in self.groups:
             require(isinstance(group, Group), "a group", group, "a Group")
-        good = isinstance(self.augmentation, Augmentation)
-        require(good, "augmentation", self.augmentation, "an Augmentation")
-        views = get_args(Tta)
-        require(self.tta in views, "tta", self.tta, f"one of {', '.join(views)}")
+        if self.lookahead:
+            must = "given together with ema, the average that training continues from"
+            require(self.ema > 0, "lookahead", self.lookahead, must)
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:
-        if type(self).make_optimizer is not Recipe.make_optimizer:
+        if self.has_own_optimizer:
             freeze = self._freezes[0] if any(self._freezes) else None
             must = "left out, because the recipe has a custom optimizer"
             require(freeze is None, "freeze of a phase", freeze, must)
             restarts = self.restart_momentum
             require(not restarts, "restart_momentum", restarts, must)
             return
-        require(
-            isinstance(self.options, Mapping), "options", self.options, "a dictionary"
-        )
         if self.optimizer != "sgd" and (self.momentum, self.nesterov) != (0.9, False):
             raise UserError(
                 f"momentum={self.momentum} and nesterov={self.nesterov} are options of "
@@ -154,6 +201,11 @@ class Recipe:
             )
         if self.optimizer != "sgd" or self.options:
             check_options(self.optimizer, self._options)
+
+    @property
+    def has_own_optimizer(self) -> bool:
+        """Whether a subclass makes the optimizer."""
+        return type(self).make_optimizer is not Recipe.make_optimizer
 
     @property
     def epochs(self) -> float:
@@ -291,7 +343,7 @@ class Recipe:
     @property
     def optimizer_in_words(self) -> str:
         """Description of the optimizer that ``make_optimizer`` makes."""
-        if type(self).make_optimizer is not Recipe.make_optimizer:
+        if self.has_own_optimizer:
             return f"of {type(self).__name__}"
         extras: dict[str, Any] = dict(self.options)
         if self.optimizer == "sgd":

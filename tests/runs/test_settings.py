@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cifar_flax.errors import UserError
-from cifar_flax.runs.settings import Settings, differences, parse_setting
+from cifar_flax.runs.setting_values import parse_value
+from cifar_flax.runs.settings import SETTINGS, Settings, differences
 from cifar_flax.sweeps.cells import make_cells
 from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.phases import Constant, Sgdr
@@ -156,7 +157,7 @@ def test_wrong_and_contradictory_settings_are_named(settings, words):
     ],
 )
 def test_a_text_stands_for_a_value_of_its_setting(name, text, value):
-    found = parse_setting(name, text)
+    found = parse_value(SETTINGS[name], text)
     assert found == value
     assert type(found) is type(value)
 
@@ -176,7 +177,7 @@ def test_a_text_stands_for_a_value_of_its_setting(name, text, value):
 )
 def test_a_text_that_stands_for_nothing_is_named(name, text, words):
     with pytest.raises(ValueError, match=words):
-        parse_setting(name, text)
+        parse_value(SETTINGS[name], text)
 
 
 def test_numbers_of_numpy_and_ranges_are_taken():
@@ -189,7 +190,7 @@ def test_numbers_of_numpy_and_ranges_are_taken():
 def test_flags_give_the_settings_back():
     settings = Settings(lr=0.5, epochs=3, seeds=(4, 2), flip=False, dataset="shapes")
     given = dict(flag[2:].split("=", 1) for flag in settings.as_flags())
-    values = {name: parse_setting(name, text) for name, text in given.items()}
+    values = {name: parse_value(SETTINGS[name], text) for name, text in given.items()}
     assert Settings(**values) == settings
 
 

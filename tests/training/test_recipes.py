@@ -227,8 +227,8 @@ def test_optimizer_takes_the_steps_of_pytorchs_sgd(settings):
         (lambda: Sgdr(0.1, "2"), "cycles is '2'"),
         (lambda: Recipe((Constant(0.1, 1),), batch_size=2.5), "batch_size is 2.5"),
         (lambda: Recipe((Constant(0.1, 1),), momentum=None), "momentum is None"),
-        (lambda: Augmentation("4"), "padding is 4; it must be"),
-        (lambda: Augmentation(flip=1), "flip is 1; it must be True or False"),
+        (lambda: Augmentation("4"), "padding is '4'; it must be"),
+        (lambda: Augmentation(flip=1), "flip is 1; it must be true or false"),
         (lambda: Recipe((Constant(0.1, 1),), momentum=1.0), "momentum is 1.0"),
         (lambda: Recipe((Constant(0.1, 1),), batch_size=0), "batch_size is 0"),
         (

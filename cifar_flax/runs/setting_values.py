@@ -1,0 +1,115 @@
+"""Reads and checks the value of a setting: one parser for flags, lists and Python."""
+
+import collections.abc
+import re
+import types
+import typing
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from cifar_flax.definitions import Hyperparameter, is_optional, without_none
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import PRINTABLE, check_text
+
+_TABLES = (dict, collections.abc.Mapping)
+
+# JSON does not allow numbers such as .1 and +1.
+_LOOSE_NUMBER = re.compile(r"[+-]?(\.[0-9]+|[0-9]+\.[0-9]*)(e[+-]?[0-9]+)?", re.I)
+
+
+def parse_value(setting: Hyperparameter, text: str) -> Any:
+    """Reads the value of a setting from the text of a flag or of a list.
+
+    Raises:
+      ValueError: the text is not valid; the message says what to give.
+    """
+    try:
+        kind = without_none(setting.kind)
+        origin = typing.get_origin(kind)
+        if origin in _TABLES:
+            return msgspec.json.decode(text, type=kind)
+        if origin is tuple:
+            return msgspec.convert(text.split(","), kind, strict=False)
+        if float in (kind, *typing.get_args(kind)) and _LOOSE_NUMBER.fullmatch(text):
+            text = msgspec.json.encode(float(text)).decode()  # null if it is infinite
+        # msgspec also takes 3.0 as a whole number.
+        if kind is int and not re.fullmatch(r"[+-]?\d+", text):
+            raise ValueError(text)
+        return _check_choice(setting, msgspec.convert(text, kind, strict=False))
+    except ValueError as error:
+        raise ValueError(f"give {what_to_give(setting)}") from error
+
+
+def check_value(setting: Hyperparameter, value: Any) -> Any:
+    """Converts the value of a setting, from Python or JSON, to its type.
+
+    Raises:
+      UserError: the value has another type, or is out of range.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, range | list):
+        value = tuple(value)
+    try:
+        value = _check_choice(setting, msgspec.convert(value, setting.kind))
+    except (ValueError, TypeError) as error:
+        given = one_line(repr(value), 60)
+        raise UserError(
+            f"--{setting.name}={given}: give {what_to_give(setting)}"
+        ) from error
+    valid = setting.about.valid
+    if value is not None and valid is not None and not valid.test(value):
+        raise UserError(f"--{setting.name}={value}: it must be {valid.words}")
+    return value
+
+
+def _check_choice(setting: Hyperparameter, value: Any) -> Any:
+    """Raises a ValueError unless a value is a valid choice and printable text."""
+    if value is None:
+        if not is_optional(setting.kind):
+            raise ValueError(value)
+        return value
+    choices = choices_of(setting)
+    if choices and value not in choices:
+        raise ValueError(value)
+    if not isinstance(value, str):
+        return value
+    if setting.about.valid is not None and not setting.about.valid.test(value):
+        raise ValueError(value)
+    return check_text(value)
+
+
+def choices_of(setting: Hyperparameter) -> tuple[str, ...]:
+    """Returns the possible values of a setting; empty if they cannot be listed."""
+    kind = without_none(setting.kind)
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    return setting.about.choices() if setting.about.choices else ()
+
+
+def what_to_give(setting: Hyperparameter) -> str:
+    """Returns a description of the valid values of a setting."""
+    kind = without_none(setting.kind)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in _TABLES:
+        return """names and values as JSON, such as {"name": 0.95}"""
+    if origin is tuple and args[0] is int:
+        return "whole numbers, such as 0,1,2"
+    if origin is tuple:
+        names = typing.get_args(args[0])
+        return f"{', '.join(names)}, or {','.join(names)}"
+    if choices := choices_of(setting):
+        return f"one of {', '.join(choices)}"
+    if kind is str and setting.about.valid is not None:
+        return setting.about.valid.words
+    if origin in (typing.Union, types.UnionType):
+        literals = [text for one in args for text in typing.get_args(one)]
+        return ", or ".join(["a number", *literals])
+    words: dict[Any, str] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+    }
+    return words.get(kind, PRINTABLE)
