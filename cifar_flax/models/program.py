@@ -1,0 +1,87 @@
+"""What a model computes, as a checksum.
+
+Two models compute the same if JAX traces the same programs from them: for the initial
+values, for the logits and their gradients in training, and for the logits in
+evaluation. A program holds every operation and every constant, so it changes with the
+model's code, with modules that this code imports, with fields, lambdas and globals, and
+not with its comments.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
+
+# Operations whose code is not in the program.
+_OPAQUE = re.compile(r"\b(pure_callback|io_callback|ffi_call)\[")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a function computes.
+
+    Attributes:
+      sha256: of its traced programs, in hex.
+      unknown: why they do not tell everything; None if they do.
+    """
+
+    sha256: str
+    unknown: str | None = None
+
+
+def program_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Program:
+    """Traces a model and returns what it computes, without computing anything.
+
+    Args:
+      model: see ``models.calling``.
+      image_shape: (H, W, C).
+    """
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def train(variables: Any, images: jax.Array, key: jax.Array) -> Any:
+        def sums(params: Any) -> Any:
+            logits, collections = train_logits(
+                model, {**variables, "params": params}, images, key, "xla"
+            )
+            # Any cotangent shows the rules of all gradients.
+            return (logits.astype(jnp.float32) ** 2).sum(), (logits, collections)
+
+        return jax.grad(sums, has_aux=True)(variables["params"])
+
+    init, variables = jax.make_jaxpr(
+        lambda key, images: init_variables(model, key, images), return_shape=True
+    )(key, images)
+    trained = jax.make_jaxpr(train)(variables, images, key)
+    evaluated = jax.make_jaxpr(lambda v, x: evaluate_logits(model, v, x, "xla"))(
+        variables, images
+    )
+    return digest_programs([init, trained, evaluated], "the model")
+
+
+def digest_programs(
+    programs: Sequence[jax.extend.core.ClosedJaxpr], of: str
+) -> Program:
+    """Returns the checksum of traced programs and their constants.
+
+    Args:
+      programs: as from ``jax.make_jaxpr``.
+      of: what they compute, for the reason why they do not tell everything.
+    """
+    digest, unknown = hashlib.sha256(), None
+    for program in programs:
+        text = str(program)
+        digest.update(text.encode())
+        for array in map(np.asarray, program.consts):
+            digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        if opaque := _OPAQUE.search(text):
+            unknown = f"{of} calls code that JAX does not see ({opaque[1]})"
+    return Program(digest.hexdigest(), unknown)
