@@ -25,18 +25,17 @@ from cifar_flax.files import printable
 from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
 from cifar_flax.reports.studies import BEST, WHOLE, Entry, Study, read_studies
-from cifar_flax.reports.tables import write_csv, write_tex
+from cifar_flax.reports.tables import (
+    accuracy_in_words,
+    seeds_in_words,
+    write_csv,
+    write_tex,
+)
 
 COSTS: dict[str, tuple[str, Callable[[Entry], float]]] = {
-    "parameters": ("parameters", lambda entry: entry.first.result.num_params),
-    "mflop": (
-        "MFLOP per image",
-        lambda entry: entry.first.result.flops_per_image / 1e6,
-    ),
-    "seconds": (
-        "seconds of training per seed",
-        lambda entry: entry.seconds_per_seed,
-    ),
+    "parameters": ("parameters", lambda e: e.first.result.num_params),
+    "mflop": ("MFLOP per image", lambda e: e.first.result.flops_per_image / 1e6),
+    "seconds": ("seconds of training per seed", lambda e: e.seconds_per_seed),
 }
 
 CURVES = {
@@ -76,15 +75,11 @@ class Report:
         )
 
     def _repr_html_(self) -> str:
-        return _notebook_html(self.studies)
-
-
-def _notebook_html(studies: list[Study]) -> str:
-    """Returns rankings, intervals and verdicts as HTML for a notebook."""
-    pages = [
-        {**_overview(study), "ranking": charts.ranking(study.best)} for study in studies
-    ]
-    return _template("notebook.html.j2", autoescape=True).render(studies=pages)
+        pages = [
+            {**_overview(study), "ranking": charts.ranking(study.best)}
+            for study in self.studies
+        ]
+        return _template("notebook.html.j2", autoescape=True).render(studies=pages)
 
 
 def report(
@@ -288,16 +283,15 @@ def _rates(entry: Entry) -> str:
 
 def _row(entry: Entry) -> dict[str, Any]:
     """Returns a row of the ranking."""
-    finished, seeds = len(entry.accuracies), len(entry.seeds)
     recipe: Any = entry.first.config.recipe
     kinds = dict.fromkeys(phase.get("kind", "") for phase in recipe["phases"])
     return {
         "entry": entry,
         "result": entry.first.result,
-        "count": seeds,
-        "seeds": f"{seeds}" if finished == seeds else f"{finished} of {seeds}",
+        "count": len(entry.seeds),
+        "seeds": seeds_in_words(entry),
         "seed_list": ", ".join(map(str, entry.seeds)),
-        "accuracy": _accuracy(entry),
+        "accuracy": accuracy_in_words(entry) or "none",
         "rate": _rates(entry),
         "optimizer": recipe.get("optimizer", "sgd"),
         "recipe": entry.first.settings.get("recipe") or " + ".join(kinds),
@@ -306,31 +300,17 @@ def _row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _accuracy(entry: Entry) -> str:
-    """Returns mean accuracy and half the width of its interval, in per cent."""
-    if entry.half_width is None:
-        return "none"
-    return f"{100 * entry.mean:.2f} ± {100 * entry.half_width:.2f}"
-
-
 def _charts(study: Study) -> list[Chart]:
     """Returns all figures of a study, without those of its entries."""
     most = BEST if study.is_large else None
-    made = [charts.ranking(study.best), *_trade_offs(study, most)]
-    made += [c for c in map(functools.partial(_curve, study), CURVES) if c is not None]
-    rates = charts.schedules(study.shown)
-    return made if rates is None else [*made, rates]
-
-
-def _trade_offs(study: Study, most: int | None) -> list[Chart]:
-    return [
+    made = [charts.ranking(study.best)]
+    made += [
         charts.trade_off(name, study.entries, cost, label, most)
         for name, (label, cost) in COSTS.items()
     ]
-
-
-def _curve(study: Study, name: str) -> Chart | None:
-    return charts.learning_curves(study.shown, name, CURVES[name])
+    lines = [charts.learning_curves(study.shown, *curve) for curve in CURVES.items()]
+    lines.append(charts.schedules(study.shown))
+    return made + [chart for chart in lines if chart is not None]
 
 
 def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
@@ -346,9 +326,8 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
     logits = np.concatenate([arrays["logits"] for arrays in predictions])
     shares = confusion(logits, predictions[0]["labels"])
     pairs = [
-        (shares[i, j], names[i], names[j])
-        for i in range(len(names))
-        for j in range(len(names))
+        (share, names[i], names[j])
+        for (i, j), share in np.ndenumerate(shares)
         if i != j
     ]
     calibration = entry.calibration
@@ -394,8 +373,6 @@ def _wrong_images(
 
 def _data_uri(image: np.ndarray) -> str:
     """Returns an image as a data URI; only the first channel if it is not RGB."""
-    buffer = io.BytesIO()
-    Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(
-        buffer, "png"
-    )
+    buffer, shown = io.BytesIO(), image if image.shape[-1] == 3 else image[..., 0]
+    Image.fromarray(shown).save(buffer, "png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

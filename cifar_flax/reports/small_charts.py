@@ -70,9 +70,7 @@ def _place(x: float, y: float) -> tuple[float, float]:
     return LEFT + SPAN * x, TOP + DEPTH * (1 - y)
 
 
-def _line(
-    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, style: str
-) -> str:
+def _line(x: Numbers, y: Numbers, style: str) -> str:
     points = (_place(*point) for point in zip(x, y, strict=True))
     text = " ".join(f"{left:.1f},{top:.1f}" for left, top in points)
     return f'<polyline points="{text}" fill="none" {style}/>'

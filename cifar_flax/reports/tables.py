@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from cifar_flax import records
 from cifar_flax.reports.studies import Entry, Study, read_studies
 
 
@@ -37,10 +36,10 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
             "ranked": entry in study.entries,
             "model": run.config.model,
             "seed": seed,
-            "test_accuracy": _of_finished(result, index),
+            "test_accuracy": None if at is not None else result.test_accuracy[index],
             "test_loss": result.test_loss[index],
             "val_accuracy": _last(run.metrics, index),
-            "diverged_at": result.diverged_at[index],
+            "diverged_at": at,
             "epochs": result.epochs,
             "parameters": result.num_params,
             "flops_per_image": result.flops_per_image,
@@ -54,6 +53,7 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
         for run in entry.runs
         for result in [run.result]
         for index, seed in enumerate(result.seeds)
+        for at in [result.diverged_at[index]]
     ]
 
 
@@ -70,20 +70,7 @@ def write_tex(studies: list[Study]) -> str:
     """Returns the rankings as LaTeX tables, which need the package booktabs."""
     parts = []
     for study in studies:
-        lines = [
-            " & ".join(
-                [
-                    _escape_tex(entry.name),
-                    _seeds(entry),
-                    _accuracy(entry),
-                    f"{entry.first.result.num_params:,}",
-                    f"{entry.first.result.epochs:g}",
-                    f"{entry.seconds_per_seed:.1f}",
-                ]
-            )
-            + r" \\"
-            for entry in study.entries
-        ]
+        lines = [" & ".join(_cells(entry)) + r" \\" for entry in study.entries]
         parts += [
             f"% {' '.join(study.dataset.name.split())}: test accuracy in per cent, 95 "
             "% intervals over seeds (for one seed over images)",
@@ -99,6 +86,18 @@ def write_tex(studies: list[Study]) -> str:
     return "\n".join(parts)
 
 
+def _cells(entry: Entry) -> tuple[str, ...]:
+    accuracy = accuracy_in_words(entry)
+    return (
+        _escape_tex(entry.name),
+        seeds_in_words(entry),
+        "$" + accuracy.replace("±", r"\pm") + "$" if accuracy else "--",
+        f"{entry.first.result.num_params:,}",
+        f"{entry.first.result.epochs:g}",
+        f"{entry.seconds_per_seed:.1f}",
+    )
+
+
 def _escape_tex(text: str) -> str:
     named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
     named["^"] = r"\textasciicircum{}"
@@ -107,21 +106,17 @@ def _escape_tex(text: str) -> str:
     )
 
 
-def _of_finished(result: records.Result, index: int) -> float | None:
-    return (
-        None if result.diverged_at[index] is not None else result.test_accuracy[index]
-    )
-
-
-def _seeds(entry: Entry) -> str:
+def seeds_in_words(entry: Entry) -> str:
+    """Returns the number of seeds, and of those that finished if some diverged."""
     count, finished = len(entry.seeds), len(entry.accuracies)
-    return str(count) if count == finished else f"{finished} of {count}"
+    return f"{count}" if count == finished else f"{finished} of {count}"
 
 
-def _accuracy(entry: Entry) -> str:
+def accuracy_in_words(entry: Entry) -> str | None:
+    """Returns mean accuracy and half its interval, in per cent; None without a seed."""
     if entry.half_width is None:
-        return "--"
-    return f"${100 * entry.mean:.2f} \\pm {100 * entry.half_width:.2f}$"
+        return None
+    return f"{100 * entry.mean:.2f} ± {100 * entry.half_width:.2f}"
 
 
 def _last(metrics: list[Any], index: int) -> float | None:
