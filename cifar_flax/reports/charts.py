@@ -12,7 +12,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from cifar_flax.analysis.range_curve import RangeResult
 from cifar_flax.analysis.statistics import ci95_of_mean
@@ -159,11 +161,7 @@ def trade_off(
       most_named: if given, only this many entries have a number and an interval: the
         most accurate ones of the front. The others are dots.
     """
-    ranked = [
-        (number, entry)
-        for number, entry in enumerate(entries, start=1)
-        if cost(entry) > 0 and entry.accuracies
-    ]
+    ranked = _numbered(entries, lambda entry: cost(entry) > 0 and entry.accuracies)
     front = pareto_front([entry for _, entry in ranked], cost)
     named = ranked
     if most_named is not None:
@@ -219,14 +217,14 @@ def _put_numbers(axis: Axes, numbered: list[tuple[int, float, float]]) -> None:
     figure.draw_without_rendering()  # the layout determines the positions of points
     scale = figure.dpi / 72
     at = [axis.transData.transform(point) / scale for _, *point in numbered]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
     for (number, x, y), place in zip(numbered, at, strict=True):
         boxes = {
             (dx, dy): _box(place, len(str(number)), dx, dy)
             for dy in (5, -5, 17, -17, 29, -29)
             for dx in (6, -6)
         }
-        dx, dy = min(boxes, key=lambda to: _overlaps(boxes[to], taken))
+        dx, dy = min(boxes, key=lambda to: boxes[to].count_overlaps(taken))
         taken.append(boxes[dx, dy])
         axis.annotate(
             str(number),
@@ -239,23 +237,12 @@ def _put_numbers(axis: Axes, numbered: list[tuple[int, float, float]]) -> None:
         )
 
 
-Box = tuple[float, float, float, float]
-
-
-def _box(at: Any, characters: int, dx: int, dy: int) -> Box:
+def _box(at: Any, characters: int, dx: int, dy: int) -> Bbox:
     """Returns the box of a text, in points."""
     width, height = 7 * characters, 11
     left = at[0] + dx - (width if dx < 0 else 0)
     low = at[1] + dy - (height if dy < 0 else 0)
-    return left, low, left + width, low + height
-
-
-def _overlaps(box: Box, taken: list[Box]) -> int:
-    left, low, right, high = box
-    return sum(
-        left < other[2] and other[0] < right and low < other[3] and other[1] < high
-        for other in taken
-    )
+    return Bbox.from_bounds(left, low, width, height)
 
 
 def pareto_front(entries: list[Entry], cost: Callable[[Entry], float]) -> list[Entry]:
@@ -282,23 +269,18 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None
       The chart; None if no entry has this metric.
     """
     percent = 100 if "accuracy" in name else 1
-    numbered = [
-        (number, entry)
-        for number, entry in enumerate(entries, start=1)
-        if len(entry.curve(name)[1])
-    ]
+    numbered = _numbered(entries, lambda entry: len(entry.curve(name)[1]))
     if not numbered:
         return None
 
     def draw(axis: Axes) -> None:
         for number, entry in numbered:
             epochs, values = entry.curve(name)
-            mean, style = percent * values.mean(0), style_of(number - 1)
-            text = f"{number}  {plain(entry.name)}"
-            axis.plot(epochs, mean, label=text, gid=f"line-{number}", **style)
+            mean = percent * values.mean(0)
+            (line,) = _plot(axis, number, entry, epochs, mean)
             half = [percent * (ci95_of_mean(v) or 0) for v in values.T]
             band = axis.fill_between(
-                epochs, mean - half, mean + half, color=style["color"], alpha=0.15
+                epochs, mean - half, mean + half, color=line.get_color(), alpha=0.15
             )
             band.set(gid=f"band-{number}", linewidth=0)
         axis.set(xlabel="epoch", ylabel=label)
@@ -314,29 +296,32 @@ def schedules(entries: list[Entry]) -> Chart | None:
     Returns:
       The chart; None if no entry has a recorded schedule.
     """
-    recorded = [
-        (number, entry, entry.first.config.schedule)
-        for number, entry in enumerate(entries, start=1)
-        if entry.first.config.schedule is not None
-    ]
-    if not recorded:
+    numbered = _numbered(entries, lambda entry: entry.first.config.schedule is not None)
+    if not numbered:
         return None
 
     def draw(axis: Axes) -> None:
-        for number, entry, schedule in recorded:
-            axis.plot(
-                schedule.epochs,
-                schedule.rates,
-                label=f"{number}  {plain(entry.name)}",
-                gid=f"line-{number}",
-                **style_of(number - 1),
-            )
+        for number, entry in numbered:
+            schedule: Any = entry.first.config.schedule
+            _plot(axis, number, entry, schedule.epochs, schedule.rates)
         axis.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
 
-    keys = [(number, entry.name) for number, entry, _ in recorded]
-    return Chart(
-        "learning_rate", "Learning rates over the epochs", (5.6, 2.4), draw, keys
-    )
+    keys = [(number, entry.name) for number, entry in numbered]
+    label = "Learning rates over the epochs"
+    return Chart("learning_rate", label, (5.6, 2.4), draw, keys)
+
+
+def _numbered(
+    entries: list[Entry], chosen: Callable[[Entry], object]
+) -> list[tuple[int, Entry]]:
+    """Returns the chosen entries with their places in the ranking."""
+    return [pair for pair in enumerate(entries, start=1) if chosen(pair[1])]
+
+
+def _plot(axis: Axes, number: int, entry: Entry, x: Any, y: Any) -> list[Line2D]:
+    text = f"{number}  {plain(entry.name)}"
+    style = style_of(number - 1)
+    return axis.plot(x, y, label=text, gid=f"line-{number}", **style)
 
 
 def range_test(entry: Entry) -> Chart | None:
