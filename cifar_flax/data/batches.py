@@ -160,14 +160,22 @@ _STAND_INS = {
 }
 
 
+class _TextDict(dict):
+    """Takes only texts as keys, since hashing tuples of tuples may take forever."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        if not isinstance(key, (str, bytes)):
+            raise pickle.UnpicklingError("a key is not text")
+        super().__setitem__(key, value)
+
+
 _Python: Any = pickle._Unpickler  # mypy knows only the C version
 
 
 class _Unpickler(_Python):
     """Unpickles in Python, because the C version allocates memory for any memo index.
 
-    Only texts may be keys, since hashing tuples of tuples may take forever. Sets and
-    buffers are not needed. Only a stand-in may have a state.
+    Sets and buffers are not needed. Only a stand-in may have a state.
     """
 
     dispatch = _Python.dispatch.copy()
@@ -180,24 +188,11 @@ class _Unpickler(_Python):
             )
         return _STAND_INS[module, name]
 
-    def _fill(self, target: Any, items: list) -> None:
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, (str, bytes)) or type(target) is not dict:
-                raise pickle.UnpicklingError("a key is not text")
-            target[key] = value
-
     def _load_dict(self) -> None:
         items = self.pop_mark()
-        self.append({})
-        self._fill(self.stack[-1], items)
-
-    def _load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._fill(self.stack[-1], [key, value])
-
-    def _load_setitems(self) -> None:
-        items = self.pop_mark()
-        self._fill(self.stack[-1], items)
+        self.append(_TextDict())
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self.stack[-1][key] = value
 
     def _load_build(self) -> None:
         state = self.stack.pop()
@@ -205,9 +200,8 @@ class _Unpickler(_Python):
             raise pickle.UnpicklingError("a state for an object that has none")
         self.stack[-1].__setstate__(state)
 
+    dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(_TextDict())
     dispatch[pickle.DICT[0]] = _load_dict
-    dispatch[pickle.SETITEM[0]] = _load_setitem
-    dispatch[pickle.SETITEMS[0]] = _load_setitems
     dispatch[pickle.BUILD[0]] = _load_build
     for code in (pickle.EMPTY_SET, pickle.FROZENSET, pickle.BYTEARRAY8):
         del dispatch[code[0]]
