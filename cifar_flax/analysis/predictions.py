@@ -109,19 +109,6 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
     return total
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
-    """Computes the calibration of all replicas that did not diverge.
-
-    Args:
-      logits: [R, N, K].
-      labels: [N].
-
-    Returns:
-      The calibration; None if all replicas diverged.
-    """
-    return score(logits, labels).calibration
-
-
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:
     return log_softmax(logits.astype(np.float64), axis=-1)
 

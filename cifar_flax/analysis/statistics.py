@@ -1,6 +1,8 @@
 """Statistics of a few seeds: intervals, tests, and the number of seeds needed."""
 
+import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -235,13 +237,9 @@ def seeds_needed(spread: float, size: float, level: float) -> int | None:
         if high > MOST_SEEDS:
             return None
         low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _power(middle, spread, size, level) < POWER:
-            low = middle
-        else:
-            high = middle
-    return high
+    counts = range(low + 1, high)
+    power = functools.partial(_power, spread=spread, size=size, level=level)
+    return low + 1 + bisect.bisect_left(counts, POWER, key=power)
 
 
 def detectable(spread: float, count: int, level: float) -> float:

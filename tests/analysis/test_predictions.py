@@ -6,7 +6,6 @@ from scipy.special import softmax
 
 from cifar_flax.analysis.predictions import (
     BINS,
-    calibrate,
     confidently_wrong,
     confusion,
     score,
@@ -24,7 +23,7 @@ def labels():
 
 
 def test_scores_by_their_definitions(logits, labels):
-    found = calibrate(logits, labels)
+    found = score(logits, labels).calibration
     nll = brier = 0.0
     bins = [[] for _ in range(BINS)]
     for replica in logits.astype(np.float64):
@@ -45,13 +44,13 @@ def test_probabilities_that_are_true_are_calibrated():
     logits = rng.normal(scale=2, size=(1, 50_000, 3))
     cumulative = softmax(logits.astype(np.float64), axis=-1)[0].cumsum(-1)
     labels = (rng.random((50_000, 1)) > cumulative).sum(-1)
-    assert calibrate(logits, labels).ece < 0.01
-    assert calibrate(3 * logits, labels).ece > 0.1
+    assert score(logits, labels).calibration.ece < 0.01
+    assert score(3 * logits, labels).calibration.ece > 0.1
 
 
 def test_sure_and_right_scores_perfectly():
     labels = np.arange(4)
-    found = calibrate(1000 * np.eye(4)[None], labels)
+    found = score(1000 * np.eye(4)[None], labels).calibration
     assert (found.ece, found.nll, found.brier) == (0, 0, 0)
 
 
@@ -80,7 +79,7 @@ def test_the_surest_mistakes_come_first(logits, labels):
 def test_scores_of_two_runs_add_up_to_those_of_both(logits, labels):
     logits = np.concatenate([logits, np.full((1, 400, 4), np.nan, np.float32)])
     both = score(logits[:1], labels) + score(logits[1:], labels)
-    expected, found = calibrate(logits[:2], labels), both.calibration
+    expected, found = score(logits[:2], labels).calibration, both.calibration
     for name in ("confidence", "accuracy", "share", "ece", "nll", "brier"):
         assert getattr(found, name) == pytest.approx(
             getattr(expected, name), nan_ok=True

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cifar_flax import records
-from cifar_flax.analysis.predictions import BINS, calibrate
+from cifar_flax.analysis.predictions import BINS, score
 from cifar_flax.reports.small_charts import accuracies, reliability
 from cifar_flax.reports.studies import read_studies
 from tests.reports.made import make_run, write_metrics
@@ -24,7 +24,7 @@ def scale_of(svg):
 def test_bars_are_as_high_as_accuracy_and_share():
     logits = np.random.default_rng(0).normal(scale=3, size=(1, 500, 3))
     labels = np.random.default_rng(1).integers(0, 3, 500)
-    found = calibrate(logits, labels)
+    found = score(logits, labels).calibration
     svg = reliability(found)
     bars = re.findall(r'<rect .*? y="([\d.]+)" .*? height="([\d.]+)"', svg)
     share_at = scale_of(svg)
