@@ -27,21 +27,22 @@ import numpy as np
 from absl import flags
 from rich.table import Table
 
-from benchmarks.our_turns import EVAL_IMAGES, OTHERS, TRAIN_IMAGES
+from benchmarks.our_turns import OTHERS
 from benchmarks.turns import Worker, WorkerEnded, worker
 from cifar_flax.commands import cli
 from cifar_flax.commands.setting_flags import check_models
 from cifar_flax.errors import UserError
 from cifar_flax.json_files import write_json
 from cifar_flax.models.own import is_own
-from cifar_flax.runs.settings import choices_of
+from cifar_flax.runs.setting_values import choices_of
+from cifar_flax.runs.settings import SETTINGS
 from cifar_flax.runs.tables import make_table
 from cifar_flax.show.console import make_console
 from cifar_flax.show.figures import FORMATS, new_figure, save_figure
 
 FLAGS = flags.FLAGS
 
-LOWERINGS = choices_of("lowering")
+LOWERINGS = choices_of(SETTINGS["lowering"])
 PEERS = {
     "torch eager": "eager",
     "torch channels_last": "channels_last",
@@ -57,6 +58,11 @@ def main() -> int:
             raise flags.ValidationError(
                 f"--lowerings={','.join(FLAGS.lowerings)}: give one or more of "
                 + ", ".join(LOWERINGS)
+            )
+        if FLAGS.batch_size > FLAGS.train_images:
+            raise flags.ValidationError(
+                f"--batch_size={FLAGS.batch_size}: a step cannot have more images than "
+                f"--train_images={FLAGS.train_images}"
             )
         check_peer()
         if FLAGS.figure:
@@ -77,7 +83,7 @@ def main() -> int:
             screen.print(ratio_table(rows))
         screen.print(
             f"\n{rows[0]['device']}; batch {FLAGS.batch_size}, {FLAGS.rounds} rounds; "
-            f"evaluation of {EVAL_IMAGES:,} images. Peak of a matrix product: "
+            f"evaluation of {FLAGS.eval_images:,} images. Peak of a matrix product: "
             f"{rows[0]['peak_gflops']:.0f} GFLOP/s."
         )
         if FLAGS.figure:
@@ -87,14 +93,15 @@ def main() -> int:
 
 def contenders(model: str) -> dict[str, list[str]]:
     """Returns the commands of all contenders without the model, ours first."""
-    size, images = str(FLAGS.batch_size), str(EVAL_IMAGES)
+    sizes = (FLAGS.batch_size, FLAGS.train_images, FLAGS.eval_images)
+    words = list(map(str, sizes))
     our_turns = [sys.executable, "-m", "benchmarks.our_turns"]
     ours = {
-        f"cifar_flax {lowering}": [*our_turns, lowering, size]
+        f"cifar_flax {lowering}": [*our_turns, lowering, *words]
         for lowering in FLAGS.lowerings
     }
     peer = [FLAGS.peer_python or sys.executable, "-m", "benchmarks.torch_peer"]
-    theirs = {name: [*peer, variant, size, images] for name, variant in PEERS.items()}
+    theirs = {name: [*peer, variant, *words] for name, variant in PEERS.items()}
     has_peer = FLAGS.peer == "torch" and not is_own(model)
     return ours | theirs if has_peer else ours
 
@@ -283,7 +290,13 @@ if __name__ == "__main__":
     )
     flags.DEFINE_enum("peer", "none", ["none", "torch"], "Library to compare with.")
     flags.DEFINE_integer("rounds", 7, "Number of turns of each contender.", 1, 1_000)
-    flags.DEFINE_integer("batch_size", 256, "Images in a step.", 1, TRAIN_IMAGES)
+    flags.DEFINE_integer("batch_size", 256, "Images in a step.", 1)
+    flags.DEFINE_integer(
+        "train_images", 50_000, "Random images to train on.", 1, 1_000_000
+    )
+    flags.DEFINE_integer(
+        "eval_images", 10_000, "Random images to evaluate.", 1, 1_000_000
+    )
     cli.define_text("peer_python", None, "Python interpreter that has the library.")
     cli.define_text("json", None, "File for all measurements.")
     cli.define_text(

@@ -1,6 +1,6 @@
 """Our side of the benchmark: the same trainer as in ``experiments.run``.
 
-    python -m benchmarks.our_turns LOWERING BATCH_SIZE MODEL
+    python -m benchmarks.our_turns LOWERING BATCH_SIZE TRAIN_IMAGES EVAL_IMAGES MODEL
 
 There is also a model ``stranger``: ``convbn`` built from Flax's own layers.
 """
@@ -22,9 +22,6 @@ from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
 
-TRAIN_IMAGES = 50_000
-EVAL_IMAGES = 10_000
-
 
 class Stranger(nn.Module):
     """``convbn`` built from Flax's own layers."""
@@ -41,11 +38,23 @@ class Stranger(nn.Module):
 
 OTHERS = {"stranger": Stranger}
 
+FIRST_TURNS = 4  # until a turn takes about a second
+
+# A turn takes at most an epoch, and there are at most a thousand rounds.
+EPOCHS = 1_000 + FIRST_TURNS
+
 
 class Ours:
     """A trainer with random data."""
 
-    def __init__(self, model: str, lowering: Any, batch_size: int):
+    def __init__(
+        self,
+        model: str,
+        lowering: Any,
+        batch_size: int,
+        train_images: int,
+        eval_images: int,
+    ):
         """Makes the data and the trainer."""
         rng = np.random.default_rng(0)
 
@@ -54,17 +63,17 @@ class Ours:
             return Split(images, rng.integers(0, 10, count).astype(np.int32))
 
         self.splits = Splits(
-            split(TRAIN_IMAGES), None, split(EVAL_IMAGES), 10, (0.5,) * 3, (0.25,) * 3
+            split(train_images), None, split(eval_images), 10, (0.5,) * 3, (0.25,) * 3
         )
         net = OTHERS[model]() if model in OTHERS else Settings(model).make_model(10)
-        recipe = Recipe((Constant(0.01, 1_000),), batch_size)
+        recipe = Recipe((Constant(0.01, EPOCHS),), batch_size)
         self.trainer = Trainer(net, recipe, self.splits.spec, lowering=lowering)
 
     def ready(self) -> dict[str, Any]:
         """Compiles, and measures the speed of the device."""
         state = self.trainer.init(self.splits.train)
         self.progress = self.trainer.run(state, self.splits.train)
-        for _ in range(4):  # until a turn takes about a second
+        for _ in range(FIRST_TURNS):
             self.train()
         self.evaluate()
         return {
@@ -89,5 +98,6 @@ class Ours:
 
 
 if __name__ == "__main__":
-    ours = Ours(sys.argv[3], sys.argv[1], int(sys.argv[2]))
+    lowering, *sizes, model = sys.argv[1:]
+    ours = Ours(model, lowering, *map(int, sizes))
     serve({"ready": ours.ready, "train": ours.train, "evaluate": ours.evaluate})

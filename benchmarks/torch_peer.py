@@ -1,6 +1,6 @@
 """The same networks and the same training step in PyTorch, to measure against.
 
-    python -m benchmarks.torch_peer VARIANT BATCH_SIZE IMAGES MODEL
+    python -m benchmarks.torch_peer VARIANT BATCH_SIZE TRAIN_IMAGES EVAL_IMAGES MODEL
 
 answers the requests of ``experiments.benchmark``; of this project it needs ``turns``
 alone. It is written as a good user of PyTorch would: data resident as uint8,
@@ -151,7 +151,9 @@ def compiled(network: nn.Module) -> nn.Module:
 class PeerTrainer:
     """Trains a network on random images; only its speed is of interest."""
 
-    def __init__(self, name: str, variant: str, batch_size: int, device: str):
+    def __init__(
+        self, name: str, variant: str, batch_size: int, images: int, device: str
+    ):
         """Makes network, data and optimizer.
 
         Args:
@@ -159,6 +161,7 @@ class PeerTrainer:
           variant: ``eager`` (NCHW), ``channels_last`` or ``compile`` (the latter and
             ``torch.compile``).
           batch_size: images in a step.
+          images: number of images.
           device: of PyTorch.
         """
         torch.manual_seed(0)
@@ -171,9 +174,9 @@ class PeerTrainer:
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=0.01, momentum=0.9, fused=True
         )
-        shape = (50_000, 40, 40, 3)
+        shape = (images, 40, 40, 3)
         self.padded = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-        self.labels = torch.randint(0, 10, (50_000,), device=device)
+        self.labels = torch.randint(0, 10, (images,), device=device)
 
     def batch(self):
         """Random crops and flips of random images, normalised."""
@@ -224,11 +227,19 @@ class PeerTrainer:
 class Theirs:
     """A trainer that learns how many steps a second takes."""
 
-    def __init__(self, name: str, variant: str, batch_size: int, images: int):
-        """Makes it; ``images`` are evaluated."""
+    def __init__(
+        self,
+        name: str,
+        variant: str,
+        batch_size: int,
+        train_images: int,
+        eval_images: int,
+    ):
+        """Makes it."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.trainer = PeerTrainer(name, variant, batch_size, device)
-        self.images = images
+        count = max(train_images, eval_images)
+        self.trainer = PeerTrainer(name, variant, batch_size, count, device)
+        self.images = eval_images
 
     def ready(self) -> dict[str, float | str]:
         """Compiles."""
@@ -252,6 +263,6 @@ class Theirs:
 
 
 if __name__ == "__main__":
-    variant, batch_size, images, model = sys.argv[1:]
-    peer = Theirs(model, variant, int(batch_size), int(images))
+    variant, *sizes, model = sys.argv[1:]
+    peer = Theirs(model, variant, *map(int, sizes))
     serve({"ready": peer.ready, "train": peer.train, "evaluate": peer.evaluate})

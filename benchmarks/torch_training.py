@@ -105,7 +105,8 @@ class Training:
         initialise(network, self.images[:5000])
         self.compiled.train()
         optimizer = make_optimizer(network)
-        per_epoch = len(self.images) // BATCH_SIZE
+        size = min(BATCH_SIZE, len(self.images))  # of a trial on few images
+        per_epoch = len(self.images) // size
         total = math.ceil(per_epoch * EPOCHS)
         flips = torch.rand(len(self.images), device=device) < 0.5
         slow = {name: value.clone() for name, value in network.state_dict().items()}
@@ -118,7 +119,7 @@ class Training:
             share = np.interp(step, [0, int(0.23 * total), total], [0.2, 1, 0.07])
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * float(share)
-            indices = order[place * BATCH_SIZE : (place + 1) * BATCH_SIZE]
+            indices = order[place * size : (place + 1) * size]
             optimizer.zero_grad(set_to_none=True)
             logits = self.compiled(self.batch(indices, flips))
             functional.cross_entropy(
