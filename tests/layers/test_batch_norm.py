@@ -1,5 +1,7 @@
 """Batch norm against its formulas, in NumPy and float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,7 @@ def normalised(inputs, mean, var, params, epsilon=1e-5):
     return params["scale"] * (inputs - mean) / np.sqrt(var + epsilon) + params["bias"]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def train(layer, variables, inputs):
     outputs, updated = layer.apply(
         variables, inputs, train=True, mutable=["batch_stats"]
@@ -103,7 +106,7 @@ def test_a_dead_channel_gives_the_bias_and_finite_gradients():
         outputs, _ = train(BatchNorm(), {**variables, "params": params}, inputs)
         return jnp.square(outputs).sum(), outputs
 
-    grads, outputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+    grads, outputs = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(
         variables["params"], inputs
     )
     np.testing.assert_allclose(outputs[..., 1], variables["params"]["bias"][1])

@@ -21,6 +21,7 @@ from cifar_flax.layers.tiled_norm import add_bias, batch_normalise
 from cifar_flax.layers.tiles import Tiles, on_images, relu
 from cifar_flax.models import MODELS, create_model
 from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
+from tests.layers.definition import convolution, gradients
 
 needs_kernels = pytest.mark.skipif(not library.available(), reason="no kernels here")
 
@@ -52,6 +53,42 @@ def assert_close(ours, exact, tolerance=1e-5):
     )
 
 
+def assert_native_is_the_definition(
+    count, height, width, channels, features, size, stride, padding
+):
+    images = draw(0, count, height, width, channels)
+    kernel = draw(1, size, size, channels, features)
+    outputs = convolution(images, kernel, stride, padding)
+    grad = draw(2, *outputs.shape)
+    expected = outputs, *gradients(images, kernel, stride, padding, grad)
+    found = with_gradients(native, stride, padding, images, kernel, grad)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.float32
+        assert_close(ours, theirs)
+
+
+# With each of the vector widths they reach every line of the kernels.
+@needs_kernels
+@pytest.mark.parametrize(
+    "case",
+    [
+        # count, height, width, channels, features, size, stride, padding
+        (1, 1, 1, 1, 1, 1, 1, 0),
+        (17, 7, 10, 3, 20, 3, 2, 1),
+        (40, 8, 7, 26, 33, 3, 1, 1),  # minimal filtering; a part for each row of points
+        (17, 30, 29, 18, 20, 3, 1, 0),  # minimal filtering; groups of panels
+        (15, 20, 20, 40, 5, 5, 1, 2),  # several bands of rows, and parts of channels
+        (16, 5, 10, 13, 12, 2, 3, 0),
+        (1, 3, 2, 6, 7, 3, 4, 4),  # outputs without any tap inside the image
+        (40, 1, 12, 9, 40, 1, 2, 0),
+    ],
+    ids=str,
+)
+def test_kernels_and_gradients_are_those_of_float64(case):
+    assert_native_is_the_definition(*case)
+
+
+@pytest.mark.slow
 @needs_kernels
 @hypothesis.given(
     count=strategies.sampled_from([1, 15, 16, 17, 40]),
@@ -63,23 +100,11 @@ def assert_close(ours, exact, tolerance=1e-5):
     stride=strategies.integers(1, 4),
     padding=strategies.integers(0, 4),
 )
-def test_kernels_and_gradients_are_those_of_float64(
-    count, height, width, channels, features, size, stride, padding
-):
-    hypothesis.assume(min(height, width) + 2 * padding >= size)
-    images = draw(0, count, height, width, channels)
-    kernel = draw(1, size, size, channels, features)
-    with jax.enable_x64(True):
-        exact = [np.float64(images), np.float64(kernel)]
-        shape = jax.eval_shape(
-            functools.partial(reference, stride=stride, padding=padding), *exact
-        ).shape
-        grad = draw(2, *shape)
-        expected = with_gradients(reference, stride, padding, *exact, np.float64(grad))
-    found = with_gradients(native, stride, padding, images, kernel, grad)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.dtype == jnp.float32
-        assert_close(ours, theirs)
+def test_drawn_shapes_are_those_of_float64(**shape):
+    hypothesis.assume(
+        min(shape["height"], shape["width"]) + 2 * shape["padding"] >= shape["size"]
+    )
+    assert_native_is_the_definition(**shape)
 
 
 @needs_kernels
@@ -154,9 +179,9 @@ def test_other_types_take_another_form(dtype):
     with jax.enable_x64(True):
         images = jnp.asarray(draw(0, 16, 5, 5, 2), dtype)
         kernel = jnp.asarray(draw(1, 3, 3, 2, 3), dtype)
-        expected = reference(*(np.float64(x) for x in (images, kernel)), 1, 1)
-        found = native(images, kernel, 1, 1)
-        tiles = native(Tiles.of(images), kernel, 1, 1).images
+        expected = convolution(images, kernel, 1, 1)
+        found = jax.jit(lambda x: native(x, kernel, 1, 1))(images)
+        tiles = jax.jit(lambda x: native(Tiles.of(x), kernel, 1, 1).images)(images)
     assert found.dtype == tiles.dtype == dtype
     tolerance = 16 * float(jnp.finfo(dtype).eps)
     for array in (found, tiles):
