@@ -16,6 +16,7 @@ import jax
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
 from cifar_flax.layers.conv import Lowering, convolving
+from cifar_flax.models.streams import Stream
 
 # Names that other libraries use instead of ``train``.
 _OTHER_NAMES = ("deterministic", "training", "is_training", "use_running_average")
@@ -58,7 +59,7 @@ def train_logits(
     """
     collections = {n: value for n, value in variables.items() if n != "params"}
     # Linen uses the stream "params" for every stream without its own key.
-    streams = {"dropout": key, "params": jax.random.fold_in(key, 1)}
+    streams = {"dropout": key, "params": Stream.LAYERS.of(key)}
     with convolving(lowering), _freezing(is_frozen):
         logits, updated = model.apply(
             variables,

@@ -20,6 +20,7 @@ from cifar_flax.data.augment import (
     vary,
 )
 from cifar_flax.errors import UserError
+from cifar_flax.models.streams import Stream
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
 from cifar_flax.training.lr_range import smooth
 
@@ -79,9 +80,7 @@ def plot_loss(run: RunResult | str | pathlib.Path) -> "Figure":
     if finite.size:  # a few very high losses would hide the others
         low, high = np.quantile(finite, [0, 0.99])
         axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-6)
-    axis.set_xlabel("step")
-    axis.set_ylabel("training loss")
-    axis.set_title(name)
+    axis.set(xlabel="step", ylabel="training loss", title=name)
     axis.legend()
     axis.grid(alpha=0.3)
     return figure
@@ -93,10 +92,7 @@ def plot_lr(run: RunResult | str | pathlib.Path) -> "Figure":
     figure = new_figure(8, 3.5)
     axis = figure.subplots()
     axis.plot(np.arange(len(steps.rates)) + 1, steps.rates, color="C0")
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("step")
-    axis.set_ylabel("learning rate")
-    axis.set_title(name)
+    axis.set(xlabel="step", ylabel="learning rate", title=name, ylim=(0, None))
     axis.grid(alpha=0.3)
     return figure
 
@@ -128,17 +124,16 @@ def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
         batch = sample_images(key, padded, jnp.arange(len(first)), augmentation)
         batch = normalise(batch, dataset.mean, dataset.std)
         if augmentation.varies:
-            batch = vary(jax.random.fold_in(key, 1), batch, dataset.std, augmentation)
+            batch = vary(Stream.VARY.of(key), batch, dataset.std, augmentation)
         if augmentation.mixes:
-            batch, _ = mix(jax.random.fold_in(key, 2), batch, augmentation)
+            batch, _ = mix(Stream.MIX.of(key), batch, augmentation)
         rows.append(denormalise(batch, dataset.mean, dataset.std))
     figure = new_figure(1.15 * len(first), 1.25 * len(rows))
     axes = figure.subplots(len(rows), len(first), squeeze=False)
     for row, (line, images_of_row) in enumerate(zip(axes, rows, strict=True)):
         for label, (axis, image) in enumerate(zip(line, images_of_row, strict=True)):
             axis.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             if row == 0:
                 axis.set_title(dataset.class_names[label], fontsize=9)
         line[0].set_ylabel(f"augmented {row}" if row else "original", fontsize=9)
