@@ -1,3 +1,4 @@
 """``python -m experiments.NAME`` runs the command NAME; see ``cifar_flax.commands``."""
 
-from cifar_flax.commands import start as start
+# From here on, Ctrl-C ends a command without a traceback.
+from cifar_flax import commands as commands

@@ -1,6 +1,6 @@
 """Exports a finished run to files for other programs, and checks the files."""
 
-from experiments import start
+import runpy
 
 if __name__ == "__main__":
-    start("export")
+    runpy.run_module("cifar_flax.commands.export", run_name="__main__", alter_sys=True)

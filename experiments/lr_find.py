@@ -1,6 +1,6 @@
 """Finds a learning rate with a range test: trains while the rate rises."""
 
-from experiments import start
+import runpy
 
 if __name__ == "__main__":
-    start("lr_find")
+    runpy.run_module("cifar_flax.commands.lr_find", run_name="__main__", alter_sys=True)

@@ -1,6 +1,6 @@
 """Classifies pictures with a trained model."""
 
-from experiments import start
+import runpy
 
 if __name__ == "__main__":
-    start("predict")
+    runpy.run_module("cifar_flax.commands.predict", run_name="__main__", alter_sys=True)

@@ -1,6 +1,8 @@
 """Downloads CIFAR-10 or CIFAR-100, or reads an archive, and shows the images."""
 
-from experiments import start
+import runpy
 
 if __name__ == "__main__":
-    start("prepare_data")
+    runpy.run_module(
+        "cifar_flax.commands.prepare_data", run_name="__main__", alter_sys=True
+    )

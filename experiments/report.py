@@ -1,6 +1,6 @@
 """Compares the finished runs below a folder: report.md, report.html and tables."""
 
-from experiments import start
+import runpy
 
 if __name__ == "__main__":
-    start("report")
+    runpy.run_module("cifar_flax.commands.report", run_name="__main__", alter_sys=True)

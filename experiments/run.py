@@ -1,6 +1,6 @@
 """Trains, evaluates, records and checkpoints a model: the main command."""
 
-from experiments import start
+import runpy
 
 if __name__ == "__main__":
-    start("run")
+    runpy.run_module("cifar_flax.commands.run", run_name="__main__", alter_sys=True)

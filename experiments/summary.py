@@ -1,6 +1,6 @@
 """Shows the layers of a model with shapes, parameters and operations."""
 
-from experiments import start
+import runpy
 
 if __name__ == "__main__":
-    start("summary")
+    runpy.run_module("cifar_flax.commands.summary", run_name="__main__", alter_sys=True)

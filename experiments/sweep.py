@@ -1,6 +1,6 @@
 """Trains every combination of the given settings, each in its own folder."""
 
-from experiments import start
+import runpy
 
 if __name__ == "__main__":
-    start("sweep")
+    runpy.run_module("cifar_flax.commands.sweep", run_name="__main__", alter_sys=True)

@@ -12,10 +12,17 @@ PROGRAM = """
 import threading
 
 import cifar_flax as cf
+from cifar_flax.records import LogPoint
+from cifar_flax.training.state import TrainState
 
 
 class Last(cf.Observer):
     step = 0
+    best = 0.0
+
+    def epoch_done(self, line: LogPoint, state: TrainState) -> None:
+        if line.val_accuracy is not None:
+            self.best = max(self.best, *line.val_accuracy)
 
     def ended(self, result: cf.RunResult | cf.RangeTestResult | None) -> None:
         if isinstance(result, cf.RunResult) and result.metrics:
