@@ -15,6 +15,7 @@ has no NaN and no infinity, so these are written as null. This module does not n
 
 import dataclasses
 import errno
+import hashlib
 import io
 import math
 import os
@@ -120,6 +121,34 @@ class ModelSource(msgspec.Struct, kw_only=True):
     path: str | None = None
     sha256: str | None = None
     text: str | None = None
+    helpers: list["ModelSource"] = []
+
+    @property
+    def all_sha256(self) -> str | None:
+        """Checksum of the code with its helpers, in any folder; None without a file."""
+        if self.sha256 is None or not self.helpers:
+            return self.sha256
+        every = [one.sha256 or "" for one in (self, *self.helpers)]
+        return hashlib.sha256(" ".join(every).encode()).hexdigest()
+
+
+class Identity(msgspec.Struct, kw_only=True):
+    """What decides the numbers of a run besides data and seeds; see ``identity``.
+
+    Attributes:
+      model: SHA-256 of what the model computes; see ``models.program``.
+      recipe: SHA-256 of the recipe as trained; null until ``--lr=auto`` has found the
+        rate, and for a range test.
+      start: SHA-256 of the variables of another run from which the run starts; null if
+        it starts from new ones.
+      unknown: why the checksums do not tell everything, so that no other run can be
+        known to be the same; null if they do.
+    """
+
+    model: str
+    recipe: str | None = None
+    start: str | None = None
+    unknown: str | None = None
 
 
 class Config(Record, kw_only=True):
@@ -141,6 +170,7 @@ class Config(Record, kw_only=True):
       python: version of Python.
       device: the device of the run.
       git_revision: revision of this code, if it is in a repository.
+      identity: what decides the numbers; null in older records.
       command: the command that repeats the run; empty if model, recipe or data came
         from a program, so that no command can.
     """
@@ -157,6 +187,7 @@ class Config(Record, kw_only=True):
     python: str | None = None
     device: str | None = None
     git_revision: str | None = None
+    identity: Identity | None = None
     command: list[str]
 
     def __post_init__(self):

@@ -24,16 +24,19 @@ ORDER = [
     ["models"],
     ["layers"],
     ["analysis"],
+    ["identity"],
     ["data", "records"],
-    ["json_files", "jax_settings"],
+    ["definitions", "json_files", "jax_settings"],
     ["files"],
     ["errors"],
 ]
 ALONE = {
     "records": {"json_files", "errors"},
     "analysis": {"records", "files", "errors"},
-    "reports": {"analysis", "records", "files", "errors"},
-    "data": {"files", "errors"},
+    "identity": {"records"},
+    "definitions": {"errors"},
+    "reports": {"analysis", "identity", "records", "files", "errors"},
+    "data": {"definitions", "files", "errors"},
     "json_files": {"files", "errors"},
     "jax_settings": {"errors"},
     "layers": {"files", "errors"},
@@ -161,7 +164,7 @@ import sys, traceback
 from cifar_flax.training import steps
 from cifar_flax.commands import run
 
-def traced(self, state, order, data):
+def traced(*args, **kwargs):
     frames = [f for f in traceback.extract_stack()[:-1] if f.name != "<module>"]
     parts = ("/cifar_flax/", "/experiments/")
     own = [f for f in frames if any(part in f.filename for part in parts)]

@@ -42,6 +42,7 @@ from cifar_flax.sweeps.cells import (
     plan_of,
     state_of,
 )
+from cifar_flax.sweeps.earlier import Contents, with_earlier_seeds
 from cifar_flax.sweeps.launchers import RunCells
 from cifar_flax.sweeps.launchers.local import on_this_machine
 from cifar_flax.training.named_recipes import LESSON
@@ -101,6 +102,7 @@ def main() -> int:
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
             cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
+        cells = with_earlier_seeds(cells, folder)
         cells, launcher = my_share(cells), make_launcher()
         if FLAGS.dry_run:
             check_cells(cells, load=False)
@@ -171,6 +173,7 @@ def check_cells(cells: list[Cell], load: bool) -> None:
       UserError: the data cannot be loaded.
     """
     datasets: dict[tuple, Dataset] = {}
+    contents = Contents()
     for cell in cells:
         settings = cell.settings
         places = tuple(getattr(settings, name) for name in PLACES)
@@ -180,6 +183,7 @@ def check_cells(cells: list[Cell], load: bool) -> None:
         try:
             if cell.is_begun:
                 cell.check(datasets[source])
+                contents.check(cell, datasets[source])
         except UserError as error:
             cell.problem = str(error)
 

@@ -6,7 +6,9 @@ any random streams in training.
 """
 
 import contextlib
+import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -111,3 +113,10 @@ def train_argument(model: nn.Module, train: bool) -> dict[str, Any]:
             "argument to 'train'"
         )
     return {}
+
+
+def fields_in_words(model: nn.Module) -> str:
+    """Returns the fields of a module in a line, equal in every process."""
+    fields = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    text = ", ".join(f"{f.name}={getattr(model, f.name, None)!r}" for f in fields)
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cifar_flax.jax_settings import known_settings
 from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
 
 # Operations whose code is not in the program.
@@ -37,6 +38,8 @@ class Program:
     unknown: str | None = None
 
 
+@known_settings()
+@jax.default_matmul_precision(None)  # it decides bits and not what is computed
 def program_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Program:
     """Traces a model and returns what it computes, without computing anything.
 
@@ -65,6 +68,14 @@ def program_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Program:
         variables, images
     )
     return digest_programs([init, trained, evaluated], "the model")
+
+
+def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    """Returns the shapes of a model's variables by collection."""
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    return jax.eval_shape(
+        lambda images: init_variables(model, jax.random.key(0), images), images
+    )
 
 
 def digest_programs(

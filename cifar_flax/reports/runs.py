@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,14 @@ from cifar_flax.analysis.predictions import Scores, score
 from cifar_flax.errors import UserError
 from cifar_flax.files import shell_word
 from cifar_flax.reports.checks import check_records
+
+
+class Seed(NamedTuple):
+    """The result of a seed; the accuracy is None if it diverged at a step."""
+
+    number: int
+    accuracy: float | None
+    diverged_at: int | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,19 +33,35 @@ class RunRecord:
       config: its ``config.json``.
       result: its ``result.json``.
       metrics: the lines of its ``metrics.jsonl``.
-      scores: of its predictions.
+      scores: of the predictions of each replica.
       right_bits: whether each replica classifies each test image correctly, as bits:
         ``numpy.packbits`` of bool [R, N] along the images.
       labels_sha256: SHA-256 of the labels of the test images.
+      replicas: indices of the replicas that count; another run may have the others.
     """
 
     folder: pathlib.Path
     config: records.Config
     result: records.Result
     metrics: list[records.LogPoint]
-    scores: Scores
+    scores: list[Scores]
     right_bits: np.ndarray
     labels_sha256: str
+    replicas: tuple[int, ...]
+
+    @functools.cached_property
+    def seeds(self) -> list[Seed]:
+        """The seeds that count."""
+        result = self.result
+        columns = (result.seeds, result.test_accuracy, result.diverged_at)
+        every = [Seed(*row) for row in zip(*columns, strict=True)]
+        return [every[index] for index in self.replicas]
+
+    def outcome(self, index: int) -> tuple[Any, ...]:
+        """Returns the results of a replica, which the same seed always gives."""
+        result = self.result
+        columns = (result.test_accuracy, result.test_loss, result.diverged_at)
+        return tuple(column[index] for column in columns)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -62,9 +86,11 @@ class RunRecord:
 
     @property
     def right(self) -> np.ndarray:
-        """Whether each replica classifies each test image correctly, bool [R, N]."""
-        count = self.result.test_size
-        return np.unpackbits(self.right_bits, axis=1, count=count).astype(bool)
+        """Whether each finished seed classifies each image correctly, bool [n, N]."""
+        pairs = zip(self.replicas, self.seeds, strict=True)
+        rows = [index for index, seed in pairs if seed.diverged_at is None]
+        bits, count = self.right_bits[rows], self.result.test_size
+        return np.unpackbits(bits, axis=1, count=count).astype(bool)
 
     @property
     def command(self) -> str:
@@ -78,8 +104,15 @@ class RunRecord:
 
     @property
     def predictions(self) -> dict[str, np.ndarray]:
-        """Its ``predictions.npz``, which is read at each access."""
-        return records.read_predictions(self.folder)
+        """Its ``predictions.npz`` for the seeds that count, read at each access."""
+        arrays, rows = records.read_predictions(self.folder), list(self.replicas)
+        return {**arrays, **{n: arrays[n][rows] for n in ("logits", "seeds")}}
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the seeds that count."""
+        share = len(self.replicas) / len(self.result.seeds)
+        return self.result.train_seconds * share
 
     @property
     def range_test(self) -> records.RangeTest | None:
@@ -131,7 +164,8 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
         config,
         result,
         metrics,
-        scores=score(logits, labels),
+        scores=[score(replica[None], labels) for replica in logits],
         right_bits=np.packbits(logits.argmax(-1) == labels, axis=1),
         labels_sha256=hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
+        replicas=tuple(range(len(logits))),
     )

@@ -26,12 +26,22 @@ from cifar_flax.analysis.statistics import (
     holm,
 )
 from cifar_flax.errors import UserError, one_line
+from cifar_flax.identity import (
+    bits_of,
+    configuration_of,
+    custom_model_of,
+    differing_parts,
+    parts_of,
+)
 from cifar_flax.reports.runs import RunRecord, read_runs
 
 # A study with more entries than this is large: only its best entries are compared with
 # each other and drawn over the epochs. 20 entries have 190 pairs.
 WHOLE = 20
 BEST = 10
+
+# Parts of a recipe that a name tells.
+MOST_PARTS = 2
 
 # Settings of the model; entries that differ in them are always compared.
 OF_MODEL = ("model", "model_args")
@@ -58,21 +68,17 @@ class Entry:
     def accuracies(self) -> dict[int, float]:
         """Test accuracy of each finished seed."""
         return {
-            seed: accuracy
+            seed.number: seed.accuracy
             for run in self.runs
-            for seed, accuracy, at in _of_seeds(run, run.result.test_accuracy)
-            if at is None and accuracy is not None
+            for seed in run.seeds
+            if seed.diverged_at is None and seed.accuracy is not None
         }
 
     @functools.cached_property
     def diverged(self) -> list[int]:
         """Seeds that diverged."""
-        return [
-            seed
-            for run in self.runs
-            for seed, _, at in _of_seeds(run, run.result.seeds)
-            if at is not None
-        ]
+        every = [seed for run in self.runs for seed in run.seeds]
+        return [seed.number for seed in every if seed.diverged_at is not None]
 
     @property
     def seeds(self) -> list[int]:
@@ -121,13 +127,7 @@ class Entry:
     @functools.cached_property
     def right(self) -> np.ndarray:
         """Whether each finished seed classifies each image correctly, bool [n, N]."""
-        rows = [
-            run.right[index]
-            for run in self.runs
-            for index, at in enumerate(run.result.diverged_at)
-            if at is None
-        ]
-        return np.array(rows)
+        return np.concatenate([run.right for run in self.runs])
 
     @functools.cached_property
     def validation(self) -> float | None:
@@ -144,8 +144,7 @@ class Entry:
     @property
     def seconds_per_seed(self) -> float:
         """Mean training time of a seed."""
-        seconds = sum(run.result.train_seconds for run in self.runs)
-        return seconds / len(self.seeds)
+        return sum(run.seconds for run in self.runs) / len(self.seeds)
 
     @property
     def predictions(self) -> list[dict[str, np.ndarray]]:
@@ -155,7 +154,8 @@ class Entry:
     @functools.cached_property
     def calibration(self) -> Calibration | None:
         """Calibration of the predictions of all finished seeds."""
-        first, *others = (run.scores for run in self.runs)
+        pairs = [(run, index) for run in self.runs for index in run.replicas]
+        first, *others = (run.scores[index] for run, index in pairs)
         return sum(others, start=first).calibration
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -175,14 +175,11 @@ class Entry:
         rows = []
         for run in whole:
             values = [np.atleast_1d(getattr(line, name)) for line in run.metrics]
-            rows.append(np.array(values, dtype=np.float64).T)  # None becomes NaN
+            columns = np.array(values, dtype=np.float64).T  # None becomes NaN
+            was_recorded = len(columns) == len(run.result.seeds)
+            rows.append(columns[list(run.replicas)] if was_recorded else columns)
         table = np.concatenate(rows)
         return epochs, table[~np.isnan(table).any(1)]
-
-
-def _of_seeds(run: RunRecord, values: Sequence[Any]) -> list[tuple[int, Any, Any]]:
-    result = run.result
-    return list(zip(result.seeds, values, result.diverged_at, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -330,20 +327,67 @@ def _study_key(run: RunRecord) -> tuple:
 
 
 def _make_entries(runs: list[RunRecord], left_out: list[str]) -> list[Entry]:
-    by_settings: dict[str, list[RunRecord]] = {}
+    configurations: dict[str, list[RunRecord]] = {}
     for run in runs:
-        same = by_settings.setdefault(repr(sorted(run.settings.items())), [])
-        taken = {seed for other in same for seed in other.result.seeds}
-        twice = taken & set(run.result.seeds)
-        if twice:
-            left_out.append(
-                f"{run.folder} repeats seed {min(twice)} of {same[0].folder}"
-            )
-        else:
-            same.append(run)
-    groups = list(by_settings.values())
+        key = configuration_of(run.config, str(run.folder))
+        configurations.setdefault(key, []).append(run)
+    parts = [part for group in configurations.values() for part in _parts(group)]
+    kept = [_without_repeats(part, left_out) for part in parts]
+    groups = [group for group in kept if group]
     names = _names([group[0] for group in groups])
     return [Entry(*pair) for pair in zip(names, groups, strict=True)]
+
+
+def _claims(runs: list[RunRecord]) -> dict[int, list[tuple[RunRecord, int]]]:
+    """Returns the runs that hold each seed, with its index in the run."""
+    found: dict[int, list[tuple[RunRecord, int]]] = {}
+    for run in runs:
+        for index, seed in enumerate(run.result.seeds):
+            found.setdefault(seed, []).append((run, index))
+    return found
+
+
+def _parts(runs: list[RunRecord]) -> list[list[RunRecord]]:
+    """Divides a configuration by versions and machine if these change a seed's result.
+
+    Seeds of several machines are otherwise one entry: their results differ only as
+    those of other seeds do.
+    """
+    by_bits: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        by_bits.setdefault(repr(sorted(bits_of(run.config).items())), []).append(run)
+    repeated = [claims for claims in _claims(runs).values() if len(claims) > 1]
+    changed = any(len({run.outcome(i) for run, i in claims}) > 1 for claims in repeated)
+    return list(by_bits.values()) if changed else [runs]
+
+
+def _without_repeats(runs: list[RunRecord], left_out: list[str]) -> list[RunRecord]:
+    """Keeps each seed once, and no seed for which two runs have different results."""
+    kept: dict[int, list[int]] = {id(run): [] for run in runs}
+    repeated: dict[int, list[tuple[int, RunRecord]]] = {}
+    for seed, claims in _claims(runs).items():
+        first, index = claims[0]
+        if len({run.outcome(i) for run, i in claims}) > 1:
+            folders = " and ".join(str(run.folder) for run, _ in claims)
+            left_out.append(
+                f"{folders} have different results for seed {seed} of the same "
+                "configuration, so none of them is used"
+            )
+            continue
+        kept[id(first)].append(index)
+        for run, _ in claims[1:]:
+            repeated.setdefault(id(run), []).append((seed, first))
+    for run in runs:
+        if not kept[id(run)] and (twice := repeated.get(id(run))):
+            seeds = ", ".join(str(seed) for seed, _ in twice)
+            left_out.append(
+                f"{run.folder} repeats seed {seeds} of {twice[0][1].folder}"
+            )
+    return [
+        dataclasses.replace(run, replicas=tuple(kept[id(run)]))
+        for run in runs
+        if kept[id(run)]
+    ]
 
 
 def _make_study(
@@ -388,7 +432,8 @@ def _chosen(entries: list[Entry], compared: Sequence[str]) -> list[Entry]:
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         names = (*OF_MODEL, *compared)
-        key = repr([entry.first.settings.get(name) for name in names])
+        values = [entry.first.settings.get(name) for name in names]
+        key = repr([*values, custom_model_of(entry.first.config)])
         groups.setdefault(key, []).append(entry)
     chosen = []
     for group in groups.values():
@@ -417,10 +462,30 @@ def _names(runs: list[RunRecord]) -> list[str]:
         return " ".join([model, *words])
 
     names = [name_of(run, run.used) for run in runs]
-    if len(set(names)) == len(names):
-        return names
-    # Two settings may have the same effect, such as a rate and the recipe's own.
-    return [name_of(run, run.settings) for run in runs]
+    if len(set(names)) < len(names):
+        # Two settings may have the same effect, such as a rate and the recipe's own.
+        names = [name_of(run, run.settings) for run in runs]
+    return _told_apart(names, runs)
+
+
+def _told_apart(names: list[str], runs: list[RunRecord]) -> list[str]:
+    """Adds to equal names what the contents of their runs differ in."""
+    told = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [number for number, other in enumerate(names) if other == name]
+        first = runs[same[0]].config
+        pairs = [differing_parts(runs[number].config, first) for number in same]
+        parts = dict.fromkeys(itertools.chain(*pairs))
+        for number in same:
+            mine = parts_of(runs[number].config)
+            words = [f"{part}={mine.get(part)}" for part in parts]
+            if len(words) > MOST_PARTS:  # a caution names all of them
+                words = [*words[:MOST_PARTS], f"recipe_code={mine['recipe_code']}"]
+            told[number] = " ".join([name, *words])
+        if len({told[number] for number in same}) < len(same):
+            for number in same:
+                told[number] += f" of {runs[number].folder.name}"
+    return told
 
 
 def differing(every: list[dict[str, Any]]) -> list[str]:

@@ -35,7 +35,7 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
             "configuration": entry.name,
             "ranked": entry in study.entries,
             "model": run.config.model,
-            "seed": seed,
+            "seed": result.seeds[index],
             "test_accuracy": None if at is not None else result.test_accuracy[index],
             "test_loss": result.test_loss[index],
             "val_accuracy": _last(run.metrics, index),
@@ -52,7 +52,7 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
         for entry in study.everything
         for run in entry.runs
         for result in [run.result]
-        for index, seed in enumerate(result.seeds)
+        for index in run.replicas
         for at in [result.diverged_at[index]]
     ]
 

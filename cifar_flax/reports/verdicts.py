@@ -12,6 +12,7 @@ from cifar_flax.analysis.statistics import (
     detectable,
     mcnemar,
 )
+from cifar_flax.identity import bits_that_differ, differing_parts
 from cifar_flax.reports.studies import BEST, Entry, Study
 
 SEVERAL = 10  # sentences about a baseline; the ranking has all comparisons with it
@@ -177,7 +178,39 @@ def cautions(study: Study) -> list[str]:
             f"The configurations trained for {min(epochs):g} to {max(epochs):g} "
             "epochs: this ranks recipes, not architectures."
         )
-    return texts + _of_single_seeds(study)
+    return texts + _of_contents(study) + _of_single_seeds(study)
+
+
+def _of_contents(study: Study) -> list[str]:
+    """Says what differs although the settings are equal, and where seeds come from."""
+    texts: list[str] = []
+    alike: dict[str, list[Entry]] = {}
+    for entry in study.everything:
+        alike.setdefault(repr(sorted(entry.first.settings.items())), []).append(entry)
+        configs = [run.config for run in entry.runs]
+        bits = dict.fromkeys(
+            name for one in configs for name in bits_that_differ(one, configs[0])
+        )
+        if bits:
+            texts.append(
+                f"The seeds of {entry.name} come from runs that differ in "
+                f"{', '.join(bits)}."
+            )
+        own = configs[0].identity
+        if own is not None and own.unknown is not None:
+            texts.append(
+                f"{entry.name}: {own.unknown}. No other run can be known to be the "
+                "same, so every such run is a configuration of its own."
+            )
+    for first, *others in alike.values():
+        for other in others:
+            parts = differing_parts(other.first.config, first.first.config)
+            if parts:
+                texts.append(
+                    f"{first.name} and {other.name} have the same settings and differ "
+                    f"in {', '.join(parts)}."
+                )
+    return texts
 
 
 def _of_divergence(study: Study) -> list[str]:

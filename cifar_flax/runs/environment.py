@@ -1,6 +1,7 @@
 """Describes what a run runs with: code, libraries and device."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -15,9 +16,12 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import msgspec
 
+from cifar_flax import records
 from cifar_flax.files import cache_folder
 from cifar_flax.layers.conv import Lowering, describe
+from cifar_flax.models.own import Source
 from cifar_flax.training.placement import Placement
 
 PACKAGES = ("cifar-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -41,7 +45,7 @@ def describe_environment(
     if placement.columns > 1:
         kind += f", each batch over {placement.columns}"
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    versions = {name: metadata.version(name) for name in PACKAGES} | {
+    versions = package_versions() | {
         "convolutions": describe(lowering),
         "computing device": kind,
         "JAX_DEFAULT_MATMUL_PRECISION": precision or "",
@@ -53,6 +57,16 @@ def describe_environment(
         "device": device_name(placement),
         "git_revision": git_revision(),
     }
+
+
+def describe_source(source: Source) -> records.ModelSource:
+    """Returns the code of a custom model for ``config.json``."""
+    return msgspec.convert(dataclasses.asdict(source), records.ModelSource)
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that affect the results."""
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def use_compilation_cache() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from cifar_flax import files, records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
+from cifar_flax.identity import model_differs, model_of
 from cifar_flax.records import CONFIG
 from cifar_flax.runs.settings import differences
 from cifar_flax.training.recipe_files import completed
@@ -181,13 +182,8 @@ def check_same_run(
     check_same_settings(
         config.settings, recorded, folder, config.dataset, config.recipe
     )
-    was, now = recorded.model_source, config.model_source
-    if was is not None and now is not None and was.sha256 != now.sha256:
-        logger.warning(
-            "the code of the model in %s has changed since the run began; the run "
-            "continues with the new code",
-            now.path,
-        )
+    if different := content_differs(config, recorded):
+        raise another_run(folder, [different])
     for name, version in config.versions.items():
         if recorded.versions.get(name) != version:
             logger.warning(
@@ -230,7 +226,26 @@ def check_same_settings(
             if before.get(name) != value
         ]
     if different:
-        raise UserError(
-            f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
-            "give another --workdir"
-        )
+        raise another_run(folder, different)
+
+
+def content_differs(now: records.Config, recorded: records.Config) -> str | None:
+    """Returns what differs in the contents of two runs of equal settings, or None."""
+    if model := model_differs(model_of(now), model_of(recorded)):
+        return f"the model {now.model} has changed: {model}"
+    ours, theirs = now.identity, recorded.identity
+    starts = [one and one.start for one in (ours, theirs)]
+    if None not in starts and starts[0] != starts[1]:
+        return "the run that it starts from has changed"
+    recipes = [one and one.recipe for one in (ours, theirs)]
+    if None not in recipes and recipes[0] != recipes[1]:
+        return "the code of the recipe has changed"
+    return None
+
+
+def another_run(folder: pathlib.Path, different: list[str]) -> UserError:
+    """Returns the error of a folder that holds another run."""
+    return UserError(
+        f"{folder} holds another run: {'; '.join(different)}; drop these flags, or "
+        "give another --workdir"
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import pathlib
 from typing import Any, get_args
@@ -15,11 +16,15 @@ from cifar_flax import records
 from cifar_flax.data import DataSpec
 from cifar_flax.data.augment import Tta
 from cifar_flax.errors import UserError
+from cifar_flax.identity import Model, model_differs, model_of
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.models import MODELS
+from cifar_flax.models.calling import fields_in_words
 from cifar_flax.models.check import check_model
 from cifar_flax.models.own import is_own, make_own, source_of
+from cifar_flax.models.program import program_of
 from cifar_flax.runs.checkpoint import open_checkpoints
+from cifar_flax.runs.environment import describe_source, package_versions
 from cifar_flax.runs.settings import OF_MODEL, Settings
 from cifar_flax.training.evaluation import Predictor
 
@@ -87,6 +92,8 @@ class Run:
             _, shapes = check_model(module, data.image_shape, len(data.class_names))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+        if model is not None:
+            _check_same_model(config, where, module, model)
         path = folder / records.CHECKPOINTS
         if not path.is_dir():
             raise UserError(f"{folder} has no checkpoint; it holds no training")
@@ -135,6 +142,16 @@ class Run:
         """
         return softmax(self.predictor(self.variables, images), axis=-1)
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the variables, in hex."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree.leaves_with_path(self.variables):
+            array = np.asarray(leaf)
+            about = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+            digest.update(about.encode() + array.tobytes())
+        return digest.hexdigest()
+
     @property
     def spec(self) -> DataSpec:
         """Description of the data that the run was trained on."""
@@ -178,8 +195,22 @@ def _model_of(
     if isinstance(given, nn.Module):
         return given
     args = config.settings.get("model_args")
-    model = make_own(given, args if isinstance(args, dict) else None, num_classes)
-    source, now = config.model_source, source_of(given)
-    if source is not None and source.sha256 != now.sha256:
-        logger.warning("the code in %s has changed since the run was trained", now.path)
-    return model
+    return make_own(given, args if isinstance(args, dict) else None, num_classes)
+
+
+def _check_same_model(
+    config: records.Config, where: str, module: nn.Module, given: nn.Module | str
+) -> None:
+    """Raises a UserError if a model that was given is not the one that was trained."""
+    program = program_of(module, config.dataset.image_shape)
+    fields, code = None, None
+    if isinstance(given, nn.Module):
+        fields = fields_in_words(given)
+    else:
+        code = describe_source(source_of(given)).all_sha256
+    now = Model(program.sha256, fields, code, package_versions())
+    if different := model_differs(now, model_of(config)):
+        raise UserError(
+            f"{where}: the run has trained another {config.model}: {different}; give "
+            "the model as it was trained"
+        )

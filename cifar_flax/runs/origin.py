@@ -72,7 +72,7 @@ def told_by_first(trainer: Trainer, start: Start | None) -> Start:
 def first_start(
     trainer: Trainer,
     settings: Settings,
-    model: nn.Module | None,
+    origin: Run | None,
     config: records.Config,
     split: Split,
 ) -> Start:
@@ -81,7 +81,7 @@ def first_start(
     Args:
       trainer: of the run.
       settings: of the run.
-      model: the model that a program gave, if any.
+      origin: the other run, if there is one; see ``load_origin``.
       config: of the run.
       split: the training images.
 
@@ -90,8 +90,8 @@ def first_start(
     """
     if settings.continue_from is not None:
         return _continued(trainer, pathlib.Path(settings.continue_from), config)
-    if settings.init_from is not None:
-        return Start.new(_from_variables(trainer, settings, model, split))
+    if origin is not None:
+        return Start.new(_from_variables(trainer, settings, origin, split))
     return Start.new(trainer.init(split))
 
 
@@ -162,14 +162,13 @@ def read_losses(folder: pathlib.Path, steps: int, replicas: int) -> np.ndarray:
 
 
 def _from_variables(
-    trainer: Trainer, settings: Settings, model: nn.Module | None, split: Split
+    trainer: Trainer, settings: Settings, source: Run, split: Split
 ) -> TrainState:
     """Returns the initial state with those variables of another run that fit.
 
     A replica takes the variables of the other run's replica with the same seed, or of
     its first replica.
     """
-    source = _load(settings, model)
     picked = jnp.asarray(
         [source.seeds.index(s) if s in source.seeds else 0 for s in trainer.seeds]
     )
@@ -205,9 +204,21 @@ def _arrays(variables: Any) -> list[tuple[str, jax.Array]]:
     return [(path_in_words(path), leaf) for path, leaf in leaves]
 
 
-def _load(settings: Settings, model: nn.Module | None) -> Run:
-    assert settings.init_from is not None
-    config = records.read_config(pathlib.Path(settings.init_from))
+def load_origin(settings: Settings, model: nn.Module | None) -> Run | None:
+    """Loads the run from which a run starts; None if it starts anew.
+
+    Args:
+      settings: of the run.
+      model: the model that a program gave, if any.
+
+    Raises:
+      UserError: there is no such run, or it has trained another model.
+    """
+    flag = "init_from" if settings.init_from is not None else "continue_from"
+    folder = settings.init_from or settings.continue_from
+    if folder is None:
+        return None
+    config = records.read_config(pathlib.Path(folder))
     given: nn.Module | str | None = settings.model if is_own(settings.model) else None
     name = settings.model_label
     if model is not None:
@@ -216,7 +227,7 @@ def _load(settings: Settings, model: nn.Module | None) -> Run:
             given = model.clone(num_classes=len(config.dataset.class_names))
     if config.model != name:
         raise UserError(
-            f"--init_from={settings.init_from}: that run has trained {config.model}, "
-            f"and this one trains {name}"
+            f"--{flag}={folder}: that run has trained {config.model}, and this one "
+            f"trains {name}"
         )
-    return Run.load(settings.init_from, model=given)
+    return Run.load(folder, model=given)

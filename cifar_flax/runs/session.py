@@ -86,7 +86,7 @@ def run(
     stop = stop or threading.Event()
     with processes.together(), contextlib.ExitStack() as stack:
         watchers = stack.enter_context(Watchers(observers))
-        config = subject.config("run", trainer)
+        config = subject.config("run", trainer, resume=resume)
         check_together(config)
         opened = opened_folder(folder, config, resume)
         found = processes.by_first(lambda: stack.enter_context(opened))
@@ -96,7 +96,7 @@ def run(
             trainer = subject.make_trainer(rate)
             if rate is None:
                 return _stopped_early(trainer, subject, folder)
-            config = _with_found_recipe(config, trainer, folder)
+            config = _with_found_recipe(config, trainer, subject, folder)
         journal = None
         if folder is not None and lock is not None:
             journal = stack.enter_context(open_journal(folder, lock))
@@ -364,11 +364,14 @@ def _warn_of_divergence(
 
 
 def _with_found_recipe(
-    config: records.Config, trainer: Trainer, folder: pathlib.Path | None
+    config: records.Config,
+    trainer: Trainer,
+    subject: Subject,
+    folder: pathlib.Path | None,
 ) -> records.Config:
     """Returns the record of a run with the recipe, after a range test."""
     if config.recipe is None:
-        config = with_recipe(config, trainer)
+        config = with_recipe(config, trainer, subject.unit_recipe)
         if folder is not None:
             records.write_config(folder, config)
     return config

@@ -1,8 +1,8 @@
 """What a run trains: settings, and the model, recipe and data that they stand for."""
 
 import dataclasses
+import functools
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,15 +16,19 @@ from cifar_flax.data.cifar import CIFARS
 from cifar_flax.data.own import is_own as is_own_data
 from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
+from cifar_flax.models.calling import fields_in_words
 from cifar_flax.models.own import Source, is_own, source_of
-from cifar_flax.runs.environment import describe_environment
+from cifar_flax.models.program import program_of, shapes_of
+from cifar_flax.runs.environment import describe_environment, describe_source
 from cifar_flax.runs.flag_text import as_text
-from cifar_flax.runs.origin import Start, first_start
+from cifar_flax.runs.inference import Run
+from cifar_flax.runs.origin import Start, first_start, load_origin
 from cifar_flax.runs.recipe_choice import AUTO, OF_RECIPE
 from cifar_flax.runs.settings import OF_MODEL, Settings
 from cifar_flax.training.named_recipes import own_name, recipe_for
 from cifar_flax.training.placement import make_mesh
 from cifar_flax.training.recipe_files import to_plain
+from cifar_flax.training.recipe_identity import identify
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer, check_recipe
 
@@ -149,6 +153,29 @@ class Subject:
         """Whether a range test finds the rate."""
         return self.settings.lr == AUTO
 
+    @functools.cached_property
+    def net(self) -> nn.Module:
+        """The model; it is made once, so that what is recorded is what is trained."""
+        if self.model is not None:
+            return self.model
+        return self.settings.make_model(self.splits.num_classes)
+
+    @functools.cached_property
+    def origin(self) -> Run | None:
+        """The run from which this one starts; None if it starts anew.
+
+        Raises:
+          UserError: there is no such run, or it has trained another model.
+        """
+        return load_origin(self.settings, self.model)
+
+    @property
+    def unit_recipe(self) -> Recipe | None:
+        """The recipe with a rate of 1, if each seed has its own rate; else None."""
+        varies = self.settings.varies("rate") and self.recipe is None
+        of_ours = self.model is None
+        return self.settings.make_recipe(1.0, of_ours=of_ours) if varies else None
+
     def make_trainer(
         self, found_lr: float | None = None, seeds: tuple[int, ...] | None = None
     ) -> Trainer:
@@ -158,17 +185,14 @@ class Subject:
           found_lr: the rate that ``--lr=auto`` found; see ``Settings.make_recipe``.
           seeds: replace those of the settings.
         """
-        settings = self.settings
-        model, recipe = self.model, self.recipe
-        if model is None:
-            model = settings.make_model(self.splits.num_classes)
+        settings, recipe = self.settings, self.recipe
         if recipe is None:
             recipe = settings.make_recipe(found_lr, of_ours=self.model is None)
         check_recipe(recipe, self.splits.spec)
         seeds = seeds or settings.seeds
         mesh = make_mesh(len(seeds), recipe.batch_size, self.devices, self.mesh)
         return Trainer(
-            model,
+            self.net,
             recipe,
             self.splits.spec,
             seeds,
@@ -178,16 +202,32 @@ class Subject:
 
     def first_start(self, trainer: Trainer, config: records.Config) -> Start:
         """Returns where the run begins; see ``origin.first_start``."""
-        split = self.splits.train
-        return first_start(trainer, self.settings, self.model, config, split)
+        return first_start(
+            trainer, self.settings, self.origin, config, self.splits.train
+        )
 
-    def config(self, kind: str, trainer: Trainer, *flags: str) -> records.Config:
+    def identity(self, needs_origin: bool) -> records.Identity:
+        """Returns what decides the numbers, without the recipe."""
+        program, start = program_of(self.net, self.splits.spec.image_shape), None
+        try:
+            start = None if self.origin is None else self.origin.sha256
+        except UserError:  # a run goes on after the run that it started from is gone
+            if needs_origin:
+                raise
+        return records.Identity(
+            model=program.sha256, start=start, unknown=program.unknown
+        )
+
+    def config(
+        self, kind: str, trainer: Trainer, *flags: str, resume: bool = False
+    ) -> records.Config:
         """Returns the content of ``config.json``.
 
         Args:
           kind: ``run`` or ``lr_find``.
           trainer: of the run.
           *flags: flags of the command besides the settings.
+          resume: whether it is for a run that has begun.
         """
         dataset, splits, source = self.dataset, self.splits, self.source
         command = ["python", "-m", f"experiments.{kind}", *self.settings.as_flags()]
@@ -211,9 +251,8 @@ class Subject:
                 val_size=len(splits.val) if splits.val else 0,
                 test_size=len(splits.test),
             ),
-            model_source=None
-            if source is None
-            else records.ModelSource(**dataclasses.asdict(source)),
+            model_source=None if source is None else describe_source(source),
+            identity=self.identity(needs_origin=not resume),
             num_params=sum(row.num_params for row in trainer.layers),
             flops_per_image=sum(row.flops for row in trainer.layers),
             command=[*command, *flags] if by_command else [],
@@ -238,7 +277,7 @@ class Subject:
         record = self.settings.record(self.dataset.has_validation)
         if self.model is not None:
             record |= dict.fromkeys(OF_MODEL)
-            record |= {"model": self.name, "model_fields": _fields_of(self.model)}
+            record |= {"model": self.name, "model_fields": fields_in_words(self.model)}
         if self.recipe is not None:
             record["recipe"] = f"{self.recipe}; {self.recipe.optimizer_in_words}"
             record["tta"] = self.recipe.tta
@@ -247,12 +286,26 @@ class Subject:
         return record
 
 
-def with_recipe(config: records.Config, trainer: Trainer) -> records.Config:
-    """Adds the recipe and the schedule of a trainer to a record."""
+def with_recipe(
+    config: records.Config, trainer: Trainer, recipe: Recipe | None = None
+) -> records.Config:
+    """Adds the recipe and the schedule of a trainer to a record.
+
+    Args:
+      config: the record.
+      trainer: of the run.
+      recipe: identifies the recipe if each seed has its own rate; see
+        ``Subject.unit_recipe``.
+    """
     total, per_epoch = trainer.total_steps, trainer.steps_per_epoch
     steps = np.linspace(0, total - 1, min(total, SCHEDULE_POINTS)).astype(np.int32)
     rates = jax.jit(jax.vmap(trainer.schedule))(steps)
     config.recipe = to_plain(trainer.recipe)
+    if config.identity is not None:  # an older run goes on without one
+        params = shapes_of(trainer.model, trainer.spec.image_shape)["params"]
+        program = identify(recipe or trainer.recipe, per_epoch, params)
+        config.identity.recipe = program.sha256
+        config.identity.unknown = config.identity.unknown or program.unknown
     config.schedule = records.Schedule(
         epochs=[float(f"{step / per_epoch:.6g}") for step in steps],
         rates=[float(f"{rate:.6g}") for rate in np.asarray(rates, np.float64)],
@@ -272,10 +325,3 @@ def _refuse_both(changed: dict[str, Any], names: tuple[str, ...], given: str) ->
         raise UserError(
             f"--{both[0]}={value} and {given}= contradict each other; give one of them"
         )
-
-
-def _fields_of(model: nn.Module) -> str:
-    """Returns the fields of a module in a line, equal in every process."""
-    fields = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-    text = ", ".join(f"{f.name}={getattr(model, f.name, None)!r}" for f in fields)
-    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())

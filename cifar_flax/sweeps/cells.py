@@ -45,6 +45,8 @@ class Cell:
       result: its ``result.json``, once it is done.
       problem: the reason if it cannot be trained.
       node: the machine that trains it, in a cluster.
+      given: the settings besides the seeds, as they were given.
+      varied: the settings in which the cells of the sweep differ.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Cell:
     result: records.Result | None = None
     problem: str | None = None
     node: str | None = None
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    varied: Sequence[str] = ()
 
     @property
     def is_running(self) -> bool:
@@ -147,7 +151,7 @@ def make_cells(
     alone = lists.get("seeds_vary", [None])[0] is not None
     groups = [(seed,) for seed in seeds] if alone else [seeds]
     cells = [
-        _make_cell(dict(zip(lists, values, strict=True)), varied, group, folder)
+        make_cell(dict(zip(lists, values, strict=True)), varied, group, folder)
         for values in itertools.product(*lists.values())
         for group in groups
     ]
@@ -160,13 +164,23 @@ def make_cells(
     return cells
 
 
-def _make_cell(
-    given: dict[str, Any],
-    varied: list[str],
+def make_cell(
+    given: Mapping[str, Any],
+    varied: Sequence[str],
     seeds: tuple[int, ...],
     folder: pathlib.Path,
 ) -> Cell:
-    """Makes a cell, named by its model, the varied settings and a hash of them all."""
+    """Makes a cell, named by its model, the varied settings and a hash of them all.
+
+    Args:
+      given: the settings besides the seeds.
+      varied: those in which the cells of the sweep differ.
+      seeds: of the cell.
+      folder: of the sweep.
+
+    Raises:
+      UserError: the settings are not valid; the message names the cell.
+    """
     try:
         settings = Settings(**given, seeds=seeds)
     except UserError as error:
@@ -179,7 +193,7 @@ def _make_cell(
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     words = [settings.model_label, *words, digest]
     name = "-".join(words).replace("/", "_")
-    return Cell(name, settings, folder / name)
+    return Cell(name, settings, folder / name, given=given, varied=varied)
 
 
 def pace_of(cells: Sequence[Cell], seconds: float) -> str:

@@ -147,10 +147,30 @@ def test_seeds_of_one_configuration_in_several_folders_are_one_entry(tmp_path):
     assert entry.accuracies == pytest.approx({0: 0.5, 1: 0.6, 7: 0.7}, abs=0.006)
     assert sum(len(arrays["logits"]) for arrays in entry.predictions) == 3
     assert left_out == []
-    make_run(tmp_path / "c", accuracies=(0.9, 0.9), seeds=[7, 8])
+    make_run(tmp_path / "c", accuracies=(0.7, 0.9), seeds=[7, 8])
+    make_run(tmp_path / "d", accuracies=(0.5,), seeds=[0])
     (study,), (line,) = read_studies(tmp_path)
-    assert "repeats seed 7" in line
-    assert 8 not in study.entries[0].accuracies
+    (entry,) = study.entries
+    assert entry.accuracies == pytest.approx(
+        {0: 0.5, 1: 0.6, 7: 0.7, 8: 0.9}, abs=0.006
+    )
+    assert entry.right.shape[0] == len(entry.seeds) == 4
+    assert sum(len(arrays["logits"]) for arrays in entry.predictions) == 4
+    assert entry.seconds_per_seed == pytest.approx((3 + 3 + 1.5) / 4)
+    assert "repeats seed 0 of" in line
+
+
+def test_a_seed_with_two_results_is_not_used(tmp_path):
+    make_run(tmp_path / "a", accuracies=(0.5, 0.6))
+    make_run(tmp_path / "b", accuracies=(0.6, 0.7), seeds=[1, 2])
+    (study,), left_out = read_studies(tmp_path)
+    assert study.entries[0].accuracies.keys() == {0, 1, 2}
+    assert left_out == []
+    make_run(tmp_path / "c", accuracies=(0.9,), seeds=[1])
+    (study,), (line,) = read_studies(tmp_path)
+    assert study.entries[0].accuracies.keys() == {0, 2}
+    for words in ("different results for seed 1", "/a and ", "/c have"):
+        assert words in line
 
 
 def test_configurations_are_named_by_what_tells_them_apart(tmp_path):

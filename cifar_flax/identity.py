@@ -1,0 +1,162 @@
+"""What makes two runs the same: the report, sweeps, resumed and loaded runs ask here.
+
+A run is what it trained: model, recipe, data and starting point, each by its content,
+and its seeds. The same run gives the same bits on the same kind of machine with the
+same versions. Runs that differ only in seeds are one configuration.
+
+Older records have no ``Identity``. They are told apart by all that they hold, and are
+the same as a newer record if nothing that both hold differs.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cifar_flax.records import PLACES, Config
+
+# The versions that decide what JAX traces from the same code.
+TRACERS = ("jax", "flax", "cifar-flax")
+
+_SIZES = ("train_size", "val_size", "test_size")
+
+
+def configuration_of(config: Config, run: str) -> str:
+    """Returns a text that is equal for the runs of one configuration.
+
+    Args:
+      config: the record of a run.
+      run: names the run, which is its own configuration if it cannot be compared.
+    """
+    data = [config.dataset.fingerprint, *(getattr(config.dataset, n) for n in _SIZES)]
+    own, source = config.identity, config.model_source
+    vary: Any = config.settings.get("seeds_vary") or []
+    if own is None:
+        recipe = _flat(config.recipe or {})
+        if "rate" in vary:  # the rates are part of what the seeds vary
+            recipe = {n: v for n, v in recipe.items() if not n.endswith("_rate")}
+        code = source and source.sha256
+        parts: list[Any] = [_deciding(config), sorted(recipe.items()), code]
+    else:
+        parts = [own.model, own.recipe, own.start, run if own.unknown else None]
+    return digest([config.model, data, vary, *parts])
+
+
+def bits_of(config: Config) -> dict[str, str]:
+    """Returns what decides the bits of a configuration: versions and machine."""
+    return config.versions
+
+
+def bits_that_differ(now: Config, before: Config) -> list[str]:
+    """Returns the names of the versions, or of the machine, in which runs differ."""
+    ours, theirs = bits_of(now), bits_of(before)
+    return [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+
+
+def digest(parts: Any) -> str:
+    """Returns the SHA-256 of plain values, in hex."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Model(NamedTuple):
+    """What is known of a model.
+
+    Attributes:
+      program: SHA-256 of what it computes; None if it was not recorded.
+      fields: its fields in words; None if its settings tell them.
+      code: SHA-256 of its source text; None without a source.
+      versions: of the packages that decide what is traced from the same code.
+    """
+
+    program: str | None
+    fields: Any
+    code: str | None
+    versions: Mapping[str, str]
+
+
+def model_of(config: Config) -> Model:
+    """Returns what a record tells of the model."""
+    own, source = config.identity, config.model_source
+    return Model(
+        program=None if own is None else own.model,
+        fields=config.settings.get("model_fields"),
+        code=None if source is None else source.all_sha256,
+        versions=config.versions,
+    )
+
+
+def model_differs(now: Model, before: Model) -> str | None:
+    """Returns how a model differs from that of a record, or None.
+
+    The programs of two models are compared if the same versions traced them, otherwise
+    their fields and source texts.
+    """
+    same = all(now.versions.get(n) == before.versions.get(n) for n in TRACERS)
+    if same and None not in (now.program, before.program):
+        return None if now.program == before.program else "it computes something else"
+    if None not in (now.fields, before.fields) and now.fields != before.fields:
+        return f"its fields were {before.fields} and are {now.fields}"
+    if None not in (now.code, before.code) and now.code != before.code:
+        return "its code differs"
+    return None
+
+
+def custom_model_of(config: Config) -> str | None:
+    """Returns the checksum of a model that is not ours, or None."""
+    is_named = ":" in str(config.settings["model"])
+    if not is_named and "model_fields" not in config.settings:
+        return None
+    model = model_of(config)
+    return model.program or model.code
+
+
+def differing_parts(now: Config, before: Config) -> list[str]:
+    """Returns the dotted names of what two configurations differ in."""
+    ours, theirs = parts_of(now), parts_of(before)
+    names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+    # Checksums tell something only where nothing else does.
+    recipe = {*_flat(now.recipe or {}), *_flat(before.recipe or {})}
+    needless = {"recipe_code"} if recipe & set(names) else set()
+    needless |= (
+        {"model_program"} if {"model_code", "model_fields"} & set(names) else set()
+    )
+    return [name for name in names if name not in needless]
+
+
+def parts_of(config: Config) -> dict[str, Any]:
+    """Returns what tells configurations of equal settings apart, by dotted names."""
+    own, source = config.identity, config.model_source
+
+    def short(checksum: str | None) -> str | None:
+        return checksum and checksum[:8]
+
+    return {
+        **_flat(config.recipe or {}),
+        "model_fields": config.settings.get("model_fields"),
+        "model_code": short(source.all_sha256) if source else None,
+        "model_program": short(own.model) if own else None,
+        "recipe_code": short(own.recipe) if own else None,
+        "start": short(own.start) if own else None,
+        "cannot_be_compared": own.unknown if own else None,
+        **bits_of(config),
+    }
+
+
+def _deciding(config: Config) -> list[Any]:
+    without = (*PLACES, "seeds")
+    return sorted((n, v) for n, v in config.settings.items() if n not in without)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested values by dotted names, such as ``augmentation.padding``."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = {str(number): one for number, one in enumerate(value)}.items()
+    else:
+        return {prefix.rstrip("."): value}
+    found: dict[str, Any] = {}
+    for name, one in items:
+        found |= _flat(one, f"{prefix}{name}.")
+    return found

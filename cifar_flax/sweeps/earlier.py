@@ -1,0 +1,109 @@
+"""Finds what earlier runs in the folder of a sweep have done of it already."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from cifar_flax import records
+from cifar_flax.data import Dataset
+from cifar_flax.data.splits import VAL_SIZE
+from cifar_flax.errors import UserError
+from cifar_flax.identity import model_of
+from cifar_flax.models.own import is_own, source_of
+from cifar_flax.runs.environment import describe_source
+from cifar_flax.runs.folder import another_run, content_differs
+from cifar_flax.runs.subject import Subject
+from cifar_flax.sweeps.cells import Cell, make_cell
+
+
+def with_earlier_seeds(cells: list[Cell], folder: pathlib.Path) -> list[Cell]:
+    """Leaves out the seeds that earlier cells of the folder train or have trained.
+
+    Args:
+      cells: of the sweep.
+      folder: of the sweep.
+
+    Returns:
+      Each cell, or the earlier cells that have some of its seeds, followed by a cell of
+      the other seeds.
+    """
+    planned = {cell.name for cell in cells}
+    found = _earlier(folder, planned)
+    if not found:
+        return cells
+    grown: list[Cell] = []
+    for cell in cells:
+        earlier = [] if cell.is_begun else found.get(_key(cell.settings.record()), [])
+        left = list(cell.settings.seeds)
+        for path, seeds in earlier:
+            if set(seeds) & set(left):
+                left = [seed for seed in left if seed not in seeds]
+                settings = dataclasses.replace(cell.settings, seeds=seeds)
+                grown.append(Cell(path.name, settings, path))
+        if len(left) == len(cell.settings.seeds):
+            grown.append(cell)
+        elif left:
+            grown.append(make_cell(cell.given, cell.varied, tuple(left), folder))
+    return grown
+
+
+def _earlier(
+    folder: pathlib.Path, planned: set[str]
+) -> dict[str, list[tuple[pathlib.Path, tuple[int, ...]]]]:
+    """Returns the folders and seeds of the other runs of a sweep by their settings."""
+    found: dict[str, list[tuple[pathlib.Path, tuple[int, ...]]]] = {}
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    for name in names:
+        path = folder / name
+        if name in planned or not (path / records.CONFIG).is_file():
+            continue
+        try:
+            config = records.read_config(path)
+        except UserError:
+            continue  # the report says what is wrong with it
+        seeds: Any = config.settings["seeds"]
+        if config.kind == "run":
+            key = _key(config.settings)
+            found.setdefault(key, []).append((path, tuple(seeds)))
+    return found
+
+
+def _key(settings: dict[str, records.Setting]) -> str:
+    """Returns a text that is equal for settings that differ only in their seeds."""
+    without = (*records.PLACES, "seeds")
+    kept = {n: v for n, v in settings.items() if v is not None and n not in without}
+    kept.setdefault("val_size", VAL_SIZE)
+    return json.dumps(kept, sort_keys=True)
+
+
+class Contents:
+    """What models and starting points hold now; each is looked at only once."""
+
+    def __init__(self) -> None:
+        """Has looked at nothing yet."""
+        self._seen: dict[str, records.Config] = {}
+        self._codes: dict[str, str | None] = {}
+
+    def check(self, cell: Cell, dataset: Dataset) -> None:
+        """Raises a UserError if model or starting point of a begun cell has changed."""
+        settings, recorded = cell.settings, records.read_config(cell.folder)
+        starts = settings.init_from is not None or settings.continue_from is not None
+        if not starts and (not is_own(settings.model) or self._same_code(recorded)):
+            return
+        deciding = ("model", "model_args", "init_from", "continue_from", "image_size")
+        key = repr([dataset.fingerprint, *(getattr(settings, n) for n in deciding)])
+        if key not in self._seen:
+            subject = Subject.prepare(settings, dataset=dataset)
+            self._seen[key] = subject.config("run", subject.make_trainer())
+        if different := content_differs(self._seen[key], recorded):
+            raise another_run(cell.folder, [different])
+
+    def _same_code(self, recorded: records.Config) -> bool:
+        """Returns whether the source text of a custom model is still the same."""
+        name, before = str(recorded.settings["model"]), model_of(recorded)
+        if name not in self._codes:
+            self._codes[name] = describe_source(source_of(name)).all_sha256
+        code = self._codes[name]
+        return code is not None and code == before.code
