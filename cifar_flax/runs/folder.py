@@ -217,16 +217,25 @@ def check_same_settings(
             f"the data set was {was.name} ({was.source}) and is {dataset.name} "
             f"({dataset.source})"
         )
-    if recipe is not None and recorded.recipe is not None and not different:
-        tta = recorded.settings.get("tta")  # older records have it only there
-        before = completed({**({"tta": tta} if tta else {}), **recorded.recipe})
-        different = [
-            f"the recipe's {name} was {before.get(name)} and is {value}"
-            for name, value in recipe.items()
-            if before.get(name) != value
-        ]
+    if not different:
+        different = recipe_differences(recipe, recorded)
     if different:
         raise another_run(folder, different)
+
+
+def recipe_differences(
+    recipe: dict[str, Any] | None, recorded: records.Config
+) -> list[str]:
+    """Describes what differs in a recipe from that of a record, if both are known."""
+    if recipe is None or recorded.recipe is None:
+        return []
+    tta = recorded.settings.get("tta")  # older records have it only there
+    before = completed({**({"tta": tta} if tta else {}), **recorded.recipe})
+    return [
+        f"the recipe's {name} was {before.get(name)} and is {value}"
+        for name, value in recipe.items()
+        if before.get(name) != value
+    ]
 
 
 def content_differs(now: records.Config, recorded: records.Config) -> str | None:

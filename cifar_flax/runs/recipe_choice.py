@@ -22,7 +22,7 @@ from cifar_flax.runs.flag_text import as_text
 from cifar_flax.training.named_recipes import NAMES, models_of, own_name, recipe_for
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import Constant, Phase, Sgdr
-from cifar_flax.training.recipe_files import from_plain, read_recipe, to_plain
+from cifar_flax.training.recipe_files import from_plain, to_plain
 from cifar_flax.training.recipes import Recipe
 
 # The value of --lr that stands for the rate of a range test.
@@ -71,13 +71,18 @@ def settings_of(definition: type[Definition], names: Iterable[str], unset: str) 
 
 
 def choose_recipe(
-    given: Given, model: str, found_lr: float | None = None, of_ours: bool = True
+    given: Given,
+    model: str,
+    file: Recipe | None,
+    found_lr: float | None = None,
+    of_ours: bool = True,
 ) -> Recipe:
     """Returns the named recipe with the values that the settings replace.
 
     Args:
       given: the settings.
       model: name of the model.
+      file: the recipe of the file that the settings name; None if they name none.
       found_lr: the rate for ``--lr=auto``. While it is not known, the recipe has its
         own rates. The range test does not use them; it uses batch size, momentum and
         regularisation.
@@ -89,7 +94,7 @@ def choose_recipe(
             "--lr=auto finds a rate for the start of training; give a number with "
             "--continue_from"
         )
-    recipe = _named(given.get("recipe"), model if of_ours else "")
+    recipe = file or _named(given.get("recipe"), model if of_ours else "")
     count = given.get("phases")
     if count is not None and not 1 <= count <= len(recipe.phases):
         raise UserError(
@@ -112,10 +117,8 @@ def choose_recipe(
 
 
 def _named(name: str | None, model: str) -> Recipe:
-    """Returns the recipe of a name or file, or the model's default."""
+    """Returns the recipe of a name, or the model's default."""
     name = name or own_name(model)
-    if name not in NAMES:
-        return read_recipe(name)
     recipe = recipe_for(name, model)
     if recipe is not None:
         return recipe

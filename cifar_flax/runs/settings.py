@@ -42,7 +42,7 @@ from cifar_flax.runs.setting_values import check_value
 from cifar_flax.training import processes
 from cifar_flax.training.named_recipes import NAMES, bn_momentum_for, own_name
 from cifar_flax.training.phases import Sgdr
-from cifar_flax.training.recipe_files import from_plain, to_plain
+from cifar_flax.training.recipe_files import from_plain, read_recipe, to_plain
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import check_seeds
 
@@ -268,6 +268,7 @@ class Settings(_Recipe, _Cycles, _Schedule, _Augmentation, _ModelAndData):
     recorded_recipe: dataclasses.InitVar[Recipe | None] = None
     trained_recipe: ClassVar[Recipe | None] = None
     _recipe: ClassVar[Recipe]
+    _file: ClassVar[Recipe | None]
 
     def __post_init__(self, recorded_recipe: Recipe | None):
         object.__setattr__(self, "trained_recipe", recorded_recipe)
@@ -289,8 +290,13 @@ class Settings(_Recipe, _Cycles, _Schedule, _Augmentation, _ModelAndData):
         if self.archive_sha256 is not None:
             check_sha256(self.archive_sha256)
         # Making the recipe now reports wrong values before any data are loaded. It is
-        # kept because making it takes longer than everything else here.
-        recipe = self.trained_recipe or choose_recipe(self.given(), self.model)
+        # kept because making it takes longer than everything else here, and the recipe
+        # of a file because the file may change.
+        named = self.recipe is None or self.recipe in NAMES
+        is_read = not named and self.trained_recipe is None
+        file = read_recipe(str(self.recipe)) if is_read else None
+        object.__setattr__(self, "_file", file)
+        recipe = self.trained_recipe or choose_recipe(self.given(), self.model, file)
         object.__setattr__(self, "_recipe", recipe)
 
     def _make_paths_absolute(self) -> None:
@@ -400,7 +406,7 @@ class Settings(_Recipe, _Cycles, _Schedule, _Augmentation, _ModelAndData):
         is_usual = found_lr is None and of_ours
         if is_usual or self.trained_recipe is not None:
             return self._recipe
-        return choose_recipe(self.given(), self.model, found_lr, of_ours)
+        return choose_recipe(self.given(), self.model, self._file, found_lr, of_ours)
 
     def recipe_of(self, test: records.RangeTest | None) -> dict[str, Any] | None:
         """Returns the recipe of a run with these settings as its record.

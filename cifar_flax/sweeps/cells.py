@@ -16,7 +16,7 @@ from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.runs.flag_text import as_text
-from cifar_flax.runs.folder import check_same_settings
+from cifar_flax.runs.folder import check_same_settings, recipe_differences
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.tables import make_table, mean_and_interval
@@ -47,6 +47,7 @@ class Cell:
       node: the machine that trains it, in a cluster.
       given: the settings besides the seeds, as they were given.
       varied: the settings in which the cells of the sweep differ.
+      code: checksum of the code of a custom model when the sweep began.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Cell:
     node: str | None = None
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     varied: Sequence[str] = ()
+    code: str | None = None
 
     @property
     def is_running(self) -> bool:
@@ -77,6 +79,20 @@ class Cell:
         recipe = self.settings.recipe_of(records.read_range_test(self.folder))
         now = self.settings.record(dataset.has_validation)
         check_same_settings(now, recorded, self.folder, dataset, recipe)
+
+    def check_trained(self) -> None:
+        """Raises a UserError if its files have changed between plan and training."""
+        recorded = records.read_config(self.folder)
+        recipe = self.settings.recipe_of(records.read_range_test(self.folder))
+        different = recipe_differences(recipe, recorded)
+        source = recorded.model_source
+        if self.code and source is not None and source.all_sha256 != self.code:
+            different.append(f"the code of {recorded.model} is another one")
+        if different:
+            raise UserError(
+                f"its files changed after the sweep began: {'; '.join(different)}; "
+                f"remove {self.folder}, and repeat the command"
+            )
 
     @property
     def lock(self) -> pathlib.Path:

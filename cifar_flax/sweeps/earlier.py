@@ -86,11 +86,21 @@ class Contents:
         self._seen: dict[str, records.Config] = {}
         self._codes: dict[str, str | None] = {}
 
+    def code_of(self, model: str) -> str | None:
+        """Returns the checksum of the code of a custom model; None for other models."""
+        if not is_own(model):
+            return None
+        if model not in self._codes:
+            self._codes[model] = describe_source(source_of(model)).all_sha256
+        return self._codes[model]
+
     def check(self, cell: Cell, dataset: Dataset) -> None:
         """Raises a UserError if model or starting point of a begun cell has changed."""
         settings, recorded = cell.settings, records.read_config(cell.folder)
         starts = settings.init_from is not None or settings.continue_from is not None
-        if not starts and (not is_own(settings.model) or self._same_code(recorded)):
+        code = self.code_of(settings.model)
+        same = code is not None and code == model_of(recorded).code
+        if not starts and (not is_own(settings.model) or same):
             return
         deciding = ("model", "model_args", "init_from", "continue_from", "image_size")
         key = repr([dataset.fingerprint, *(getattr(settings, n) for n in deciding)])
@@ -99,11 +109,3 @@ class Contents:
             self._seen[key] = subject.config("run", subject.make_trainer())
         if different := content_differs(self._seen[key], recorded):
             raise another_run(cell.folder, [different])
-
-    def _same_code(self, recorded: records.Config) -> bool:
-        """Returns whether the source text of a custom model is still the same."""
-        name, before = str(recorded.settings["model"]), model_of(recorded)
-        if name not in self._codes:
-            self._codes[name] = describe_source(source_of(name)).all_sha256
-        code = self._codes[name]
-        return code is not None and code == before.code

@@ -5,6 +5,7 @@ All launchers skip finished cells and continue unfinished ones, so that the same
 continues a sweep.
 """
 
+import dataclasses
 import threading
 from collections.abc import Callable
 
@@ -45,7 +46,7 @@ def needs_training(cell: Cell, show: Show) -> bool:
 
 def absolute(cell: Cell) -> Cell:
     """Returns a cell with an absolute path, for a node with another current folder."""
-    return Cell(cell.name, cell.settings, cell.folder.absolute())
+    return dataclasses.replace(cell, folder=cell.folder.absolute())
 
 
 def last_line(cell: Cell, begin: int) -> str:

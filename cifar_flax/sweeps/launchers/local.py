@@ -135,7 +135,8 @@ def _run_cell(
                 cell.status = "continues" if cell.is_begun else "runs"
                 show(cell)
                 yield from _train_cell(cell, start, stop, show)
-                cell.finish(cell.status)
+                if cell.finish(cell.status):
+                    cell.check_trained()
     except InUseError as error:
         cell.status = f"waits for {error}"
         show(cell)

@@ -86,7 +86,10 @@ def _run(cell: Cell, stop: threading.Event, tell: Callable[[str], None]) -> str:
         stop=stop,
         resume=cell.is_begun,
     )
-    return STOPPED if result.record is None else DONE
+    if result.record is None:
+        return STOPPED
+    cell.check_trained()
+    return DONE
 
 
 @contextlib.contextmanager
