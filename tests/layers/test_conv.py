@@ -13,33 +13,34 @@ from cifar_flax.layers.native import library
 from cifar_flax.layers.native.primitives import convolve_xla
 from tests.layers.definition import convolution, gradients
 
-# (height, width); size, stride, padding, channels, features
-SETTINGS = [
-    (3, 1, 1, 20, 20),
-    (3, 2, 1, 10, 20),
-    (3, 2, 0, 3, 20),
-    (5, 1, 2, 3, 10),
-    (7, 1, 1, 3, 16),
-    (3, 2, 1, 2, 41),
-    (1, 1, 0, 5, 1),
-    (2, 3, 2, 3, 7),
-    (5, 3, 1, 1, 13),
-    (2, 1, 0, 2, 3),
-    (3, 3, 0, 4, 11),
-]
-# Images that are about as small as the kernel, or have few rows or one column.
-SMALL = [
+# (height, width), (size, stride, padding, channels, features)
+CASES = [
+    ((7, 10), (3, 1, 1, 20, 20)),
+    ((7, 10), (3, 2, 1, 10, 20)),
+    ((7, 10), (5, 1, 2, 3, 10)),
+    ((7, 10), (7, 1, 1, 3, 16)),
+    ((7, 10), (1, 1, 0, 5, 1)),
+    ((7, 10), (2, 3, 2, 3, 7)),
+    ((7, 10), (5, 3, 1, 1, 13)),
+    ((7, 10), (2, 1, 0, 2, 3)),
+    ((7, 10), (3, 3, 0, 4, 11)),
+    # Images that are about as small as the kernel, or have few rows or one column.
     ((2, 2), (3, 1, 1, 3, 4)),
     ((3, 3), (3, 2, 1, 2, 5)),
-    ((1, 4), (3, 1, 1, 2, 3)),
     ((2, 7), (3, 1, 1, 2, 3)),
+    ((9, 1), (3, 1, 1, 2, 3)),
+]
+MORE_CASES = [
+    ((7, 10), (3, 2, 0, 3, 20)),
+    ((7, 10), (3, 2, 1, 2, 41)),
+    *(((15, 15), setting) for shape, setting in CASES if shape == (7, 10)),
+    ((15, 15), (3, 2, 0, 3, 20)),
+    ((15, 15), (3, 2, 1, 2, 41)),
+    ((1, 4), (3, 1, 1, 2, 3)),
     ((3, 5), (3, 1, 1, 2, 3)),
     ((5, 3), (2, 1, 1, 2, 3)),
-    ((9, 1), (3, 1, 1, 2, 3)),
     ((2, 5), (5, 2, 2, 2, 3)),
 ]
-CASES = [*(((7, 10), setting) for setting in SETTINGS), *SMALL]
-MORE_CASES = [((15, 15), setting) for setting in SETTINGS]
 
 
 def make_case(shape, size, channels, features, dtype=np.float64, count=2):
@@ -59,7 +60,7 @@ def with_gradients(conv2d, stride, padding, images, kernel, grad):
     ("conv2d", "shape", "setting"),
     [
         *((conv2d_product, *case) for case in CASES),
-        *((convolve_xla, *case) for case in CASES[1::4]),
+        *((convolve_xla, *case) for case in CASES[1:3]),
         *(
             pytest.param(conv2d, *case, marks=pytest.mark.slow)
             for conv2d, cases in [
@@ -133,8 +134,12 @@ def test_product_has_second_derivatives(shape, stride):
 
 def test_forward_mode_is_refused_by_name():
     images, kernel = make_case((8, 8), 3, 2, 3, np.float32)
+
+    def derivative(images):
+        return jax.jvp(lambda x: conv2d_product(x, kernel, 1, 1), (images,), (images,))
+
     with pytest.raises(TypeError, match=r"forward-mode autodiff.*custom_vjp"):
-        jax.jvp(lambda x: conv2d_product(x, kernel, 1, 1), (images,), (images,))
+        jax.jit(derivative)(images)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
