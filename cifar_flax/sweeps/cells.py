@@ -23,6 +23,18 @@ from cifar_flax.runs.tables import make_table, mean_and_interval
 from cifar_flax.show.console import in_columns
 from cifar_flax.sweeps.estimates import estimate_seconds
 
+# The settings of the first version. The name of a cell is also made of those that are
+# not given. Later settings count only if they are given, so that sweeps keep their
+# cells.
+_FIRST_SETTINGS = """
+    model model_args seeds seeds_vary dataset image_size val_size train_size padding
+    padding_mode flip alternate cutout brightness contrast mixup cutmix recipe
+    phases lr lr_check epochs cycles cycle_len cycle_mult batch_size optimizer
+    optimizer_args momentum nesterov weight_decay decay clip_norm accumulate ema
+    lookahead label_smoothing tta init_from continue_from freeze bn_momentum
+    bn_epsilon bn_freeze dtype lowering
+""".split()  # noqa: SIM905 (a list would have a line for each)
+
 # A list with more combinations is probably a mistake.
 MAX_CELLS = 10_000
 
@@ -204,7 +216,11 @@ def make_cell(
         raise UserError(f"{error} (in the cell {cell})") from error
     words = [f"{n}{as_text(given[n])}" for n in varied if n != "model"]
     words += [f"seed{seed}" for seed in seeds if settings.seeds_vary is not None]
-    deciding = {n: v for n, v in settings.record().items() if n not in records.PLACES}
+    deciding = {
+        name: value
+        for name, value in settings.record().items()
+        if name not in records.PLACES and (value is not None or name in _FIRST_SETTINGS)
+    }
     content = json.dumps(deciding, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     words = [settings.model_label, *words, digest]
