@@ -6,8 +6,10 @@
 
 typedef struct {
   i64 images, pixels, channels;
-  const float *u, *v, *u_shift, *v_shift;
-  float *sums, *lanes; /* of each tile [2, C]; workspace of each worker [2, C, 16] */
+  const float *u, *v;             /* [tiles, pixels, channels, 16] */
+  const float *u_shift, *v_shift; /* [channels] */
+  float *sums;                    /* [tiles, 2, channels] */
+  float *lanes;                   /* [workers, 2, channels, 16] */
 } Sums;
 
 static void sums_task(const void *work, i64 tile, i64 worker) {

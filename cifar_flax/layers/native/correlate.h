@@ -103,10 +103,10 @@ static void correlate_band(const Correlation *c, const float *x, float *y, i64 f
 }
 
 typedef struct {
-  const float *x;
-  float *y;
-  const Correlation *parts;
-  i64 count, bands; /* of each part */
+  const float *x;           /* [tiles, in_height, in_width, in_channels, 16] */
+  float *y;                 /* [tiles, out_height, out_width, out_channels, 16] */
+  const Correlation *parts; /* [count] */
+  i64 count, bands;         /* bands: of each part */
 } Correlations;
 
 static void correlate_task(const void *work, i64 task, i64 worker) {
@@ -132,16 +132,24 @@ static void run_correlations(XLA_FFI_CallFrame *frame, const float *x, float *y,
   run_tasks(frame, tiles * count * all.bands, correlate_task, &all);
 }
 
-/* Lays weights out as a correlation reads them: tap (i, j), input c and output f come
-   from w + i*row + j*column + c*in + f*out. Returns the end of what it has written. */
-static float *pack_weights(float *packed, const float *w, i64 rows, i64 row, i64 columns,
-                           i64 column, i64 inputs, i64 in, i64 outputs, i64 out) {
+/* A view of weights [rows, columns, inputs, outputs]: tap (i, j) of input c and output f is
+   at data + i*row + j*column + c*in + f*out. */
+typedef struct {
+  const float *data;
+  i64 row, column, in, out;
+} Weights;
+
+/* Lays weights out as a correlation reads them: [outputs / block, rows, columns, inputs,
+   block]. Returns the end of what it has written. */
+static float *pack_weights(float *packed, Weights w, i64 rows, i64 columns, i64 inputs,
+                           i64 outputs) {
   i64 block = feature_block(outputs);
   for (i64 f0 = 0; f0 < outputs; f0 += block)
     for (i64 i = 0; i < rows; i++)
       for (i64 j = 0; j < columns; j++)
         for (i64 c = 0; c < inputs; c++)
           for (i64 f = f0; f < f0 + block; f++)
-            *packed++ = f < outputs ? w[i * row + j * column + c * in + f * out] : 0;
+            *packed++ =
+                f < outputs ? w.data[i * w.row + j * w.column + c * w.in + f * w.out] : 0;
   return packed;
 }

@@ -25,8 +25,11 @@ typedef struct {
   i64 rows, columns, panel_tiles, panel_rows, bands, panels, groups;
   i64 chunk, parts;
   i64 x_size, grad_size, sums_size; /* floats of copied panels; of the sums of all groups */
-  const float *x, *grad;
-  float *dw, *panel, *sums; /* result; workspace of each worker; sums of each group */
+  const float *x;                   /* [tiles, height, width, channels, 16] */
+  const float *grad;                /* [tiles, out_height, out_width, features, 16] */
+  float *dw;                        /* [size, size, channels, features] */
+  float *sums;                      /* [groups, taps, channels, features] */
+  float *panel;                     /* [workers, x_size + grad_size] */
 } Gradient;
 
 static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i64 features,

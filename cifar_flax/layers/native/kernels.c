@@ -25,10 +25,11 @@ XLA_FFI_Error *conv_forward(XLA_FFI_CallFrame *frame) {
   const i64 *x = argument_shape(frame, 0), *w = argument_shape(frame, 1);
   const i64 *y = result_shape(frame, 0);
   i64 size = w[0], channels = w[2], features = w[3], padding = attribute(frame, 0);
+  Weights weights = {argument(frame, 1), size * channels * features, channels * features,
+                     features, 1};
   if (is_minimal(x[0], size, attribute(frame, 1), x[1], x[2], padding, channels, features)) {
     Minimal m = plan_minimal(x[1], x[2], channels, features, padding);
-    run_minimal(frame, x[0], &m, argument(frame, 1), 3 * channels * features,
-                channels * features, features, 1);
+    run_minimal(frame, x[0], &m, weights);
     return NULL;
   }
   Correlation c = {.in_height = x[1],
@@ -47,22 +48,23 @@ XLA_FFI_Error *conv_forward(XLA_FFI_CallFrame *frame) {
                    .left = padding,
                    .weights = result(frame, 1),
                    .block = feature_block(features)};
-  pack_weights(result(frame, 1), argument(frame, 1), size, size * channels * features, size,
-               channels * features, channels, features, features, 1);
+  pack_weights(result(frame, 1), weights, size, size, channels, features);
   run_correlations(frame, argument(frame, 0), result(frame, 0), x[0], &c, 1);
   return NULL;
 }
 
 /* The taps of a kernel that one phase of the input meets, in one direction. Input
-   s*a + phase meets tap i0 + s*t through output a + shift - t. */
+   s*a + phase meets tap first + s*t through output a + shift - t: the first of its outputs
+   is `before` outputs before a, and belongs to the last tap. */
 typedef struct {
-  i64 first, count, before;
+  i64 last, count, before;
 } Taps;
 
 static Taps taps_of_phase(i64 phase, i64 size, i64 stride, i64 padding) {
   i64 first = (phase + padding) % stride;
   i64 count = first < size ? ceil_div(size - first, stride) : 0;
-  return (Taps){first, count, count - 1 - (phase + padding - first) / stride};
+  i64 shift = (phase + padding - first) / stride;
+  return (Taps){first + stride * (count - 1), count, count - 1 - shift};
 }
 
 /* dy [T, H', W', F, 16], w [K, K, C, F] -> dx [T, H, W, C, 16], packed weights */
@@ -76,8 +78,8 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
   float *packed = result(frame, 1);
   if (is_minimal(y[0], size, s, y[1], y[2], 2 - padding, features, channels)) {
     Minimal m = plan_minimal(y[1], y[2], features, channels, 2 - padding);
-    run_minimal(frame, y[0], &m, argument(frame, 1) + 2 * (row + column), -row, -column, 1,
-                features);
+    Weights taps = {argument(frame, 1) + 2 * row + 2 * column, -row, -column, 1, features};
+    run_minimal(frame, y[0], &m, taps);
     return NULL;
   }
   Correlation *phases = malloc(s * s * sizeof *phases);
@@ -106,12 +108,9 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
                               .left = j.before,
                               .weights = packed,
                               .block = feature_block(channels)};
-    /* The taps are read backwards. */
-    packed =
-        pack_weights(packed,
-                     argument(frame, 1) + (i.first + s * (i.count - 1)) * row +
-                         (j.first + s * (j.count - 1)) * column,
-                     i.count, -s * row, j.count, -s * column, features, 1, channels, features);
+    Weights taps = {argument(frame, 1) + i.last * row + j.last * column, -s * row, -s * column,
+                    1, features};
+    packed = pack_weights(packed, taps, i.count, j.count, features, channels);
   }
   run_correlations(frame, argument(frame, 0), result(frame, 0), y[0], phases, s * s);
   free(phases);

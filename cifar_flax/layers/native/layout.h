@@ -5,9 +5,9 @@
 #include "threads.h"
 
 typedef struct {
-  const float *from;
-  float *to;
-  i64 images, size; /* size: floats of an image */
+  const float *from; /* [images, size], or tiles [images / 16, size, 16] */
+  float *to;         /* the other of these */
+  i64 images, size;  /* size: floats of an image */
 } Move;
 
 /* Both move pieces of 16 floats of half a tile's images. More images would not do: their

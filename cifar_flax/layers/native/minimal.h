@@ -80,9 +80,11 @@ typedef struct {
   /* From one point to the next. An even number of cache lines would often put all points
      of a pixel on the same few lines of the cache. */
   i64 x_step, y_step, w_step;
-  i64 w_row, w_column, w_in, w_out; /* steps of the weights, as of pack_weights */
-  const float *x, *w;
-  float *y, *packed, *workspace;
+  const float *x;   /* [tiles, height, width, channels, 16] */
+  Weights w;        /* [3, 3, channels, features] */
+  float *y;         /* [tiles, rows, columns, features, 16] */
+  float *packed;    /* [36, w_step]; a point is [padded / block, channels, block] */
+  float *workspace; /* [workers, 36, x_step + y_step] */
 } Minimal;
 
 static Minimal plan_minimal(i64 height, i64 width, i64 channels, i64 features, i64 padding) {
@@ -112,11 +114,11 @@ static void pack_task(const void *work, i64 task, i64 worker) {
   i64 f0 = task * m->block, step = m->w_step;
   for (i64 c = 0; c < m->channels; c++)
     for (i64 f = f0; f < f0 + m->block; f++) {
-      const float *w = m->w + c * m->w_in + min(f, m->features - 1) * m->w_out;
+      const float *w = m->w.data + c * m->w.in + min(f, m->features - 1) * m->w.out;
       float t[3][INS], *to = m->packed + f0 * m->channels + c * m->block + f - f0;
       for (int j = 0; j < 3; j++) {
-        const float *v = w + j * m->w_column;
-        float column[3] = {v[0], v[m->w_row], v[2 * m->w_row]};
+        const float *v = w + j * m->w.column;
+        float column[3] = {v[0], v[m->w.row], v[2 * m->w.row]};
         kernel_points(column, t[j]);
       }
       for (int i = 0; i < INS; i++) {
@@ -219,11 +221,8 @@ static i64 minimal_size(i64 tiles, const Minimal *m) {
          min(tiles * m->bands, MAX_WORKERS) * POINTS * (m->x_step + m->y_step);
 }
 
-/* Weights as of pack_weights. */
-static void run_minimal(XLA_FFI_CallFrame *frame, i64 tiles, Minimal *m, const float *w,
-                        i64 row, i64 column, i64 in, i64 out) {
-  m->w = w, m->w_row = row, m->w_column = column, m->w_in = in, m->w_out = out;
-  m->x = argument(frame, 0), m->y = result(frame, 0), m->packed = result(frame, 1);
+static void run_minimal(XLA_FFI_CallFrame *frame, i64 tiles, Minimal *m, Weights w) {
+  m->x = argument(frame, 0), m->w = w, m->y = result(frame, 0), m->packed = result(frame, 1);
   m->workspace = m->packed + POINTS * m->w_step;
   run_tasks(frame, m->padded / m->block, pack_task, m);
   run_tasks(frame, tiles * m->bands, minimal_task, m);
