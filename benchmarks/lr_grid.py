@@ -10,16 +10,11 @@ already in the folder are not trained again.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
 import sys
-import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 from rich.console import Console
 from rich.table import Table
@@ -39,10 +34,8 @@ from cifar_flax.runs.subject import Subject
 from cifar_flax.runs.tables import make_table
 from cifar_flax.show.console import ConsoleDisplay, make_console, steps_bar
 from cifar_flax.show.figures import RangeFigure
-from cifar_flax.training.evaluation import replica_map
 from cifar_flax.training.lr_range import RangeSettings
-from cifar_flax.training.state import TrainState
-from cifar_flax.training.steps import DeviceData, TrainStep, first_order
+from cifar_flax.training.phases import Sgdr
 from cifar_flax.training.trainer import Trainer
 
 FLAGS = flags.FLAGS
@@ -149,7 +142,9 @@ def measure(
     ).curves
     assert result is not None  # the test cannot have been stopped
     steps = int(np.isfinite(result.losses).sum())
-    subject = Subject.prepare(settings, dataset=dataset)
+    cycle = Sgdr(1.0, cycles=1, cycle_len=EPOCHS)
+    recipe = dataclasses.replace(settings.make_recipe(), phases=(cycle,))
+    subject = Subject.prepare(settings, recipe=recipe, dataset=dataset)
     trainer = subject.make_trainer(seeds=GRID_SEEDS)
     accuracies, seconds = train_grid(trainer, subject.splits, screen)
     grid = Grid(
@@ -167,43 +162,25 @@ def train_grid(
 ) -> tuple[list[list[float]], float]:
     """Trains from each rate.
 
+    Args:
+      trainer: of a recipe whose highest rate is 1.
+      splits: of the data.
+      screen: shows the progress.
+
     Returns:
       Validation accuracies [rates, R], and the time of a step in seconds.
     """
-    steps = EPOCHS * trainer.steps_per_epoch
-
-    def train(states: TrainState, rate: jax.Array, data: DeviceData) -> TrainState:
-        schedule = optax.cosine_decay_schedule(rate, steps)
-        tx = trainer.recipe.make_optimizer(schedule)
-        train_step = dataclasses.replace(trainer.train_step, tx=tx)
-        of_one = functools.partial(train_replica, train_step, data, steps)
-        return replica_map()(of_one, states)
-
-    start, rates = trainer.init(splits.train), jnp.asarray(RATES, jnp.float32)
-    data, val = trainer.put(splits.train), splits.val
+    start, data = trainer.init(splits.train), trainer.put(splits.train)
+    accuracies, seconds, images, val = [], 0.0, 0, splits.val
     assert isinstance(val, Split)
-    run = jax.jit(train).lower(start, rates[0], data).compile()
-    accuracies, seconds = [], 0.0
-    with steps_bar(screen, len(rates)) as move:
-        for number, rate in enumerate(rates, start=1):
-            called = time.perf_counter()
-            state = jax.block_until_ready(run(start, rate, data))
-            seconds += time.perf_counter() - called
-            accuracies.append(trainer.evaluate(state, val).accuracy.tolist())
+    with steps_bar(screen, len(RATES)) as move:
+        for number, rate in enumerate(RATES, start=1):
+            for progress in trainer.chunks(start, data, rate=rate):
+                seconds += progress.seconds
+                images += progress.images
+            accuracies.append(trainer.evaluate(progress.state, val).accuracy.tolist())
             move(number, "rates of the grid")
-    return accuracies, seconds / (len(rates) * steps * len(trainer.seeds))
-
-
-def train_replica(
-    train_step: TrainStep, data: DeviceData, steps: int, state: TrainState
-) -> TrainState:
-    """Trains one replica over the grid's epochs."""
-    size, count = train_step.batch_size, train_step.spec.train_size
-    order = first_order(state.key, steps, size, count)
-    carry = (state, jnp.zeros(1))  # the losses are not used
-    return jax.lax.fori_loop(
-        0, steps, lambda _, carry: train_step(carry, order, data), carry
-    )[0]
+    return accuracies, seconds * trainer.recipe.batch_size / images
 
 
 def summary(

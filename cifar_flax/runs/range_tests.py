@@ -57,7 +57,9 @@ def range_test(
       folder: a new or empty folder for its record; None: nothing is written.
       range_settings: of the test.
       model: see ``run``, as for the arguments below.
-      recipe: only its optimizer and regularisation count, not its rates.
+      recipe: its rates do not count, except that the test is of the phase in which the
+        recipe first reaches its highest rate: of what it freezes, on images of its
+        size.
       dataset: see ``run``.
       observers: see ``run``.
       stop: if this event is set, the test ends without a result.

@@ -1,7 +1,7 @@
 """Computes the logits of trained replicas, and their loss and accuracy on a split."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +17,13 @@ from cifar_flax.data.splits import DataSpec, Split
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import evaluate_logits
-from cifar_flax.training.placement import Placement, split_batch
+from cifar_flax.training.by_value import ByValue
+from cifar_flax.training.placement import (
+    MOST_PROGRAMS,
+    Placement,
+    replica_map,
+    split_batch,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,22 +45,6 @@ class Evaluation:
         shape = ", ".join(map(str, self.logits.shape))
         loss, accuracy = (np.round(x, 4).tolist() for x in (self.loss, self.accuracy))
         return f"Evaluation({loss=}, {accuracy=}, logits=float32 [{shape}])"
-
-
-def replica_map() -> Callable[[Callable, Any], Any]:
-    """Returns the map of a function of one replica over the leading axis of replicas.
-
-    An accelerator runs the replicas side by side (``vmap``). A CPU runs them one after
-    the other, because one replica keeps it busy and grouped convolutions are slow.
-
-    Returns:
-      A function like ``jax.lax.map``.
-    """
-    return lax.map if jax.default_backend() == "cpu" else _side_by_side
-
-
-def _side_by_side(fn: Callable, replicas: Any) -> Any:
-    return jax.vmap(fn)(replicas)
 
 
 def logits_of_pixels(
@@ -86,6 +76,37 @@ def logits_of_pixels(
     return jnp.average(jnp.stack(every), 0, jnp.asarray(weights))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _LogitsStep(ByValue):
+    """Computes the logits of one replica; arguments as of ``logits_of_pixels``."""
+
+    model: nn.Module
+    spec: DataSpec
+    lowering: Lowering
+    tta: Tta
+
+    def __call__(self, variables: Any, batches: jax.Array) -> jax.Array:
+        """Returns the logits [M * B, K] of images [M, B, H, W, C]."""
+
+        def of_batch(images: jax.Array) -> jax.Array:
+            images, how = split_batch(images), (self.lowering, self.tta)
+            return logits_of_pixels(self.model, variables, images, self.spec, *how)
+
+        logits = lax.map(of_batch, batches).astype(jnp.float32)
+        return logits.reshape(-1, self.spec.num_classes)
+
+
+@functools.lru_cache(maxsize=MOST_PROGRAMS)
+def _program(step: _LogitsStep, place: Placement, backend: str) -> Any:
+    """Makes the program that computes the logits of all replicas, [R, M * B, K]."""
+    del backend  # ``replica_map`` depends on it
+
+    def logits_of_all(variables: Any, batches: jax.Array) -> jax.Array:
+        return replica_map()(lambda one: step(one, batches), variables)
+
+    return place.map(logits_of_all, spread=1, shared=1)
+
+
 class Predictor:
     """Computes the logits of a model; it holds neither variables nor data.
 
@@ -103,7 +124,7 @@ class Predictor:
         tta: Tta = "none",
         placement: Placement | None = None,
     ):
-        """Makes the program, which is compiled when it is first called.
+        """Prepares the program, which is compiled when it is first called.
 
         Args:
           model: see ``models.calling``.
@@ -113,26 +134,10 @@ class Predictor:
           tta: see ``augment.views``.
           placement: of the replicas; None for one device.
         """
-        self._spec, self._placement = spec, placement or Placement(1)
+        self._step = _LogitsStep(model, spec, lowering, tta)
+        self._placement = placement or Placement(1)
         on_cpu = jax.default_backend() == "cpu"
         self.batch_size = batch_size or (256 if on_cpu else 1_000)
-
-        def logits_of_all(variables: Any, batches: jax.Array) -> jax.Array:
-            """Computes the logits [R, M * B, K] of images [M, B, H, W, C]."""
-
-            def logits_of_one(variables: Any) -> jax.Array:
-                def of_batch(images: jax.Array) -> jax.Array:
-                    images = split_batch(images)
-                    return logits_of_pixels(
-                        model, variables, images, spec, lowering, tta
-                    )
-
-                logits = lax.map(of_batch, batches).astype(jnp.float32)
-                return logits.reshape(-1, spec.num_classes)
-
-            return replica_map()(logits_of_one, variables)
-
-        self._program = self._placement.map(logits_of_all, spread=1, shared=1)
 
     @known_settings()
     def __call__(self, variables: Any, images: np.ndarray) -> np.ndarray:
@@ -149,13 +154,14 @@ class Predictor:
           UserError: there are no images, or their dtype, size or number of channels is
             not that of the data.
         """
-        images = check_images("images to classify", images, self._spec.image_shape)
+        images = check_images("images to classify", images, self._step.spec.image_shape)
         place, count = self._placement, len(images)
         size = min(self.batch_size, count)
         size += -size % place.columns
         fill = [(0, -count % size)] + [(0, 0)] * 3
         batches = np.pad(images, fill).reshape(-1, size, *images.shape[1:])
-        logits = self._program(place.spread(variables), place.share(batches))
+        program = _program(self._step, place, jax.default_backend())
+        logits = program(place.spread(variables), place.share(batches))
         return np.asarray(place.collect(logits))[:, :count]
 
 

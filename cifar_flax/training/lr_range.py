@@ -14,15 +14,11 @@ Reference:
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from cifar_flax.analysis.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.data import Split
@@ -30,19 +26,16 @@ from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.training import processes
 from cifar_flax.training.checks import MAX_FLOAT
-from cifar_flax.training.evaluation import replica_map
 from cifar_flax.training.schedules import ramp
+from cifar_flax.training.stages import Stage
 from cifar_flax.training.state import TrainState
-from cifar_flax.training.steps import DeviceData, TrainStep, first_order
-from cifar_flax.training.trainer import Trainer, next_chunk
+from cifar_flax.training.trainer import Trainer
 
 # These limits and their ratio are normal numbers in float32.
 MIN_RATE, MAX_RATE = 1e-30, MAX_FLOAT
 MAX_RISE = 1e30
 
-# The test makes the indices of the images of all steps at once: at most 256 MB per
-# replica.
-MAX_IMAGES = 2**26
+MOST_STEPS = 2**26  # the losses of all steps are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,28 +76,38 @@ class RangeSettings:
                 f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; the rate "
                 f"must rise by a factor of {MAX_RISE:g} at most"
             )
-        if self.num_steps is not None and not MIN_STEPS <= self.num_steps <= MAX_IMAGES:
+        if self.num_steps is not None and not MIN_STEPS <= self.num_steps <= MOST_STEPS:
             raise UserError(
                 f"num_steps is {self.num_steps}; a range test takes {MIN_STEPS} or "
-                f"more, and {MAX_IMAGES} at most"
+                f"more, and {MOST_STEPS} at most"
             )
         if not 0 <= self.smoothing < 1:
             raise UserError(f"smoothing is {self.smoothing}; it must be in [0, 1)")
 
     def steps_for(self, trainer: Trainer) -> int:
-        """Returns the number of steps of the test of a trainer.
+        """Returns the number of steps of the test of a trainer."""
+        return self.num_steps or max(100, trainer.steps_per_epoch)
 
-        Raises:
-          UserError: with the trainer's batch size, the steps take too many images.
-        """
-        steps = self.num_steps or max(100, trainer.steps_per_epoch)
-        size = trainer.recipe.batch_size
-        if steps * size > MAX_IMAGES:
-            raise UserError(
-                f"num_steps is {steps} and batch_size {size}; a range test takes "
-                f"{MAX_IMAGES} images at most; lower one of them"
-            )
-        return steps
+
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+    """The learning rate of a test; see ``schedules.ramp``.
+
+    Attributes:
+      start_value: rate of the first step.
+      end_value: rate of the last step.
+      num_steps: number of steps.
+      linear: whether the rate rises by equal differences.
+    """
+
+    start_value: float
+    end_value: float
+    num_steps: int
+    linear: bool = False
+
+    def __call__(self, step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        """Returns the rate at a step."""
+        return ramp(**dataclasses.asdict(self))(step)
 
 
 def smooth(losses: np.ndarray, beta: float) -> np.ndarray:
@@ -124,27 +127,6 @@ def smooth(losses: np.ndarray, beta: float) -> np.ndarray:
     return smoothed
 
 
-@flax.struct.dataclass
-class _Carry:
-    """The state of one replica during its test.
-
-    Attributes:
-      state: a copy that trains, from step 0.
-      order: indices of the images of all steps, [steps * B].
-      losses: loss of each step, [steps]; NaN for steps that are not done.
-      average: moving average of the losses, biased towards 0.
-      best: lowest smoothed loss so far.
-      going: whether the replica still trains; False after its loss has diverged.
-    """
-
-    state: TrainState
-    order: jax.Array
-    losses: jax.Array
-    average: jax.Array
-    best: jax.Array
-    going: jax.Array
-
-
 @known_settings()
 def range_curves(
     trainer: Trainer,
@@ -153,10 +135,12 @@ def range_curves(
     state: TrainState | None = None,
     on_progress: Callable[[int], None] = lambda step: None,
 ) -> RangeResult:
-    """Runs the test for every replica of a trainer, in one compiled program.
+    """Runs the test for every replica of a trainer.
 
-    Data, augmentation, batch size, momentum and regularisation are those of training.
-    The momentum starts from zero.
+    The test is a training with the trainer's recipe and data, except that the rate
+    rises, and that the momentum starts from zero. If the phases of the recipe freeze
+    parameters or change the size of the images, the test does as the phase in which the
+    recipe first reaches its highest rate.
 
     Args:
       trainer: the trainer whose rate is looked for.
@@ -171,106 +155,64 @@ def range_curves(
       UserError: the loss of every replica is NaN or infinite at the start.
     """
     steps = settings.steps_for(trainer)
-    schedule = ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
-    tx = trainer.recipe.make_optimizer(schedule)
-    train_step = dataclasses.replace(trainer.train_step, tx=tx)
-    begin = functools.partial(_begin, train_step, steps)
-
-    def advance(carries: _Carry, data: DeviceData, stop: jax.Array) -> _Carry:
-        def of_one(carry: _Carry) -> _Carry:
-            return _advance(train_step, settings, carry, data, stop)
-
-        return replica_map()(of_one, carries)
-
-    data, place = trainer.put(split), trainer.placement
+    rise = Ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
+    tester = trainer.along(rise, steps, peak_stage(trainer))
     state = trainer.init(split) if state is None else state
-    start = time.perf_counter()
-    first = place.map(lambda states: replica_map()(begin, states), spread=1, shared=0)
-    carry = first(place.spread(state))
-    program = place.map(advance, spread=1, shared=2)
-    run = program.lower(carry, data, np.int32(0)).compile()
-    compiled = time.perf_counter()
-    stop, chunk, going = 0, 1, True
-    while stop < steps and going:
-        before, called = stop, time.perf_counter()
-        stop = min(stop + chunk, steps)
-        carry = run(carry, data, np.int32(stop))
-        losses, still = jax.device_get(place.collect((carry.losses, carry.going)))
-        going = bool(still.any())
-        chunk = next_chunk(stop - before, time.perf_counter() - called)
-        chunk = int(processes.of_first(chunk))
-        on_progress(stop)
-    times = {
-        "seconds": time.perf_counter() - compiled,
-        "compile_seconds": compiled - start,
-    }
-    return _result(trainer, settings, np.asarray(losses, np.float64), times)
-
-
-def _result(
-    trainer: Trainer,
-    settings: RangeSettings,
-    losses: np.ndarray,
-    times: dict[str, float],
-) -> RangeResult:
-    """Makes the result of a test from its losses [R, steps]."""
+    curves, seconds = Curves(settings), 0.0
+    for progress in tester.run(tester.restarted(state), split):
+        seconds += progress.seconds
+        going = curves.add(progress.losses)
+        on_progress(progress.step)
+        if not processes.of_first(np.int32(going)):
+            break
+    losses = np.stack(curves.losses, 1)
     if not np.isfinite(losses[:, 0]).any():
         raise UserError(
             f"the loss is NaN or infinite at the first step, at a rate of "
             f"{settings.start_lr:g}; check the initial values of the model"
         )
-    done, steps = int(np.isfinite(losses).sum(1).max()), losses.shape[1]
-    schedule = ramp(settings.start_lr, settings.end_lr, steps, settings.linear)
-    rates = np.asarray(jax.vmap(schedule)(jnp.arange(done)), np.float64)
+    done = int(np.isfinite(losses).sum(1).max())
     return RangeResult(
         seeds=trainer.seeds,
         num_steps=steps,
-        rates=rates,
+        rates=np.asarray(jax.vmap(rise)(jnp.arange(done)), np.float64),
         losses=losses[:, :done],
         smoothed=smooth(losses[:, :done], settings.smoothing),
-        **times,
+        seconds=seconds,
+        compile_seconds=tester.compile_seconds,
     )
 
 
-def _begin(train_step: TrainStep, steps: int, state: TrainState) -> _Carry:
-    """Returns one replica before its first step."""
-    opt_state = train_step.tx.init(state.params)
-    size, count = train_step.batch_size, train_step.spec.train_size
-    return _Carry(
-        state=dataclasses.replace(state, step=jnp.int32(0), opt_state=opt_state),
-        order=first_order(state.key, steps, size, count),
-        losses=jnp.full(steps, jnp.nan),
-        average=jnp.float32(0),
-        best=jnp.float32(jnp.inf),
-        going=jnp.bool_(True),
-    )
+def peak_stage(trainer: Trainer) -> Stage:
+    """Returns the stage in which a trainer's recipe first reaches its highest rate."""
+    stages = trainer.stages
+    if len({stage.kind for stage in stages}) == 1:
+        return stages[0]
+    peak = trainer.rates(trainer.total_steps).argmax()
+    return next(stage for stage in stages if peak < stage.stop)
 
 
-def _advance(
-    train_step: TrainStep,
-    settings: RangeSettings,
-    carry: _Carry,
-    data: DeviceData,
-    stop: jax.Array,
-) -> _Carry:
-    """Trains one replica up to a step, or until its loss diverges."""
-    beta = settings.smoothing
+class Curves:
+    """The losses of R replicas up to the step at which each stops.
 
-    def body(carry: _Carry) -> _Carry:
-        step = carry.state.step
-        state, losses = train_step((carry.state, carry.losses), carry.order, data)
-        loss = losses[step]
-        average = beta * carry.average + (1 - beta) * loss
-        smoothed = average / (1 - beta ** (step + 1))
-        best = jnp.minimum(carry.best, smoothed)
-        finite = jnp.isfinite(loss)
-        losses = losses.at[step].set(jnp.where(finite, loss, jnp.nan))
-        going = finite & (smoothed <= settings.stop_factor * best)
-        return dataclasses.replace(
-            carry, state=state, losses=losses, average=average, best=best, going=going
-        )
+    Attributes:
+      losses: of each step, float64 [R]; NaN for a replica that has stopped.
+    """
 
-    def keep_going(carry: _Carry) -> jax.Array:
-        return carry.going & (carry.state.step < stop)
+    def __init__(self, settings: RangeSettings):
+        self.losses: list[np.ndarray] = []
+        self._beta, self._factor = settings.smoothing, settings.stop_factor
+        self._average: np.ndarray | float = 0.0
+        self._best: np.ndarray | float = np.inf
+        self._going: np.ndarray | bool = True
 
-    return lax.while_loop(keep_going, body, carry)
+    def add(self, losses: np.ndarray) -> bool:
+        """Adds the losses [R, S] of S steps; returns whether a replica continues."""
+        for loss in losses.T.astype(np.float64):
+            loss = np.where(self._going & np.isfinite(loss), loss, np.nan)
+            self.losses.append(loss)
+            self._average = self._beta * self._average + (1 - self._beta) * loss
+            smoothed = self._average / (1 - self._beta ** len(self.losses))
+            self._best = np.fmin(self._best, smoothed)
+            self._going = smoothed <= self._factor * self._best  # False for NaN
+        return bool(np.any(self._going))

@@ -22,6 +22,10 @@ from cifar_flax.errors import UserError
 
 SEED, DATA = AXES = ("seed", "data")
 
+# Of each kind, a process keeps at most so many compiled programs: a long sweep in one
+# process must not keep them all.
+MOST_PROGRAMS = 16
+
 
 def default_devices() -> list[jax.Device]:
     """Returns all accelerators of all processes, or the CPU as a single device."""
@@ -120,6 +124,22 @@ def parse_mesh(text: str) -> dict[str, int]:
     return shape
 
 
+def replica_map() -> Callable[[Callable, Any], Any]:
+    """Returns the map of a function of one replica over the leading axis of replicas.
+
+    An accelerator runs the replicas side by side (``vmap``). A CPU runs them one after
+    the other, because one replica keeps it busy and grouped convolutions are slow.
+
+    Returns:
+      A function like ``jax.lax.map``.
+    """
+    return lax.map if jax.default_backend() == "cpu" else _side_by_side
+
+
+def _side_by_side(fn: Callable, replicas: Any) -> Any:
+    return jax.vmap(fn)(replicas)
+
+
 def split_batch(batch: jax.Array) -> jax.Array:
     """Divides a batch between the devices of a row; see ``Placement.map``."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -128,7 +148,7 @@ def split_batch(batch: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(batch, PartitionSpec(DATA))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Placement:
     """R replicas on a mesh, or on one device.
 
@@ -198,16 +218,9 @@ class Placement:
 
     def collect(self, tree: Any) -> Any:
         """Gathers arrays [R, ...] from ``spread`` or a program on every device."""
-        return tree if self.mesh is None else self._collect(tree)
-
-    @functools.cached_property
-    def _collect(self) -> Any:
-        assert self.mesh is not None
-        replicas = self.replicas  # capturing self would keep it alive in jit's cache
-        return jax.jit(
-            lambda tree: jax.tree.map(lambda leaf: leaf[:replicas], tree),
-            out_shardings=NamedSharding(self.mesh, PartitionSpec()),
-        )
+        if self.mesh is None:
+            return tree
+        return _collector(self.replicas, self.mesh)(tree)
 
     def __str__(self) -> str:
         if self.mesh is None:
@@ -216,6 +229,14 @@ class Placement:
         words = [f"seeds over {rows}"] if rows > 1 else []
         words += [f"each batch over {columns}"] if columns > 1 else []
         return ", ".join(words)
+
+
+@functools.lru_cache(maxsize=MOST_PROGRAMS)
+def _collector(replicas: int, mesh: Mesh) -> Any:
+    return jax.jit(
+        lambda tree: jax.tree.map(lambda leaf: leaf[:replicas], tree),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:

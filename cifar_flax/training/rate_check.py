@@ -10,16 +10,11 @@ and the check is repeated.
 import dataclasses
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from cifar_flax.data import Split
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.training.evaluation import replica_map
 from cifar_flax.training.state import TrainState
-from cifar_flax.training.steps import DeviceData, first_order
 from cifar_flax.training.trainer import Trainer
 
 TRIAL_STEPS = 100  # at most; a trial is an epoch if that is shorter
@@ -130,37 +125,24 @@ def beginning(
 ) -> Callable[[float], np.ndarray]:
     """Returns a function that begins training with a rate and returns the losses.
 
-    The program is compiled once, for all rates. The losses have the shape [R, S].
+    It trains as the recipe does, with what its phases freeze and the size of their
+    images. The program is compiled once, for all rates. The losses have the shape
+    [R, S]; they are NaN after a replica has diverged.
 
     Args:
       trainer: a trainer of a recipe whose highest rate is 1.
       split: the training images.
       state: where training starts; it is not changed.
     """
-    steps = min(trainer.steps_per_epoch, trainer.total_steps, TRIAL_STEPS)
-    recipe, schedule, place = trainer.recipe, trainer.schedule, trainer.placement
-    size, count = recipe.batch_size, trainer.spec.train_size
-
-    def train(states: TrainState, data: DeviceData, rate: jax.Array) -> jax.Array:
-        tx = recipe.make_optimizer(lambda step: rate * schedule(step))
-        train_step = dataclasses.replace(trainer.train_step, tx=tx)
-
-        def of_one(state: TrainState) -> jax.Array:
-            order = first_order(state.key, steps, size, count)
-            carry = state, jnp.full(steps, jnp.nan)
-
-            def body(_: jax.Array, carry: tuple) -> tuple:
-                return train_step(carry, order, data)
-
-            return lax.fori_loop(0, steps, body, carry)[1]
-
-        return replica_map()(of_one, states)
-
-    program = place.map(train, spread=1, shared=2)
-    data, states = trainer.put(split), place.spread(state)
+    first, data = int(state.step.max()), trainer.put(split)
+    left = trainer.total_steps - first
+    steps = min(trainer.steps_per_epoch, left, TRIAL_STEPS)
 
     def begin(rate: float) -> np.ndarray:
-        losses = program(states, data, np.float32(rate))
-        return np.asarray(jax.device_get(place.collect(losses)), np.float64)
+        losses = np.full((len(trainer.seeds), steps), np.nan)
+        for progress in trainer.chunks(state, data, rate=rate, stop=first + steps):
+            done = progress.step - first
+            losses[:, done - progress.losses.shape[1] : done] = progress.losses
+        return losses
 
     return begin

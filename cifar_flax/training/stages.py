@@ -36,6 +36,11 @@ class Stage:
     freeze: str | None
     image_size: int | None = None
 
+    @property
+    def kind(self) -> tuple[str | None, int | None]:
+        """The properties that the program of a stage depends on."""
+        return self.freeze, self.image_size
+
     def freezes(self, path: str) -> bool:
         """Returns whether the parameter at a path is frozen."""
         return self.freeze is not None and re.search(self.freeze, path) is not None
@@ -59,7 +64,7 @@ def make_stages(
     stages: list[Stage] = []
     for (start, stop), pattern, size in zip(bounds, patterns, sizes, strict=True):
         last = stages[-1] if stages and merge else None
-        if last and (last.freeze, last.image_size) == (pattern, size):
+        if last and last.kind == (pattern, size):
             start = stages.pop().start
         stages.append(Stage(start, stop, pattern, size))
     return stages

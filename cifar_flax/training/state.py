@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from cifar_flax.models.calling import init_variables
+from cifar_flax.models.streams import Stream
 
 
 @flax.struct.dataclass
@@ -125,15 +126,33 @@ def init_state(
         may compute its values from them.
       ema: see ``Recipe``.
     """
-    init_key, key = jax.random.split(key)
-    variables = init_variables(model, init_key, images)
+    variables = init_variables(model, Stream.INIT.of(key), images)
     params = variables.pop("params")
     return TrainState(
         step=jnp.int32(0),
         params=params,
         collections=variables,
         opt_state=tx.init(params),
-        key=key,
+        key=Stream.REPLICA.of(key),
         totals=Totals.zero(),
         average={"params": params, **variables} if ema else None,
+    )
+
+
+def shapes_of_state(
+    variables: Any, tx: optax.GradientTransformation, ema: float, replicas: int
+) -> TrainState:
+    """Returns the shapes of a state of R replicas without tracing the model again."""
+    params = variables["params"]
+    one = TrainState(
+        step=jax.eval_shape(lambda: jnp.int32(0)),
+        params=params,
+        collections={n: value for n, value in variables.items() if n != "params"},
+        opt_state=jax.eval_shape(tx.init, params),
+        key=jax.eval_shape(lambda: jax.random.key(0)),
+        totals=jax.eval_shape(Totals.zero),
+        average=variables if ema else None,
+    )
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), one
     )

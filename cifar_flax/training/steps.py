@@ -1,7 +1,7 @@
 """The training step of one replica, as a pure function."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,6 @@ import optax
 from jax import lax
 
 from cifar_flax.data.augment import (
-    Augmentation,
     alternating_flips,
     mix,
     normalise,
@@ -21,8 +20,12 @@ from cifar_flax.data.augment import (
 from cifar_flax.data.splits import DataSpec
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import train_logits
+from cifar_flax.models.streams import Stream
+from cifar_flax.training.by_value import ByValue
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.placement import split_batch
+from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.stages import Stage
 from cifar_flax.training.state import Totals, TrainState
 
 # Padded training images, uint8 [N, H + 2p, W + 2p, C], and labels [N], on the device.
@@ -63,24 +66,8 @@ def epoch_order(key: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
       epoch: number of the epoch, from 0.
       count: N, the number of training images.
     """
-    shuffle_key, _ = jax.random.split(key)
+    shuffle_key = Stream.SHUFFLE.of(key)
     return jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), count)
-
-
-def first_order(key: jax.Array, steps: int, batch_size: int, count: int) -> jax.Array:
-    """Returns the indices of the images of a replica's first steps, [steps * B].
-
-    Args:
-      key: the replica's key, ``TrainState.key``.
-      steps: number of steps; they may be more than an epoch.
-      batch_size: B.
-      count: number of training images. Each epoch leaves out the last images of its
-        order that do not fill a batch.
-    """
-    per_epoch = count // batch_size
-    epochs = jnp.arange(-(-steps // per_epoch))
-    orders = jax.vmap(lambda epoch: epoch_order(key, epoch, count))(epochs)
-    return orders[:, : per_epoch * batch_size].reshape(-1)[: steps * batch_size]
 
 
 def update_average(average: Any, variables: Any, step: jax.Array, ema: float) -> Any:
@@ -130,44 +117,74 @@ def lookahead_share(done: jax.Array, every: int, ema: float, total: int) -> jax.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainStep:
+class TrainStep(ByValue):
     """Trains one replica for one step. It holds settings and no arrays.
 
-    Every random number is a function of ``state.key`` and ``state.step``.
+    Every random number is a function of ``state.key`` and ``state.step``. Steps with
+    equal settings are equal, and share compiled programs.
 
     Attributes:
       model: see ``models.calling``.
-      tx: the optimizer.
+      recipe: how to train.
       spec: of the data.
-      augmentation: of the training images.
-      batch_size: images in a step.
-      label_smoothing: see ``cross_entropy``.
-      ema: see ``update_average``.
-      lookahead: number of steps between two updates of the average of Lookahead, after
-        which training continues from the average; 0: no Lookahead, see ``Recipe``.
-      total_steps: number of steps of the recipe.
-      image_size: size to which augmented images are resized; None: no resizing.
-      is_frozen: returns from its path whether a parameter is frozen; None: no parameter
-        is.
-      freeze_norms: whether batch norms with frozen parameters keep their statistics.
       lowering: of the model's convolutions.
+      ramp: replaces the learning rate of the recipe; a function of the step.
+      stages: replace those of the recipe.
+      freeze: see ``Stage``; of the stage of this step.
+      image_size: see ``Stage``.
     """
 
     model: nn.Module
-    tx: optax.GradientTransformation
+    recipe: Recipe
     spec: DataSpec
-    augmentation: Augmentation
-    batch_size: int
-    label_smoothing: float = 0.0
-    ema: float = 0.0
-    lookahead: int = 0
-    total_steps: int = 0
-    image_size: int | None = None
-    is_frozen: Callable[[str], bool] | None = None
-    freeze_norms: bool = True
     lowering: Lowering = "auto"
+    ramp: optax.Schedule | None = None
+    stages: tuple[Stage, ...] = ()
+    freeze: str | None = None
+    image_size: int | None = None
 
-    def __call__(self, carry: Carry, order: jax.Array, data: DeviceData) -> Carry:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of whole batches in the training split."""
+        return self.spec.train_size // self.recipe.batch_size
+
+    @functools.cached_property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate, a function of the step."""
+        return self.ramp or self.recipe.schedule(self.steps_per_epoch)
+
+    def make_tx(self, rate: jax.Array | None = None) -> optax.GradientTransformation:
+        """Makes the optimizer.
+
+        Args:
+          rate: factor of the learning rate, float32 []; None: the rate as it is.
+        """
+        schedule = self.schedule
+        stages = self.stages or self.recipe.stages(self.steps_per_epoch)
+        needs_stages = self.recipe.restart_momentum or any(
+            stage.freeze is not None for stage in stages
+        )
+
+        def scaled(step: jax.typing.ArrayLike) -> jax.Array:
+            assert rate is not None
+            return rate * schedule(step)
+
+        # A custom make_optimizer takes only the schedule; its recipe has no stages that
+        # need the others.
+        given = (schedule if rate is None else scaled,)
+        return self.recipe.make_optimizer(*given, *([stages] if needs_stages else []))
+
+    def is_frozen(self, path: str) -> bool:
+        """Returns whether a parameter is frozen by its group or by the phase."""
+        return self.recipe.is_frozen(path, Stage(0, 0, self.freeze))
+
+    def __call__(
+        self,
+        carry: Carry,
+        order: jax.Array,
+        data: DeviceData,
+        rate: jax.Array | None = None,
+    ) -> Carry:
         """Takes a step on the mean loss of a batch and adds to the sums of the log.
 
         Args:
@@ -175,30 +192,19 @@ class TrainStep:
           order: indices of the images in their order, [M]; step s takes the batch s
             modulo M // batch_size.
           data: see ``DeviceData``.
+          rate: see ``make_tx``.
         """
-        state, losses = carry
+        (state, losses), varied = carry, self.recipe.augmentation
         images, labels, key = self.batch(state, order, data)
-        share, mixes = jnp.float32(1), self.augmentation.mixes
-        if mixes:
-            images, share = mix(jax.random.fold_in(key, 2), images, self.augmentation)
-
-        def loss_fn(params: Any):
-            variables = {"params": self._held(params), **state.collections}
-            frozen = self.is_frozen if self.freeze_norms else None
-            logits, collections = train_logits(
-                self.model, variables, images, key, self.lowering, frozen
-            )
-            logits = logits.astype(jnp.float32)
-            each = cross_entropy(logits, labels, self.label_smoothing)
-            if mixes:  # ``mix`` takes the previous image of the batch
-                before = jnp.roll(labels, 1)
-                others = cross_entropy(logits, before, self.label_smoothing)
-                each = share * each + (1 - share) * others
-            return each.mean(), (each.sum(), logits, collections)
-
+        share = jnp.float32(1)
+        if varied.mixes:
+            images, share = mix(Stream.MIX.of(key), images, varied)
+        loss_fn = functools.partial(self._loss, state, images, labels, key, share)
         grads, aux = jax.grad(loss_fn, has_aux=True)(state.params)
         loss, logits, collections = aux
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = self.make_tx(rate).update(
+            grads, state.opt_state, state.params
+        )
         params = optax.apply_updates(state.params, updates)
         losses = losses.at[state.step % losses.size].set(loss / labels.size)
         trained = {"params": params, **collections}
@@ -219,12 +225,42 @@ class TrainStep:
         )
         return state, losses
 
+    def _loss(
+        self,
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array,
+        share: jax.Array,
+        params: Any,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        """Returns the mean loss of a batch; and its sum, logits [B, K], collections."""
+        recipe = self.recipe
+        freezes = bool(recipe.groups) or self.freeze is not None
+        held = self._held(params) if freezes else params
+        logits, collections = train_logits(
+            self.model,
+            {"params": held, **state.collections},
+            images,
+            key,
+            self.lowering,
+            self.is_frozen if freezes and recipe.freeze_norms else None,
+        )
+        logits = logits.astype(jnp.float32)
+        each = cross_entropy(logits, labels, recipe.label_smoothing)
+        if recipe.augmentation.mixes:  # ``mix`` takes the previous image of the batch
+            before = jnp.roll(labels, 1)
+            others = cross_entropy(logits, before, recipe.label_smoothing)
+            each = share * each + (1 - share) * others
+        return each.mean(), (each.sum(), logits, collections)
+
     def _averaged(self, trained: Any, average: Any, step: jax.Array) -> tuple[Any, Any]:
         """Returns the variables for the next step, and their average."""
-        if not self.lookahead:
-            return trained, update_average(average, trained, step, self.ema)
-        done, every = step + 1, self.lookahead
-        keep = lookahead_share(done, every, self.ema, self.total_steps)
+        ema, every = self.recipe.ema, self.recipe.lookahead
+        if not every:
+            return trained, update_average(average, trained, step, ema)
+        done, total = step + 1, self.recipe.count_steps(self.steps_per_epoch)
+        keep = lookahead_share(done, every, ema, total)
         average = interpolate(average, trained, keep)
         due = done % every == 0
         pairs = (trained, average)
@@ -232,12 +268,9 @@ class TrainStep:
 
     def _held(self, params: Any) -> Any:
         """Returns the parameters, with a gradient of 0 for frozen ones."""
-        is_frozen = self.is_frozen
-        if is_frozen is None:
-            return params
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: (
-                lax.stop_gradient(leaf) if is_frozen(path_in_words(path)) else leaf
+                lax.stop_gradient(leaf) if self.is_frozen(path_in_words(path)) else leaf
             ),
             params,
         )
@@ -251,26 +284,23 @@ class TrainStep:
           Augmented and normalised images [B, H, W, C], labels [B], and a key for the
           random numbers of the model.
         """
-        _, step_key = jax.random.split(state.key)
-        augment_key, model_key = jax.random.split(
-            jax.random.fold_in(step_key, state.step)
-        )
-        first = state.step % (order.shape[0] // self.batch_size) * self.batch_size
-        indices = lax.dynamic_slice(order, (first,), (self.batch_size,))
+        step_key = jax.random.fold_in(Stream.STEPS.of(state.key), state.step)
+        augment_key = Stream.AUGMENT.of(step_key)
+        size = self.recipe.batch_size
+        first = state.step % (order.shape[0] // size) * size
+        indices = lax.dynamic_slice(order, (first,), (size,))
         indices = split_batch(indices)
         padded, labels = data
-        varied, flips = self.augmentation, None
+        varied, flips = self.recipe.augmentation, None
         if varied.alternate:
-            count = self.spec.train_size
-            epoch = state.step // (count // self.batch_size)
-            coins = jax.random.fold_in(state.key, 1)
+            coins, count = Stream.FLIPS.of(state.key), self.spec.train_size
+            epoch = state.step // self.steps_per_epoch
             flips = alternating_flips(coins, indices, epoch, count)
         images = sample_images(augment_key, padded, indices, varied, flips)
         images = normalise(images, self.spec.mean, self.spec.std)
         if varied.varies:
-            varied_key = jax.random.fold_in(augment_key, 1)
-            images = vary(varied_key, images, self.spec.std, varied)
+            images = vary(Stream.VARY.of(augment_key), images, self.spec.std, varied)
         if self.image_size is not None:
             shape = (len(images), self.image_size, self.image_size, images.shape[-1])
             images = jax.image.resize(images, shape, "linear")
-        return images, labels[indices], model_key
+        return images, labels[indices], Stream.MODEL.of(step_key)

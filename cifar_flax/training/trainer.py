@@ -1,7 +1,7 @@
 """Trains replicas in compiled chunks of steps, without files and flags."""
 
+import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,149 +11,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from cifar_flax.data import DataSpec, Split
-from cifar_flax.data.augment import normalise, pad_images
-from cifar_flax.data.dataset import check_images, check_labels
+from cifar_flax.data.augment import pad_images
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering, resolve
 from cifar_flax.models.check import check_image_size, check_model
 from cifar_flax.models.summary import layer_rows
-from cifar_flax.training import processes
-from cifar_flax.training.evaluation import (
-    Evaluation,
-    Predictor,
-    evaluate,
-    replica_map,
+from cifar_flax.training import processes, programs
+from cifar_flax.training.arguments import (
+    check_memory,
+    check_recipe,
+    check_seeds,
+    check_split,
+    check_tree,
 )
+from cifar_flax.training.evaluation import Evaluation, Predictor, evaluate
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.placement import Placement
+from cifar_flax.training.progress import Progress
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.stages import Stage
-from cifar_flax.training.state import Totals, TrainState, ended_at, init_state
-from cifar_flax.training.steps import Carry, DeviceData, TrainStep, epoch_order
+from cifar_flax.training.state import TrainState, ended_at, shapes_of_state
+from cifar_flax.training.steps import DeviceData, TrainStep
 
 # A compiled call takes about this many seconds. This is long enough to make the cost of
 # a call negligible, and short enough for a progress bar and for an interrupt.
 CHUNK_SECONDS = 1.0
 
-RATES_AT_ONCE = 1024  # steps
-
 # A model's initialisers get images of at most this many pixels in total, which is 5,000
 # images of 32 x 32, and more than half of it if there are enough images.
 INIT_PIXELS = 5_000 * 32 * 32
-
-# The seeds that jax.random.key takes as int32.
-SEED_RANGE = range(-(2**31), 2**31)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Progress:
-    """The progress of training after a compiled chunk of steps.
-
-    Attributes:
-      step: number of steps done.
-      diverged_at: see ``TrainState``.
-      epoch_done: whether an epoch has just ended. Loss and accuracy are means over that
-        epoch; otherwise over the steps of the current epoch so far.
-      learning_rate: rate of the last step.
-      train_loss: mean loss of the training images during training, float64 [R]; NaN
-        for a replica that has diverged.
-      train_accuracy: share of the training images classified correctly during training,
-        float64 [R]; NaN for a replica that has diverged.
-      losses: mean loss of the batch of each step of the last chunk, float32 [R, S]; NaN
-        for the steps that a diverged replica did not do.
-      images: number of training images of the last chunk, over all replicas.
-      seconds: duration of the last chunk.
-      spread: the state, spread over the devices.
-      placement: of the replicas.
-    """
-
-    step: int
-    diverged_at: tuple[int | None, ...]
-    epoch_done: bool
-    learning_rate: float
-    train_loss: np.ndarray
-    train_accuracy: np.ndarray
-    losses: np.ndarray
-    images: int
-    seconds: float
-    spread: TrainState
-    placement: Placement
-
-    @functools.cached_property
-    def state(self) -> TrainState:
-        """The state of all replicas. Further training does not change it."""
-        return self.placement.collect(self.spread)
-
-    def __repr__(self) -> str:
-        loss = np.round(self.train_loss, 4).tolist()
-        accuracy = np.round(self.train_accuracy, 4).tolist()
-        return (
-            f"Progress(step={self.step}, epoch_done={self.epoch_done}, "
-            f"learning_rate={self.learning_rate:.3g}, train_loss={loss}, "
-            f"train_accuracy={accuracy})"
-        )
 
 
 def next_chunk(steps: int, seconds: float) -> int:
     """Returns the steps of the next compiled call from the time of the last one."""
     return max(1, int(CHUNK_SECONDS * steps / seconds))
-
-
-def check_seeds(seeds: Any) -> tuple[int, ...]:
-    """Returns seeds as a tuple; raises a UserError unless they differ and are int32."""
-    try:
-        found = tuple(int(seed) for seed in seeds)
-        if found != tuple(seeds):
-            raise ValueError("not whole numbers")
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"--seeds={seeds}: give whole numbers, such as 0,1,2 (in Python a tuple)"
-        ) from error
-    if not found or len(set(found)) < len(found):
-        raise UserError(
-            f"--seeds={','.join(map(str, found))}: give one or more different numbers, "
-            "such as 0,1,2"
-        )
-    if wrong := [seed for seed in found if seed not in SEED_RANGE]:
-        raise UserError(
-            f"--seeds={wrong[0]}: a seed must be from {SEED_RANGE[0]} to "
-            f"{SEED_RANGE[-1]}"
-        )
-    return found
-
-
-def check_recipe(recipe: Recipe, spec: DataSpec) -> None:
-    """Raises a UserError if recipe and data are not valid or do not fit together."""
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"the recipe is {recipe!r}; it must be a Recipe")
-    if not isinstance(spec, DataSpec):
-        kind = type(spec).__name__
-        raise UserError(f"the spec is a {kind}; give splits.spec, a DataSpec")
-    if spec.train_size < recipe.batch_size:
-        raise UserError(
-            f"batch_size is {recipe.batch_size}, but there are only "
-            f"{spec.train_size} training images; lower it"
-        )
-
-
-def _check_memory(spec: DataSpec, padding: int) -> None:
-    """Raises a UserError if the device cannot hold the training images."""
-    device = jax.local_devices()[0]
-    # A CPU has no limit; the images are in its memory already.
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    height, width, channels = spec.image_shape
-    size = (height + 2 * padding) * (width + 2 * padding) * channels + 4  # the label
-    needed = spec.train_size * size
-    if limit is not None and needed > limit:
-        raise UserError(
-            f"{spec.train_size:,} training images of {height} x {width} x {channels} "
-            f"take {needed / 1e9:.2f} GB, and {device.device_kind} has "
-            f"{limit / 1e9:.2f} GB for them; lower --train_size or --image_size"
-        )
 
 
 class Trainer:
@@ -204,7 +98,7 @@ class Trainer:
           UserError: model, recipe, data or seeds do not fit together.
         """
         check_recipe(recipe, spec)
-        _check_memory(spec, recipe.augmentation.padding)
+        check_memory(spec, recipe.augmentation.padding)
         self.model, self.recipe, self.spec = model, recipe, spec
         self.seeds = check_seeds(seeds)
         self.layers, variables = check_model(model, spec.image_shape, spec.num_classes)
@@ -213,34 +107,11 @@ class Trainer:
         if self.placement.columns > 1 and self.lowering == "native":
             self.lowering = "product"  # the compiler cannot divide the kernels' batches
         self.steps_per_epoch = spec.train_size // recipe.batch_size
-        self.total_steps = recipe.count_steps(self.steps_per_epoch)
-        self.schedule = recipe.schedule(self.steps_per_epoch)
-        self.compile_seconds = 0.0
-        self.stages = recipe.stages(self.steps_per_epoch)
-        for size in {stage.image_size for stage in self.stages}:
+        recipe.count_steps(self.steps_per_epoch)
+        stages = tuple(recipe.stages(self.steps_per_epoch))
+        for size in {stage.image_size for stage in stages}:
             if size is not None:
                 check_image_size(model, variables, (size, size, spec.image_shape[-1]))
-        needs_stages = recipe.restart_momentum or any(
-            stage.freeze is not None for stage in self.stages
-        )
-        # A custom make_optimizer takes only the schedule; its recipe has no such
-        # stages.
-        given = (self.schedule, self.stages) if needs_stages else (self.schedule,)
-        tx = recipe.make_optimizer(*given)
-        self.train_step = TrainStep(
-            model=model,
-            tx=tx,
-            spec=spec,
-            augmentation=recipe.augmentation,
-            batch_size=recipe.batch_size,
-            label_smoothing=recipe.label_smoothing,
-            ema=recipe.ema,
-            lookahead=recipe.lookahead,
-            total_steps=self.total_steps,
-            is_frozen=recipe.is_frozen if recipe.groups else None,
-            freeze_norms=recipe.freeze_norms,
-            lowering=self.lowering,
-        )
         self.predictor = Predictor(
             model,
             spec,
@@ -248,46 +119,38 @@ class Trainer:
             tta=recipe.tta,
             placement=self.placement,
         )
-        self._template = _shapes_of_state(variables, tx, recipe.ema, len(self.seeds))
-        self._make_programs()
+        self._variables = variables
+        self._follow(TrainStep(model, recipe, spec, self.lowering, stages=stages))
 
-    def _make_programs(self) -> None:
-        """Makes the programs, which are compiled when they are first called."""
-        model, spec, tx = self.model, self.spec, self.train_step.tx
-        ema, schedule = self.recipe.ema, self.schedule
-
-        def init_of_all(seeds: jax.Array, images: jax.Array) -> TrainState:
-            images = normalise(images, spec.mean, spec.std)
-            return replica_map()(
-                lambda seed: init_state(jax.random.key(seed), model, tx, images, ema),
-                seeds,
-            )
-
-        def orders(keys: jax.Array, epoch: jax.Array) -> jax.Array:
-            count = spec.train_size
-            return replica_map()(lambda key: epoch_order(key, epoch, count), keys)
-
-        self._init = jax.jit(
-            init_of_all,
-            # The program runs once, and optimising it would take seconds.
-            compiler_options={"xla_backend_optimization_level": 0},
+    def _follow(self, step: TrainStep) -> None:
+        """Takes over the learning rate and the stages of a step."""
+        self.train_step, self.schedule, self.stages = step, step.schedule, step.stages
+        self.total_steps = step.stages[-1].stop
+        self.compile_seconds = 0.0
+        # Kept, because a step that has no value equals only itself.
+        self._of_stage = {
+            kind: dataclasses.replace(step, freeze=kind[0], image_size=kind[1])
+            for kind in {stage.kind for stage in self.stages}
+        }
+        self._template = shapes_of_state(
+            self._variables, step.make_tx(), self.recipe.ema, len(self.seeds)
         )
-        self._orders = jax.jit(orders)
-        self._rates = jax.jit(
-            lambda first: jax.vmap(schedule)(first + jnp.arange(RATES_AT_ONCE))
-        )
-        self._programs = {_kind(stage): self._program(stage) for stage in self.stages}
 
-    def _program(self, stage: Stage) -> Any:
-        """Makes the training program of a stage."""
-        train_step, is_frozen = self.train_step, self.recipe.is_frozen
-        train_step = dataclasses.replace(train_step, image_size=stage.image_size)
-        if stage.freeze is not None:
-            train_step = dataclasses.replace(
-                train_step, is_frozen=functools.partial(is_frozen, stage=stage)
-            )
-        steps = functools.partial(_train_steps, train_step, self.steps_per_epoch)
-        return self.placement.map(steps, spread=2, shared=2)
+    @known_settings()
+    def along(self, ramp: optax.Schedule, steps: int, stage: Stage) -> "Trainer":
+        """Returns a trainer for a training with another learning rate, in one stage.
+
+        Args:
+          ramp: the learning rate, a function of the step. It replaces that of the
+            recipe, whose other settings stay, also the number of steps that Lookahead
+            counts with.
+          steps: number of steps.
+          stage: the stage whose ``freeze`` and ``image_size`` all steps have.
+        """
+        only = dataclasses.replace(stage, start=0, stop=steps)
+        other = copy.copy(self)
+        other._follow(dataclasses.replace(self.train_step, ramp=ramp, stages=(only,)))
+        return other
 
     def __repr__(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
@@ -327,10 +190,10 @@ class Trainer:
         if split is None:
             state = self.blank()
         else:
-            self._check_split("split to start from", split)
+            check_split("split to start from", split, self.spec)
             height, width, _ = self.spec.image_shape
             images = split.images[:: -(-len(split) * height * width // INIT_PIXELS)]
-            state = self._init(jnp.asarray(self.seeds), images)
+            state = self._initial(images)
         for path, leaf in jax.tree.leaves_with_path(state.trained):
             if not np.isfinite(leaf).all():
                 raise UserError(
@@ -346,7 +209,11 @@ class Trainer:
         Initial values that depend on images are NaN.
         """
         images = np.full((1, *self.spec.image_shape), np.nan, np.float32)
-        return self._init(jnp.asarray(self.seeds), images)
+        return self._initial(images)
+
+    def _initial(self, images: np.ndarray) -> TrainState:
+        program = programs.initial(self.train_step, jax.default_backend())
+        return program(jnp.asarray(self.seeds), images)
 
     @known_settings()
     def start_from(self, variables: dict[str, Any]) -> TrainState:
@@ -358,15 +225,28 @@ class Trainer:
         Raises:
           UserError: the variables are not those of this trainer's model.
         """
-        _check_tree("variables", variables, self._template.trained)
+        check_tree("variables", variables, self._template.trained)
         params = variables["params"]
         return dataclasses.replace(
             self.blank(),
             params=params,
             collections={n: value for n, value in variables.items() if n != "params"},
-            opt_state=jax.vmap(self.train_step.tx.init)(params),
+            opt_state=self._optimizer_state(params),
             average=variables if self.recipe.ema else None,
         )
+
+    @known_settings()
+    def restarted(self, state: TrainState) -> TrainState:
+        """Returns a state before the first step, with the variables and key of another.
+
+        The optimizer starts anew, too.
+        """
+        step, totals = jax.tree.map(jnp.zeros_like, (state.step, state.totals))
+        opt_state = self._optimizer_state(state.params)
+        return dataclasses.replace(state, step=step, totals=totals, opt_state=opt_state)
+
+    def _optimizer_state(self, params: Any) -> optax.OptState:
+        return programs.optimizer_states(self.train_step)(params)
 
     @known_settings()
     def put(self, split: Split) -> DeviceData:
@@ -375,13 +255,13 @@ class Trainer:
         Raises:
           UserError: the split does not have the size that the program was made for.
         """
-        self._check_split("training split", split)
+        check_split("training split", split, self.spec)
         if len(split) != self.spec.train_size:
             raise UserError(
                 f"the training split has {len(split)} images; this trainer was made "
                 f"for {self.spec.train_size}"
             )
-        padded = pad_images(split.images, self.train_step.augmentation)
+        padded = pad_images(split.images, self.recipe.augmentation)
         data = jnp.asarray(padded), jnp.asarray(split.labels)
         return self.placement.share(data)
 
@@ -389,9 +269,10 @@ class Trainer:
     def rates(self, steps: int) -> np.ndarray:
         """Returns the learning rates of the recipe's first steps, float32 [steps]."""
         # Pieces of equal length need only one compilation.
+        program = programs.rates(self.train_step)
         pieces = [
-            np.asarray(self._rates(jnp.int32(first)))
-            for first in range(0, steps, RATES_AT_ONCE)
+            np.asarray(program(jnp.int32(first)))
+            for first in range(0, steps, programs.RATES_AT_ONCE)
         ]
         return np.concatenate([*pieces, np.empty(0, np.float32)])[:steps]
 
@@ -409,45 +290,57 @@ class Trainer:
         Raises:
           UserError: the state or the images do not fit this trainer.
         """
-        _check_tree("state", state, self._template)
-        return self._run(state, self.put(split))
+        return self.chunks(state, self.put(split))
 
-    @known_settings()
-    def evaluate(self, state: TrainState, split: Split) -> Evaluation:
-        """Computes loss and accuracy of every replica on a split.
+    def chunks(
+        self,
+        state: TrainState,
+        data: DeviceData,
+        *,
+        rate: float | None = None,
+        stop: int | None = None,
+    ) -> Iterator[Progress]:
+        """Trains as ``run`` does, on data that are on the device.
+
+        Args:
+          state: see ``run``.
+          data: from ``put``.
+          rate: factor of the learning rate; all rates share a program. None: no factor.
+          stop: the step to stop at; None: the end of the recipe.
 
         Raises:
-          UserError: the state or the images do not fit this trainer.
+          UserError: the state does not fit this trainer.
         """
-        self._check_split("split to evaluate", split)
-        wanted = self._template.variables
-        variables = getattr(state, "variables", None)
-        _check_tree("state", variables, wanted)
-        return evaluate(self.predictor, variables, split)
+        check_tree("state", state, self._template)
+        end = self.total_steps if stop is None else min(stop, self.total_steps)
+        factor = None if rate is None else np.float32(rate)
+        return self._chunks(state, data, factor, end)
 
-    def _run(self, state: TrainState, data: DeviceData) -> Iterator[Progress]:
+    def _chunks(
+        self, state: TrainState, data: DeviceData, rate: np.float32 | None, end: int
+    ) -> Iterator[Progress]:
         place, step, chunk, epoch_end = self.placement, int(state.step.max()), 1, 0
         done, keys, spread = np.asarray(state.step), state.key, place.spread(state)
-        going = not state.all_diverged
-        while step < self.total_steps and going:
+        going, program_end = not state.all_diverged, 0
+        while step < end and going:
             with known_settings():
-                stage = next(stage for stage in self.stages if step < stage.stop)
-                program, start = self._programs[_kind(stage)], time.perf_counter()
-                if not isinstance(program, jax.stages.Compiled):
-                    args = (spread, self._spread_order(keys, 0), data, np.int32(0))
-                    program = program.lower(*args).compile()
-                    self._programs[_kind(stage)] = program
-                    self.compile_seconds += time.perf_counter() - start
-                    start = time.perf_counter()
+                start, compiling = time.perf_counter(), 0.0
                 first = step - step % self.steps_per_epoch
                 if step >= epoch_end:
                     epoch_end = min(first + self.steps_per_epoch, self.total_steps)
                     orders = self._spread_order(keys, step // self.steps_per_epoch)
-                stop = min(step + chunk, epoch_end, stage.stop)
-                spread, losses = program(spread, orders, data, np.int32(stop))
+                if step >= program_end:
+                    begun = time.perf_counter()
+                    program_end, program = self._program(step)
+                    args = (spread, orders, data, np.int32(0), rate)
+                    program = program.lower(*args).compile()
+                    compiling = time.perf_counter() - begun
+                    self.compile_seconds += compiling
+                stop = min(step + chunk, epoch_end, program_end, end)
+                spread, losses = program(spread, orders, data, np.int32(stop), rate)
                 told = (spread.totals, spread.step, losses)
                 totals, done_now, losses = jax.device_get(place.collect(told))  # waits
-                seconds = time.perf_counter() - start
+                seconds = time.perf_counter() - start - compiling
                 chunk = int(processes.of_first(next_chunk(stop - step, seconds)))
                 images = int((done_now - done).sum()) * self.recipe.batch_size
                 done, before, step = done_now, step, int(done_now.max())
@@ -474,81 +367,27 @@ class Trainer:
                 )
             yield progress
 
+    def _program(self, step: int) -> tuple[int, Any]:
+        """Returns the program of the stage of a step, and the end of the stage."""
+        stage = next(stage for stage in self.stages if step < stage.stop)
+        key = self._of_stage[stage.kind], self.placement, jax.default_backend()
+        return stage.stop, programs.training(*key)
+
     def _spread_order(self, keys: jax.Array, epoch: int) -> jax.Array:
         """Returns the orders of an epoch, [R, N], on the devices of the replicas."""
-        return self.placement.spread(self._orders(keys, np.int32(epoch)))
+        count = self.spec.train_size
+        orders = programs.epoch_orders(keys, np.int32(epoch), count)
+        return self.placement.spread(orders)
 
-    def _check_split(self, what: str, split: Split) -> None:
-        if not isinstance(split, Split):
-            raise UserError(f"the {what} is a {type(split).__name__}; give a Split")
-        check_images(what, split.images, self.spec.image_shape)
-        check_labels(what, split.labels, len(split), self.spec.num_classes)
+    @known_settings()
+    def evaluate(self, state: TrainState, split: Split) -> Evaluation:
+        """Computes loss and accuracy of every replica on a split.
 
-
-def _kind(stage: Stage) -> tuple[str | None, int | None]:
-    """Returns the properties of a stage that its compiled program depends on."""
-    return stage.freeze, stage.image_size
-
-
-def _train_steps(
-    train_step: TrainStep,
-    steps_per_epoch: int,
-    states: TrainState,
-    orders: jax.Array,
-    data: DeviceData,
-    stop: jax.Array,
-) -> tuple[TrainState, jax.Array]:
-    """Trains R replicas up to step ``stop``, within the epoch of ``orders``.
-
-    Returns:
-      The states, and the loss of each step of the epoch, [R, S]; NaN for the steps that
-      were not done.
-    """
-
-    def of_one(replica: tuple[TrainState, jax.Array]) -> Carry:
-        state, order = replica
-        return lax.while_loop(
-            lambda carry: (carry[0].step < stop) & jnp.isfinite(carry[0].totals.loss),
-            functools.partial(train_step, order=order, data=data),
-            (state, jnp.full(steps_per_epoch, jnp.nan)),
-        )
-
-    return replica_map()(of_one, (states, orders))
-
-
-def _shapes_of_state(
-    variables: Any, tx: optax.GradientTransformation, ema: float, replicas: int
-) -> TrainState:
-    """Returns the shapes of a state of R replicas without tracing the model again."""
-    params = variables["params"]
-    one = TrainState(
-        step=jax.eval_shape(lambda: jnp.int32(0)),
-        params=params,
-        collections={n: value for n, value in variables.items() if n != "params"},
-        opt_state=jax.eval_shape(tx.init, params),
-        key=jax.eval_shape(lambda: jax.random.key(0)),
-        totals=jax.eval_shape(Totals.zero),
-        average=variables if ema else None,
-    )
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), one
-    )
-
-
-def _check_tree(what: str, tree: Any, wanted: Any) -> None:
-    """Raises a UserError if a tree's arrays are not those that the program takes."""
-    found, expected = (
-        {
-            jax.tree_util.keystr(path): f"{leaf.dtype} {list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(one)
-            if hasattr(leaf, "shape")
-        }
-        for one in (tree, wanted)
-    )
-    if different := sorted(found.items() ^ expected.items()):
-        path = different[0][0]
-        raise UserError(
-            f"the {what} is not of this trainer: {path} is "
-            f"{found.get(path, 'missing')}; it must be "
-            f"{expected.get(path, 'left out')}"
-        )
+        Raises:
+          UserError: the state or the images do not fit this trainer.
+        """
+        check_split("split to evaluate", split, self.spec)
+        wanted = self._template.variables
+        variables = getattr(state, "variables", None)
+        check_tree("state", variables, wanted)
+        return evaluate(self.predictor, variables, split)

@@ -1,5 +1,6 @@
 """The range test: its curve against a simple loop, and what it must not change."""
 
+import dataclasses
 import hashlib
 
 import jax
@@ -9,10 +10,19 @@ import pytest
 
 from cifar_flax.errors import UserError
 from cifar_flax.models import ConvBnNet, SimpleNet
-from cifar_flax.training.lr_range import RangeSettings, range_curves, smooth
+from cifar_flax.training.lr_range import (
+    Curves,
+    Ramp,
+    RangeSettings,
+    peak_stage,
+    range_curves,
+    smooth,
+)
+from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.schedules import ramp
+from cifar_flax.training.stages import Stage
 from cifar_flax.training.steps import cross_entropy, epoch_order
 from cifar_flax.training.trainer import Trainer
 
@@ -163,7 +173,89 @@ def test_a_test_takes_an_epoch_and_a_hundred_steps_at_least(splits):
     assert RangeSettings(num_steps=20).steps_for(trainer) == 20
 
 
-def test_a_test_of_more_images_than_fit_is_refused(splits):
-    trainer = make_trainer(splits, SimpleNet(4))
-    with pytest.raises(UserError, match="num_steps is 40000000 and batch_size"):
-        RangeSettings(num_steps=40_000_000).steps_for(trainer)
+@dataclasses.dataclass(frozen=True)
+class Rise:
+    """A phase with the rate of a range test."""
+
+    epochs: float
+    ramp: Ramp
+
+    def schedule(self, steps_per_epoch):
+        return self.ramp
+
+
+def losses_of(splits, recipe, settings, seeds=(0, 1)):
+    trainer = Trainer(ConvBnNet(4, features=(4, 8)), recipe, splits.spec, seeds)
+    return range_curves(trainer, splits.train, settings).losses
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"ema": 0.9}])
+def test_losses_are_those_of_a_training_with_the_ramp_as_its_schedule(splits, changes):
+    """This holds to the last bit, over several epochs of 12 steps."""
+    recipe = dataclasses.replace(RECIPE, **changes)
+    found = losses_of(splits, recipe, RangeSettings(1e-4, 1e-1, 30))
+    rise = Rise(30 / 12, Ramp(1e-4, 1e-1, 30))
+    recipe = dataclasses.replace(recipe, phases=(rise,))
+    model = ConvBnNet(4, features=(4, 8))
+    trainer = Trainer(model, recipe, splits.spec, (0, 1))
+    state = trainer.init(splits.train)
+    losses = [progress.losses for progress in trainer.run(state, splits.train)]
+    np.testing.assert_array_equal(found, np.concatenate(losses, 1))
+
+
+SHORT = RangeSettings(1e-4, 1e-1, 20)
+
+
+def test_what_a_phase_freezes_is_frozen_in_the_test(splits):
+    """As by a group; without it, the losses are others."""
+    pattern = "^(?!head)"
+    phase = dataclasses.replace(RECIPE, phases=(Constant(0.1, 1, freeze=pattern),))
+    group = dataclasses.replace(RECIPE, groups=(Group(pattern, frozen=True),))
+    frozen, expected, plain = (
+        losses_of(splits, recipe, SHORT) for recipe in (phase, group, RECIPE)
+    )
+    np.testing.assert_array_equal(frozen, expected)
+    assert (frozen[:, 2:] != plain[:, 2:]).all()
+
+
+def test_images_have_the_size_of_the_phase_in_the_test(splits):
+    """Smaller images are those of an ordinary training on them."""
+    small = dataclasses.replace(RECIPE, phases=(Constant(0.1, 1, image_size=16),))
+    found, plain = (losses_of(splits, recipe, SHORT) for recipe in (small, RECIPE))
+    assert (found != plain).all()
+    trainer = Trainer(ConvBnNet(4, features=(4, 8)), small, splits.spec, (0, 1))
+    trained = next(trainer.run(trainer.init(splits.train), splits.train)).losses
+    np.testing.assert_array_equal(found[:, 0], trained[:, 0])  # before any update
+
+
+def test_the_phase_is_that_of_the_highest_rate(splits):
+    """Of two with this rate it is the first."""
+    low, high = Constant(0.01, 1, image_size=8), Constant(0.1, 1, image_size=16)
+    also_high = Constant(0.1, 1)
+    recipe = dataclasses.replace(RECIPE, phases=(low, high, also_high))
+    trainer = Trainer(ConvBnNet(4, features=(4, 8)), recipe, splits.spec)
+    assert peak_stage(trainer) == Stage(12, 24, None, 16)
+
+
+def test_a_replica_that_has_stopped_has_no_further_losses():
+    """Neither within the chunk in which it stops, nor in the chunks after it."""
+    losses = np.float32([[2, 1, 9, 1, 1, 1], [2, 1, 1, np.nan, 1, 1], [2] * 6])
+    settings = RangeSettings(num_steps=20, smoothing=0.0, stop_factor=4)
+    for size in (1, 2, 6):
+        curves = Curves(settings)
+        for first in range(0, 6, size):
+            assert curves.add(losses[:, first : first + size])
+        expected = losses.copy()
+        expected[0, 3:], expected[1, 3:] = np.nan, np.nan
+        np.testing.assert_array_equal(np.stack(curves.losses, 1), expected)
+    assert not curves.add(np.float32([[1], [1], [9]]))
+
+
+def test_a_test_ends_soon_after_its_last_replica_has_stopped(splits, small_chunks):
+    told = []
+    settings = RangeSettings(1e-4, 1e4, 100, smoothing=0.5)
+    trainer = make_trainer(splits, SimpleNet(4), (0, 1))
+    losses = range_curves(
+        trainer, splits.train, settings, on_progress=told.append
+    ).losses
+    assert told[-1] == losses.shape[1] < 100

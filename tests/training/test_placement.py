@@ -1,5 +1,6 @@
 """Replicas and batches on simulated devices, against one device."""
 
+import dataclasses
 import re
 
 import jax
@@ -10,6 +11,7 @@ from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.models import create_model
 from cifar_flax.runs.checkpoint import open_checkpoints
+from cifar_flax.training import programs
 from cifar_flax.training.lr_range import RangeSettings, range_curves
 from cifar_flax.training.phases import Constant
 from cifar_flax.training.placement import make_mesh, parse_mesh
@@ -29,8 +31,10 @@ def make_trainer(splits, seeds, lowering="auto", recipe=RECIPE, norms=1, **how):
 
 
 def train(trainer, splits):
-    *_, last = trainer.run(trainer.init(), splits.train)
-    return last
+    """Returns the last progress, with the losses of all steps."""
+    every = list(trainer.run(trainer.init(), splits.train))
+    losses = np.concatenate([progress.losses for progress in every], axis=1)
+    return dataclasses.replace(every[-1], losses=losses)
 
 
 def assert_same(one, other):
@@ -93,8 +97,13 @@ def test_a_divided_batch_costs_sums_and_moves_no_data(splits):
     """There is one sum of gradients, sums of each norm, and two sums of the log."""
     norms = 3
     trainer = make_trainer(splits, (0,), norms=norms, count=4)
-    train(trainer, splits)
-    (program,) = trainer._programs.values()
+    state, place = trainer.init(), trainer.placement
+    orders = programs.epoch_orders(state.key, np.int32(0), len(splits.train))
+    program = programs.training(trainer.train_step, place, "cpu").lower(
+        *(place.spread(state), place.spread(orders), trainer.put(splits.train)),
+        *(np.int32(0), None),
+    )
+    program = program.compile()
     names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     text = program.as_text()
     found = re.findall(rf"= (.*?) ({names})\(", text)

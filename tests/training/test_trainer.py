@@ -18,6 +18,8 @@ from cifar_flax.data.splits import Split, Splits
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
 from cifar_flax.models import SimpleNet, create_model
+from cifar_flax.models.streams import Stream
+from cifar_flax.training import programs
 from cifar_flax.training import trainer as trainer_module
 from cifar_flax.training.evaluation import Predictor
 from cifar_flax.training.phases import Constant, Sgdr
@@ -288,10 +290,13 @@ def test_evaluation_is_exact_for_any_batch_size(splits, batch_size):
 
 
 def test_one_step_is_the_gradient_step_of_the_mean_loss(splits):
-    model, tx = SimpleNet(4), optax.sgd(0.5)
-    step = TrainStep(model, tx, splits.spec, NO_AUGMENTATION, 8, label_smoothing=0.1)
+    model = SimpleNet(4)
+    how = {"momentum": 0, "label_smoothing": 0.1, "augmentation": NO_AUGMENTATION}
+    recipe = Recipe((Constant(0.5, 1),), batch_size=8, **how)
+    step = TrainStep(model, recipe, splits.spec)
     data = jnp.asarray(splits.train.images), jnp.asarray(splits.train.labels)
-    state = init_state(jax.random.key(0), model, tx, jnp.zeros((1, 32, 32, 3)))
+    shape, tx = (1, 32, 32, 3), step.make_tx()
+    state = init_state(jax.random.key(0), model, tx, jnp.zeros(shape))
     images = normalise(data[0][8:16], splits.mean, splits.std)
 
     def loss(params):
@@ -372,7 +377,7 @@ def test_the_loss_of_a_step_is_of_the_images_and_targets_as_mixed(splits, change
     images, labels, key = step.batch(state, order, data)
     share, before = 1.0, np.roll(labels, 1)
     if "cutout" not in changes:
-        images, share = mix(jax.random.fold_in(key, 2), images, recipe.augmentation)
+        images, share = mix(Stream.MIX.of(key), images, recipe.augmentation)
     logits = SimpleNet(4).apply(state.variables, images, train=True)
     own, other = (cross_entropy(logits, jnp.asarray(y), 0.1) for y in (labels, before))
     expected = (share * own + (1 - share) * other).sum()
@@ -434,10 +439,7 @@ def test_the_training_program_can_be_made_for_any_platform(splits, platform):
     trainer = make_trainer(splits, model=model)
     data, state = trainer.put(splits.train), trainer.init()
     orders = jnp.arange(len(splits.train))[None]
-    per_epoch = trainer.steps_per_epoch
-    steps = functools.partial(
-        trainer_module._train_steps, trainer.train_step, per_epoch
-    )
+    steps = functools.partial(programs.train_steps, trainer.train_step)
     traced = jax.jit(steps).trace(state, orders, data, jnp.int32(1))
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     kernels = "custom_call @cifar_flax" in program

@@ -1,0 +1,93 @@
+"""Checks the arguments of a trainer."""
+
+from typing import Any
+
+import jax
+
+from cifar_flax.data import DataSpec, Split
+from cifar_flax.data.dataset import check_images, check_labels
+from cifar_flax.errors import UserError
+from cifar_flax.training.recipes import Recipe
+
+# The seeds that jax.random.key takes as int32.
+SEED_RANGE = range(-(2**31), 2**31)
+
+
+def check_seeds(seeds: Any) -> tuple[int, ...]:
+    """Returns seeds as a tuple; raises a UserError unless they differ and are int32."""
+    try:
+        found = tuple(int(seed) for seed in seeds)
+        if found != tuple(seeds):
+            raise ValueError("not whole numbers")
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--seeds={seeds}: give whole numbers, such as 0,1,2 (in Python a tuple)"
+        ) from error
+    if not found or len(set(found)) < len(found):
+        raise UserError(
+            f"--seeds={','.join(map(str, found))}: give one or more different numbers, "
+            "such as 0,1,2"
+        )
+    if wrong := [seed for seed in found if seed not in SEED_RANGE]:
+        raise UserError(
+            f"--seeds={wrong[0]}: a seed must be from {SEED_RANGE[0]} to "
+            f"{SEED_RANGE[-1]}"
+        )
+    return found
+
+
+def check_recipe(recipe: Recipe, spec: DataSpec) -> None:
+    """Raises a UserError if recipe and data are not valid or do not fit together."""
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"the recipe is {recipe!r}; it must be a Recipe")
+    if not isinstance(spec, DataSpec):
+        kind = type(spec).__name__
+        raise UserError(f"the spec is a {kind}; give splits.spec, a DataSpec")
+    if spec.train_size < recipe.batch_size:
+        raise UserError(
+            f"batch_size is {recipe.batch_size}, but there are only "
+            f"{spec.train_size} training images; lower it"
+        )
+
+
+def check_memory(spec: DataSpec, padding: int) -> None:
+    """Raises a UserError if the device cannot hold the training images."""
+    device = jax.local_devices()[0]
+    # A CPU has no limit; the images are in its memory already.
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    height, width, channels = spec.image_shape
+    size = (height + 2 * padding) * (width + 2 * padding) * channels + 4  # the label
+    needed = spec.train_size * size
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"{spec.train_size:,} training images of {height} x {width} x {channels} "
+            f"take {needed / 1e9:.2f} GB, and {device.device_kind} has "
+            f"{limit / 1e9:.2f} GB for them; lower --train_size or --image_size"
+        )
+
+
+def check_split(what: str, split: Split, spec: DataSpec) -> None:
+    """Raises a UserError if a split's images or labels are not as the data's."""
+    if not isinstance(split, Split):
+        raise UserError(f"the {what} is a {type(split).__name__}; give a Split")
+    check_images(what, split.images, spec.image_shape)
+    check_labels(what, split.labels, len(split), spec.num_classes)
+
+
+def check_tree(what: str, tree: Any, wanted: Any) -> None:
+    """Raises a UserError if a tree's arrays are not those that the program takes."""
+    found, expected = (
+        {
+            jax.tree_util.keystr(path): f"{leaf.dtype} {list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(one)
+            if hasattr(leaf, "shape")
+        }
+        for one in (tree, wanted)
+    )
+    if different := sorted(found.items() ^ expected.items()):
+        path = different[0][0]
+        raise UserError(
+            f"the {what} is not of this trainer: {path} is "
+            f"{found.get(path, 'missing')}; it must be "
+            f"{expected.get(path, 'left out')}"
+        )

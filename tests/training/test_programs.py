@@ -1,0 +1,248 @@
+"""Compiled programs are shared by equal trainers, and by no others."""
+
+import dataclasses
+import functools
+import types
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_flax.models import SimpleNet
+from cifar_flax.models.streams import Stream
+from cifar_flax.training import programs
+from cifar_flax.training.evaluation import Predictor
+from cifar_flax.training.optimizers import Group
+from cifar_flax.training.phases import Constant
+from cifar_flax.training.recipes import Recipe
+from cifar_flax.training.steps import TrainStep
+from cifar_flax.training.trainer import Trainer
+
+FACTOR = 1.0
+
+
+def scaled(x):
+    return FACTOR * x
+
+
+class Net(nn.Module):
+    """A dense layer, whose code reads a global constant through a function."""
+
+    num_classes: int = 4
+    dropout: float = 0.0
+    act: Any = nn.relu
+    extra: Any = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = self.act(nn.Dense(4)(images.mean((1, 2))))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(scaled(x))
+
+
+def net_of_a_cell(**fields):
+    """Returns a model of a class that is defined anew, as by a cell of a notebook."""
+    return type("Net", (Net,), {"__module__": Net.__module__})(**fields)
+
+
+RECIPE = Recipe((Constant(0.05, 1),), batch_size=16)
+
+
+def make_trainer(splits, model=None, recipe=RECIPE, seeds=(0,), **settings):
+    return Trainer(model or Net(), recipe, splits.spec, seeds, **settings)
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """Counts how often a training step is traced."""
+    count, call = [], TrainStep.__call__
+
+    def counted(self, *args, **kwargs):
+        count.append(self)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrainStep, "__call__", counted)
+    return count
+
+
+def train(trainer, splits, **how):
+    """Trains to the end; returns the losses of all steps."""
+    state, data = trainer.init(splits.train), trainer.put(splits.train)
+    losses = [progress.losses for progress in trainer.chunks(state, data, **how)]
+    return np.concatenate(losses, axis=1)
+
+
+def test_equal_trainers_share_a_program(splits, traces):
+    """Also with another seed, equal functions, and options in a dictionary."""
+    recipe = dataclasses.replace(RECIPE, optimizer="adamw", options={"b1": 0.8})
+    first = make_trainer(splits, Net(extra=functools.partial(nn.relu)), recipe)
+    losses = train(first, splits)
+    assert len(traces) > 0
+    assert first.compile_seconds > 0
+    traces.clear()
+    recipe = Recipe(
+        (Constant(0.05, 1.0),), batch_size=16, optimizer="adamw", options={"b1": 0.8}
+    )
+    second = make_trainer(splits, Net(extra=functools.partial(nn.relu)), recipe)
+    np.testing.assert_array_equal(train(second, splits), losses)
+    assert traces == []
+    assert second.compile_seconds < 0.25 * first.compile_seconds
+    other = train(make_trainer(splits, second.model, recipe, seeds=(3,)), splits)
+    assert traces == []
+    assert (other != losses).all()
+    assert second.train_step == first.train_step
+    assert hash(second.train_step) == hash(first.train_step)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Net(num_classes=5), Net(act=nn.tanh), Net(dropout=0.5), net_of_a_cell()],
+    ids=["classes", "function", "number", "class"],
+)
+def test_a_trainer_of_another_model_shares_none(splits, traces, model):
+    train(make_trainer(splits), splits)
+    traces.clear()
+    spec = dataclasses.replace(splits.spec, num_classes=model.num_classes)
+    splits = types.SimpleNamespace(spec=spec, train=splits.train)
+    train(make_trainer(splits, model), splits)
+    assert len(traces) > 0
+
+
+CHANGES = {
+    "phases": (Constant(0.06, 1),),
+    "batch_size": 12,
+    "options": {"accumulator_dtype": "float32"},
+    "momentum": 0.8,
+    "weight_decay": 1e-3,
+    "groups": (Group("kernel", rate=0.5),),
+    "label_smoothing": 0.1,
+    "ema": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_trainer_of_another_recipe_shares_none(splits, traces, name):
+    train(make_trainer(splits), splits)
+    traces.clear()
+    recipe = dataclasses.replace(RECIPE, **{name: CHANGES[name]})
+    train(make_trainer(splits, recipe=recipe), splits)
+    assert len(traces) > 0
+
+
+def test_every_field_of_a_recipe_is_compared(splits):
+    """This needs no list of the fields; two objects without a value differ."""
+    for field in dataclasses.fields(Recipe):
+        changed = object.__new__(Recipe)
+        changed.__dict__.update(RECIPE.__dict__)
+        assert TrainStep(Net(), changed, splits.spec) == TrainStep(
+            Net(), RECIPE, splits.spec
+        )
+        changed = object.__new__(Recipe)
+        changed.__dict__.update({**RECIPE.__dict__, field.name: "another"})
+        assert TrainStep(Net(), changed, splits.spec) != TrainStep(
+            Net(), RECIPE, splits.spec
+        )
+
+
+def test_a_changed_constant_of_the_users_code_makes_a_new_program(splits, monkeypatch):
+    """A cell of a notebook may change what a model of an older cell reads."""
+    losses = train(make_trainer(splits), splits)
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    changed = train(make_trainer(splits), splits)
+    assert (changed[:, 1:] != losses[:, 1:]).all()
+    monkeypatch.setitem(globals(), "scaled", lambda x: 3.0 * x)
+    again = train(make_trainer(splits), splits)
+    assert (again[:, 1:] != changed[:, 1:]).all()
+
+
+class Odd(Recipe):
+    """Has more than its fields."""
+
+    def make_optimizer(self, schedule):
+        return super().make_optimizer(lambda step: self.factor * schedule(step))
+
+
+@pytest.mark.parametrize("kind", ["array", "object", "recipe"])
+def test_what_has_no_value_is_trained_and_not_shared(splits, traces, kind):
+    """The same trainer still compiles once."""
+    model, recipe = Net(), RECIPE
+    if kind == "array":
+        model = Net(extra=np.ones(3))
+    elif kind == "object":
+        model = Net(extra=types.SimpleNamespace(width=3))
+    else:
+        recipe = Odd(RECIPE.phases, batch_size=16)
+        object.__setattr__(recipe, "factor", 0.5)
+    first = make_trainer(splits, model, recipe)
+    losses = train(first, splits)
+    traces.clear()
+    np.testing.assert_array_equal(train(first, splits), losses)
+    assert traces == []
+    second = make_trainer(splits, model, recipe)
+    np.testing.assert_array_equal(train(second, splits), losses)
+    assert len(traces) > 0
+
+
+def test_all_rates_share_a_program_and_the_factor_is_one_of_the_rate(splits, traces):
+    trainer = make_trainer(splits, recipe=Recipe((Constant(1.0, 1),), batch_size=16))
+    train(trainer, splits, rate=0.5)
+    traces.clear()
+    found = train(trainer, splits, rate=0.05)
+    assert traces == []
+    expected = train(make_trainer(splits), splits)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    shorter = train(trainer, splits, rate=0.05, stop=4)
+    np.testing.assert_array_equal(shorter, found[:, :4])
+
+
+def test_a_setting_of_jax_makes_another_program(splits, traces):
+    """The precision of products is a setting that this library leaves to the user."""
+    train(make_trainer(splits), splits)
+    traces.clear()
+    with jax.default_matmul_precision("float32"):
+        train(make_trainer(splits), splits)
+    assert len(traces) > 0
+
+
+def test_a_process_keeps_a_few_programs(splits):
+    for rate in np.geomspace(1e-3, 1e-2, programs.MOST_PROGRAMS + 3):
+        recipe = Recipe((Constant(float(rate), 1),), batch_size=48)
+        make_trainer(splits, recipe=recipe).init()
+    assert programs.initial.cache_info().currsize <= programs.MOST_PROGRAMS
+
+
+def test_predictors_share_a_program(splits, monkeypatch):
+    calls, apply = [], nn.Module.apply
+
+    def counted(self, *args, **kwargs):
+        calls.append(self)
+        return apply(self, *args, **kwargs)
+
+    state = make_trainer(splits, SimpleNet(4)).init()
+    monkeypatch.setattr(nn.Module, "apply", counted)
+    logits = []
+    for model in (SimpleNet(4), SimpleNet(4)):
+        predictor = Predictor(model, splits.spec, tta="flip")
+        logits.append(predictor(state.variables, splits.test.images))
+    assert len(calls) == 2  # an image and its mirror image, once
+    np.testing.assert_array_equal(*logits)
+
+
+def test_streams_are_those_of_a_split():
+    """The bits of all results depend on this."""
+    key = jax.random.key(5)
+    first = (Stream.INIT, Stream.SHUFFLE, Stream.AUGMENT)
+    second = (Stream.REPLICA, Stream.STEPS, Stream.MODEL)
+    for number, streams in enumerate((first, second)):
+        expected = jax.random.key_data(jax.random.split(key)[number])
+        for stream in streams:
+            found = jax.random.key_data(stream.of(key))
+            np.testing.assert_array_equal(found, expected)
+    assert len({stream.name for stream in Stream}) == len(Stream) == 10
+    assert jnp.array_equal(
+        jax.random.key_data(Stream.MIX.of(key)),
+        jax.random.key_data(jax.random.fold_in(key, 2)),
+    )
