@@ -205,7 +205,8 @@ def vary(
 ) -> jax.Array:
     """Applies contrast, brightness and cutout to normalised images [B, H, W, C]."""
     batch, height, width, _ = images.shape
-    keys = jax.random.split(key, 3)
+    # A further augmentation takes the next number, so that the others keep their bits.
+    keys = [jax.random.fold_in(key, number) for number in range(3)]
     if augmentation.contrast:
         shape, c = (batch, 1, 1, 1), augmentation.contrast
         factor = jax.random.uniform(keys[0], shape, minval=1 - c, maxval=1 + c)
