@@ -278,22 +278,16 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Kept:
     """Orbax's preservation policy for the checkpoints that a run keeps."""
 
-    def __init__(self, manifests: dict[int, _Manifest]):
-        self._manifests = manifests
+    manifests: dict[int, _Manifest]
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        finite = [
-            s for s in steps if s in self._manifests and self._manifests[s].finite
-        ]
-        kept = {
-            *sorted(steps)[-2:],
-            _best(self._manifests, steps),
-            max(finite, default=0),
-        }
+        steps, known = [one.step for one in checkpoints], self.manifests
+        finite = [step for step in steps if step in known and known[step].finite]
+        kept = {*sorted(steps)[-2:], max(finite, default=0), _best(known, steps)}
         return [step in kept for step in steps]
 
 
@@ -317,8 +311,7 @@ def open_checkpoints(
         try:
             checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner)
         except OSError as error:
-            why = error.strerror or error
-            raise UserError(f"cannot open {folder}: {why}") from error
+            raise UserError(f"cannot open {folder}: {one_line(error)}") from error
         try:
             yield checkpoints
         finally:
@@ -373,15 +366,14 @@ def _write_manifest(folder: pathlib.Path, manifest: _Manifest) -> None:
     complete = dataclasses.replace(manifest, files=_checksums(folder))
     text = msgspec.json.encode(complete).decode()
     # The first line is the checksum of the second.
-    digest = hashlib.sha256(text.encode()).hexdigest()
     with replacing(folder / MANIFEST) as file:
-        file.write(f"{digest}\n{text}\n".encode())
+        file.write(f"{_sha256(text.encode())}\n{text}\n".encode())
 
 
 def _read_manifest(folder: pathlib.Path) -> _Manifest:
     content = (folder / MANIFEST).read_text(encoding="utf-8")
     digest, _, text = content.rstrip("\n").partition("\n")
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
+    if _sha256(text.encode()) != digest:
         raise ValueError(f"{MANIFEST} has changed since it was saved")
     return msgspec.json.decode(text, type=_Manifest)
 
@@ -389,12 +381,14 @@ def _read_manifest(folder: pathlib.Path) -> _Manifest:
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
     """Returns the SHA-256 of each file of a checkpoint except its manifest."""
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
+        path.relative_to(folder).as_posix(): _sha256(path.read_bytes())
         for path in folder.rglob("*")
         if path.is_file() and MANIFEST not in path.name
     }
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,9 +1,7 @@
 """Exports a run to files for other programs, and compares each file with the run.
 
-``safetensors``  the variables of a seed by their paths; the metadata say how to use
-them ``stablehlo``    the program of a seed from pixels to logits, with its variables,
-for
-                 ``jax.export``
+``safetensors``  the variables of a seed by their paths, and how to use them
+``stablehlo``    the program of a seed from pixels to logits, for ``jax.export``
 
 A file gets its final name only after it was read back and agrees with the run.
 """
