@@ -21,8 +21,9 @@ from cifar_flax.definitions import hyperparameters
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
 from cifar_flax.runs.recipe_choice import flags_of
+from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.setting_values import parse_value
-from cifar_flax.runs.settings import SETTINGS, Settings
+from cifar_flax.runs.settings import Settings
 from cifar_flax.training.evaluation import logits_of_pixels
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import PHASES, Constant, Sgdr
@@ -222,7 +223,7 @@ def test_the_augmentation_of_the_pages_is_two_pieces(tmp_path):
     def walk():
         return subprocess.run(
             [
-                *(sys.executable, "-m", "pytest", "-q", "-n0", "-k", "hue or a_flag"),
+                *(sys.executable, "-m", "pytest", "-n0", "-k", "hue or a_flag"),
                 "tests/test_definitions.py",
             ],
             cwd=tmp_path,

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from cifar_flax.definitions import without_none
 from cifar_flax.errors import UserError
+from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.setting_values import choices_of, parse_value
-from cifar_flax.runs.settings import SETTINGS, Settings
+from cifar_flax.runs.settings import Settings
 from tests import archives, forked
 
 MISSING = "/dev/null/missing"

@@ -145,7 +145,7 @@ def test_nothing_heavy_at_import(module, absent):
 
 def test_every_public_name_of_the_stub_is_loaded_when_it_is_used():
     tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
-    docstring, *lines = tree.body
+    _, *lines = tree.body
     names = [(alias.name, alias.asname) for node in lines for alias in node.names]
     assert sorted(name for name, _ in names) == cifar_flax.__all__ == dir(cifar_flax)
     assert all(name == exported for name, exported in names)

@@ -13,8 +13,9 @@ from cifar_flax.definitions import without_none
 from cifar_flax.models import MODELS
 from cifar_flax.models.own import is_own
 from cifar_flax.runs.recipe_choice import OF_RECIPE
+from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.setting_values import choices_of, parse_value, what_to_give
-from cifar_flax.runs.settings import OF_DATA, OF_MODEL, SETTINGS, SINGLE, Settings
+from cifar_flax.runs.settings import OF_DATA, OF_MODEL, SINGLE, Settings
 from cifar_flax.training import processes
 from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.placement import parse_mesh

@@ -32,7 +32,8 @@ from cifar_flax.errors import UserError
 from cifar_flax.files import shell_word
 from cifar_flax.records import PLACES
 from cifar_flax.runs.recipe_choice import AUTO
-from cifar_flax.runs.settings import SETTINGS, SINGLE
+from cifar_flax.runs.recorded_settings import SETTINGS
+from cifar_flax.runs.settings import SINGLE
 from cifar_flax.show.console import make_console
 from cifar_flax.sweeps.cells import (
     MAX_ROWS,

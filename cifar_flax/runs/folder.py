@@ -12,7 +12,7 @@ from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.identity import model_differs, model_of
 from cifar_flax.records import CONFIG
-from cifar_flax.runs.settings import differences
+from cifar_flax.runs.recorded_settings import differences
 from cifar_flax.training.recipe_files import completed
 
 LOCK = ".cifar_flax.lock"  # a name that no other program uses

@@ -17,7 +17,8 @@ from cifar_flax.models.own import is_own
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.recipe_choice import OF_SCHEDULE
-from cifar_flax.runs.settings import Settings, differences
+from cifar_flax.runs.recorded_settings import differences
+from cifar_flax.runs.settings import Settings
 from cifar_flax.training import processes
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.state import TrainState

@@ -31,7 +31,8 @@ from cifar_flax.runs.observers import (
 )
 from cifar_flax.runs.origin import Start, told_by_first
 from cifar_flax.runs.range_tests import find_rate
-from cifar_flax.runs.settings import Settings, differences
+from cifar_flax.runs.recorded_settings import differences
+from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject, with_recipe
 from cifar_flax.training import processes
 from cifar_flax.training.evaluation import Evaluation

@@ -7,7 +7,6 @@ import time
 import pytest
 
 from cifar_flax.data import (
-    Dataset,
     default_data_dir,
     download,
     load,
@@ -179,7 +178,7 @@ class ByName:
         return archives.KINDS["cifar10" if name == "auto" else name]
 
 
-@pytest.mark.parametrize("name", ["auto", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["auto", "cifar100"])
 class TestOnDisk(ByName):
     def test_prepared(self, data_dir, official_archive, arrays, name, no_decoding):
         prepare_cifar(arrays.kind.name, official_archive, data_dir)
@@ -352,12 +351,6 @@ class TestNames:
     def test_names_that_are_none(self, data_dir, name):
         with pytest.raises(UserError, match="not the name of a data set"):
             load_dataset(name, data_dir=data_dir)
-
-
-def test_shapes_themselves(data_dir):
-    dataset = load_dataset("shapes", data_dir=data_dir)
-    assert isinstance(dataset, Dataset)
-    assert dataset.name == "shapes"
 
 
 def test_unreadable_data_dir_is_a_user_error(monkeypatch, data_dir):

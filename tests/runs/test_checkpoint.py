@@ -71,23 +71,14 @@ def test_the_latest_two_and_the_best_are_kept_and_come_back_bit_for_bit(
     assert steps_in(tmp_path) == [4, 8, 10]
 
 
-def test_without_validation_there_is_no_best(splits, tmp_path, caplog):
-    trainer = make_trainer(splits)
-    states = save_epochs(trainer, splits, tmp_path, [None] * 5)
-    with open_checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.best_step is None
-        state, _ = checkpoints.restore(trainer.init())
-    assert_same(state, states[10])
-    assert steps_in(tmp_path) == [8, 10]
-    assert not caplog.records
-
-
 def test_an_interrupted_epoch_has_no_accuracy_and_the_best_stays(splits, tmp_path):
-    trainer = make_trainer(splits)
-    save_epochs(trainer, splits, tmp_path, [0.1, 0.4, None, 0.3, None])
+    state = make_trainer(splits).init()
     with open_checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.best_step == 4
-        assert checkpoints.latest_step == 10
+        for step, accuracy in enumerate([0.1, 0.4, None, 0.3, None], 1):
+            later = dataclasses.replace(state, step=state.step + step)
+            checkpoints.save(later, val_accuracy=accuracy)
+        assert checkpoints.best_step == 2
+        assert checkpoints.latest_step == 5
 
 
 def test_the_last_one_before_a_replica_diverged_stays(splits, tmp_path):
@@ -109,9 +100,31 @@ def test_an_empty_folder_has_none(splits, tmp_path):
             checkpoints.restore(make_trainer(splits).init())
 
 
-def test_another_model_is_refused_in_one_line_and_nothing_is_changed(splits, tmp_path):
-    save_epochs(make_trainer(splits), splits, tmp_path, [None] * 5)
-    other = make_trainer(splits, SimpleNet(4))
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with two checkpoints, the states, and a template to read them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    splits = make_splits()
+    trainer = make_trainer(splits)
+    states = save_epochs(trainer, splits, folder, [None] * 5)
+    return folder, states, trainer.init()
+
+
+def test_without_validation_there_is_no_best(saved, tmp_path, caplog):
+    folder, states, template = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best_step is None
+        state, _ = checkpoints.restore(template)
+    assert_same(state, states[10])
+    assert steps_in(tmp_path) == [8, 10]
+    assert not caplog.records
+
+
+def test_another_model_is_refused_in_one_line_and_nothing_is_changed(saved, tmp_path):
+    folder, _, _ = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    other = make_trainer(make_splits(), SimpleNet(4))
     with (
         open_checkpoints(tmp_path) as checkpoints,
         pytest.raises(
@@ -121,16 +134,6 @@ def test_another_model_is_refused_in_one_line_and_nothing_is_changed(splits, tmp
         checkpoints.restore(other.init())
     assert "\n" not in str(error.value)
     assert steps_in(tmp_path) == [8, 10]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A folder with two checkpoints, the states, and a template to read them."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    splits = make_splits()
-    trainer = make_trainer(splits)
-    states = save_epochs(trainer, splits, folder, [None] * 5)
-    return folder, states, trainer.init()
 
 
 def damage(path, how):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cifar_flax.errors import UserError
+from cifar_flax.runs.recorded_settings import SETTINGS, differences
 from cifar_flax.runs.setting_values import parse_value
-from cifar_flax.runs.settings import SETTINGS, Settings, differences
+from cifar_flax.runs.settings import Settings
 from cifar_flax.sweeps.cells import make_cells
 from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.phases import Constant, Sgdr
