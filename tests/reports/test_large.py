@@ -25,7 +25,8 @@ def folder(tmp_path_factory):
     """Runs with different rates; every tenth run has a diverged seed."""
     folder = tmp_path_factory.mktemp("large")
     for n in range(COUNT):
-        accuracies = (0.3 + n / 500, 0.31 + n / 500 + n % 3 / 100, 0.3 + n / 500)
+        least = 0.3 + 0.6 * n / COUNT
+        accuracies = (least, least + 0.01 + n % 3 / 100, least)
         diverged = [2] if n % 10 == 0 else []
         make_run(folder / str(n), "a/b", accuracies, diverged=diverged, lr=0.01 * n)
     return folder
