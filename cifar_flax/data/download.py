@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from cifar_flax.data import archive
 from cifar_flax.data.cifar import CIFARS
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import expand_user, locked
 
 _SAMPLE_BYTES = 400_000
@@ -291,8 +291,7 @@ def _reason(error: BaseException) -> str:
     """Returns the root cause of a chain of network errors, in one line."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200]
+    return one_line(error)
 
 
 @contextlib.contextmanager

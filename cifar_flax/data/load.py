@@ -144,16 +144,14 @@ def _load_cifar(
             cifar.name, data_dir, max_seconds=MAX_AUTO_SECONDS if fall_back else None
         )
     except UserError as error:
-        message = (
-            f"{cifar.title} is not in {data_dir} and could not be fetched ({error})"
-        )
-        remedy = (
-            f"to get it, save {cifar.url} in {data_dir} or pass --data_archive=PATH"
-        )
+        what = f"{cifar.title} is not in {data_dir} and could not be fetched ({error})"
+        remedy = f"save {cifar.url} in {data_dir} or pass --data_archive=PATH"
         if not fall_back:
-            raise UserError(f"{message}; {remedy}") from error
+            raise UserError(f"{what}; to get it, {remedy}") from error
         logger.warning(
-            "%s: using the built-in data set 'shapes' instead; %s", message, remedy
+            "%s: using the built-in data set 'shapes' instead; to get it, %s",
+            what,
+            remedy,
         )
         return _make_shapes()
     try:

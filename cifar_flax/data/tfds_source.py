@@ -20,7 +20,7 @@ import numpy as np
 from cifar_flax.data import archive
 from cifar_flax.data.cifar import CIFARS
 from cifar_flax.data.dataset import Dataset, Pair, by_field, make_dataset
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import expand_user, locked
 
 CIFAR_VERSION = "3.0.2"  # of the stock builders of CIFAR-10 and CIFAR-100
@@ -147,8 +147,8 @@ def prepare_cifar(
         raise
     except Exception as error:  # tfds may raise anything, and the disk may be full
         raise UserError(
-            f"cannot prepare {cifar.title} in {folder} ({_in_a_line(error)}); give "
-            f"another --data_dir, or make space"
+            f"cannot prepare {cifar.title} in {folder} ({type(error).__name__}: "
+            f"{one_line(error)}); give another --data_dir, or make space"
         ) from error
     return folder
 
@@ -236,12 +236,11 @@ def _check_features(name: str, info: Any) -> tuple[str, str]:
 
 
 def _check_splits(folder: pathlib.Path, name: str, splits: Any) -> None:
-    for split in ("train", "test"):
-        if split not in splits:
-            raise UserError(
-                f"{name} has no {split} split, only {', '.join(splits) or 'none'}; "
-                f"both train and test are needed"
-            )
+    if missing := [split for split in ("train", "test") if split not in splits]:
+        raise UserError(
+            f"{name} has no {missing[0]} split, only {', '.join(splits) or 'none'}; "
+            f"both train and test are needed"
+        )
     sizes = (splits["train"].num_examples, splits["test"].num_examples)
     cifar = CIFARS.get(name)
     if cifar is not None and sizes != cifar.sizes:
@@ -321,13 +320,9 @@ def _reading(folder: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{folder}: {error}") from error
     except Exception as error:  # tfds may raise anything for damaged files
         raise UserError(
-            f"cannot read {folder} ({_in_a_line(error)}); delete that folder and "
-            f"prepare it again"
+            f"cannot read {folder} ({type(error).__name__}: {one_line(error)}); "
+            f"delete that folder and prepare it again"
         ) from error
-
-
-def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 # Warnings of tfds that are wrong here: about a data set that is about to be prepared,
