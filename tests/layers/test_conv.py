@@ -84,7 +84,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(conv2d, shape, settin
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
 
 
-@pytest.mark.parametrize("count", [1, 6, 7, 8])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 6, 7, 8])
 def test_windows_that_leave_the_cache_are_made_in_pieces(monkeypatch, count):
     images, kernel = make_case((8, 8), 3, 4, 5, count=count)
     grad = np.random.default_rng(1).normal(size=(count, 4, 4, 5))

@@ -15,30 +15,31 @@ typedef struct {
    cache. */
 enum { PIECE = 16, HALF = TILE / 2 };
 
-static void tile_task(const void *work, i64 task, i64 worker) {
-  (void)worker;
+/* What one task moves: the images of one tile. */
+static Move one_tile(const void *work, i64 tile) {
   const Move *m = work;
-  i64 count = min(TILE, m->images - task * TILE);
-  const float *from = m->from + task * TILE * m->size;
-  float *to = m->to + task * TILE * m->size;
-  for (i64 first = 0; first < m->size; first += PIECE)
-    for (i64 half = 0; half < TILE; half += HALF)
-      for (i64 q = first; q < min(first + PIECE, m->size); q++)
-        for (i64 l = half; l < half + HALF; l++)
-          to[q * TILE + l] = l < count ? from[l * m->size + q] : 0;
+  i64 first = tile * TILE, start = first * m->size;
+  return (Move){m->from + start, m->to + start, min(TILE, m->images - first), m->size};
 }
 
-static void untile_task(const void *work, i64 task, i64 worker) {
+static void tile_task(const void *work, i64 tile, i64 worker) {
   (void)worker;
-  const Move *m = work;
-  i64 count = min(TILE, m->images - task * TILE);
-  const float *from = m->from + task * TILE * m->size;
-  float *to = m->to + task * TILE * m->size;
-  for (i64 first = 0; first < m->size; first += PIECE)
-    for (i64 half = 0; half < count; half += HALF)
-      for (i64 q = first; q < min(first + PIECE, m->size); q++)
-        for (i64 l = half; l < min(half + HALF, count); l++)
-          to[l * m->size + q] = from[q * TILE + l];
+  Move m = one_tile(work, tile);
+  for (i64 first = 0; first < m.size; first += PIECE)
+    for (i64 half = 0; half < TILE; half += HALF)
+      for (i64 q = first; q < min(first + PIECE, m.size); q++)
+        for (i64 l = half; l < half + HALF; l++)
+          m.to[q * TILE + l] = l < m.images ? m.from[l * m.size + q] : 0;
+}
+
+static void untile_task(const void *work, i64 tile, i64 worker) {
+  (void)worker;
+  Move m = one_tile(work, tile);
+  for (i64 first = 0; first < m.size; first += PIECE)
+    for (i64 half = 0; half < m.images; half += HALF)
+      for (i64 q = first; q < min(first + PIECE, m.size); q++)
+        for (i64 l = half; l < min(half + HALF, m.images); l++)
+          m.to[l * m.size + q] = m.from[q * TILE + l];
 }
 
 /* images [N, H, W, C] -> tiles [ceil(N / 16), H, W, C, 16]; lanes without image are 0 */
