@@ -206,6 +206,17 @@ def test_losses_are_those_of_a_training_with_the_ramp_as_its_schedule(splits, ch
 SHORT = RangeSettings(1e-4, 1e-1, 20)
 
 
+def test_it_starts_at_step_0_without_momentum_from_any_state(splits):
+    trainer = make_trainer(splits, SimpleNet(4), (0, 1))
+    *_, last = trainer.run(trainer.init(), splits.train)
+    fresh = trainer.start_from(last.state.trained)
+    found, expected = (
+        range_curves(trainer, splits.train, SHORT, state)
+        for state in (last.state, fresh)
+    )
+    np.testing.assert_array_equal(found.losses, expected.losses)
+
+
 def test_what_a_phase_freezes_is_frozen_in_the_test(splits):
     """As by a group; without it, the losses are others."""
     pattern = "^(?!head)"
