@@ -115,11 +115,6 @@ class Augmentation(Definition):
         """Whether images are mixed with others."""
         return bool(self.mixup or self.cutmix)
 
-    @property
-    def varies(self) -> bool:
-        """Whether ``vary`` changes images."""
-        return bool(self.cutout or self.brightness or self.contrast)
-
 
 NO_AUGMENTATION = Augmentation(padding=0, flip=False)
 

@@ -18,7 +18,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.models import has_norm
 from cifar_flax.models.calling import fields_in_words
 from cifar_flax.models.own import Source, is_own, source_of
-from cifar_flax.models.program import program_of, shapes_of
+from cifar_flax.models.program import Program, shapes_of
 from cifar_flax.runs.environment import describe_environment, describe_source
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.inference import Run
@@ -206,9 +206,9 @@ class Subject:
             trainer, self.settings, self.origin, config, self.splits.train
         )
 
-    def identity(self, needs_origin: bool) -> records.Identity:
+    def identity(self, program: Program, needs_origin: bool) -> records.Identity:
         """Returns what decides the numbers, without the recipe."""
-        program, start = program_of(self.net, self.splits.spec.image_shape), None
+        start = None
         try:
             start = None if self.origin is None else self.origin.sha256
         except UserError:  # a run goes on after the run that it started from is gone
@@ -252,7 +252,7 @@ class Subject:
                 test_size=len(splits.test),
             ),
             model_source=None if source is None else describe_source(source),
-            identity=self.identity(needs_origin=not resume),
+            identity=self.identity(trainer.program, needs_origin=not resume),
             num_params=sum(row.num_params for row in trainer.layers),
             flops_per_image=sum(row.flops for row in trainer.layers),
             command=[*command, *flags] if by_command else [],
@@ -302,8 +302,10 @@ def with_recipe(
     rates = jax.jit(jax.vmap(trainer.schedule))(steps)
     config.recipe = to_plain(trainer.recipe)
     if config.identity is not None:  # an older run goes on without one
-        params = shapes_of(trainer.model, trainer.spec.image_shape)["params"]
-        program = identify(recipe or trainer.recipe, per_epoch, params)
+        program = trainer.recipe_program
+        if recipe is not None:
+            params = shapes_of(trainer.model, trainer.spec.image_shape)["params"]
+            program = identify(recipe, per_epoch, params)
         config.identity.recipe = program.sha256
         config.identity.unknown = config.identity.unknown or program.unknown
     config.schedule = records.Schedule(

@@ -123,8 +123,7 @@ def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
     for key in jax.random.split(jax.random.key(0), VARIANTS):
         batch = sample_images(key, padded, jnp.arange(len(first)), augmentation)
         batch = normalise(batch, dataset.mean, dataset.std)
-        if augmentation.varies:
-            batch = vary(Stream.VARY.of(key), batch, dataset.std, augmentation)
+        batch = vary(Stream.VARY.of(key), batch, dataset.std, augmentation)
         if augmentation.mixes:
             batch, _ = mix(Stream.MIX.of(key), batch, augmentation)
         rows.append(denormalise(batch, dataset.mean, dataset.std))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Hashable
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,6 @@ from cifar_flax.data.splits import DataSpec, Split
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import evaluate_logits
-from cifar_flax.training.by_value import ByValue
 from cifar_flax.training.placement import (
     MOST_PROGRAMS,
     Placement,
@@ -76,14 +76,18 @@ def logits_of_pixels(
     return jnp.average(jnp.stack(every), 0, jnp.asarray(weights))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _LogitsStep(ByValue):
-    """Computes the logits of one replica; arguments as of ``logits_of_pixels``."""
+@dataclasses.dataclass(frozen=True)
+class _LogitsStep:
+    """Computes the logits of one replica; arguments as of ``logits_of_pixels``.
 
-    model: nn.Module
+    Steps that compute the same are equal, and share compiled programs.
+    """
+
+    model: nn.Module = dataclasses.field(compare=False)
     spec: DataSpec
     lowering: Lowering
     tta: Tta
+    computes: Hashable
 
     def __call__(self, variables: Any, batches: jax.Array) -> jax.Array:
         """Returns the logits [M * B, K] of images [M, B, H, W, C]."""
@@ -123,6 +127,7 @@ class Predictor:
         lowering: Lowering = "auto",
         tta: Tta = "none",
         placement: Placement | None = None,
+        computes: Hashable = None,
     ):
         """Prepares the program, which is compiled when it is first called.
 
@@ -133,8 +138,9 @@ class Predictor:
           lowering: of the model's convolutions.
           tta: see ``augment.views``.
           placement: of the replicas; None for one device.
+          computes: predictors of equal values share programs; None: this one does not.
         """
-        self._step = _LogitsStep(model, spec, lowering, tta)
+        self._step = _LogitsStep(model, spec, lowering, tta, computes or object())
         self._placement = placement or Placement(1)
         on_cpu = jax.default_backend() == "cpu"
         self.batch_size = batch_size or (256 if on_cpu else 1_000)

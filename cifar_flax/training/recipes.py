@@ -74,7 +74,9 @@ class Recipe(Definition):
         ),
     ]
     batch_size: Annotated[int, Hyper("Images in a step of each seed.", whole())] = 256
-    optimizer: Annotated[str, Hyper("Name of an optimizer of optax.", choices=names)] = "sgd"
+    optimizer: Annotated[
+        str, Hyper("Name of an optimizer of optax.", choices=names)
+    ] = "sgd"
     options: Annotated[
         Options,
         Hyper(

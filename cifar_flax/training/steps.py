@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Hashable
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,6 @@ from cifar_flax.data.splits import DataSpec
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.models.calling import train_logits
 from cifar_flax.models.streams import Stream
-from cifar_flax.training.by_value import ByValue
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.placement import split_batch
 from cifar_flax.training.recipes import Recipe
@@ -116,12 +116,12 @@ def lookahead_share(done: jax.Array, every: int, ema: float, total: int) -> jax.
     return jnp.where(done % every == 0, share, 1.0)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TrainStep(ByValue):
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
     """Trains one replica for one step. It holds settings and no arrays.
 
-    Every random number is a function of ``state.key`` and ``state.step``. Steps with
-    equal settings are equal, and share compiled programs.
+    Every random number is a function of ``state.key`` and ``state.step``. Steps that
+    compute the same are equal, and share compiled programs.
 
     Attributes:
       model: see ``models.calling``.
@@ -132,16 +132,19 @@ class TrainStep(ByValue):
       stages: replace those of the recipe.
       freeze: see ``Stage``; of the stage of this step.
       image_size: see ``Stage``.
+      computes: checksum of what model and recipe compute, which decides whether two
+        steps are equal; the step equals no other if it is not given.
     """
 
-    model: nn.Module
-    recipe: Recipe
+    model: nn.Module = dataclasses.field(compare=False)
+    recipe: Recipe = dataclasses.field(compare=False)
     spec: DataSpec
     lowering: Lowering = "auto"
     ramp: optax.Schedule | None = None
     stages: tuple[Stage, ...] = ()
     freeze: str | None = None
     image_size: int | None = None
+    computes: Hashable = dataclasses.field(default_factory=object)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -298,8 +301,7 @@ class TrainStep(ByValue):
             flips = alternating_flips(coins, indices, epoch, count)
         images = sample_images(augment_key, padded, indices, varied, flips)
         images = normalise(images, self.spec.mean, self.spec.std)
-        if varied.varies:
-            images = vary(Stream.VARY.of(augment_key), images, self.spec.std, varied)
+        images = vary(Stream.VARY.of(augment_key), images, self.spec.std, varied)
         if self.image_size is not None:
             shape = (len(images), self.image_size, self.image_size, images.shape[-1])
             images = jax.image.resize(images, shape, "linear")

@@ -18,6 +18,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers.conv import Lowering, resolve
 from cifar_flax.models.check import check_image_size, check_model
+from cifar_flax.models.program import program_of
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.training import processes, programs
 from cifar_flax.training.arguments import (
@@ -31,6 +32,7 @@ from cifar_flax.training.evaluation import Evaluation, Predictor, evaluate
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.placement import Placement
 from cifar_flax.training.progress import Progress
+from cifar_flax.training.recipe_identity import identify
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.stages import Stage
 from cifar_flax.training.state import TrainState, ended_at, shapes_of_state
@@ -68,6 +70,8 @@ class Trainer:
       total_steps: number of steps of the whole recipe.
       schedule: the learning rate, a function of the step.
       stages: the stages of the recipe.
+      program: what the model computes.
+      recipe_program: what the recipe trains with.
       train_step: the training step of one replica if no phase freezes parameters.
       predictor: computes logits in evaluation.
       compile_seconds: time spent so far on compiling the training programs.
@@ -112,15 +116,25 @@ class Trainer:
         for size in {stage.image_size for stage in stages}:
             if size is not None:
                 check_image_size(model, variables, (size, size, spec.image_shape[-1]))
+        self.program = program_of(model, spec.image_shape)
+        self.recipe_program = identify(
+            recipe, self.steps_per_epoch, variables["params"]
+        )
+        known = self.program.unknown is None
         self.predictor = Predictor(
             model,
             spec,
             lowering=self.lowering,
             tta=recipe.tta,
             placement=self.placement,
+            computes=self.program.sha256 if known else None,
         )
         self._variables = variables
-        self._follow(TrainStep(model, recipe, spec, self.lowering, stages=stages))
+        step = TrainStep(model, recipe, spec, self.lowering, stages=stages)
+        if known and self.recipe_program.unknown is None:
+            both = self.program.sha256, self.recipe_program.sha256
+            step = dataclasses.replace(step, computes=both)
+        self._follow(step)
 
     def _follow(self, step: TrainStep) -> None:
         """Takes over the learning rate and the stages of a step."""
