@@ -25,6 +25,7 @@ from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.setting_values import parse_value
 from cifar_flax.runs.settings import Settings
 from cifar_flax.training.evaluation import logits_of_pixels
+from cifar_flax.training.lr_range import RangeSettings, range_curves
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import PHASES, Constant, Sgdr
 from cifar_flax.training.recipe_files import from_plain, to_plain, to_toml, tomllib
@@ -32,6 +33,7 @@ from cifar_flax.training.recipe_identity import identify
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.state import init_state
 from cifar_flax.training.steps import TrainStep
+from cifar_flax.training.trainer import Trainer
 from tests.conftest import make_splits
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -196,6 +198,21 @@ def test_a_flag_sets_its_field(definition):
         assert parse_value(SETTINGS[name], words[name]) == value
         assert settings.record()[name] == value
         assert one.about.help.removesuffix(".") in SETTINGS[name].about.help
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", hyperparameters(RangeSettings))
+def test_a_field_of_the_range_test_changes_its_result(name):
+    trainer = Trainer(MODEL, BASE, SPLITS.spec)
+    before = RangeSettings(1e-3, 1e4, num_steps=40, smoothing=0.5, stop_factor=1.1)
+    values = {"start_lr": 1e-2, "end_lr": 1e3, "num_steps": 30, "linear": True}
+    values |= {"smoothing": 0.1, "stop_factor": 1e9}
+    after = dataclasses.replace(before, **{name: values[name]})
+    first, second = (
+        range_curves(trainer, SPLITS.train, one) for one in (before, after)
+    )
+    same = first.losses.shape == second.losses.shape
+    assert not same or (first.smoothed != second.smoothed).any()
 
 
 def test_every_definition_is_described():

@@ -9,12 +9,14 @@ then trains with the rate.
 
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
 from cifar_flax.commands import cli
 from cifar_flax.commands.setting_flags import (
     define_devices,
+    define_flag,
     define_settings,
     devices_from_flags,
     settings_from_flags,
@@ -23,7 +25,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.folder import folder_for
 from cifar_flax.runs.range_tests import range_test
-from cifar_flax.runs.recipe_choice import OF_SCHEDULE
+from cifar_flax.runs.recipe_choice import OF_SCHEDULE, flags_of
 from cifar_flax.runs.settings import RANGE_SEEDS
 from cifar_flax.show.console import ConsoleDisplay, make_console
 from cifar_flax.show.figures import RangeFigure
@@ -37,9 +39,9 @@ def main() -> int:
     with cli.command():
         settings = settings_from_flags()
         with cli.usage_errors():
-            range_settings = RangeSettings(
-                FLAGS.start_lr, FLAGS.end_lr, FLAGS.num_steps, FLAGS.linear
-            )
+            names = flags_of(RangeSettings)
+            given: dict[str, Any] = {name: FLAGS[name].value for name in names}
+            range_settings = RangeSettings(**given)
         use_compilation_cache()
         dataset = settings.load_data()
         folder = None if FLAGS.workdir is None else pathlib.Path(FLAGS.workdir)
@@ -67,15 +69,6 @@ if __name__ == "__main__":
     cli.define_text(
         "workdir", None, "Folder of the test (default: a new one under runs/)."
     )
-    defaults = RangeSettings()
-    flags.DEFINE_float("start_lr", defaults.start_lr, "Rate of the first step.")
-    flags.DEFINE_float("end_lr", defaults.end_lr, "Rate of the last step.")
-    flags.DEFINE_integer(
-        "num_steps",
-        None,
-        "Number of steps (default: an epoch, or 100 if it is shorter).",
-    )
-    flags.DEFINE_bool(
-        "linear", False, "Raise the rate by equal differences, not by equal ratios."
-    )
+    for name, one in flags_of(RangeSettings).items():
+        define_flag(name, one)
     sys.exit(main())

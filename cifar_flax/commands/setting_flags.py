@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from cifar_flax.commands import cli
-from cifar_flax.definitions import without_none
+from cifar_flax.definitions import Hyperparameter, without_none
 from cifar_flax.models import MODELS
 from cifar_flax.models.own import is_own
 from cifar_flax.runs.recipe_choice import OF_RECIPE
@@ -40,8 +40,8 @@ _KINDS = {
 class _Parser(flags.ArgumentParser):
     """Parses a flag in the same way as its setting elsewhere."""
 
-    def __init__(self, name: str):
-        self._setting = SETTINGS[name]
+    def __init__(self, setting: Hyperparameter):
+        self._setting = setting
         self.syntactic_help = what_to_give(self._setting)
         self.enum_values = choices_of(self._setting)  # absl lists them in --help
 
@@ -74,18 +74,22 @@ def define_settings(
     for name in names or SETTINGS:
         if name in without:
             continue
-        one = SETTINGS[name]
-        default, help_text, choices = one.default, one.about.help, choices_of(one)
         if lists and name not in SINGLE:
-            flags.DEFINE_list(name, None, help_text)
-            continue
-        if choices:
-            flags.DEFINE_enum(name, default, choices, help_text)
-        elif without_none(one.kind) is bool:
-            flags.DEFINE_bool(name, default, help_text)
+            flags.DEFINE_list(name, None, SETTINGS[name].about.help)
         else:
-            flags.DEFINE(_Parser(name), name, default, help_text)
-        FLAGS[name].parser = _Parser(name)
+            define_flag(name, SETTINGS[name])
+
+
+def define_flag(name: str, one: Hyperparameter) -> None:
+    """Defines a flag for a setting or a hyperparameter."""
+    default, help_text, choices = one.default, one.about.help, choices_of(one)
+    if choices:
+        flags.DEFINE_enum(name, default, choices, help_text)
+    elif without_none(one.kind) is bool:
+        flags.DEFINE_bool(name, default, help_text)
+    else:
+        flags.DEFINE(_Parser(one), name, default, help_text)
+    FLAGS[name].parser = _Parser(one)
 
 
 def parse(name: str, text: str) -> Any:

@@ -12,6 +12,7 @@ from cifar_flax.analysis.range_curve import METHODS
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
+from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.folder import opened_folder
 from cifar_flax.runs.journal import write_range_test
 from cifar_flax.runs.observers import (
@@ -21,6 +22,7 @@ from cifar_flax.runs.observers import (
     RangeTestResult,
     Watchers,
 )
+from cifar_flax.runs.recipe_choice import flags_of
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject
 from cifar_flax.training import processes
@@ -182,10 +184,8 @@ def _test_range(
 
 def _range_flags(settings: RangeSettings) -> list[str]:
     """Returns the flags of ``experiments.lr_find`` for these settings."""
-    names, default = ("start_lr", "end_lr", "num_steps", "linear"), RangeSettings()
-    values = {name: getattr(settings, name) for name in names}
     return [
-        f"--{name}={value}"
-        for name, value in values.items()
-        if value != getattr(default, name)
+        f"--{name}={as_text(getattr(settings, name))}"
+        for name, one in flags_of(RangeSettings).items()
+        if getattr(settings, name) != one.default
     ]

@@ -15,6 +15,7 @@ Reference:
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,18 @@ import numpy as np
 
 from cifar_flax.analysis.range_curve import MIN_STEPS, RangeResult
 from cifar_flax.data import Split
+from cifar_flax.definitions import (
+    MAX_FLOAT,
+    SHARE,
+    Definition,
+    Hyper,
+    Valid,
+    is_number,
+    whole,
+)
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.training import processes
-from cifar_flax.training.checks import MAX_FLOAT
 from cifar_flax.training.schedules import ramp
 from cifar_flax.training.stages import Stage
 from cifar_flax.training.state import TrainState
@@ -38,34 +47,48 @@ MAX_RISE = 1e30
 MOST_STEPS = 2**26  # the losses of all steps are kept
 
 
+_NUMBER = Valid(is_number, "a number")
+
+
 @dataclasses.dataclass(frozen=True)
-class RangeSettings:
-    """Describes how the rate rises, and when the test stops.
+class RangeSettings(Definition):
+    """How the rate rises, and when the test stops."""
 
-    Attributes:
-      start_lr: rate of the first step.
-      end_lr: rate of the last step.
-      num_steps: number of steps; None for an epoch, or for 100 steps if an epoch is
-        shorter.
-      linear: whether the rate rises by equal differences instead of equal ratios.
-      smoothing: beta of the debiased moving average of the loss, in [0, 1).
-      stop_factor: a replica stops if its smoothed loss exceeds its minimum so far by
-        this factor, or if its loss is NaN or infinite.
-    """
+    start_lr: Annotated[float, Hyper("Rate of the first step.", _NUMBER)] = 1e-5
+    end_lr: Annotated[float, Hyper("Rate of the last step.", _NUMBER)] = 10.0
+    num_steps: Annotated[
+        int | None,
+        Hyper(
+            "Number of steps (default: an epoch, or 100 if it is shorter).",
+            Valid(
+                whole(MIN_STEPS, MOST_STEPS).test,
+                f"{MIN_STEPS} or more, and {MOST_STEPS} at most",
+            ),
+        ),
+    ] = None
+    linear: Annotated[
+        bool, Hyper("Raise the rate by equal differences, not by equal ratios.")
+    ] = False
+    smoothing: Annotated[
+        float,
+        Hyper(
+            "Share of the moving average of the loss that a step keeps.",
+            SHARE,
+            flag=False,
+        ),
+    ] = 0.98
+    stop_factor: Annotated[
+        float,
+        Hyper(
+            "A replica stops if its smoothed loss exceeds its minimum so far by this "
+            "factor, or if its loss is NaN or infinite.",
+            _NUMBER,
+            flag=False,
+        ),
+    ] = 4.0
 
-    start_lr: float = 1e-5
-    end_lr: float = 10.0
-    num_steps: int | None = None
-    linear: bool = False
-    smoothing: float = 0.98
-    stop_factor: float = 4.0
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            is_missing = value is None and field.name == "num_steps"
-            if not isinstance(value, float | int) and not is_missing:
-                raise UserError(f"{field.name} is {value!r}; it must be a number")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not MIN_RATE <= self.start_lr < self.end_lr <= MAX_RATE:
             raise UserError(
                 f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; the rate "
@@ -76,13 +99,6 @@ class RangeSettings:
                 f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; the rate "
                 f"must rise by a factor of {MAX_RISE:g} at most"
             )
-        if self.num_steps is not None and not MIN_STEPS <= self.num_steps <= MOST_STEPS:
-            raise UserError(
-                f"num_steps is {self.num_steps}; a range test takes {MIN_STEPS} or "
-                f"more, and {MOST_STEPS} at most"
-            )
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing is {self.smoothing}; it must be in [0, 1)")
 
     def steps_for(self, trainer: Trainer) -> int:
         """Returns the number of steps of the test of a trainer."""
