@@ -204,8 +204,8 @@ def test_a_flag_sets_its_field(definition):
 @pytest.mark.parametrize("name", hyperparameters(RangeSettings))
 def test_a_field_of_the_range_test_changes_its_result(name):
     trainer = Trainer(MODEL, BASE, SPLITS.spec)
-    before = RangeSettings(1e-3, 1e4, num_steps=40, smoothing=0.5, stop_factor=1.1)
-    values = {"start_lr": 1e-2, "end_lr": 1e3, "num_steps": 30, "linear": True}
+    before = RangeSettings(1e-2, 1e4, num_steps=40, smoothing=0.5, stop_factor=3)
+    values = {"start_lr": 1e-3, "end_lr": 1e3, "num_steps": 30, "linear": True}
     values |= {"smoothing": 0.1, "stop_factor": 1e9}
     after = dataclasses.replace(before, **{name: values[name]})
     first, second = (

@@ -85,7 +85,7 @@ def classes_in_words(dataset: Dataset) -> str:
 def take_in(path: str, sha256: str | None, console: Console) -> None:
     """Prepares an official archive, so that later runs find it without a flag."""
     archive = open_archive(path, sha256)
-    if archive.is_official:
+    if archive.trust == "official":
         name = archive.cifar.name
         prepare_cifar(name, path, FLAGS.data_dir or default_data_dir())
         console.print(f"later runs find it with --dataset={name}")

@@ -13,6 +13,7 @@ import pathlib
 import tarfile
 import zlib
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -30,7 +31,7 @@ _MAX_MEMBERS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """An archive whose checksum has been verified.
+    """An archive whose checksum has been verified as far as it can be.
 
     Attributes:
       path: the .tar.gz, or the folder that holds the files themselves.
@@ -39,7 +40,9 @@ class Archive:
       checksum: sha256, in hex, of the .tar.gz, or of the batches one after the other
         (training batches in their order, then the test batch).
       cache_key: identifies all that is read; for a folder also the class names.
-      is_official: whether a published checksum verified it, and not the user's.
+      trust: 'official': verified by a published checksum; 'given': verified by the
+        user's checksum; 'unverified': an unpacked binary version of the official sizes,
+        which has no published checksum.
     """
 
     path: pathlib.Path
@@ -47,15 +50,15 @@ class Archive:
     layout: Layout
     checksum: str
     cache_key: str
-    is_official: bool
+    trust: Literal["official", "given", "unverified"]
 
     @property
     def source(self) -> str:
         """Where the data come from, in words."""
         kind = "folder" if self.path.is_dir() else "archive"
-        if self.is_official:
-            return f"official {kind} {self.path.name}"
-        return f"{kind} {self.path.name}, verified by the checksum given"
+        if self.trust == "given":
+            return f"{kind} {self.path.name}, verified by the checksum given"
+        return f"{self.trust} {kind} {self.path.name}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,6 +141,8 @@ def read_archive(archive: Archive) -> Dataset:
       UserError: the archive is damaged, hostile, or has another layout.
     """
     contents, cifar = read_contents(archive), archive.cifar
+    for of_split in contents.labels.values():
+        _check_classes(archive, of_split["label"])
     pairs = {
         split: (images, contents.labels[split]["label"])
         for split, images in contents.images.items()
@@ -232,10 +237,10 @@ def _open_packed(path: pathlib.Path, sha256: str | None) -> Archive:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     for cifar, layout in _versions():
         if sha256 is None and checksum == layout.sha256:
-            return Archive(path, cifar, layout, checksum, checksum, True)
+            return Archive(path, cifar, layout, checksum, checksum, "official")
     _require_given(path, checksum, sha256)
     cifar, layout, _ = _read_tar(path, only_version=True)
-    return Archive(path, cifar, layout, checksum, checksum, False)
+    return Archive(path, cifar, layout, checksum, checksum, "given")
 
 
 def _find_folder(
@@ -266,10 +271,38 @@ def _open_folder(path: pathlib.Path, sha256: str | None, name: str | None) -> Ar
         file: hashlib.md5(contents[file], usedforsecurity=False).hexdigest()
         for file in layout.md5
     }
-    is_official = sha256 is None and bool(md5) and md5 == layout.md5
-    if not is_official:
+    trust: Literal["official", "given", "unverified"] = "given"
+    if sha256 is None and md5 and md5 == layout.md5:
+        trust = "official"
+    elif sha256 is None and _has_official_sizes(cifar, layout, contents):
+        trust = "unverified"
+    else:
         _require_given(path, checksum, sha256)
-    return Archive(path, cifar, layout, checksum, sha.hexdigest(), is_official)
+    return Archive(path, cifar, layout, checksum, sha.hexdigest(), trust)
+
+
+def _has_official_sizes(
+    cifar: Cifar, layout: Layout, contents: dict[str, bytes]
+) -> bool:
+    """Returns whether batches have the official sizes; those of pickles may vary."""
+    (train, test), parts = cifar.sizes, len(layout.batches) - 1
+    sizes = [*[train // parts * cifar.record] * parts, test * cifar.record]
+    found = [len(contents[batch]) for batch in layout.batches]
+    return not layout.pickled and found == sizes
+
+
+def _check_classes(archive: Archive, labels: np.ndarray) -> None:
+    """Raises a UserError unless the classes of an unverified folder are equally large.
+
+    Random bytes of the right size, or another data set, would be noticed here.
+    """
+    counts = np.bincount(labels)
+    if archive.trust == "unverified" and len(set(counts)) > 1:
+        raise UserError(
+            f"{archive.path} has from {counts.min()} to {counts.max()} images of a "
+            f"class; {archive.cifar.title} has equally many of each; for another set "
+            f"pass --archive_sha256={archive.checksum}"
+        )
 
 
 def _read_folder(folder: pathlib.Path, limits: dict[str, int]) -> dict[str, bytes]:

@@ -132,7 +132,8 @@ def _load_cifar(
     dataset = _load_prepared(data_dir, cifar.name)
     if dataset is not None:
         return dataset
-    names = (cifar.binary.archive, cifar.python.archive, cifar.python.folder)
+    names = [layout.archive for layout in (cifar.binary, cifar.python)]
+    names += [layout.folder for layout in cifar.layouts]
     for folder in (data_dir, data_dir / "downloads" / "manual"):
         for name in names:
             if (folder / name).exists():

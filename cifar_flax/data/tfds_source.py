@@ -140,6 +140,11 @@ def prepare_cifar(
             if prepared_folder(data_dir, name):
                 return folder
             source = archive.open_archive(archive_path, name=name)
+            if source.trust != "official":
+                raise UserError(
+                    f"{source.path} cannot be verified, and only an official archive "
+                    f"is prepared; give {cifar.binary.archive}"
+                )
             contents = archive.read_contents(source)
             with _quiet_tfds():
                 _prepare(name, contents, data_dir)

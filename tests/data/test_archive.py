@@ -173,7 +173,7 @@ class TestChecksum:
     @both_kinds
     def test_the_official_one_is_enough(self, official_archive, arrays, kind):
         opened = open_archive(official_archive)
-        assert opened.is_official
+        assert opened.trust == "official"
         dataset = read_archive(opened)
         archives.assert_holds(dataset, arrays)
         name = f"{kind.title.lower()}-binary.tar.gz"

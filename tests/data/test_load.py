@@ -148,6 +148,31 @@ class TestArchive:
         again = load_dataset(data_dir=data_dir, archive=official_archive)
         assert again.source == f"official archive {official_archive.name}"
 
+    def test_an_unpacked_binary_archive_has_equal_classes(
+        self, monkeypatch, data_dir, tmp_path, arrays
+    ):
+        """Its sizes are the official ones, and no checksum of it is published."""
+        archives.change(monkeypatch, "cifar10", sizes=(50, 10))
+        files = archives.binary_files(arrays)
+        folder = archives.write_folder(tmp_path / "f", files)
+        dataset = load_dataset(data_dir=data_dir, archive=folder)
+        archives.assert_holds(dataset, arrays)
+        assert dataset.source == "unverified folder f"
+        with pytest.raises(UserError, match="cannot be verified"):
+            prepare_cifar("cifar10", folder, tmp_path / "data")
+        test = bytearray((folder / "test_batch.bin").read_bytes())
+        test[0] = (test[0] + 1) % 10
+        (folder / "test_batch.bin").write_bytes(test)
+        with pytest.raises(UserError, match=r"from 0 to 2 images.* --archive_sha256="):
+            load_dataset(data_dir=data_dir, archive=folder)
+
+    def test_an_unpacked_binary_archive_is_found(self, monkeypatch, data_dir, arrays):
+        archives.change(monkeypatch, "cifar10", sizes=(50, 10))
+        files = archives.binary_files(arrays)
+        archives.write_folder(data_dir / "cifar-10-batches-bin", files)
+        found = load_dataset("cifar10", data_dir=data_dir)
+        assert found.source == "unverified folder cifar-10-batches-bin"
+
     def test_is_never_fallen_back_from(self, data_dir, tmp_path, shapes):
         with pytest.raises(UserError, match="there is no archive"):
             load_dataset("auto", data_dir=data_dir, archive=tmp_path / "none.tar.gz")
