@@ -42,6 +42,16 @@ def configuration_of(config: Config, run: str) -> str:
     return digest([config.model, data, vary, *parts])
 
 
+def run_of(config: Config) -> str | None:
+    """Returns the checksum of a run; None if its record does not tell what it trained.
+
+    It does not depend on the name of the folder, on versions and on the machine.
+    """
+    if config.identity is None or config.identity.unknown is not None:
+        return None
+    return digest([configuration_of(config, ""), config.settings["seeds"]])
+
+
 def bits_of(config: Config) -> dict[str, str]:
     """Returns what decides the bits of a configuration: versions and machine."""
     return config.versions

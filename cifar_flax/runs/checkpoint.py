@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import replacing
+from cifar_flax.runs.space import check_space, size_of
 from cifar_flax.training import processes
 from cifar_flax.training.state import TrainState
 
@@ -47,6 +48,7 @@ class _Manifest:
       finite: whether no replica had diverged.
       structure: the arrays of each part with their dtypes and shapes.
       files: SHA-256 of each file, by its path.
+      run: checksum of the run, see ``identity.run_of``; None if it is not known.
     """
 
     step: int
@@ -55,6 +57,7 @@ class _Manifest:
     finite: bool
     structure: dict[str, list[str]]
     files: dict[str, str]
+    run: str | None = None
 
 
 class Checkpoints:
@@ -64,9 +67,9 @@ class Checkpoints:
       has_failed: whether a checkpoint could not be saved.
     """
 
-    def __init__(self, folder: pathlib.Path, owner: bool):
+    def __init__(self, folder: pathlib.Path, owner: bool, run: str | None):
         """Opens the folder; see ``open_checkpoints``."""
-        self._folder, self._owner = folder, owner
+        self._folder, self._owner, self._run = folder, owner, run
         folder.mkdir(parents=True, exist_ok=True)
         self.has_failed = False
         self._manifests: dict[int, _Manifest] = {}
@@ -138,6 +141,7 @@ class Checkpoints:
             finite=not any(state.diverged_at),
             structure={name: _structure(tree) for name, tree in parts.items()},
             files={},
+            run=self._run,
         )
         self._manifests[step] = manifest  # the policy needs it to choose what to keep
         args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
@@ -207,6 +211,7 @@ class Checkpoints:
         self, templates: dict[str, Any], step: int | None
     ) -> tuple[dict[str, Any], _Manifest]:
         every = self._steps() if step is None else [step]
+        self._check_run(every)
         damaged: dict[int, str] = {}
         for one in sorted(every, reverse=True):
             try:
@@ -234,6 +239,18 @@ class Checkpoints:
             f"no checkpoint in {self._folder} is valid and fits this model; nothing "
             f"was changed: {problems}"
         )
+
+    def _check_run(self, steps: Collection[int]) -> None:
+        """Raises a UserError if a checkpoint is of another run, with equal shapes."""
+        for step in steps:
+            theirs = None
+            with contextlib.suppress(Exception):  # a damaged one is reported later
+                theirs = _read_manifest(self._folder / str(step)).run
+            if None not in (self._run, theirs) and self._run != theirs:
+                raise UserError(
+                    f"{self._folder / str(step)} is a checkpoint of another run; move "
+                    "it away, or give the folder of its run"
+                )
 
     def _read(
         self, step: int, templates: dict[str, Any]
@@ -293,7 +310,7 @@ class _Kept:
 
 @contextlib.contextmanager
 def open_checkpoints(
-    folder: str | pathlib.Path, owner: bool = True
+    folder: str | pathlib.Path, owner: bool = True, run: str | None = None
 ) -> Iterator[Checkpoints]:
     """Opens a folder for checkpoints, and makes it if it is missing.
 
@@ -302,6 +319,8 @@ def open_checkpoints(
       owner: whether this process owns the run. Only the owner removes unfinished saves
         and moves damaged checkpoints aside; for another process, a save in progress
         looks like an unfinished one.
+      run: checksum of the run, which its checkpoints hold; see ``identity.run_of``.
+        None: they are not compared.
 
     Raises:
       UserError: the folder cannot be made or read.
@@ -309,7 +328,7 @@ def open_checkpoints(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         try:
-            checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner)
+            checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner, run)
         except OSError as error:
             raise UserError(f"cannot open {folder}: {one_line(error)}") from error
         try:
@@ -330,22 +349,6 @@ def _alone() -> ocp.options.MultiprocessingOptions:
         active_processes={number},
         barrier_sync_key_prefix=f"process_{number}",
     )
-
-
-def size_of(state: TrainState) -> int:
-    """Returns the largest size of a checkpoint of a state, in bytes."""
-    arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return 2 * arrays + 2**20  # files of a few kB each; arrays are compressed
-
-
-def check_space(folder: pathlib.Path, needed: int) -> None:
-    """Raises a UserError if a folder's disk has fewer free bytes than needed."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{folder} may need {needed / 1e6:.1f} MB, and its disk has only "
-            f"{free / 1e6:.1f} MB free; make room"
-        )
 
 
 def _best(manifests: dict[int, _Manifest], steps: Sequence[int]) -> int | None:

@@ -16,7 +16,7 @@ from cifar_flax import records
 from cifar_flax.data import DataSpec
 from cifar_flax.data.augment import Tta
 from cifar_flax.errors import UserError
-from cifar_flax.identity import Model, model_differs, model_of
+from cifar_flax.identity import Model, model_differs, model_of, run_of
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.models import MODELS
 from cifar_flax.models.calling import fields_in_words
@@ -101,7 +101,7 @@ class Run:
             lambda leaf: jax.ShapeDtypeStruct((len(replicas), *leaf.shape), leaf.dtype),
             shapes,
         )
-        with open_checkpoints(path, owner=False) as checkpoints:
+        with open_checkpoints(path, owner=False, run=run_of(config)) as checkpoints:
             step = checkpoints.best_step if best else None
             if best and step is None:
                 raise UserError(f"no checkpoint in {path} has a validation accuracy")

@@ -13,15 +13,12 @@ from cifar_flax.analysis.predictions import confidently_wrong
 from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.errors import UserError
 from cifar_flax.files import Lock
-from cifar_flax.runs.checkpoint import (
-    Checkpoints,
-    check_space,
-    open_checkpoints,
-    size_of,
-)
+from cifar_flax.identity import run_of
+from cifar_flax.runs.checkpoint import Checkpoints, open_checkpoints
 from cifar_flax.runs.folder import keep_folder
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
 from cifar_flax.runs.origin import Start, read_losses
+from cifar_flax.runs.space import check_space, size_of
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
 
@@ -175,9 +172,12 @@ class Journal(Observer):
 
 
 @contextlib.contextmanager
-def open_journal(folder: pathlib.Path, lock: Lock) -> Iterator[Journal]:
+def open_journal(
+    folder: pathlib.Path, lock: Lock, config: records.Config
+) -> Iterator[Journal]:
     """Opens the journal of a run in its folder, which this process has locked."""
-    with open_checkpoints(folder / records.CHECKPOINTS) as checkpoints:
+    place = folder / records.CHECKPOINTS
+    with open_checkpoints(place, run=run_of(config)) as checkpoints:
         yield Journal(folder, lock, checkpoints)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from cifar_flax import records
 from cifar_flax.data import Split
 from cifar_flax.errors import UserError
+from cifar_flax.identity import run_of
 from cifar_flax.models.own import is_own
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.inference import Run
@@ -122,7 +123,8 @@ def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -
             f"{where}: {'; '.join(different)}; --init_from takes over only the "
             "variables"
         )
-    with open_checkpoints(folder / records.CHECKPOINTS, owner=False) as checkpoints:
+    place, run = folder / records.CHECKPOINTS, run_of(before)
+    with open_checkpoints(place, owner=False, run=run) as checkpoints:
         if not checkpoints.is_sound(result.steps):
             raise UserError(
                 f"{where}: it has no valid checkpoint of its last step, "

@@ -100,7 +100,7 @@ def run(
             config = _with_found_recipe(config, trainer, subject, folder)
         journal = None
         if folder is not None and lock is not None:
-            journal = stack.enter_context(open_journal(folder, lock))
+            journal = stack.enter_context(open_journal(folder, lock, config))
         session = _Session(subject, trainer, config, folder, journal, watchers)
         session.begin()
         stopped = processes.in_any(stop.is_set())

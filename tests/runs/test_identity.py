@@ -266,6 +266,20 @@ def test_a_run_is_loaded_only_with_its_network(tmp_path, dataset):
         cf.Run.load(tmp_path / "run", model=Linear(lambda x: 2 * x))
 
 
+def test_a_checkpoint_of_another_run_is_noticed(tmp_path, dataset):
+    for name, seed in (("a", 0), ("b", 1)):
+        go(tmp_path / name, dataset, seeds=(seed,))
+    place = tmp_path / "a" / records.CHECKPOINTS
+    shutil.rmtree(place)
+    shutil.copytree(tmp_path / "b" / records.CHECKPOINTS, place)
+    (tmp_path / "a" / records.RESULT).unlink()
+    with pytest.raises(UserError, match="is a checkpoint of another run"):
+        cf.Run.load(tmp_path / "a", model=Linear())
+    with pytest.raises(UserError, match="is a checkpoint of another run"):
+        go(tmp_path / "a", dataset, resume=True)
+    assert cf.Run.load(tmp_path / "b", model=Linear()).seeds == (1,)
+
+
 def test_a_start_counts_by_its_content(tmp_path, dataset):
     stop = threading.Event()
     stop.set()

@@ -71,6 +71,7 @@ def test_what_cannot_be_loaded_is_named(trained, tmp_path):
     config = json.loads(content)
     try:
         config["settings"]["model"] = "simplenet"
+        config["identity"] = None  # as in an older record
         path.write_text(json.dumps(config))
         with pytest.raises(UserError, match=r"fits this model; .* step"):
             Run.load(trained.folder)
