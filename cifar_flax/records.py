@@ -15,18 +15,15 @@ has no NaN and no infinity, so these are written as null. This module does not n
 
 import dataclasses
 import errno
-import hashlib
 import io
 import math
 import os
 import pathlib
 import zipfile
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.json_files import (
@@ -36,9 +33,47 @@ from cifar_flax.json_files import (
     read_bytes,
     read_json,
     replace,
-    short_repr,
     write_json,
 )
+from cifar_flax.record_types import (
+    PLACES,
+    Config,
+    DatasetInfo,
+    Identity,
+    Layer,
+    LogPoint,
+    ModelSource,
+    Number,
+    Positive,
+    RangeTest,
+    RateTrial,
+    Record,
+    Result,
+    Schedule,
+    Setting,
+    Share,
+    Suggestion,
+)
+
+# The types that other modules know from here.
+__all__ = [
+    "PLACES",
+    "Config",
+    "DatasetInfo",
+    "Identity",
+    "Layer",
+    "LogPoint",
+    "ModelSource",
+    "Positive",
+    "RangeTest",
+    "RateTrial",
+    "Record",
+    "Result",
+    "Schedule",
+    "Setting",
+    "Share",
+    "Suggestion",
+]
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -48,197 +83,8 @@ RANGE_TEST = "lr_find.json"
 PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
 
-# Settings that are paths. No result depends on them, and they differ between machines.
-PLACES = ("data_dir", "data_archive", "archive_sha256")
-
-# Increased when the meaning of a file changes, so that a reader can tell.
-FORMAT = 1
-
-# Limits on what is read, far above those of any run.
+# Limit on what is read, far above that of any run.
 _MAX_ARRAYS = 2**30
-_HUGE = 1e39  # beyond any float32
-
-Name = Annotated[str, Meta(pattern=r"^\w[\w.:/-]*$", max_length=1000)]
-Text = Annotated[str, Meta(min_length=1, max_length=10_000)]
-Seed = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-Size = Annotated[int, Meta(ge=1, le=2**53)]
-Side = Annotated[int, Meta(ge=1, le=4096)]  # of images, in pixels
-Epochs = Annotated[int, Meta(ge=1, le=100_000)]
-Length = Annotated[float, Meta(gt=0, le=100_000)]  # in epochs
-Number = Annotated[float, Meta(ge=-_HUGE, le=_HUGE)]
-NotNegative = Annotated[float, Meta(ge=0, le=_HUGE)]
-Positive = Annotated[float, Meta(ge=1e-39, le=_HUGE)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Plain = None | bool | int | float | str
-Setting = None | bool | int | float | str | list[Plain] | dict[str, Plain | list[Plain]]
-OneOrMore = Meta(min_length=1)
-
-
-class Record(msgspec.Struct, kw_only=True):
-    """The common fields of all whole files."""
-
-    format: int = FORMAT
-
-    def __post_init__(self):
-        if self.format != FORMAT:
-            raise ValueError(f"its format is {self.format}; it must be {FORMAT}")
-
-
-class DatasetInfo(msgspec.Struct, kw_only=True):
-    """The data set and its splits; mean and std are per channel, of pixels / 255."""
-
-    name: str
-    fingerprint: str
-    source: str
-    class_names: Annotated[list[str], OneOrMore]
-    image_shape: tuple[Side, Side, Annotated[int, Meta(ge=1, le=1000)]]
-    mean: list[Number]
-    std: list[Positive]
-    train_size: Size
-    val_size: Count
-    test_size: Size
-
-    def __post_init__(self):
-        if not len(self.mean) == len(self.std) == self.image_shape[2]:
-            raise ValueError("mean and std do not have one number per channel")
-
-
-class Schedule(msgspec.Struct, kw_only=True):
-    """Learning rates sampled over the recipe, from its first step to its last."""
-
-    epochs: Annotated[list[NotNegative], OneOrMore]
-    rates: Annotated[list[NotNegative], OneOrMore]
-
-    def __post_init__(self):
-        if len(self.epochs) != len(self.rates):
-            raise ValueError("epochs and rates do not have the same length")
-
-
-class ModelSource(msgspec.Struct, kw_only=True):
-    """The code of a custom model; see ``models.own.Source``. It is never run."""
-
-    path: str | None = None
-    sha256: str | None = None
-    text: str | None = None
-    helpers: list["ModelSource"] = []
-
-    @property
-    def all_sha256(self) -> str | None:
-        """Checksum of the code with its helpers, in any folder; None without a file."""
-        if self.sha256 is None or not self.helpers:
-            return self.sha256
-        every = [one.sha256 or "" for one in (self, *self.helpers)]
-        return hashlib.sha256(" ".join(every).encode()).hexdigest()
-
-
-class Identity(msgspec.Struct, kw_only=True):
-    """What decides the numbers of a run besides data and seeds; see ``identity``.
-
-    Attributes:
-      model: SHA-256 of what the model computes; see ``models.program``.
-      recipe: SHA-256 of the recipe as trained; null until ``--lr=auto`` has found the
-        rate, and for a range test.
-      start: SHA-256 of the variables of another run from which the run starts; null if
-        it starts from new ones.
-      unknown: why the checksums do not tell everything, so that no other run can be
-        known to be the same; null if they do.
-    """
-
-    model: str
-    recipe: str | None = None
-    start: str | None = None
-    unknown: str | None = None
-
-
-class Config(Record, kw_only=True):
-    """``config.json``: settings, recipe, data and versions.
-
-    Attributes:
-      kind: command that made the folder: ``run``, ``lr_find`` or ``lr_grid``.
-      settings: all settings by name; ``model`` and ``seeds`` always exist.
-      recipe: the recipe as trained; null until ``--lr=auto`` has found the rate, and
-        for the range test of a model without a recipe.
-      schedule: samples of the learning rate; null if the recipe is null.
-      dataset: see ``DatasetInfo``.
-      num_params: number of parameters of the model.
-      flops_per_image: floating-point operations for one image of this size; a
-        multiplication and an addition count as 2.
-      model_source: the code of a custom model that the settings name.
-      versions: versions of the packages that affect the results, and the
-        implementation of the convolutions.
-      python: version of Python.
-      device: the device of the run.
-      git_revision: revision of this code, if it is in a repository.
-      identity: what decides the numbers; null in older records.
-      command: the command that repeats the run; empty if model, recipe or data came
-        from a program, so that no command can.
-    """
-
-    kind: str
-    settings: dict[str, Setting]
-    recipe: dict[str, Plain | dict[str, Plain] | list[dict[str, Plain]]] | None
-    schedule: Schedule | None = None
-    dataset: DatasetInfo
-    num_params: Count = 0
-    flops_per_image: NotNegative = 0
-    model_source: ModelSource | None = None
-    versions: dict[str, str]
-    python: str | None = None
-    device: str | None = None
-    git_revision: str | None = None
-    identity: Identity | None = None
-    command: list[str]
-
-    def __post_init__(self):
-        super().__post_init__()
-        seeds, phases = list[Seed], list[dict[str, Setting]]
-        _check_item(self.settings, "settings", "model", Text)
-        _check_item(self.settings, "settings", "seeds", Annotated[seeds, OneOrMore])
-        if self.recipe is not None:
-            _check_item(self.recipe, "recipe", "phases", Annotated[phases, OneOrMore])
-
-    @property
-    def model(self) -> str:
-        """Name of the model, without the path of its code."""
-        return str(self.settings["model"]).rpartition(":")[2]
-
-    @property
-    def deciding_settings(self) -> dict[str, Setting]:
-        """The settings that affect the results of a seed."""
-        without = (*PLACES, "seeds")
-        return {n: value for n, value in self.settings.items() if n not in without}
-
-
-def _check_item(parent: dict[str, Any], where: str, name: str, kind: Any) -> None:
-    """Raises a ValueError if an item of a dictionary does not have a type."""
-    if name not in parent:
-        raise ValueError(f"{where} has no {name!r}; it is not a run of this version")
-    try:
-        msgspec.convert(parent[name], kind)
-    except msgspec.ValidationError as error:
-        value = one_line(short_repr.repr(parent[name]))
-        raise ValueError(f"{where}.{name} is {value}: {error}") from error
-
-
-class LogPoint(msgspec.Struct, kw_only=True):
-    """A line of ``metrics.jsonl``: the metrics at the end of an epoch.
-
-    Losses and accuracies are lists with a number for each seed, which is NaN if the
-    seed has diverged. Without validation, its two metrics are None. In the file, a list
-    of one number is that number, and NaN is null.
-    """
-
-    step: Count
-    epoch: Epochs
-    learning_rate: NotNegative
-    train_loss: list[float]
-    train_accuracy: list[float]
-    val_loss: list[float] | None
-    val_accuracy: list[float] | None
-    images_per_second: NotNegative
-    seconds: NotNegative
-
 
 _OF_SEEDS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -256,172 +102,6 @@ _Line = msgspec.defstruct(
     ],
     kw_only=True,
 )
-
-
-class Layer(msgspec.Struct, kw_only=True):
-    """See ``models.summary.LayerRow``."""
-
-    path: str
-    kind: str
-    output_shape: list[Count]
-    num_params: Count
-    flops: NotNegative
-
-
-class Result(Record, kw_only=True):
-    """``result.json``: the result of a run.
-
-    Attributes:
-      model: name of the model.
-      dataset: name of the data set.
-      num_params: number of parameters of the model.
-      flops_per_image: see ``Config``.
-      train_flops: floating-point operations of the training of one replica, see
-        ``Trainer``; null in older records.
-      layers: layers of the model.
-      seeds: one per replica, like the next two and ``diverged_at``.
-      test_accuracy: share of the test images classified correctly; null if the replica
-        has diverged. (Older records have a number there.)
-      test_loss: mean cross-entropy; null or NaN if the replica has diverged.
-      test_accuracy_mean: mean over the finished seeds; null if there is none.
-      test_accuracy_ci95: half the width of the 95 % interval of that mean; null for
-        fewer than two seeds.
-      test_size: number of test images.
-      epochs: length of the recipe.
-      steps: number of steps of the replica that took the most.
-      train_seconds: training time of all replicas together, without compilation.
-      compile_seconds: compilation time of the training program.
-      images_per_second: speed of training, over all replicas.
-      device: the device of the run.
-      diverged_at: the step at which a replica's loss became NaN or infinite; null for a
-        finished replica.
-      status: ``diverged`` if all replicas diverged, otherwise ``finished``.
-    """
-
-    model: Name
-    dataset: str
-    num_params: Size
-    flops_per_image: NotNegative
-    train_flops: NotNegative | None = None
-    layers: list[Layer] | None = None
-    seeds: Annotated[list[Seed], OneOrMore]
-    test_accuracy: list[Share | None]
-    test_loss: list[Number | None]
-    test_accuracy_mean: Share | None
-    test_accuracy_ci95: NotNegative | None
-    test_size: Size
-    epochs: Length
-    steps: Count
-    train_seconds: Positive
-    compile_seconds: NotNegative
-    images_per_second: Positive
-    device: str
-    diverged_at: list[Count | None]
-    status: Literal["finished", "diverged"]
-
-    def __post_init__(self):
-        super().__post_init__()
-        count = len(self.seeds)
-        lists = (self.test_accuracy, self.test_loss, self.diverged_at)
-        if any(len(one) != count for one in lists):
-            raise ValueError(
-                "test_accuracy, test_loss and diverged_at do not have "
-                f"{count} seeds each"
-            )
-        if len(set(self.seeds)) < count:
-            raise ValueError("a seed appears twice")
-        for name in ("test_accuracy", "test_loss"):
-            pairs = zip(getattr(self, name), self.diverged_at, strict=True)
-            if any(value is None and at is None for value, at in pairs):
-                raise ValueError(f"a seed that has not diverged has no {name}")
-        if len(self.finished) > 1 and self.test_accuracy_ci95 is None:
-            raise ValueError("test_accuracy_ci95 is null for more than one seed")
-        if (self.status == "diverged") != (None not in self.diverged_at):
-            raise ValueError("status does not agree with diverged_at")
-
-    @property
-    def finished(self) -> list[float]:
-        """The test accuracies of the finished seeds."""
-        pairs = zip(self.test_accuracy, self.diverged_at, strict=True)
-        return [one for one, at in pairs if one is not None and at is None]
-
-
-class Suggestion(msgspec.Struct, kw_only=True):
-    """The suggestion of a method of the range test; see ``range_curve.Consensus``."""
-
-    method: str
-    rates: list[Positive | None]
-    rate: Positive | None
-    spread: Positive | None
-    problem: str | None
-
-
-class RateTrial(msgspec.Struct, kw_only=True):
-    """The beginning of training with a rate; see ``rate_check.Trial``.
-
-    Attributes:
-      rate: the highest rate of the schedule.
-      losses: mean loss of the last steps for each seed, which are the first seeds of
-        the range test.
-      breaks: whether each seed diverged.
-    """
-
-    rate: Positive
-    losses: list[Number | None]
-    breaks: list[bool]
-
-
-class RangeTest(Record, kw_only=True):
-    """``lr_find.json``: the curves of a range test, and their suggestions.
-
-    Attributes:
-      model: name of the model.
-      settings: of the test.
-      seeds: one per replica, R.
-      num_steps: planned number of steps.
-      rates: rising rates of the S steps that were done.
-      losses: [R, S]; null after the replica has stopped.
-      smoothed: moving average of the losses, [R, S].
-      seconds: duration of the steps.
-      compile_seconds: duration of the compilation.
-      suggestions: the suggestion of each method.
-      checked: the checks by training, with the suggested rate, with half of it, and so
-        on; empty in older records, and without a training that follows.
-      suggested_lr: the resulting rate; null if the test is inconclusive.
-    """
-
-    model: Name | None = None
-    settings: dict[str, Setting] = {}
-    seeds: Annotated[list[Seed], OneOrMore]
-    num_steps: Annotated[int, Meta(ge=1, le=1_000_000)]
-    rates: Annotated[list[Positive], OneOrMore]
-    losses: list[list[Number | None]]
-    smoothed: list[list[Number | None]]
-    seconds: NotNegative
-    compile_seconds: NotNegative
-    suggestions: list[Suggestion] = []
-    checked: list[RateTrial] = []
-    suggested_lr: Positive | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        count, steps = len(self.seeds), len(self.rates)
-        curves = (self.losses, self.smoothed)
-        if (
-            any(len(curve) != steps for one in curves for curve in one)
-            or any(len(one) != count for one in curves)
-            or (np.diff(self.rates) <= 0).any()
-            or steps > self.num_steps
-        ):
-            raise ValueError("its rates and curves do not belong together")
-        # A curve may end early but has no gaps; the longest has all of the steps.
-        losses, smoothed = (~np.isnan(np.array(one, np.float64)) for one in curves)
-        if (
-            (losses != smoothed).any()
-            or (losses[:, 1:] > losses[:, :-1]).any()
-            or not losses[:, -1].any()
-        ):
-            raise ValueError("a curve has gaps")
 
 
 def write_config(folder: pathlib.Path, config: Config) -> None:

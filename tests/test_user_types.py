@@ -72,7 +72,7 @@ def test_a_program_has_no_error_and_exact_types(strict):
     )
     assert status == 0, output + errors
     lists, literal = (line for line in output.splitlines() if "Revealed" in line)
-    assert "list[cifar_flax.records.LogPoint]" in lists
+    assert "list[cifar_flax.record_types.LogPoint]" in lists
     assert "'finished'" in literal
 
 

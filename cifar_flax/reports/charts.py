@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 
 from cifar_flax.analysis.range_curve import RangeResult
 from cifar_flax.analysis.statistics import ci95_of_mean
-from cifar_flax.reports.studies import Entry
+from cifar_flax.reports.entries import Entry
 
 # The colours of Okabe and Ito that are visible on a light and on a dark background.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")

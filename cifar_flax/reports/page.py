@@ -24,7 +24,8 @@ from cifar_flax.errors import UserError
 from cifar_flax.files import printable
 from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
-from cifar_flax.reports.studies import BEST, WHOLE, Entry, Study, read_studies
+from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.studies import BEST, WHOLE, Study, read_studies
 from cifar_flax.reports.tables import (
     accuracy_in_words,
     seeds_in_words,

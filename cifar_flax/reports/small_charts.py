@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cifar_flax.analysis.predictions import BINS, Calibration
-from cifar_flax.reports.studies import Entry
+from cifar_flax.reports.entries import Entry
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cifar_flax.reports.studies import Entry, Study, read_studies
+from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.studies import Study, read_studies
 
 
 def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:

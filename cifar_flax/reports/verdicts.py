@@ -13,7 +13,8 @@ from cifar_flax.analysis.statistics import (
     mcnemar,
 )
 from cifar_flax.identity import bits_that_differ, differing_parts
-from cifar_flax.reports.studies import BEST, Entry, Study
+from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.studies import BEST, Study
 
 SEVERAL = 10  # sentences about a baseline; the ranking has all comparisons with it
 

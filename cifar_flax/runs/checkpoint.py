@@ -32,7 +32,6 @@ from cifar_flax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-
 # This file is written into a checkpoint's folder after Orbax has finished.
 MANIFEST = "manifest.json"
 
@@ -243,13 +242,13 @@ class Checkpoints:
     def _check_run(self, steps: Collection[int]) -> None:
         """Raises a UserError if a checkpoint is of another run, with equal shapes."""
         for step in steps:
-            theirs = None
+            theirs, place = None, self._folder / str(step)
             with contextlib.suppress(Exception):  # a damaged one is reported later
-                theirs = _read_manifest(self._folder / str(step)).run
+                theirs = _read_manifest(place).run
             if None not in (self._run, theirs) and self._run != theirs:
                 raise UserError(
-                    f"{self._folder / str(step)} is a checkpoint of another run; move "
-                    "it away, or give the folder of its run"
+                    f"{place} is a checkpoint of another run; move it away, or give "
+                    "the folder of its run"
                 )
 
     def _read(
