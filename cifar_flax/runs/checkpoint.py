@@ -240,15 +240,14 @@ class Checkpoints:
         )
 
     def _check_run(self, steps: Collection[int]) -> None:
-        """Raises a UserError if a checkpoint is of another run, with equal shapes."""
+        """Raises a UserError if a checkpoint is of another run."""
         for step in steps:
             theirs, place = None, self._folder / str(step)
             with contextlib.suppress(Exception):  # a damaged one is reported later
                 theirs = _read_manifest(place).run
             if None not in (self._run, theirs) and self._run != theirs:
                 raise UserError(
-                    f"{place} is a checkpoint of another run; move it away, or give "
-                    "the folder of its run"
+                    f"{place} is a checkpoint of another run; move it elsewhere"
                 )
 
     def _read(
