@@ -28,6 +28,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.json_files import read_json, write_json
 from cifar_flax.runs.environment import device_name, use_compilation_cache
+from cifar_flax.runs.folder import check_same_run
 from cifar_flax.runs.range_tests import range_test
 from cifar_flax.runs.settings import RANGE_SEEDS, Settings
 from cifar_flax.runs.subject import Subject
@@ -92,6 +93,8 @@ def main() -> int:
             if not os.path.exists(folder / GRID):  # it accepts very long names
                 screen.print(f"\n{one.model}")
                 measure(one, folder, dataset, screen)
+            else:
+                check_same(one, folder, dataset)
             record = records.read_range_test(folder)
             if record is None:
                 raise UserError(
@@ -127,6 +130,13 @@ def settings_of(model: str, seeds: tuple[int, ...]) -> Settings:
             train_size=FLAGS.train_size,
             seeds=seeds,
         )
+
+
+def check_same(settings: Settings, folder: pathlib.Path, dataset: Dataset) -> None:
+    """Raises a UserError if a folder holds the grid of something else."""
+    subject = Subject.prepare(settings, dataset=dataset, needs_schedule=False)
+    config = subject.config("lr_find", subject.make_trainer())
+    check_same_run(config, records.read_config(folder), folder)
 
 
 def measure(
