@@ -94,11 +94,11 @@ class Subject:
         if dataset is not None and not isinstance(dataset, Dataset):
             kind = type(dataset).__name__
             raise UserError(f"the dataset is a {kind}; make_dataset makes one")
-        changed, source = settings.changed(), None
+        changed, is_named = settings.changed(), False
         if model is not None:
             _refuse_both(changed, OF_MODEL, "model")
-        elif is_own(settings.model):
-            source = source_of(settings.model)
+        elif is_named := is_own(settings.model):
+            source_of(settings.model)  # reports now what is wrong with the code
         elif not has_norm(settings.model) and changed.keys() & set(OF_MODEL[3:]):
             logger.warning(
                 "%s has no batch norm: its settings have no effect", settings.model
@@ -122,7 +122,10 @@ class Subject:
         splits = split_dataset(
             dataset, settings.val_size, settings.train_size, settings.split_seed
         )
+        source = source_of(settings.model) if is_named else None
         subject = cls(settings, model, recipe, dataset, splits, source, devices, mesh)
+        if is_named:
+            _ = subject.net  # made before the file may change again
         if needs_schedule and not subject.has_schedule:
             raise UserError(
                 "your own model has no default recipe; give --recipe=modern or a file "
