@@ -16,7 +16,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from cifar_flax.errors import UserError
@@ -216,6 +216,14 @@ def _valid_of(kind: Any) -> Valid | None:
     )
 
 
+def with_fields(doc: str | None, fields: Mapping[str, Hyper]) -> str | None:
+    """Returns a docstring followed by a description of fields."""
+    if not fields:
+        return doc
+    lines = [f"      {n}: {one.help} {one.more}".rstrip() for n, one in fields.items()]
+    return "\n".join([(doc or "").rstrip(), "", "    Attributes:", *lines])
+
+
 class Definition:
     """Base of the dataclasses that define hyperparameters; it checks their values.
 
@@ -225,15 +233,9 @@ class Definition:
 
     def __init_subclass__(cls) -> None:
         """Adds the fields to the docstring."""
-        lines = []
-        for name, hint in cls.__annotations__.items():
-            for about in typing.get_args(hint)[1:]:
-                if isinstance(about, Hyper):
-                    more = f" {about.more}" if about.more else ""
-                    lines.append(f"      {name}: {about.help}{more}")
-        if lines:
-            text = "\n".join(lines)
-            cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}\n\n    Attributes:\n{text}"
+        hints = [(n, typing.get_args(h)) for n, h in cls.__annotations__.items()]
+        abouts = {n: one for n, args in hints for one in args if type(one) is Hyper}
+        cls.__doc__ = with_fields(cls.__doc__, abouts)
 
     def __post_init__(self) -> None:
         """Checks every declared field, and stores it in its usual form."""

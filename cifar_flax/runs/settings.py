@@ -10,6 +10,7 @@ from cifar_flax.data import Dataset, load_dataset
 from cifar_flax.data.archive import check_sha256
 from cifar_flax.data.load import check_name
 from cifar_flax.data.own import whole_name as whole_dataset
+from cifar_flax.definitions import with_fields
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.models import make_model
@@ -226,3 +227,7 @@ class Settings(RecordedSettings):
         """Returns the flags of ``experiments.run`` for these settings."""
         given = {"model": self.model, "seeds": self.seeds, **self.changed()}
         return [f"--{name}={as_text(value)}" for name, value in given.items()]
+
+
+_ABOUT = {name: one.about for name, one in SETTINGS.items()}
+Settings.__doc__ = with_fields(Settings.__doc__, _ABOUT)
