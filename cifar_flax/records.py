@@ -36,6 +36,7 @@ from cifar_flax.json_files import (
     write_json,
 )
 from cifar_flax.record_types import (
+    FORMAT,
     PLACES,
     Config,
     DatasetInfo,
@@ -57,6 +58,7 @@ from cifar_flax.record_types import (
 
 # The types that other modules know from here.
 __all__ = [
+    "FORMAT",
     "PLACES",
     "Config",
     "DatasetInfo",
