@@ -120,18 +120,17 @@ def make_dataset(
         class name, or a standard deviation is 0.
     """
     names = _checked_names(name, class_names)
-    if (val_images is None) != (val_labels is None):
-        given = "val_images" if val_labels is None else "val_labels"
-        raise UserError(f"{name}: only {given} is given; give images and labels")
     pairs = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
     if val_images is not None and val_labels is not None:
         pairs["val"] = (val_images, val_labels)
+    elif val_images is not None or val_labels is not None:
+        given = "val_images" if val_labels is None else "val_labels"
+        raise UserError(f"{name}: only {given} is given; give images and labels")
     shape = None
     for split, (x, y) in pairs.items():
-        where = f"{name}, {split} split"
-        x = check_images(where, x, shape)
-        pairs[split] = x, check_labels(where, y, len(x), len(names))
-        shape = x.shape[1:]
+        x = check_images(f"{name}, {split} split", x, shape)
+        y = check_labels(f"{name}, {split} split", y, len(x), len(names))
+        pairs[split], shape = (x, y), x.shape[1:]
     if mean is None or std is None:
         computed = channel_statistics(pairs["train"][0])
         mean, std = mean or computed[0], std or computed[1]

@@ -164,12 +164,10 @@ def split_dataset(
     stop = total if train_size is None else held + train_size
     val_part, train = np.sort(order[:held]), np.sort(order[held:stop])
     images, labels = dataset.train_images, dataset.train_labels
-    own_images, own_labels = dataset.val_images, dataset.val_labels
-    val = None
-    if held:
-        val = Split(images[val_part], labels[val_part])
-    elif val_size is None and own_images is not None and own_labels is not None:
-        val = Split(own_images, own_labels)
+    val = Split(images[val_part], labels[val_part]) if held else None
+    if val_size is None and dataset.val_images is not None:
+        assert dataset.val_labels is not None
+        val = Split(dataset.val_images, dataset.val_labels)
     return Splits(
         train=Split(images[train], labels[train]),
         val=val,

@@ -94,20 +94,11 @@ class Subject:
         if dataset is not None and not isinstance(dataset, Dataset):
             kind = type(dataset).__name__
             raise UserError(f"the dataset is a {kind}; make_dataset makes one")
-        changed, is_named = settings.changed(), False
+        changed = settings.changed()
         if model is not None:
             _refuse_both(changed, OF_MODEL, "model")
-        elif is_named := is_own(settings.model):
-            source_of(settings.model)  # reports now what is wrong with the code
-        elif not has_norm(settings.model) and changed.keys() & set(OF_MODEL[3:]):
-            logger.warning(
-                "%s has no batch norm: its settings have no effect", settings.model
-            )
-        elif settings.bn_freeze and settings.init_from is None:
-            logger.warning(
-                "--bn_freeze: the running statistics of an untrained network are 0 and "
-                "1, and will not change"
-            )
+        else:
+            _check_model(settings, changed)
         if recipe is not None:
             _refuse_both(changed, (*OF_RECIPE, "continue_from"), "recipe")
         if dataset is None:
@@ -122,6 +113,7 @@ class Subject:
         splits = split_dataset(
             dataset, settings.val_size, settings.train_size, settings.split_seed
         )
+        is_named = model is None and is_own(settings.model)
         source = source_of(settings.model) if is_named else None
         subject = cls(settings, model, recipe, dataset, splits, source, devices, mesh)
         if is_named:
@@ -321,6 +313,21 @@ def with_recipe(
 def _gives(given: str, found: str) -> bool:
     """Returns whether the name that was given may mean the data set that was found."""
     return given in ("auto", found) or is_own_data(given)
+
+
+def _check_model(settings: Settings, changed: Mapping[str, Any]) -> None:
+    """Warns of settings without effect; raises a UserError if code cannot be loaded."""
+    if is_own(settings.model):
+        source_of(settings.model)
+    elif not has_norm(settings.model) and changed.keys() & set(OF_MODEL[3:]):
+        logger.warning(
+            "%s has no batch norm: its settings have no effect", settings.model
+        )
+    elif settings.bn_freeze and settings.init_from is None:
+        logger.warning(
+            "--bn_freeze: the running statistics of an untrained network are 0 and 1, "
+            "and will not change"
+        )
 
 
 def _refuse_both(changed: dict[str, Any], names: tuple[str, ...], given: str) -> None:
