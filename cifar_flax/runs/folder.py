@@ -12,6 +12,7 @@ from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.identity import model_differs, model_of
 from cifar_flax.records import CONFIG
+from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.recorded_settings import differences
 from cifar_flax.training.recipe_files import completed
 
@@ -219,8 +220,20 @@ def check_same_settings(
         )
     if not different:
         different = recipe_differences(recipe, recorded)
+    had, has = _seeds(recorded.settings), _seeds(now)
+    if len(different) == 1 and (more := [seed for seed in has if seed not in had]):
+        raise UserError(
+            f"{folder} holds the run of the seeds {as_text(had)}; train the others with "
+            f"--seeds={as_text(more)} in another --workdir, and a report puts all of "
+            "them together"
+        )
     if different:
         raise another_run(folder, different)
+
+
+def _seeds(settings: dict[str, records.Setting]) -> tuple[Any, ...]:
+    seeds: Any = settings["seeds"]
+    return tuple(seeds)
 
 
 def recipe_differences(

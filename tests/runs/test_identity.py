@@ -259,6 +259,13 @@ def test_a_resume_needs_the_same_network_and_recipe(tmp_path, dataset):
     assert go(folder, dataset, Linear(lambda y: y), resume=True).status == "finished"
 
 
+def test_more_seeds_in_the_same_folder_are_told_where_to_train(tmp_path, dataset):
+    go(tmp_path / "run", dataset, seeds=(0, 1))
+    words = "holds the run of the seeds 0,1; train the others with --seeds=2,3 in"
+    with pytest.raises(UserError, match=words):
+        go(tmp_path / "run", dataset, seeds=(0, 2, 3), resume=True)
+
+
 def test_a_run_is_loaded_only_with_its_network(tmp_path, dataset):
     go(tmp_path / "run", dataset, Linear(lambda x: x))
     assert cf.Run.load(tmp_path / "run", model=Linear(lambda x: x)).seeds == (0,)
