@@ -221,11 +221,12 @@ def check_same_settings(
     if not different:
         different = recipe_differences(recipe, recorded)
     had, has = _seeds(recorded.settings), _seeds(now)
-    if len(different) == 1 and (more := [seed for seed in has if seed not in had]):
+    more = tuple(seed for seed in has if seed not in had)
+    if len(different) == 1 and more:
         raise UserError(
-            f"{folder} holds the run of the seeds {as_text(had)}; train the others with "
-            f"--seeds={as_text(more)} in another --workdir, and a report puts all of "
-            "them together"
+            f"{folder} holds the run of the seeds {as_text(had)}; train the others "
+            f"with --seeds={as_text(more)} in another --workdir, and a report puts all "
+            "of them together"
         )
     if different:
         raise another_run(folder, different)
