@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cifar_flax.records import PLACES, Config
+from cifar_flax.records import Config
 
 # The versions that decide what JAX traces from the same code.
 TRACERS = ("jax", "flax", "cifar-flax")
@@ -36,7 +36,7 @@ def configuration_of(config: Config, run: str) -> str:
         if "rate" in vary:  # the rates are part of what the seeds vary
             recipe = {n: v for n, v in recipe.items() if not n.endswith("_rate")}
         code = source and source.sha256
-        parts: list[Any] = [_deciding(config), sorted(recipe.items()), code]
+        parts: list[Any] = [config.deciding_settings, recipe, code]
     else:
         parts = [own.model, own.recipe, own.start, run if own.unknown else None]
     return digest([config.model, data, vary, *parts])
@@ -151,11 +151,6 @@ def parts_of(config: Config) -> dict[str, Any]:
         "cannot_be_compared": own.unknown if own else None,
         **bits_of(config),
     }
-
-
-def _deciding(config: Config) -> list[Any]:
-    without = (*PLACES, "seeds")
-    return sorted((n, v) for n, v in config.settings.items() if n not in without)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
