@@ -153,15 +153,16 @@ def test_a_net_of_ones_own_trains_and_predicts(nets, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_changed_file_is_said(nets, tmp_path, caplog):
+def test_a_run_is_loaded_with_the_network_that_it_trained(nets, tmp_path):
     run(small(model=f"{nets}:Net"), tmp_path / "run")
     other = tmp_path / "changed" / nets.name
     other.parent.mkdir()
     other.write_text(NETS + "# changed\n")
-    Run.load(tmp_path / "run", model=f"{other}:Net")
-    assert "has changed since the run was trained" in caplog.text
-    with pytest.raises(UserError, match="its arrays are not the model's"):
-        Run.load(tmp_path / "run", model=f"{nets}:attention")
+    assert Run.load(tmp_path / "run", model=f"{other}:Net").seeds == (0,)
+    for name, text in (("Net", NETS.replace("relu", "tanh")), ("attention", NETS)):
+        other.write_text(text)
+        with pytest.raises(UserError, match="trained another Net: it computes"):
+            Run.load(tmp_path / "run", model=f"{other}:{name}")
     run(small(model="simplenet"), tmp_path / "ours")
     with pytest.raises(UserError, match="its model is simplenet; leave out model"):
         Run.load(tmp_path / "ours", model=f"{nets}:Net")
