@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cifar_flax.errors import UserError
-from cifar_flax.models import ConvBnNet, SimpleNet
+from cifar_flax.models import SimpleNet
 from cifar_flax.training.lr_range import (
     Curves,
     Ramp,
@@ -25,8 +25,10 @@ from cifar_flax.training.schedules import ramp
 from cifar_flax.training.stages import Stage
 from cifar_flax.training.steps import cross_entropy, epoch_order
 from cifar_flax.training.trainer import Trainer
+from tests.training.nets import PooledNet
 
 RECIPE = Recipe((Constant(0.1, 1),), batch_size=8, weight_decay=0.01)
+SHORT = RangeSettings(1e-4, 1e-3, 20)
 
 
 def make_trainer(splits, model, seeds=(0,)):
@@ -96,7 +98,7 @@ def test_losses_are_those_of_a_loop_by_hand(splits):
 
 @pytest.mark.slow
 def test_the_state_comes_back_untouched_bit_for_bit(splits):
-    trainer = make_trainer(splits, ConvBnNet(4, features=(4, 8)), (0, 1))
+    trainer = make_trainer(splits, PooledNet(), (0, 1))
     state = trainer.init()
     before = fingerprint(state)
     range_curves(trainer, splits.train, RangeSettings(num_steps=20), state)
@@ -105,9 +107,8 @@ def test_the_state_comes_back_untouched_bit_for_bit(splits):
 
 def test_progress_is_told_to_the_end(splits):
     told = []
-    settings = RangeSettings(num_steps=20, end_lr=1e-3)
-    trainer = make_trainer(splits, SimpleNet(4))
-    range_curves(trainer, splits.train, settings, on_progress=told.append)
+    trainer = make_trainer(splits, PooledNet(), (0, 1))
+    range_curves(trainer, splits.train, SHORT, on_progress=told.append)
     assert told == sorted(set(told))
     assert told[-1] == 20
 
@@ -153,16 +154,12 @@ def test_wrong_settings_are_named(settings, words):
 
 
 def test_a_hopeless_model_is_named(splits):
-    trainer = make_trainer(splits, SimpleNet(4))
+    trainer = make_trainer(splits, PooledNet(), (0, 1))
     state = trainer.init()
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+    state = state.replace(params=broken)
     with pytest.raises(UserError, match="NaN or infinite at the first step"):
-        range_curves(
-            trainer,
-            splits.train,
-            RangeSettings(num_steps=20),
-            state.replace(params=broken),
-        )
+        range_curves(trainer, splits.train, SHORT, state)
 
 
 def test_a_test_takes_an_epoch_and_a_hundred_steps_at_least(splits):
@@ -185,7 +182,7 @@ class Rise:
 
 
 def losses_of(splits, recipe, settings, seeds=(0, 1)):
-    trainer = Trainer(ConvBnNet(4, features=(4, 8)), recipe, splits.spec, seeds)
+    trainer = Trainer(PooledNet(), recipe, splits.spec, seeds)
     return range_curves(trainer, splits.train, settings).losses
 
 
@@ -196,18 +193,15 @@ def test_losses_are_those_of_a_training_with_the_ramp_as_its_schedule(splits, ch
     found = losses_of(splits, recipe, RangeSettings(1e-4, 1e-1, 30))
     rise = Rise(30 / 12, Ramp(1e-4, 1e-1, 30))
     recipe = dataclasses.replace(recipe, phases=(rise,))
-    model = ConvBnNet(4, features=(4, 8))
+    model = PooledNet()
     trainer = Trainer(model, recipe, splits.spec, (0, 1))
     state = trainer.init(splits.train)
     losses = [progress.losses for progress in trainer.run(state, splits.train)]
     np.testing.assert_array_equal(found, np.concatenate(losses, 1))
 
 
-SHORT = RangeSettings(1e-4, 1e-1, 20)
-
-
 def test_it_starts_at_step_0_without_momentum_from_any_state(splits):
-    trainer = make_trainer(splits, SimpleNet(4), (0, 1))
+    trainer = make_trainer(splits, PooledNet(), (0, 1))
     *_, last = trainer.run(trainer.init(), splits.train)
     fresh = trainer.start_from(last.state.trained)
     found, expected = (
@@ -234,7 +228,7 @@ def test_images_have_the_size_of_the_phase_in_the_test(splits):
     small = dataclasses.replace(RECIPE, phases=(Constant(0.1, 1, image_size=16),))
     found, plain = (losses_of(splits, recipe, SHORT) for recipe in (small, RECIPE))
     assert (found != plain).all()
-    trainer = Trainer(ConvBnNet(4, features=(4, 8)), small, splits.spec, (0, 1))
+    trainer = Trainer(PooledNet(), small, splits.spec, (0, 1))
     trained = next(trainer.run(trainer.init(splits.train), splits.train)).losses
     np.testing.assert_array_equal(found[:, 0], trained[:, 0])  # before any update
 
@@ -244,7 +238,7 @@ def test_the_phase_is_that_of_the_highest_rate(splits):
     low, high = Constant(0.01, 1, image_size=8), Constant(0.1, 1, image_size=16)
     also_high = Constant(0.1, 1)
     recipe = dataclasses.replace(RECIPE, phases=(low, high, also_high))
-    trainer = Trainer(ConvBnNet(4, features=(4, 8)), recipe, splits.spec)
+    trainer = Trainer(PooledNet(), recipe, splits.spec)
     assert peak_stage(trainer) == Stage(12, 24, None, 16)
 
 

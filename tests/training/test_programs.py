@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cifar_flax.data.augment import NO_AUGMENTATION
 from cifar_flax.models import SimpleNet
 from cifar_flax.models.streams import Stream
 from cifar_flax.training import programs
@@ -53,7 +54,8 @@ def net_of_a_cell(factor, **fields):
     return made(**fields)
 
 
-RECIPE = Recipe((Constant(0.05, 1),), batch_size=16)
+PLAIN = {"batch_size": 16, "augmentation": NO_AUGMENTATION}
+RECIPE = Recipe((Constant(0.05, 1),), **PLAIN)
 
 
 def make_trainer(splits, model=None, recipe=RECIPE, seeds=(0,), **settings):
@@ -89,7 +91,7 @@ def test_equal_trainers_share_a_program(splits, traces):
     assert first.compile_seconds > 0
     traces.clear()
     recipe = Recipe(
-        (Constant(0.05, 1.0),), batch_size=16, optimizer="adamw", options={"b1": 0.8}
+        (Constant(0.05, 1.0),), optimizer="adamw", options={"b1": 0.8}, **PLAIN
     )
     second = make_trainer(splits, Net(extra=functools.partial(nn.relu)), recipe)
     np.testing.assert_array_equal(train(second, splits), losses)
@@ -102,18 +104,29 @@ def test_equal_trainers_share_a_program(splits, traces):
     assert hash(second.train_step) == hash(first.train_step)
 
 
+def programs_of(trainer):
+    """Returns the programs of a trainer, not yet compiled."""
+    place, backend = trainer.placement, jax.default_backend()
+    step = trainer.train_step
+    return programs.training(step, place, backend), programs.initial(step, backend)
+
+
+def assert_none_shared(one, other):
+    for program, another in zip(programs_of(one), programs_of(other), strict=True):
+        assert program is not another
+
+
 @pytest.mark.parametrize(
     "model",
     [Net(num_classes=5), Net(act=nn.tanh), Net(dropout=0.5), net_of_a_cell(2.0)],
     ids=["classes", "function", "number", "class"],
 )
-def test_a_trainer_of_another_model_shares_none(splits, traces, model):
-    train(make_trainer(splits), splits)
-    traces.clear()
+def test_a_trainer_of_another_model_shares_none(splits, model):
+    trainer = make_trainer(splits)
+    assert programs_of(make_trainer(splits)) == programs_of(trainer)
     spec = dataclasses.replace(splits.spec, num_classes=model.num_classes)
-    splits = types.SimpleNamespace(spec=spec, train=splits.train)
-    train(make_trainer(splits, model), splits)
-    assert len(traces) > 0
+    other = make_trainer(types.SimpleNamespace(spec=spec), model)
+    assert_none_shared(other, trainer)
 
 
 CHANGES = {
@@ -129,11 +142,15 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_trainer_of_another_recipe_shares_none(splits, traces, name):
+def test_a_trainer_of_another_recipe_shares_none(splits, name):
+    recipe = dataclasses.replace(RECIPE, **{name: CHANGES[name]})
+    assert_none_shared(make_trainer(splits, recipe=recipe), make_trainer(splits))
+
+
+def test_what_is_not_shared_is_traced_anew(splits, traces):
     train(make_trainer(splits), splits)
     traces.clear()
-    recipe = dataclasses.replace(RECIPE, **{name: CHANGES[name]})
-    train(make_trainer(splits, recipe=recipe), splits)
+    train(make_trainer(splits, Net(act=nn.tanh)), splits)
     assert len(traces) > 0
 
 
@@ -156,7 +173,7 @@ class Odd(Recipe):
 
 
 def odd(factor):
-    recipe = Odd(RECIPE.phases, batch_size=16)
+    recipe = Odd(RECIPE.phases, **PLAIN)
     object.__setattr__(recipe, "factor", factor)
     return recipe
 
@@ -182,11 +199,9 @@ def test_what_computes_the_same_shares_a_program(splits, traces, model, recipe):
     assert traces == []
 
 
-def test_custom_code_of_a_recipe_is_compared(splits, traces):
-    train(make_trainer(splits, recipe=odd(0.5)), splits)
-    traces.clear()
-    train(make_trainer(splits, recipe=odd(0.25)), splits)
-    assert len(traces) > 0
+def test_custom_code_of_a_recipe_is_compared(splits):
+    one, other = (make_trainer(splits, recipe=odd(factor)) for factor in (0.5, 0.25))
+    assert_none_shared(one, other)
 
 
 def test_what_jax_does_not_see_is_not_shared(splits, traces):
@@ -205,7 +220,7 @@ def test_what_jax_does_not_see_is_not_shared(splits, traces):
 
 
 def test_all_rates_share_a_program_and_the_factor_is_one_of_the_rate(splits, traces):
-    trainer = make_trainer(splits, recipe=Recipe((Constant(1.0, 1),), batch_size=16))
+    trainer = make_trainer(splits, recipe=Recipe((Constant(1.0, 1),), **PLAIN))
     train(trainer, splits, rate=0.5)
     traces.clear()
     found = train(trainer, splits, rate=0.05)
@@ -227,8 +242,8 @@ def test_a_setting_of_jax_makes_another_program(splits, traces):
 
 def test_a_process_keeps_a_few_programs(splits):
     for rate in np.geomspace(1e-3, 1e-2, programs.MOST_PROGRAMS + 3):
-        recipe = Recipe((Constant(float(rate), 1),), batch_size=48)
-        make_trainer(splits, recipe=recipe).init()
+        recipe = Recipe((Constant(float(rate), 1),), **PLAIN)
+        programs.initial(make_trainer(splits, recipe=recipe).train_step, "cpu")
     assert programs.initial.cache_info().currsize <= programs.MOST_PROGRAMS
 
 
