@@ -5,7 +5,7 @@ and its seeds. The same run gives the same bits on the same kind of machine with
 same versions. Runs that differ only in seeds are one configuration.
 
 Older records have no ``Identity``. They are told apart by all that they hold, and are
-the same as a newer record if nothing that both hold differs.
+the same as a newer record if a command made both and nothing that both hold differs.
 """
 
 import hashlib
@@ -28,18 +28,27 @@ def configuration_of(config: Config, run: str) -> str:
       config: the record of a run.
       run: names the run, which is its own configuration if it cannot be compared.
     """
-    data = [config.dataset.fingerprint, *(getattr(config.dataset, n) for n in _SIZES)]
-    own, source = config.identity, config.model_source
-    vary: Any = config.settings.get("seeds_vary") or []
+    own = config.identity
     if own is None:
-        recipe = _flat(config.recipe or {})
-        if "rate" in vary:  # the rates are part of what the seeds vary
-            recipe = {n: v for n, v in recipe.items() if not n.endswith("_rate")}
-        code = source and source.sha256
-        parts: list[Any] = [config.deciding_settings, recipe, code]
-    else:
-        parts = [own.model, own.recipe, own.start, run if own.unknown else None]
-    return digest([config.model, data, vary, *parts])
+        return recorded_of(config)
+    vary, unknown = config.settings.get("seeds_vary"), run if own.unknown else None
+    parts = [own.model, own.recipe, own.start, unknown]
+    return digest([config.model, _data_of(config), vary, *parts])
+
+
+def recorded_of(config: Config) -> str:
+    """Returns a text that is equal if all is equal that records of any version hold."""
+    recipe, source = _flat(config.recipe or {}), config.model_source
+    vary: Any = config.settings.get("seeds_vary") or []
+    if "rate" in vary:  # the rates are part of what the seeds vary
+        recipe = {n: v for n, v in recipe.items() if not n.endswith("_rate")}
+    given = {n: v for n, v in config.deciding_settings.items() if v is not None}
+    return digest([given, recipe, source and source.sha256, _data_of(config)])
+
+
+def _data_of(config: Config) -> list[Any]:
+    data = config.dataset
+    return [data.fingerprint, *(getattr(data, name) for name in _SIZES)]
 
 
 def run_of(config: Config) -> str | None:

@@ -9,7 +9,13 @@ import numpy as np
 
 from cifar_flax.analysis.predictions import Calibration
 from cifar_flax.analysis.statistics import ci95_of_mean, ci95_of_share
-from cifar_flax.identity import bits_of, configuration_of, differing_parts, parts_of
+from cifar_flax.identity import (
+    bits_of,
+    configuration_of,
+    differing_parts,
+    parts_of,
+    recorded_of,
+)
 from cifar_flax.reports.runs import RunRecord
 
 # Parts of a recipe that a name tells.
@@ -162,11 +168,26 @@ def make_entries(runs: list[RunRecord], left_out: list[str]) -> list[Entry]:
     for run in runs:
         key = configuration_of(run.config, str(run.folder))
         configurations.setdefault(key, []).append(run)
+    _join_older(configurations)
     parts = [part for group in configurations.values() for part in _parts(group)]
     kept = [_without_repeats(part, left_out) for part in parts]
     groups = [group for group in kept if group]
     names = _names([group[0] for group in groups])
     return [Entry(*pair) for pair in zip(names, groups, strict=True)]
+
+
+def _join_older(configurations: dict[str, list[RunRecord]]) -> None:
+    """Puts older runs of a command to the newer ones of which nothing known differs."""
+    newer: dict[str, list[str]] = {}
+    for key, runs in configurations.items():
+        own = runs[0].config.identity
+        if own is not None and own.unknown is None:
+            newer.setdefault(recorded_of(runs[0].config), []).append(key)
+    for key, runs in list(configurations.items()):
+        same = newer.get(recorded_of(runs[0].config), [])
+        is_older = runs[0].config.identity is None
+        if is_older and len(same) == 1 and all(run.config.command for run in runs):
+            configurations[same[0]] += configurations.pop(key)
 
 
 def _claims(runs: list[RunRecord]) -> dict[int, list[tuple[RunRecord, int]]]:

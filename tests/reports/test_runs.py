@@ -173,6 +173,23 @@ def test_a_seed_with_two_results_is_not_used(tmp_path):
         assert words in line
 
 
+def identify(folder, model):
+    config = records.read_config(folder)
+    config.identity = records.Identity(model=model, recipe="the same")
+    records.write_config(folder, config)
+
+
+def test_an_older_run_goes_to_the_only_newer_configuration_it_can_be(tmp_path):
+    make_run(tmp_path / "older", accuracies=(0.5, 0.6))
+    identify(make_run(tmp_path / "b", accuracies=(0.7,), seeds=[2]), "one network")
+    (study,), left_out = read_studies(tmp_path)
+    (entry,) = study.entries
+    assert (entry.seeds, left_out) == ([0, 1, 2], [])
+    identify(make_run(tmp_path / "c", accuracies=(0.7,), seeds=[3]), "another one")
+    (study,), _ = read_studies(tmp_path)
+    assert sorted(entry.seeds for entry in study.everything) == [[0, 1], [2], [3]]
+
+
 def test_configurations_are_named_by_what_tells_them_apart(tmp_path):
     make_run(tmp_path / "a", lr=0.1, momentum=0.9)
     make_run(tmp_path / "b", lr=0.2, momentum=0.9, accuracies=(0.6, 0.6))
