@@ -1,6 +1,7 @@
 """What makes two runs the same, in one process and in several."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import threading
@@ -16,6 +17,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.identity import configuration_of
 from cifar_flax.models.own import make_own, source_of
 from cifar_flax.models.program import program_of
+from cifar_flax.reports.page import write_markdown
 from cifar_flax.reports.studies import read_studies
 from tests.conftest import make_split
 
@@ -64,6 +66,15 @@ def go(folder, dataset, model=None, recipe=RECIPE, seeds=(0,), **more):
     settings = more.pop("settings", cf.Settings(val_size=16, seeds=seeds))
     model = Linear() if model is None else model
     return cf.run(settings, folder, model=model, recipe=recipe, dataset=dataset, **more)
+
+
+@pytest.fixture(scope="module")
+def plain(dataset, tmp_path_factory):
+    """A function that puts a run of the plain recipe with some seeds into a folder."""
+    trained = functools.cache(
+        lambda seeds: go(tmp_path_factory.mktemp("plain") / "run", dataset, seeds=seeds)
+    )
+    return lambda folder, seeds=(0,): shutil.copytree(trained(seeds).folder, folder)
 
 
 def names_of(folder):
@@ -118,18 +129,17 @@ def test_what_jax_does_not_see_is_unknown():
     assert program().unknown is None
 
 
-def test_recipes_of_equal_words_are_two_configurations(tmp_path, dataset):
+def test_recipes_of_equal_words_are_two_configurations(tmp_path, dataset, plain):
     others = dataclasses.replace(RECIPE, augmentation=cf.Augmentation(padding=0))
-    go(tmp_path / "a", dataset, seeds=(0, 1))
-    go(tmp_path / "b", dataset, seeds=(2, 3))
+    plain(tmp_path / "a", (0, 1))
+    plain(tmp_path / "b", (2,))
     go(tmp_path / "c", dataset, recipe=others, seeds=(4, 5))
     (study,), left_out = read_studies(tmp_path)
-    assert {tuple(entry.seeds) for entry in study.everything} == {(0, 1, 2, 3), (4, 5)}
+    assert {tuple(entry.seeds) for entry in study.everything} == {(0, 1, 2), (4, 5)}
     assert left_out == []
     names = [entry.name for entry in study.everything]
     assert any("augmentation.padding=0" in name for name in names)
-    cf.report(tmp_path, tmp_path / "report")
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = write_markdown(*read_studies(tmp_path))
     assert "have the same settings and differ in augmentation.padding." in text
 
 
@@ -154,8 +164,7 @@ def test_what_is_unknown_is_its_own_configuration(tmp_path, dataset):
     first, second = (configuration_of(one, str(n)) for n, one in enumerate(configs))
     assert first != second
     assert configuration_of(configs[0], "a") == configuration_of(configs[1], "a")
-    cf.report(tmp_path, tmp_path / "report")
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = write_markdown(*read_studies(tmp_path))
     assert "calls code that JAX does not see (pure_callback). No other run" in text
 
 
@@ -195,8 +204,8 @@ def test_the_code_of_an_optimizer_counts(tmp_path, dataset):
     assert sorted(len(entry.seeds) for entry in study.everything) == [1, 2]
 
 
-def test_a_seed_is_used_once_and_never_with_two_results(tmp_path, dataset):
-    go(tmp_path / "a", dataset, seeds=(0, 1))
+def test_a_seed_is_used_once_and_never_with_two_results(tmp_path, dataset, plain):
+    plain(tmp_path / "a", (0, 1))
     go(tmp_path / "b", dataset, seeds=(0, 1, 2))
     (study,), left_out = read_studies(tmp_path)
     (entry,) = study.entries
@@ -210,15 +219,14 @@ def test_a_seed_is_used_once_and_never_with_two_results(tmp_path, dataset):
     assert "different results for seed 1" in line
 
 
-def test_seeds_of_two_machines_are_one_entry_until_they_disagree(tmp_path, dataset):
-    go(tmp_path / "a", dataset, seeds=(0, 1))
-    go(tmp_path / "b", dataset, seeds=(2,))
+def test_seeds_of_two_machines_are_one_entry_until_they_disagree(tmp_path, plain):
+    plain(tmp_path / "a", (0, 1))
+    plain(tmp_path / "b", (2,))
     config = records.read_config(tmp_path / "b")
     config.versions["computing device"] = "another"
     records.write_config(tmp_path / "b", config)
     assert len(names_of(tmp_path)[0]) == 1
-    cf.report(tmp_path, tmp_path / "report")
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = write_markdown(*read_studies(tmp_path))
     assert "come from runs that differ in computing device." in text
     result = records.read_result(tmp_path / "b")
     result.seeds = [1]
@@ -233,10 +241,12 @@ def test_seeds_of_two_machines_are_one_entry_until_they_disagree(tmp_path, datas
     assert left_out == []
 
 
-def test_an_older_record_is_told_apart_by_its_recipe(tmp_path, dataset):
+def test_an_older_record_is_told_apart_by_its_recipe(tmp_path, dataset, plain):
     others = dataclasses.replace(RECIPE, label_smoothing=0.1)
-    for name, recipe, seed in (("a", RECIPE, 0), ("b", RECIPE, 1), ("c", others, 2)):
-        go(tmp_path / name, dataset, recipe=recipe, seeds=(seed,))
+    plain(tmp_path / "a", (0,))
+    plain(tmp_path / "b", (1,))
+    go(tmp_path / "c", dataset, recipe=others, seeds=(2,))
+    for name in "abc":
         path = tmp_path / name / records.CONFIG
         config = json.loads(path.read_text())
         del config["identity"]
@@ -259,8 +269,10 @@ def test_a_resume_needs_the_same_network_and_recipe(tmp_path, dataset):
     assert go(folder, dataset, Linear(lambda y: y), resume=True).status == "finished"
 
 
-def test_more_seeds_in_the_same_folder_are_told_where_to_train(tmp_path, dataset):
-    go(tmp_path / "run", dataset, seeds=(0, 1))
+def test_more_seeds_in_the_same_folder_are_told_where_to_train(
+    tmp_path, dataset, plain
+):
+    plain(tmp_path / "run", (0, 1))
     words = "holds the run of the seeds 0,1; train the others with --seeds=2,3 in"
     with pytest.raises(UserError, match=words):
         go(tmp_path / "run", dataset, seeds=(0, 2, 3), resume=True)
@@ -273,9 +285,9 @@ def test_a_run_is_loaded_only_with_its_network(tmp_path, dataset):
         cf.Run.load(tmp_path / "run", model=Linear(lambda x: 2 * x))
 
 
-def test_a_checkpoint_of_another_run_is_noticed(tmp_path, dataset):
-    for name, seed in (("a", 0), ("b", 1)):
-        go(tmp_path / name, dataset, seeds=(seed,))
+def test_a_checkpoint_of_another_run_is_noticed(tmp_path, dataset, plain):
+    plain(tmp_path / "a", (0,))
+    plain(tmp_path / "b", (1,))
     place = tmp_path / "a" / records.CHECKPOINTS
     shutil.rmtree(place)
     shutil.copytree(tmp_path / "b" / records.CHECKPOINTS, place)
@@ -287,10 +299,10 @@ def test_a_checkpoint_of_another_run_is_noticed(tmp_path, dataset):
     assert cf.Run.load(tmp_path / "b", model=Linear()).seeds == (1,)
 
 
-def test_a_start_counts_by_its_content(tmp_path, dataset):
+def test_a_start_counts_by_its_content(tmp_path, dataset, plain):
     stop = threading.Event()
     stop.set()
-    go(tmp_path / "origin", dataset)
+    plain(tmp_path / "origin")
     settings = cf.Settings(val_size=16, init_from=str(tmp_path / "origin"))
     go(tmp_path / "runs" / "a", dataset, settings=settings)
     go(tmp_path / "stopped", dataset, settings=settings, stop=stop)
@@ -298,7 +310,7 @@ def test_a_start_counts_by_its_content(tmp_path, dataset):
     # A run goes on without its origin, whose variables are in its checkpoint.
     again = shutil.copytree(tmp_path / "stopped", tmp_path / "again")
     assert go(again, dataset, settings=settings, resume=True).status == "finished"
-    go(tmp_path / "origin", dataset, seeds=(7,))
+    plain(tmp_path / "origin", (1,))
     with pytest.raises(UserError, match="the run that it starts from has changed"):
         go(tmp_path / "stopped", dataset, settings=settings, resume=True)
     settings = dataclasses.replace(settings, seeds=(1,))
