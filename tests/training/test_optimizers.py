@@ -27,9 +27,9 @@ GRADS = [jax.tree.map(lambda p: RNG.normal(size=p.shape), PARAMS) for _ in range
 def train(recipe, grads=GRADS, rate=lambda step: 0.1):
     tx = recipe.make_optimizer(rate)
     params = jax.tree.map(jnp.float32, PARAMS)
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(tx.update)
     for grad in grads:
-        updates, state = tx.update(jax.tree.map(jnp.float32, grad), state, params)
+        updates, state = update(jax.tree.map(jnp.float32, grad), state, params)
         params = optax.apply_updates(params, updates)
     return params
 
