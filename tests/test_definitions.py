@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import flax.linen as nn
 import jax
@@ -231,7 +232,8 @@ def test_the_augmentation_of_the_pages_is_two_pieces(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     page = (ROOT / "docs" / "design.md").read_text()
-    field, lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    pieces = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    field, lines = (textwrap.indent(textwrap.dedent(piece), "    ") for piece in pieces)
     path = tmp_path / "cifar_flax" / "data" / "augment.py"
     text = path.read_text()
     at = "    last_offset: Annotated["
