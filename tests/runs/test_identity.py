@@ -169,7 +169,7 @@ def test_what_is_unknown_is_its_own_configuration(tmp_path, dataset):
 
 
 class Halving:
-    """A schedule of one's own, whose factor is no field."""
+    """A custom schedule, whose factor is not a field."""
 
     epochs, factor = 1, 0.5
 

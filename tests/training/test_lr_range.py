@@ -234,7 +234,7 @@ def test_images_have_the_size_of_the_phase_in_the_test(splits):
 
 
 def test_the_phase_is_that_of_the_highest_rate(splits):
-    """Of two with this rate it is the first."""
+    """If two stages have this rate, it is the first of them."""
     low, high = Constant(0.01, 1, image_size=8), Constant(0.1, 1, image_size=16)
     also_high = Constant(0.1, 1)
     recipe = dataclasses.replace(RECIPE, phases=(low, high, also_high))
