@@ -1,5 +1,6 @@
 """Settings for all tests, and tiny data."""
 
+import gc
 import os
 import tempfile
 
@@ -26,6 +27,9 @@ if jaxlib.version.__version_info__[:2] == (0, 10):
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+
+# JAX keeps many objects, and Python would look at all of them again and again.
+gc.set_threshold(50_000, 50, 100)
 
 import hypothesis
 import numpy as np

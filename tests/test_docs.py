@@ -32,6 +32,7 @@ def run(tmp_path_factory):
         yield run
 
 
+@pytest.mark.slow
 def test_every_flag_of_every_command_on_the_pages_is_known(run):
     commands = {}
     for page in PAGES:

@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests import forked
 
 MODULES = {
@@ -13,6 +15,7 @@ MODULES = {
 }
 
 
+@pytest.mark.slow
 def test_a_limit_is_of_computation_so_that_a_busy_machine_fails_no_test(tmp_path):
     for name, text in MODULES.items():
         (tmp_path / f"{name}.py").write_text(text)

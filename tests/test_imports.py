@@ -139,6 +139,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modules", [LIGHT, HEAVY], ids=["light", "heavy"])
 def test_nothing_heavy_at_import(modules):
     code = f"""

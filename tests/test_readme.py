@@ -37,6 +37,7 @@ def run_example(word, page):
     exec(compile(code, str(page), "exec"), {})
 
 
+@pytest.mark.slow
 def test_the_example_of_a_loop_runs(tiny, tmp_path, capsys):
     run_example("cf.Trainer", TRAINING)
     lines = capsys.readouterr().out.splitlines()
@@ -47,6 +48,7 @@ def test_the_example_of_a_loop_runs(tiny, tmp_path, capsys):
     assert (tmp_path / "runs" / "best").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [README, TRAINING])
 def test_the_example_of_a_run_runs(tiny, tmp_path, capsys, page):
     run_example("cf.ConsoleDisplay", page)

@@ -76,6 +76,7 @@ def test_a_program_has_no_error_and_exact_types(strict):
     assert "'finished'" in literal
 
 
+@pytest.mark.slow
 def test_what_is_not_public_or_wrong_is_an_error(strict):
     wrong = "cf.nothing\ncf.Recipe(nothing=1)\nresult.status = 3\n"
     output, _, status = strict(PROGRAM + wrong, "--no-site-packages")

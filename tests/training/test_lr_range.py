@@ -223,6 +223,7 @@ def test_what_a_phase_freezes_is_frozen_in_the_test(splits):
     assert (frozen[:, 2:] != plain[:, 2:]).all()
 
 
+@pytest.mark.slow
 def test_images_have_the_size_of_the_phase_in_the_test(splits):
     """Smaller images are those of an ordinary training on them."""
     small = dataclasses.replace(RECIPE, phases=(Constant(0.1, 1, image_size=16),))

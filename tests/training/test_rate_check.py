@@ -44,6 +44,7 @@ def test_losses_are_those_of_the_training_that_would_follow(splits):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_begins_with_what_the_first_phase_freezes_and_the_size_of_its_images(splits):
     """The losses are those of the training, and not those of a plain phase."""
     found = []

@@ -107,6 +107,7 @@ def test_a_run_goes_on_from_any_step_to_the_same_bits(splits, monkeypatch, stop)
     assert_same_bits(rest, [line for line in figures if line[0] > stop])
 
 
+@pytest.mark.slow
 def test_a_replica_beside_others_is_the_one_alone(splits):
     figures, together = train(make_trainer(splits, (5, 1, 7)), splits)
     for i, seed in enumerate((5, 1, 7)):
@@ -523,6 +524,7 @@ def test_lookahead_is_the_average_that_training_goes_on_from(splits, ema):
         )
 
 
+@pytest.mark.slow
 def test_a_phase_may_train_on_smaller_images(splits):
     phases = (Constant(0.05, 1, image_size=16), Constant(0.05, 1))
     recipe, model = Recipe(phases, batch_size=16), create_model("convnet", 4)
