@@ -64,6 +64,7 @@ def strict(tmp_path, monkeypatch):
     return check
 
 
+@pytest.mark.slow
 def test_a_program_has_no_error_and_exact_types(strict):
     """Without JAX's types, which take mypy a quarter of a minute."""
     output, errors, status = strict(

@@ -117,6 +117,7 @@ def test_training_differs_from_evaluation_where_there_are_statistics(name):
     assert bool(jax.tree.leaves(result.updated)) == (name in WITH_NORM)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     model, variables = create_model("resnet2"), init("resnet2")
     images = probe("resnet2").images

@@ -145,6 +145,7 @@ def test_any_array_in_the_predictions_is_used_or_named(sound, runs, name):
     check()
 
 
+@pytest.mark.slow
 def test_the_oddest_values_that_a_run_can_have_are_drawn(sound, runs):
     config, result, range_test, lines = (
         parse(name, (sound / "damaged" / name).read_text())

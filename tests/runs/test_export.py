@@ -256,6 +256,7 @@ def test_a_net_for_one_number_of_images_is_named(loaded, tmp_path):
         export_stablehlo(one, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_test_images_are_those_of_the_run(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (90, 9, 9), dtype=np.uint8)
     split = {"test_images": images[:30], "test_labels": np.arange(30) % 3}

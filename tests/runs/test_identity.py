@@ -151,6 +151,7 @@ def test_networks_of_one_name_are_two_configurations(tmp_path, dataset):
     assert sorted(len(entry.seeds) for entry in study.entries) == [1, 2]
 
 
+@pytest.mark.slow
 def test_what_is_unknown_is_its_own_configuration(tmp_path, dataset):
     def called(x):
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -177,6 +178,7 @@ class Halving:
         return lambda step: 0.02 * self.factor ** (step / steps_per_epoch)
 
 
+@pytest.mark.slow
 def test_the_code_of_a_phase_counts(tmp_path, dataset):
     go(tmp_path / "a", dataset, recipe=dataclasses.replace(RECIPE, phases=(Halving(),)))
     again = dataclasses.replace(RECIPE, phases=(Halving(),))
@@ -189,6 +191,7 @@ def test_the_code_of_a_phase_counts(tmp_path, dataset):
     assert left_out == []
 
 
+@pytest.mark.slow
 def test_the_code_of_an_optimizer_counts(tmp_path, dataset):
     @dataclasses.dataclass(frozen=True)
     class Mine(cf.Recipe):
@@ -241,6 +244,7 @@ def test_seeds_of_two_machines_are_one_entry_until_they_disagree(tmp_path, plain
     assert left_out == []
 
 
+@pytest.mark.slow
 def test_an_older_record_is_told_apart_by_its_recipe(tmp_path, dataset, plain):
     others = dataclasses.replace(RECIPE, label_smoothing=0.1)
     plain(tmp_path / "a", (0,))
@@ -299,6 +303,7 @@ def test_a_checkpoint_of_another_run_is_noticed(tmp_path, dataset, plain):
     assert cf.Run.load(tmp_path / "b", model=Linear()).seeds == (1,)
 
 
+@pytest.mark.slow
 def test_a_start_counts_by_its_content(tmp_path, dataset, plain):
     stop = threading.Event()
     stop.set()

@@ -71,6 +71,7 @@ def best_and_last_two(result):
     return sorted({best[1], 9, 12})
 
 
+@pytest.mark.slow
 def test_lines_that_cannot_be_written_to_the_end_leave_the_run_unfinished(
     tmp_path, monkeypatch
 ):

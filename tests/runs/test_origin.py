@@ -292,6 +292,7 @@ def test_a_run_goes_on_with_nothing_changed_but_its_phases(origin, changes, word
         continue_run(origin[0], **changes)
 
 
+@pytest.mark.slow
 def test_other_data_or_an_unfinished_run_are_refused(origin, tmp_path, small_chunks):
     settings = Settings.continuing(origin[0], epochs=1)
     with pytest.raises(UserError, match="the data set was a test; --init_from"):

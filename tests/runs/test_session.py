@@ -280,6 +280,7 @@ def test_another_recipe_of_the_same_settings_is_another_run(tmp_path, monkeypatc
         go(tmp_path / "run", settings, model=None, resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_of_before_a_setting_came_goes_on(tmp_path):
     settings = Settings(model="simplenet", val_size=24, phases=1, batch_size=32)
     stop = threading.Event()
@@ -379,6 +380,7 @@ def test_the_recorded_schedule_is_the_one_that_runs(splits):
     assert max(schedule.rates) == pytest.approx(0.2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_parameters_and_operations_are_counted_for_the_images_of_the_data(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 16, 12, 1), dtype=np.uint8)
@@ -463,6 +465,7 @@ def test_settings_must_be_settings():
         run({"model": "convbn"})
 
 
+@pytest.mark.slow
 def test_a_range_test_suggests_a_rate_and_records_it(tmp_path):
     settings = Settings(model="simplenet", seeds=range(3), batch_size=32, val_size=24)
     told = Told()

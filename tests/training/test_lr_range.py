@@ -186,7 +186,14 @@ def losses_of(splits, recipe, settings, seeds=(0, 1)):
     return range_curves(trainer, splits.train, settings).losses
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"ema": 0.9}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"accumulate": 2}, marks=pytest.mark.slow),
+        pytest.param({"ema": 0.9}, marks=pytest.mark.slow),
+    ],
+)
 def test_losses_are_those_of_a_training_with_the_ramp_as_its_schedule(splits, changes):
     """This holds to the last bit, over several epochs of 12 steps."""
     recipe = dataclasses.replace(RECIPE, **changes)
@@ -211,6 +218,7 @@ def test_it_starts_at_step_0_without_momentum_from_any_state(splits):
     np.testing.assert_array_equal(found.losses, expected.losses)
 
 
+@pytest.mark.slow
 def test_what_a_phase_freezes_is_frozen_in_the_test(splits):
     """As by a group; without it, the losses are others."""
     pattern = "^(?!head)"
@@ -257,6 +265,7 @@ def test_a_replica_that_has_stopped_has_no_further_losses():
     assert not curves.add(np.float32([[1], [1], [9]]))
 
 
+@pytest.mark.slow
 def test_a_test_ends_soon_after_its_last_replica_has_stopped(splits, small_chunks):
     told = []
     settings = RangeSettings(1e-4, 1e4, 100, smoothing=0.5)

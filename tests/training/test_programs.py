@@ -147,6 +147,7 @@ def test_a_trainer_of_another_recipe_shares_none(splits, name):
     assert_none_shared(make_trainer(splits, recipe=recipe), make_trainer(splits))
 
 
+@pytest.mark.slow
 def test_what_is_not_shared_is_traced_anew(splits, traces):
     train(make_trainer(splits), splits)
     traces.clear()
@@ -240,6 +241,7 @@ def test_a_setting_of_jax_makes_another_program(splits, traces):
     assert len(traces) > 0
 
 
+@pytest.mark.slow
 def test_a_process_keeps_a_few_programs(splits):
     for rate in np.geomspace(1e-3, 1e-2, programs.MOST_PROGRAMS + 3):
         recipe = Recipe((Constant(float(rate), 1),), **PLAIN)

@@ -61,6 +61,7 @@ def test_it_begins_with_what_the_first_phase_freezes_and_the_size_of_its_images(
     assert (changed != plain).all()
 
 
+@pytest.mark.slow
 def test_a_trial_continues_from_the_step_of_its_state(splits):
     """So does a run with --continue_from, whose trial is of its next phase."""
     recipe = Recipe((Constant(1e-3, 1), Sgdr(1.0, cycles=1)), batch_size=8)
@@ -110,6 +111,7 @@ def test_a_trial_of_fewer_steps_needs_a_larger_gain():
         assert is_better(trial(0.1, few - gain), trial(0.2, few)) == better
 
 
+@pytest.mark.slow
 def test_a_good_rate_stays_and_one_that_is_too_high_is_halved(splits):
     recipe = Recipe((Constant(1.0, 3),), batch_size=4)
     unit = make_trainer(splits, ConvNet(4), recipe, (0, 1))

@@ -389,6 +389,7 @@ def test_the_loss_of_a_step_is_of_the_images_and_targets_as_mixed(splits, change
         assert float(losses[0]) != pytest.approx(float(own.mean()), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_alternating_flips_mirror_an_image_in_every_other_epoch(splits):
     """The images of a step show both sides over two epochs."""
     augmentation = Augmentation(padding=0, alternate=True)
