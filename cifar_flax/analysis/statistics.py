@@ -22,6 +22,8 @@ PAIRED_FROM = 5
 
 MOST_SEEDS = 10_000  # largest number of seeds that is planned
 
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
+
 
 def mean_of_finite(figures: Any) -> float:
     """Returns the mean over replicas that have not diverged; NaN if all have.
@@ -53,17 +55,50 @@ def ci95_of_mean(values: Sequence[float] | np.ndarray) -> float | None:
     return _quantile(count - 1) * spread / math.sqrt(count)
 
 
-def ci95_of_share(share: float, count: int) -> float:
-    """Returns half the width of the 95 % interval of an accuracy over test images.
+def interval_of_accuracy(
+    values: Sequence[float], images: int
+) -> tuple[float, float] | None:
+    """Returns the 95 % interval of an accuracy, within [0, 1].
 
-    It is ``1.96 * sqrt(p * (1 - p) / n)``, the uncertainty of the accuracy of one
-    trained network on other images of the same kind. It does not cover other seeds.
+    For several seeds it is that of ``ci95_of_mean``, with a deviation of at least one
+    test image, ``1 / N``: equal accuracies of a few seeds do not show that the next
+    seed has it, too. It covers other seeds, and no other images.
+
+    For one seed it is Wilson's interval over the test images, the uncertainty of the
+    accuracy p of one trained network on other images of the same kind, with z = 1.96:
+    ``(p + z^2 / 2N +- z * sqrt(p (1 - p) / N + z^2 / 4N^2)) / (1 + z^2 / N)`` (Wilson
+    1927). It covers no other seeds.
 
     Args:
-      share: share of correctly classified images, in [0, 1].
-      count: number of images.
+      values: accuracy of each seed, a share.
+      images: number N of test images.
+
+    Returns:
+      Both ends, as shares; None without a seed.
     """
-    return 1.959964 * math.sqrt(share * (1 - share) / count)
+    if not len(values):
+        return None
+    mean = mean_of_finite(values)
+    if len(values) > 1:
+        spread = max(float(np.std(values, ddof=1)), 1 / images)
+        half = _quantile(len(values) - 1) * spread / math.sqrt(len(values))
+    else:
+        part = _Z**2 / images
+        half = _Z * math.sqrt((mean * (1 - mean) + part / 4) / images) / (1 + part)
+        mean = (mean + part / 2) / (1 + part)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def percent_with_interval(mean: float, interval: tuple[float, float]) -> str:
+    """Returns a share with its interval, in per cent.
+
+    It is such as ``93.21 ± 0.15``, or ``99.00 (94.55 to 99.82)`` if the sides differ.
+    """
+    below, above = (f"{100 * abs(mean - end):.2f}" for end in interval)
+    if below == above:
+        return f"{100 * mean:.2f} ± {above}"
+    low, high = interval
+    return f"{100 * mean:.2f} ({100 * low:.2f} to {100 * high:.2f})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +116,8 @@ class Difference:
       counts: number of seeds of the first and of the second.
       spread: standard deviation of the difference of one seed of each.
       freedom: degrees of freedom of that deviation.
-      over_images: half the width of the 95 % interval over seeds and test images; None
-        if the predictions are not known.
+      over_images: half the width of the 95 % interval over seeds and test images, at
+        least ``half_width``; None if the predictions are not known.
     """
 
     mean: float
@@ -134,6 +169,11 @@ def compare(
     + s_b^2 / n_b)`` (Welch 1947). A seed fixes the initial values and the order of the
     images, so the two results of a seed have something in common.
 
+    Accuracies are multiples of ``1 / N`` for N test images, so a few seeds often have
+    equal ones. The deviation over seeds of each side therefore counts as at least one
+    image, ``s >= 1 / N`` (``sqrt(2) / N`` for a paired difference). If N is not known,
+    a deviation of 0 shows nothing.
+
     The interval over test images adds the variance due to the choice of the images. The
     part of it that is noise between seeds is already included and is subtracted:
     ``max(0, s^2(d_i) / N - mean_i(v_a,i / n_a + v_b,i / n_b) / N)``. Here d_i is the
@@ -152,10 +192,12 @@ def compare(
     if min(len(first), len(second)) < 2:
         return None
     shared = [seed for seed in first if seed in second]
+    least = 0.0 if right is None else 1 / right[0].shape[1] ** 2
     if len(shared) >= PAIRED_FROM:
         gaps = np.array([first[seed] - second[seed] for seed in shared])
         counts, test = (len(gaps), len(gaps)), "paired"
-        mean, variance = float(gaps.mean()), float(gaps.var(ddof=1)) / len(gaps)
+        mean = float(gaps.mean())
+        variance = max(float(gaps.var(ddof=1)), 2 * least) / len(gaps)
         freedom = len(gaps) - 1.0
         kept = [[list(one).index(seed) for seed in shared] for one in (first, second)]
         right = right and (right[0][kept[0]], right[1][kept[1]])
@@ -163,7 +205,7 @@ def compare(
         values = [np.array(list(one.values())) for one in (first, second)]
         counts, test = (len(values[0]), len(values[1])), "Welch"
         mean = float(values[0].mean() - values[1].mean())
-        parts = [float(one.var(ddof=1)) / len(one) for one in values]
+        parts = [max(float(one.var(ddof=1)), least) / len(one) for one in values]
         variance = sum(parts)
         freedom = _freedom(
             [(part, len(one) - 1) for part, one in zip(parts, values, strict=True)]
@@ -172,13 +214,13 @@ def compare(
     spread = math.sqrt(variance * 2 / (1 / counts[0] + 1 / counts[1]))
     half = _quantile(freedom) * math.sqrt(variance)
     difference = Difference(mean, half, p, p, test, counts, spread, freedom)
-    if right is None:
+    if right is None or right[0].shape[1] < 2:
         return difference
     images = variance_over_images(*right)
     whole = _quantile(_freedom([(variance, freedom), (images, math.inf)]))
-    return dataclasses.replace(
-        difference, over_images=whole * math.sqrt(variance + images)
-    )
+    # More degrees of freedom may make the pooled interval the narrower one.
+    over = max(half, whole * math.sqrt(variance + images))
+    return dataclasses.replace(difference, over_images=over)
 
 
 def variance_over_images(first: np.ndarray, second: np.ndarray) -> float:
@@ -262,6 +304,21 @@ def detectable(spread: float, count: int, level: float) -> float:
     return high
 
 
+def smallest_shown(images: int, count: int, level: float) -> float:
+    """Returns the smallest difference that can be shown, even if all seeds agree.
+
+    It is ``t * sqrt(2 / n) / N``, because the deviation of each side counts as at least
+    one of the N test images; see ``compare``.
+
+    Args:
+      images: number N of test images.
+      count: number n of seeds of each, two or more.
+      level: two-sided level of the test.
+    """
+    limit = float(stdtrit(_freedom_of(count), 1 - level / 2))
+    return limit * math.sqrt(2 / count) / images
+
+
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Returns the p-value of McNemar's exact test of two trained networks.
 
@@ -278,23 +335,26 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _power(count: int, spread: float, size: float, level: float) -> float:
-    freedom = count - 1 if count >= PAIRED_FROM else 2 * (count - 1)
+    freedom = _freedom_of(count)
     limit = float(stdtrit(freedom, 1 - level / 2))
     shift = size * math.sqrt(count) / spread
     above = 1 - float(nctdtr(freedom, shift, limit))
     return above + float(nctdtr(freedom, shift, -limit))
 
 
+def _freedom_of(count: int) -> int:
+    """Returns the degrees of freedom of a test of n seeds each."""
+    return count - 1 if count >= PAIRED_FROM else 2 * (count - 1)
+
+
 def _quantile(freedom: float) -> float:
     """Returns the 97.5 % quantile of Student's distribution."""
-    return float(stdtrit(freedom, 1 - LEVEL / 2)) if freedom < 1e9 else 1.959964
+    return float(stdtrit(freedom, 1 - LEVEL / 2)) if freedom < 1e9 else _Z
 
 
 def _two_sided(mean: float, variance: float, freedom: float) -> float:
-    if mean == 0:
+    if mean == 0 or variance == 0:
         return 1.0
-    if variance == 0:
-        return 0.0
     return 2 * float(stdtr(freedom, -abs(mean) / math.sqrt(variance)))
 
 

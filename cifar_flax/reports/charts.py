@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -128,7 +129,7 @@ def ranking(entries: list[Entry]) -> Chart:
             axis.errorbar(
                 100 * entry.mean,
                 number,
-                xerr=100 * (entry.half_width or 0),
+                xerr=_sides(entry),
                 marker="o",
                 capsize=3,
                 color=COLOURS[number % len(COLOURS)],
@@ -141,6 +142,12 @@ def ranking(entries: list[Entry]) -> Chart:
 
     height = 0.9 + 0.28 * len(entries)
     return Chart("ranking", "Test accuracies with intervals", (5.6, height), draw)
+
+
+def _sides(entry: Entry) -> list[list[float]]:
+    """Returns the two sides of an entry's interval in per cent, [2, 1]."""
+    low, high = entry.interval or (entry.mean, entry.mean)
+    return [[100 * max(0, entry.mean - low)], [100 * max(0, high - entry.mean)]]
 
 
 def trade_off(
@@ -176,7 +183,7 @@ def trade_off(
             axis.errorbar(
                 cost(entry),
                 100 * entry.mean,
-                100 * (entry.half_width or 0),
+                _sides(entry),
                 marker="o",
                 capsize=3,
                 color=COLOURS[(number - 1) % len(COLOURS)],
@@ -279,9 +286,10 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None
             mean = percent * values.mean(0)
             (line,) = _plot(axis, number, entry, epochs, mean)
             half = [percent * (ci95_of_mean(v) or 0) for v in values.T]
-            band = axis.fill_between(
-                epochs, mean - half, mean + half, color=line.get_color(), alpha=0.15
-            )
+            top = 100 if "accuracy" in name else np.inf
+            ends = np.clip([mean - half, mean + half], 0, top)
+            colour = line.get_color()
+            band = axis.fill_between(epochs, *ends, color=colour, alpha=0.15)
             band.set(gid=f"band-{number}", linewidth=0)
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

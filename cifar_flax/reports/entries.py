@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cifar_flax.analysis.predictions import Calibration
-from cifar_flax.analysis.statistics import ci95_of_mean, ci95_of_share
+from cifar_flax.analysis.statistics import interval_of_accuracy
 from cifar_flax.identity import (
     bits_of,
     configuration_of,
@@ -89,15 +89,10 @@ class Entry:
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
     @property
-    def half_width(self) -> float | None:
-        """Half the 95 % interval over seeds, or over the test images for one seed."""
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval over seeds, or over the test images for one seed."""
         values = list(self.accuracies.values())
-        if not values:
-            return None
-        half = ci95_of_mean(values)
-        if half is not None:
-            return half
-        return ci95_of_share(values[0], self.first.result.test_size)
+        return interval_of_accuracy(values, self.first.result.test_size)
 
     @functools.cached_property
     def right(self) -> np.ndarray:

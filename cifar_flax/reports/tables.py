@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cifar_flax.analysis.statistics import percent_with_interval
 from cifar_flax.reports.entries import Entry
 from cifar_flax.reports.studies import Study, read_studies
 
@@ -92,7 +93,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
     return (
         _escape_tex(entry.name),
         seeds_in_words(entry),
-        "$" + accuracy.replace("±", r"\pm") + "$" if accuracy else "--",
+        accuracy.replace("±", r"$\pm$") if accuracy else "--",
         f"{entry.first.result.num_params:,}",
         f"{entry.first.result.epochs:g}",
         f"{entry.seconds_per_seed:.1f}",
@@ -114,10 +115,9 @@ def seeds_in_words(entry: Entry) -> str:
 
 
 def accuracy_in_words(entry: Entry) -> str | None:
-    """Returns mean accuracy and half its interval, in per cent; None without a seed."""
-    if entry.half_width is None:
-        return None
-    return f"{100 * entry.mean:.2f} ± {100 * entry.half_width:.2f}"
+    """Returns mean accuracy with its interval, in per cent; None without a seed."""
+    interval = entry.interval
+    return interval and percent_with_interval(entry.mean, interval)
 
 
 def _last(metrics: list[Any], index: int) -> float | None:

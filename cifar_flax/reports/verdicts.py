@@ -11,6 +11,7 @@ from cifar_flax.analysis.statistics import (
     Difference,
     detectable,
     mcnemar,
+    smallest_shown,
 )
 from cifar_flax.identity import bits_that_differ, differing_parts
 from cifar_flax.reports.entries import Entry
@@ -36,7 +37,7 @@ def verdict(first: str, second: str, found: Difference, comparisons: int) -> str
     if found.mean < 0:
         first, second = second, first
     size = abs(found.mean)
-    gap = f"{points(size)} ± {points(found.half_width)} points"
+    gap = _gap(size, found.half_width)
     how = f"p {probability(found.adjusted_p)}, {_design(found)}"
     if found.over_images is not None:
         how += f"; ± {points(found.over_images)} including other test images"
@@ -44,6 +45,14 @@ def verdict(first: str, second: str, found: Difference, comparisons: int) -> str
         return f"{first} beats {second} by {gap} ({how})."
     text = f"No difference is shown between {first} and {second}: {gap} ({how})."
     return f"{text} {_plan(found, comparisons)}"
+
+
+def _gap(size: float, half: float) -> str:
+    """Returns a difference with its interval, which ends at 100 points."""
+    if size + half <= 1:
+        return f"{points(size)} ± {points(half)} points"
+    low = max(-1.0, size - half)
+    return f"{points(size)} ({100 * low:.1f} to 100) points"
 
 
 def _design(found: Difference) -> str:
@@ -84,10 +93,21 @@ def what_can_be_shown(study: Study) -> str | None:
     size = detectable(statistics.median(spreads), seeds, LEVEL / comparisons)
     kind = "comparisons" if study.baseline is not None else "pairs"
     number = f"{comparisons:,} {kind}" if comparisons > 1 else f"one {kind[:-1]}"
+    able = f"a difference of {points(size)} points" if size < 1 else "no difference"
+    text = (
+        f"With {seeds} seeds and {number}, this report shows {able} with 80 % "
+        "probability, given the median deviation of these pairs. It often misses "
+        "smaller differences."
+    )
+    images = study.entries[0].first.result.test_size
+    least = smallest_shown(images, seeds, LEVEL / comparisons)
+    if least <= RELEVANT:
+        return text
+    what = f"differences below {points(least)} points" if least < 1 else "anything"
     return (
-        f"With {seeds} seeds and {number}, this report shows a difference of "
-        f"{points(size)} points with 80 % probability, given the median deviation of "
-        "these pairs. It often misses smaller differences."
+        f"{text} {images:,} test images are too few to judge {what}, even if all "
+        f"seeds agree; {points(RELEVANT)} points need {least * images / RELEVANT:,.0f} "
+        "or more."
     )
 
 

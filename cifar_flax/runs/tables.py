@@ -10,9 +10,9 @@ from rich.table import Table
 from cifar_flax import records
 from cifar_flax.analysis.range_curve import Consensus
 from cifar_flax.analysis.statistics import (
-    ci95_of_mean,
-    ci95_of_share,
+    interval_of_accuracy,
     mean_of_finite,
+    percent_with_interval,
 )
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.training.rate_check import RateCheck
@@ -159,10 +159,10 @@ def result_table(result: records.Result) -> Table:
 def mean_and_interval(result: records.Result) -> str:
     """Returns a run's mean test accuracy over its finished seeds, in per cent."""
     count, finished = len(result.seeds), result.finished
-    if not finished:
+    interval = interval_of_accuracy(finished, result.test_size)
+    if interval is None:
         return "none: every seed diverged"
-    half = ci95_of_mean(finished) or ci95_of_share(finished[0], result.test_size)
-    text = f"{100 * mean_of_finite(finished):.2f} ± {100 * half:.2f} %"
+    text = f"{percent_with_interval(mean_of_finite(finished), interval)} %"
     some = f", {len(finished)} of {count} seeds" if len(finished) < count else ""
     return text + some
 

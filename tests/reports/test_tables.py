@@ -42,7 +42,7 @@ def test_csv_is_read_back_as_the_rows(folder, tmp_path):
 def test_latex_has_a_line_an_entry_and_no_markup_of_names(folder, tmp_path):
     report(folder, tmp_path / "out")
     text = (tmp_path / "out" / "ranking.tex").read_text()
-    lines = re.findall(r"^.*\$ & .*\\\\$", text, re.MULTILINE)
+    lines = re.findall(r"^.* (?:\$\\pm\$|to) .*\\\\$", text, re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
         assert len(re.findall(r"(?<!\\)&", line)) == 5
