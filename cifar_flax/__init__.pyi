@@ -12,6 +12,7 @@ from .data import split_dataset as split_dataset
 from .data.augment import Augmentation as Augmentation
 from .errors import UserError as UserError
 from .models import create_model as create_model
+from .models.nnx_model import NnxModel as NnxModel
 from .reports.page import report as report
 from .reports.tables import load_results as load_results
 from .runs.checkpoint import open_checkpoints as open_checkpoints

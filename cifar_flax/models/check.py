@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.models.calling import (
@@ -34,6 +35,9 @@ def check_model(
     if not isinstance(model, nn.Module):
         name = getattr(model, "__name__", type(model).__name__)
         hint = "; make an instance of it" if isinstance(model, type) else ""
+        kind = model if isinstance(model, type) else type(model)
+        if issubclass(kind, nnx.Module):
+            hint = f"; give cifar_flax.NnxModel({kind.__name__}, {{...}})"
         raise UserError(f"the model is {name}; it must be a linen module{hint}")
     name = type(model).__name__
     sizes = ", ".join(map(str, image_shape))

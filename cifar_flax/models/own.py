@@ -21,6 +21,7 @@ from typing import Any
 import flax.linen as nn
 
 from cifar_flax.errors import UserError, one_line
+from cifar_flax.models.nnx_model import NnxModel
 
 MAX_BYTES = 2**20  # largest file whose text is recorded
 
@@ -130,8 +131,8 @@ def make_own(name: str, args: Mapping[str, Any] | None, num_classes: int) -> nn.
     """Runs the code of a model and makes the model.
 
     Args:
-      name: see the module; NAME is a linen module class, or a function that makes a
-        linen module.
+      name: see the module; NAME is the class of a linen module or of an nnx module, or
+        a function that makes one. What takes ``rngs`` makes an nnx module.
       args: keyword arguments; ``num_classes`` is added if NAME takes it.
       num_classes: number of logits.
 
@@ -139,15 +140,21 @@ def make_own(name: str, args: Mapping[str, Any] | None, num_classes: int) -> nn.
       UserError: the code does not exist, it fails, or it makes something else.
     """
     what = label_of(name)
-    make = getattr(_load(name), what, None)
+    make: Any = getattr(_load(name), what, None)
     if not callable(make):
         raise UserError(f"--model={name}: there is no callable {what}")
     given = dict(args or {})
     try:
-        parameters = inspect.signature(make).parameters
+        # The class of a class of nnx hides the arguments of its __init__.
+        is_class = inspect.isclass(make)
+        parameters = inspect.signature(make.__init__ if is_class else make).parameters
         if "num_classes" in parameters:
             given.setdefault("num_classes", num_classes)
-        model = make(**given)
+        if "rngs" in parameters:  # a network of nnx, or a function that makes one
+            model: Any = NnxModel(make, given)
+            model.check()
+        else:
+            model = make(**given)
     except Exception as error:  # the code may raise anything
         raise UserError(
             f"--model={name} cannot be made with {given}: "
@@ -155,8 +162,8 @@ def make_own(name: str, args: Mapping[str, Any] | None, num_classes: int) -> nn.
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"--model={name} makes a {type(model).__name__}; it must be a flax.linen "
-            "module (flax.nnx.bridge.ToLinen makes one from an nnx module)"
+            f"--model={name} makes a {type(model).__name__}; it must be a module of "
+            "flax.linen or of flax.nnx, whose class or function takes rngs"
         )
     return model
 

@@ -92,7 +92,7 @@ def test_a_file_and_a_module_make_models(nets, monkeypatch):
     [
         ("{}:Missing", None, "there is no callable Missing"),
         ("{}:VALUE", None, "there is no callable VALUE"),
-        ("{}:number", None, "makes a int; it must be a flax.linen module"),
+        ("{}:number", None, "makes a int; it must be a module of flax.linen"),
         ("{}:broken", None, "RuntimeError: mine in lines"),
         ("{}:Net", {"width": 3}, "unexpected keyword argument 'width'"),
         ("{}.py:Net", None, "there is no file"),
@@ -126,7 +126,7 @@ def small(**changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Net", "attention", "bridged"])
+@pytest.mark.parametrize("name", ["Net", "attention", "bridged", "Linear"])
 def test_a_net_of_ones_own_trains_and_predicts(nets, tmp_path, name):
     """It must do the same as the same network given by a program."""
     spec, folder = f"{nets}:{name}", tmp_path / "run"
