@@ -46,7 +46,17 @@ class Record(msgspec.Struct, kw_only=True):
 
 
 class DatasetInfo(msgspec.Struct, kw_only=True):
-    """The data set and its splits; mean and std are per channel, of pixels / 255."""
+    """The data set and its splits.
+
+    Attributes:
+      mean: per channel, of pixels / 255.
+      std: as ``mean``.
+      class_sizes: number of images of each class in the training split; older records
+        do not have it, nor the following.
+      values: lowest and highest value of the source.
+      white: value of the source that became 255; null if it has bytes.
+      notes: how the source was read, and what was left out and why.
+    """
 
     name: str
     fingerprint: str
@@ -58,6 +68,10 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
     train_size: Size
     val_size: Count
     test_size: Size
+    class_sizes: list[Count] = []
+    values: tuple[Number, Number] | None = None
+    white: Positive | None = None
+    notes: list[str] = []
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.image_shape[2]:

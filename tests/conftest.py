@@ -11,6 +11,8 @@ import jaxlib.version
 if "PYTEST_XDIST_WORKER" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="cifar_flax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+    # The built-in data set is drawn once, and the home folder stays as it is.
+    os.environ.setdefault("TFDS_DATA_DIR", CACHE.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

@@ -14,7 +14,8 @@ import numpy as np
 from absl import flags
 
 from cifar_flax.commands import cli
-from cifar_flax.data.images import find_images, read_image
+from cifar_flax.data.folders import find_images
+from cifar_flax.data.images import read_image
 from cifar_flax.errors import UserError
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.tables import make_table
@@ -35,7 +36,7 @@ def main() -> int:
         seen, images = [], []
         for path in paths:
             try:
-                images.append(read_image(path, *run.image_shape))
+                images.append(read_image(path, *run.image_shape, run.white))
                 seen.append(path)
             except UserError as error:
                 cli.logger.error("%s", error)

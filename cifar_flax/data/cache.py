@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from cifar_flax.data.dataset import Dataset, Statistics, by_field, make_dataset
+from cifar_flax.data.values import Reading
 from cifar_flax.files import InUseError, locked, remove_partial, replacing
 
 # Increase it when decoding changes, so that files of older versions are not read.
@@ -29,6 +30,7 @@ class _Details(msgspec.Struct):
     std: Statistics
     fingerprint: str
     source: str
+    reading: Reading | None = None  # older files lack it
 
 
 def load_or_build(
@@ -42,13 +44,14 @@ def load_or_build(
     Args:
       data_dir: the cache is its folder ``cifar_flax``.
       name: the data set's name.
-      key: identifies the exact source, for example by its checksum.
+      key: identifies the exact source by its content, for example by its checksum.
+        Names, sizes and times of files do not: other files may have the same.
       build: reads and decodes the source.
 
     Returns:
       The data set, with the ``source`` of the run that stored it.
     """
-    path = data_dir / "cifar_flax" / f"{name}-v{VERSION}-{key}.npz"
+    path = data_dir / "cifar_flax" / f"{name.replace('/', '_')}-v{VERSION}-{key}.npz"
     dataset = _load(path)
     if dataset is None:
         dataset = build()

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from cifar_flax.data.values import Reading
 from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import check_text
 
 Statistics = tuple[float, ...]
 
@@ -32,6 +34,7 @@ class Dataset:
         int32), the test images and labels, the class names joined by newlines, and the
         validation images and labels if there are any.
       source: where the data come from, in words.
+      reading: how the source was read.
       val_images: as ``train_images``; None if the data set has no validation images of
         its own.
       val_labels: as ``train_labels``; None if ``val_images`` is None.
@@ -47,6 +50,7 @@ class Dataset:
     std: Statistics
     fingerprint: str
     source: str
+    reading: Reading
     val_images: np.ndarray | None = None
     val_labels: np.ndarray | None = None
 
@@ -93,6 +97,7 @@ def make_dataset(
     mean: Statistics | None = None,
     std: Statistics | None = None,
     fingerprint: str | None = None,
+    reading: Reading | None = None,
     val_images: np.ndarray | None = None,
     val_labels: np.ndarray | None = None,
 ) -> Dataset:
@@ -109,6 +114,7 @@ def make_dataset(
       mean: see ``Dataset``; None: computed from the training images.
       std: as ``mean``.
       fingerprint: see ``Dataset``; None: computed (about 0.2 s for CIFAR-10).
+      reading: how the source was read; None: as it is.
       val_images: as ``train_images``; None: the data set has no validation images.
       val_labels: as ``train_labels``; given if ``val_images`` is.
 
@@ -117,9 +123,9 @@ def make_dataset(
 
     Raises:
       UserError: an array has another shape or type, a split is empty, a label has no
-        class name, or a standard deviation is 0.
+        class name, there is only one class, or a standard deviation is 0.
     """
-    names = _checked_names(name, class_names)
+    names = checked_names(name, class_names)
     pairs = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
     if val_images is not None and val_labels is not None:
         pairs["val"] = (val_images, val_labels)
@@ -131,6 +137,11 @@ def make_dataset(
         x = check_images(f"{name}, {split} split", x, shape)
         y = check_labels(f"{name}, {split} split", y, len(x), len(names))
         pairs[split], shape = (x, y), x.shape[1:]
+    if len(names) == 1:
+        raise UserError(
+            f"{name}: there is only the class {names[0]!r}, which any model would get "
+            "right; give images of two classes or more"
+        )
     if mean is None or std is None:
         computed = channel_statistics(pairs["train"][0])
         mean, std = mean or computed[0], std or computed[1]
@@ -142,7 +153,41 @@ def make_dataset(
         std=std,
         fingerprint=fingerprint or _fingerprint(pairs, names),
         source=source,
+        reading=reading or as_it_is(pairs),
         **by_field(pairs),
+    )
+
+
+def as_it_is(pairs: Mapping[str, Pair]) -> Reading:
+    """Describes images that need no decision: the range of their values."""
+    lows, highs = zip(*((x.min(), x.max()) for x, _ in pairs.values()), strict=True)
+    return Reading(float(min(lows)), float(max(highs)))
+
+
+def check_classes(
+    where: str, labels: np.ndarray, names: Sequence[str], remedy: str | None = None
+) -> None:
+    """Raises a UserError for a class without a training image.
+
+    Args:
+      where: the images, for the message.
+      labels: int32 [N] of the training images.
+      names: of the classes.
+      remedy: what to do; None: to number the classes from 0 without gaps.
+    """
+    counts = np.bincount(labels, minlength=len(names))[: len(names)]
+    if counts.all():
+        return
+    empty = np.flatnonzero(counts == 0)
+    more = f" and {len(empty) - 1:,} others" if len(empty) > 1 else ""
+    if remedy is None:
+        first = int(labels.min())
+        remedy = "number the classes from 0 without gaps, or add images"
+        if len(empty) == first:
+            remedy = f"subtract {first} from all labels"
+    raise UserError(
+        f"{where}: no training image is of the class {names[empty[0]]!r}{more}; "
+        f"{remedy}"
     )
 
 
@@ -212,6 +257,9 @@ def check_images(
         raise UserError(f"{what}; add the missing axis (of one image: images[None])")
     if array.ndim != 4 or (shape is not None and array.shape[1:] != tuple(shape)):
         raise UserError(what)
+    rows, height, width = array.shape[1:]
+    if rows in (1, 3, 4) and height == width > 4:
+        raise UserError(f"{what}; images.transpose(0, 2, 3, 1) puts the channels last")
     return np.ascontiguousarray(array)
 
 
@@ -283,7 +331,8 @@ def _as_array(where: str, what: str, value: Any) -> np.ndarray:
         ) from error
 
 
-def _checked_names(where: str, class_names: Sequence[str]) -> tuple[str, ...]:
+def checked_names(where: str, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Returns class names; raises a UserError unless they are different texts."""
     names = tuple(class_names)
     if isinstance(class_names, str) or not names or len(set(names)) < len(names):
         raise UserError(
@@ -292,4 +341,9 @@ def _checked_names(where: str, class_names: Sequence[str]) -> tuple[str, ...]:
         )
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise UserError(f"{where}: the class name {wrong[0]!r} is not text")
+    for name in names:
+        try:
+            check_text(name)
+        except ValueError as error:
+            raise UserError(f"{where}: a class is named {name!r}; {error}") from error
     return names

@@ -16,6 +16,9 @@ from cifar_flax.files import expand_user
 # With name='auto' a longer download is not started.
 MAX_AUTO_SECONDS = 15 * 60
 
+# Name of a set of tensorflow-datasets, and a configuration, but not a version.
+_NAME = r"[a-z][a-z0-9_]{0,99}(/(?!\d+\.\d+\.\d+$)[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99})?"
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,7 +43,8 @@ def load_dataset(
         built in; 'auto', which is the data set of ``archive`` if that is given, else
         CIFAR-10 if it is on disk or quickly downloaded, else 'shapes' with a warning;
         the name of a data set that tensorflow-datasets has prepared, with class labels
-        and images of one size; 'folder:PATH' or 'npz:PATH', see ``data.own``.
+        and images of one size, if need be as name/configuration; 'folder:PATH' or
+        'npz:PATH', see ``data.own``.
       data_dir: folder of prepared data sets, archives and this project's cache; None:
         ``default_data_dir()``.
       archive: an official archive of CIFAR-10 or CIFAR-100 (binary or Python version,
@@ -56,11 +60,12 @@ def load_dataset(
     Raises:
       UserError: the data set is not available, is damaged, or is of another kind.
     """
-    if name == "shapes" and not (archive or archive_sha256):
-        return _fit(_make_shapes(), image_size)
+    given = archive or archive_sha256
+    if name == "shapes" and not given:
+        return _fit(_load_shapes(data_dir), image_size)
     folder = expand_user(data_dir) if data_dir else default_data_dir()
     try:
-        if own.is_own(name) and not (archive or archive_sha256):
+        if own.is_own(name) and not given:
             return own.load_own(name, folder, image_size)
         dataset = _load(name, folder, archive or None, archive_sha256 or None, fetch)
         return _fit(dataset, image_size)
@@ -82,6 +87,7 @@ def _fit(dataset: Dataset, size: int | None) -> Dataset:
         dataset.name,
         class_names=dataset.class_names,
         source=f"{dataset.source}, resized to {size} x {size}",
+        reading=dataset.reading,
         **by_field(pairs),
     )
 
@@ -119,10 +125,10 @@ def check_name(name: str) -> None:
     """Raises a UserError for an invalid name; an unknown data set is not an error."""
     if own.is_own(str(name)):
         return
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", str(name)):
+    if not re.fullmatch(_NAME, str(name)):
         raise UserError(
             f"dataset is {str(name)[:100]!r}, which is not the name of a data set, "
-            "such as cifar10, svhn_cropped, folder:PATH or npz:PATH"
+            "such as cifar10, svhn_cropped, emnist/letters, folder:PATH or npz:PATH"
         )
 
 
@@ -154,7 +160,7 @@ def _load_cifar(
             what,
             remedy,
         )
-        return _make_shapes()
+        return _load_shapes(data_dir)
     try:
         tfds_source.prepare_cifar(cifar.name, path, data_dir)
     except UserError as error:
@@ -201,7 +207,13 @@ def _not_prepared(data_dir: pathlib.Path, name: str) -> UserError:
     )
 
 
-def _make_shapes() -> Dataset:
-    from cifar_flax.data.shapes import make_shapes
+def _load_shapes(data_dir: str | pathlib.Path | None) -> Dataset:
+    from cifar_flax.data import shapes
 
-    return make_shapes()
+    try:
+        folder = expand_user(data_dir) if data_dir else default_data_dir()
+    except UserError:
+        if data_dir:
+            raise
+        return shapes.make_shapes()  # without a home folder there is no cache
+    return cache.load_or_build(folder, "shapes", shapes.cache_key(), shapes.make_shapes)

@@ -2,19 +2,19 @@
 
 ``folder:PATH``  ``PATH/train/CLASS/*.png``, ``PATH/test/CLASS/*.png`` and, for its own
                  validation images, ``PATH/val/CLASS/*.png``; or ``PATH/CLASS/*.png``,
-                 of which a part is held out as the test set
+                 of which a part is held out as the test set; see ``data.folders``
 ``npz:PATH``     arrays ``images`` and ``labels``, or ``train_images`` and so on, or
                  with the names of Keras, ``x_train`` and so on
 
-``val`` may also be called ``valid`` or ``validation``. If there is no test set, the
-validation images are used as the test set.
+If there is no test set, the validation images are used as the test set.
 """
 
+import dataclasses
 import hashlib
-import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,25 +22,25 @@ from cifar_flax.data import cache
 from cifar_flax.data.dataset import (
     Dataset,
     Pair,
+    as_it_is,
     by_field,
+    check_classes,
     check_images,
     check_labels,
+    checked_names,
     describe,
     make_dataset,
 )
+from cifar_flax.data.folders import MAX_CLASSES, SPLITS, Listing, list_folder
+from cifar_flax.data.splits import with_test_set
+from cifar_flax.data.values import Reading, channels_last, check_levels, white_of
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import check_text, expand_user
+from cifar_flax.files import expand_user, printable
+
+if TYPE_CHECKING:
+    from cifar_flax.data.images import Facts
 
 KINDS = ("folder", "npz")
-
-# If there is no test set, this share of each class is held out for it.
-TEST_SHARE = 1 / 6
-
-MAX_CLASSES = 10_000
-
-logger = logging.getLogger(__name__)
-
-_VALS = ("val", "valid", "validation")
 
 # Names of arrays in a file: images and labels of a split.
 _NAMES = {
@@ -51,7 +51,7 @@ _NAMES = {
     "test": (("test_images", "test_labels"), ("x_test", "y_test")),
     "val": tuple(
         names
-        for val in _VALS
+        for val in SPLITS["val"]
         for names in ((f"{val}_images", f"{val}_labels"), (f"x_{val}", f"y_{val}"))
     ),
 }
@@ -85,12 +85,10 @@ def load_own(name: str, data_dir: pathlib.Path, size: int | None) -> Dataset:
     title = "".join(c if c.isalnum() else "_" for c in path.stem) or "data"
     if kind == "npz":
         return _read_npz(path, title, size)
-    listing = _list_folder(path)
+    listing = list_folder(path)
+    key = hashlib.sha256(f"{listing.checksum()} {size}".encode()).hexdigest()[:24]
     return cache.load_or_build(
-        data_dir,
-        title,
-        _key(path, listing, size),
-        lambda: _read_folder(path, title, listing, size),
+        data_dir, title, key, lambda: _read_folder(title, listing, size)
     )
 
 
@@ -104,57 +102,55 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
         raise
     except Exception as error:  # NumPy may raise anything for a damaged file
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-    pairs = {
-        split: pair
-        for split in _NAMES
-        if (pair := _split_of(arrays, split, str(path))) is not None
-    }
+    used, notes = ["class_names"], []
+    pairs: dict[str, Pair] = {}
+    for split, choices in _NAMES.items():
+        for names in choices:
+            if split not in pairs and all(name in arrays for name in names):
+                images, labels = (arrays[name] for name in names)
+                where, used = f"{path}, {split} split", [*used, *names]
+                pairs[split], is_first = _checked_pair(where, images, labels)
+                if is_first:
+                    notes.append(f"{names[0]} had the channels first")
     if "train" not in pairs:
         raise UserError(
             f"{path} has the arrays {', '.join(arrays)}; it needs images and labels, "
             "or train_images and train_labels, and test_images and test_labels if any"
         )
+    if others := [name for name in arrays if name not in used]:
+        shown = ", ".join(printable(name)[:60] for name in others[:3])
+        notes.append(f"left out: {len(others)} other arrays ({shown})")
     count = max(int(labels.max()) for _, labels in pairs.values()) + 1
-    names = _class_names(arrays.get("class_names"), count, str(path))
+    classes = _class_names(arrays.get("class_names"), count, str(path))
+    reading = dataclasses.replace(as_it_is(pairs), notes=tuple(notes))
     if size is not None:
         from cifar_flax.data.images import fit_array  # Pillow takes a while to load
 
         pairs = {split: (fit_array(x, size), y) for split, (x, y) in pairs.items()}
-    return _make(title, pairs, path.name, names)
+    return _make(title, str(path), pairs, path.name, classes, reading)
 
 
-def _make(
-    title: str, pairs: dict[str, Pair], source: str, names: Sequence[str]
-) -> Dataset:
-    """Makes a data set of images and labels by split.
-
-    If there is no test set, the validation images become it, or else a part of the
-    training images. The source says so.
-    """
-    if "test" not in pairs and "val" in pairs:
-        pairs = {"train": pairs["train"], "test": pairs["val"]}
-        source += ", its validation images as the test set"
-    elif "test" not in pairs:
-        train, test, source = _hold_out(*pairs["train"], source)
-        pairs = {"train": train, "test": test}
-    return make_dataset(title, class_names=names, source=source, **by_field(pairs))
-
-
-def _split_of(arrays: dict[str, np.ndarray], split: str, where: str) -> Pair | None:
-    """Checks and returns the arrays of a split; None if there are none."""
-    found = [pair for pair in _NAMES[split] if all(name in arrays for name in pair)]
-    if not found:
-        return None
-    images, labels = (arrays[name] for name in found[0])
+def _checked_pair(
+    where: str, images: np.ndarray, labels: np.ndarray
+) -> tuple[Pair, bool]:
+    """Returns images [N, H, W, C] and labels, and whether they were [N, C, H, W]."""
+    is_first = False
     if images.ndim == 3:  # grey, without a channel axis
         images = images[..., None]
+    elif images.ndim == 4 and images.size and images.dtype == np.uint8:
+        images, is_first = channels_last(where, images)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    images = check_images(f"{where}, {split} split", images)
-    return images, check_labels(f"{where}, {split} split", labels, len(images))
+    images = check_images(where, images)
+    return (images, check_labels(where, labels, len(images))), is_first
 
 
 def _class_names(given: np.ndarray | None, count: int, where: str) -> Sequence[str]:
+    if count > MAX_CLASSES:
+        raise UserError(
+            f"{where}: the highest label is {count - 1:,}; number the classes from 0 "
+            f"without gaps, to {MAX_CLASSES - 1:,} at most"
+        )
     if given is None:
         return [str(label) for label in range(count)]
     if given.dtype.kind != "U" or given.ndim != 1:
@@ -162,152 +158,134 @@ def _class_names(given: np.ndarray | None, count: int, where: str) -> Sequence[s
             f"{where}: class_names is {describe(given)}; it must be texts, one for "
             "each class"
         )
-    return [_checked_name(str(name), where) for name in given]
+    return [str(name) for name in given]
 
 
-def _checked_name(name: str, where: str) -> str:
-    try:
-        return check_text(name)
-    except ValueError as error:
-        raise UserError(f"{where}: a class is named {name!r}; {error}") from error
+def _make(
+    title: str,
+    where: str,
+    pairs: dict[str, Pair],
+    source: str,
+    names: Sequence[str],
+    reading: Reading,
+) -> Dataset:
+    """Makes a data set of images and labels by split.
 
-
-# The files of each split with their labels, and the class names.
-_Listing = tuple[dict[str, list[tuple[pathlib.Path, int]]], list[str]]
-
-
-def _find_splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns the folders of the splits by name: train, and the others that exist.
-
-    Without a folder ``train``, the folder itself has the training images.
+    Every class must have training images, also after some are held out.
     """
-    inside = {path.name: path for path in _folders(folder)}
-    if "train" not in inside:
-        return {"train": folder}
-    vals = [name for name in _VALS if name in inside]
-    used = ["train", "test"] if "test" in inside else ["train"]
-    used += vals[:1]
-    if len(used) == 1:
-        raise UserError(
-            f"{folder} has train but no test or {' or '.join(_VALS)}; add one, or put "
-            "the folders of the classes directly into it"
-        )
-    for other in vals[1:]:
-        logger.warning(
-            "%s is not used: %s is the %s set",
-            inside[other],
-            inside[vals[0]],
-            "validation" if "test" in inside else "test",
-        )
-    return {name: inside[name] for name in used}
-
-
-def _list_folder(folder: pathlib.Path) -> _Listing:
-    """Returns the pictures of each split, and the classes."""
-    from cifar_flax.data.images import find_images
-
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give folder:PATH")
-    splits = _find_splits(folder)
-    train = splits["train"]
-    names = [path.name for path in _folders(train)]
-    if not 2 <= len(names) <= MAX_CLASSES:
-        raise UserError(
-            f"{train} has {len(names)} folders; there must be one for each "
-            f"class, 2 to {MAX_CLASSES}"
-        )
-    found: dict[str, list[tuple[pathlib.Path, int]]] = {}
-    for split, place in splits.items():
-        if unknown := [p.name for p in _folders(place) if p.name not in names]:
-            raise UserError(f"{place / unknown[0]} is not a class of {train}")
-        found[split] = [
-            (path, label)
-            for label, name in enumerate(names)
-            if (place / name).is_dir()
-            for path in find_images([place / name])
-        ]
-        if not found[split]:
-            raise UserError(f"{place} has no pictures")
-    return found, [_checked_name(name, str(folder)) for name in names]
-
-
-def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".")
+    names = checked_names(where, names)
+    check_classes(where, pairs["train"][1], names)
+    pairs, source = with_test_set(pairs, source)
+    remedy = "one of two images is held out as the test set, so add images"
+    check_classes(where, pairs["train"][1], names, remedy)
+    notes = (*reading.notes, *_common_images(pairs), *_without(pairs, names))
+    return make_dataset(
+        title,
+        class_names=names,
+        source=source,
+        reading=dataclasses.replace(reading, notes=notes),
+        **by_field(pairs),
     )
 
 
-def _key(folder: pathlib.Path, listing: _Listing, size: int | None) -> str:
-    """Returns a cache key that changes with any file of the folder."""
-    digest = hashlib.sha256(repr(size).encode())
-    for split, files in listing[0].items():
-        for path, label in files:
-            status = path.stat()
-            name = os.fsencode(path.relative_to(folder))
-            facts = (split, label, status.st_size, status.st_mtime_ns)
-            digest.update(name + repr(facts).encode())
-    return digest.hexdigest()[:24]
+def _common_images(pairs: dict[str, Pair]) -> Iterator[str]:
+    """Says which images are in the training set and elsewhere, or in two classes."""
+    seen: dict[int, int] = {}
+    twice = 0
+    for image, label in zip(*pairs["train"], strict=True):
+        twice += seen.setdefault(hash(image.tobytes()), int(label)) != label
+    if twice:
+        yield f"{twice:,} training images are equal to one of another class"
+    for split in pairs.keys() - {"train"}:
+        images = pairs[split][0]
+        if common := sum(hash(image.tobytes()) in seen for image in images):
+            yield f"{common:,} of the {split} images are training images, too"
 
 
-def _read_folder(
-    folder: pathlib.Path, title: str, listing: _Listing, size: int | None
-) -> Dataset:
-    from cifar_flax.data.images import read_image
+def _without(pairs: dict[str, Pair], names: Sequence[str]) -> Iterator[str]:
+    """Says which classes the test and validation images lack."""
+    for split in pairs.keys() - {"train"}:
+        counts = np.bincount(pairs[split][1], minlength=len(names))
+        if len(empty := np.flatnonzero(counts == 0)):
+            shown = ", ".join(names[k][:60] for k in empty[:3])
+            more = ", ..." if len(empty) > 3 else ""
+            yield f"no {split} image of {len(empty):,} classes ({shown}{more})"
 
-    files, names = listing
-    every = [path for split in files.values() for path, _ in split]
-    shape = _common_shape(every, size)
-    needed, memory = len(every) * int(np.prod(shape)), _memory()
+
+def _read_folder(title: str, listing: Listing, size: int | None) -> Dataset:
+    from cifar_flax.data.images import extremes, facts_of, read_image
+
+    facts = {path: facts_of(path) for path in listing.paths}
+    shape, notes = _common_shape(facts, size)
+    where, white = str(listing.folder), None
+    _check_memory(where, len(facts), shape)
+    if _all_deep(facts):
+        ranges = np.array([extremes(path) for path in facts])
+        low, high = float(ranges[:, 0].min()), float(ranges[:, 1].max())
+        whole = all(one.deep != "fraction" for one in facts.values())
+        white = white_of(where, low, high, whole=whole)
+    pairs: dict[str, Pair] = {}
+    for split, pictures in listing.splits.items():
+        images = np.empty((len(pictures), *shape), np.uint8)
+        for index, (path, _) in enumerate(pictures):
+            images[index] = read_image(path, *shape, white)
+        pairs[split] = images, np.array([label for _, label in pictures], np.int32)
+    notes += listing.notes
+    if white is None:
+        reading = dataclasses.replace(as_it_is(pairs), notes=notes)
+    else:
+        check_levels(where, pairs["train"][0], high)
+        reading = Reading(low, high, white, notes)
+    name = listing.folder.name
+    return _make(title, where, pairs, name, listing.names, reading)
+
+
+def _common_shape(
+    facts: dict[pathlib.Path, "Facts"], size: int | None
+) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """Returns the (H, W, C) of all pictures, and notes; C is 1 if all are grey."""
+    notes = []
+    grey = sum(one.is_grey for one in facts.values())
+    if 0 < grey < len(facts):
+        notes.append(f"{grey:,} of {len(facts):,} pictures are grey, the others not")
+    if clear := sum(one.has_alpha for one in facts.values()):
+        notes.append(f"{clear:,} pictures may be transparent, which becomes white")
+    first = next(iter(facts))
+    height, width = facts[first].height, facts[first].width
+    other = [p for p, f in facts.items() if (f.height, f.width) != (height, width)]
+    if size is not None:
+        if other or (height, width) != (size, size):
+            notes.append(f"pictures are cropped and resized to {size} x {size}")
+        height = width = size
+    elif other:
+        one = facts[other[0]]
+        raise UserError(
+            f"{other[0]} has {one.height} x {one.width} pixels and {first} {height} x "
+            f"{width}; --image_size=N makes all of them N x N"
+        )
+    return (height, width, 1 if grey == len(facts) else 3), tuple(notes)
+
+
+def _all_deep(facts: dict[pathlib.Path, "Facts"]) -> bool:
+    """Returns whether all pictures have more than 8 bits a value; refuses a mixture."""
+    kinds = {one.deep is not None: path for path, one in facts.items()}
+    if len(kinds) == 2:
+        raise UserError(
+            f"{kinds[True]} has more than 8 bits a value and {kinds[False]} has 8; "
+            "convert all pictures to 8 bits with one scale"
+        )
+    return True in kinds
+
+
+def _check_memory(where: str, count: int, shape: tuple[int, ...]) -> None:
+    """Raises a UserError if the images would take more than half of the memory."""
+    needed, memory = count * int(np.prod(shape)), _memory()
     if memory is not None and needed > memory / 2:
         raise UserError(
-            f"{folder}: {len(every):,} pictures of {' x '.join(map(str, shape))} take "
+            f"{where}: {count:,} pictures of {' x '.join(map(str, shape))} take "
             f"{needed / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB; give "
             "a smaller --image_size, or fewer pictures"
         )
-    pairs: dict[str, Pair] = {}
-    for split, pictures in files.items():
-        images = np.empty((len(pictures), *shape), np.uint8)
-        for index, (path, _) in enumerate(pictures):
-            images[index] = read_image(path, *shape)
-        labels = np.array([label for _, label in pictures], np.int32)
-        pairs["val" if split in _VALS else split] = images, labels
-    return _make(title, pairs, folder.name, names)
-
-
-def _common_shape(paths: list[pathlib.Path], size: int | None) -> tuple[int, int, int]:
-    """Returns the height, width and channels of all pictures; 1 channel if all grey."""
-    from cifar_flax.data.images import shape_of
-
-    shapes = {path: shape_of(path) for path in paths}
-    channels = 1 if all(shape[2] == 1 for shape in shapes.values()) else 3
-    if size is not None:
-        return size, size, channels
-    first = next(iter(shapes))
-    height, width, _ = shapes[first]
-    for path, shape in shapes.items():
-        if shape[:2] != (height, width):
-            raise UserError(
-                f"{path} has {shape[0]} x {shape[1]} pixels and {first} {height} x "
-                f"{width}; --image_size=N makes all of them N x N"
-            )
-    return height, width, channels
-
-
-def _hold_out(
-    images: np.ndarray, labels: np.ndarray, source: str
-) -> tuple[Pair, Pair, str]:
-    """Divides images into training and test set by class; also returns a new source."""
-    rng, held = np.random.default_rng(0), np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        held[members[: max(1, round(TEST_SHARE * len(members)))]] = True
-    if held.all():
-        raise UserError(f"{source} has too few images: none is left to train on")
-    hint = f"{held.sum():,} of {len(held):,} images held out as the test set"
-    train, test = ((images[part], labels[part]) for part in (~held, held))
-    return train, test, f"{source}, {hint}"
 
 
 def _memory() -> int | None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from cifar_flax.data.dataset import (
     Dataset,
+    Pair,
     Statistics,
     check_images,
     check_labels,
@@ -16,6 +17,9 @@ from cifar_flax.errors import UserError
 
 # Training images held out if a data set has no validation images of its own.
 VAL_SIZE = 5_000
+
+# If there is no test set, this share of each class is held out for it.
+TEST_SHARE = 1 / 6
 
 # The split must not depend on the seed of a run, so that runs can be compared.
 _SPLIT_SEED = 20_260_101
@@ -113,6 +117,33 @@ class Splits:
             std=self.std,
             train_size=len(self.train),
         )
+
+
+def with_test_set(pairs: dict[str, Pair], source: str) -> tuple[dict[str, Pair], str]:
+    """Returns the images and labels of each split with a test set, and the source.
+
+    If there is no test set, the validation images become it, or else a part of the
+    training images. The source says so.
+
+    Raises:
+      UserError: there are too few training images.
+    """
+    if "test" in pairs:
+        return pairs, source
+    if "val" in pairs:
+        words = "its validation images as the test set"
+        return {"train": pairs["train"], "test": pairs["val"]}, f"{source}, {words}"
+    images, labels = pairs["train"]
+    rng, held = np.random.default_rng(0), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held[members[: max(1, round(TEST_SHARE * len(members)))]] = True
+    if held.all():
+        raise UserError(f"{source} has too few images: none is left to train on")
+    words = f"{held.sum():,} of {len(held):,} images held out as the test set"
+    parts = {"train": ~held, "test": held}
+    divided = {split: (images[part], labels[part]) for split, part in parts.items()}
+    return divided, f"{source}, {words}"
 
 
 def split_dataset(

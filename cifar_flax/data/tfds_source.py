@@ -5,6 +5,7 @@ the search for a prepared data set does without it.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,15 +20,16 @@ import numpy as np
 
 from cifar_flax.data import archive
 from cifar_flax.data.cifar import CIFARS
-from cifar_flax.data.dataset import Dataset, Pair, by_field, make_dataset
+from cifar_flax.data.dataset import Dataset, Pair, as_it_is, by_field, make_dataset
+from cifar_flax.data.splits import with_test_set
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import expand_user, locked
 
 CIFAR_VERSION = "3.0.2"  # of the stock builders of CIFAR-10 and CIFAR-100
 
-VALIDATION = "validation"  # name of the split in tfds
+# Names of the splits in tfds.
+_SPLITS = {"train": "train", "test": "test", "val": "validation"}
 
-_MAX_RECORD = 2**20  # bytes; a 32x32 PNG has about 2,500
 _INFO = "dataset_info.json"
 _FEATURES = "tensorflow_datasets.core.features."
 
@@ -37,11 +39,14 @@ def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
 
     Args:
       data_dir: tfds's folder.
-      name: name of the data set; of CIFAR-10 and CIFAR-100 the stock version counts, of
-        others the newest version in the folder.
+      name: name of the data set, or name/configuration; of CIFAR-10 and CIFAR-100 the
+        stock version counts, of others the newest version in the folder.
 
     Returns:
       A folder ``data_dir/name/version``.
+
+    Raises:
+      UserError: there are configurations, and none is named.
     """
     versions = {}
     for folder in (data_dir / name).glob("*.*.*"):
@@ -50,18 +55,32 @@ def prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
             versions[tuple(map(int, folder.name.split(".")))] = folder
     if name in CIFARS:
         return versions.get(tuple(map(int, CIFAR_VERSION.split("."))))
-    return versions[max(versions)] if versions else None
+    if versions:
+        return versions[max(versions)]
+    infos = (data_dir / name).glob(f"*/*.*.*/{_INFO}")
+    if names := sorted({f"{name}/{info.parent.parent.name}" for info in infos}):
+        raise UserError(
+            f"{name} has configurations; give one of those in {data_dir}: "
+            f"{', '.join(names)}"
+        )
+    return None
 
 
 def prepared_key(folder: pathlib.Path) -> str:
-    """Returns the sha256, in hex, of a prepared set's information and file sizes."""
-    info = (folder / _INFO).read_bytes()
-    digest = hashlib.sha256(info)
-    # The cache of an earlier version lacks the validation images.
-    if f'"{VALIDATION}"'.encode() in info:
-        digest.update(VALIDATION.encode())
+    """Returns the sha256, in hex, of the names and contents of a prepared set's files.
+
+    Raises:
+      UserError: a file is not a plain one.
+    """
+    digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        if path.is_dir():
+            continue
+        if not path.is_file():  # reading a pipe would block
+            raise UserError(f"{path} is not a plain file; refused")
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
     return digest.hexdigest()
 
 
@@ -69,13 +88,15 @@ def is_known(name: str) -> bool:
     """Returns whether tfds has a data set of that name."""
     import tensorflow_datasets as tfds
 
-    return name in tfds.list_builders(with_community_datasets=False)
+    known = tfds.list_builders(with_community_datasets=False)
+    return name.partition("/")[0] in known
 
 
 def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
     """Reads an image classification set that tfds has prepared.
 
-    If it has a validation split, so does the data set.
+    If it has a validation split, so does the data set. Without a test split, see
+    ``splits.with_test_set``.
 
     Args:
       folder: from ``prepared_folder``; array_record or tfrecord files.
@@ -95,19 +116,22 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
         builder = tfds.builder_from_directory(folder)
         image_key, label_key = _check_features(name, builder.info)
         _check_splits(folder, name, builder.info.splits)
-        splits = {"train": "train", "test": "test"}
-        if VALIDATION in builder.info.splits:
-            splits["val"] = VALIDATION
         pairs = {
             ours: _read_split(builder, theirs, image_key, label_key)
-            for ours, theirs in splits.items()
+            for ours, theirs in _SPLITS.items()
+            if theirs in builder.info.splits
         }
+        others = set(builder.info.splits) - set(_SPLITS.values())
+        notes = [f"left out: the split {split}" for split in sorted(others)]
         file_format = builder.info.file_format.value
+        source = f"tensorflow-datasets {name}/{folder.name} ({file_format})"
+        pairs, source = with_test_set(pairs, source)
         cifar = CIFARS.get(name)
         return make_dataset(
-            name,
+            name.replace("/", "_"),
             class_names=builder.info.features[label_key].names,
-            source=f"tensorflow-datasets {name}/{folder.name} ({file_format})",
+            source=source,
+            reading=dataclasses.replace(as_it_is(pairs), notes=tuple(notes)),
             mean=cifar.mean if cifar else None,
             std=cifar.std if cifar else None,
             **by_field(pairs),
@@ -241,13 +265,13 @@ def _check_features(name: str, info: Any) -> tuple[str, str]:
 
 
 def _check_splits(folder: pathlib.Path, name: str, splits: Any) -> None:
-    if missing := [split for split in ("train", "test") if split not in splits]:
-        raise UserError(
-            f"{name} has no {missing[0]} split, only {', '.join(splits) or 'none'}; "
-            f"both train and test are needed"
-        )
-    sizes = (splits["train"].num_examples, splits["test"].num_examples)
     cifar = CIFARS.get(name)
+    needed = ("train",) if cifar is None else ("train", "test")
+    if missing := [split for split in needed if split not in splits]:
+        raise UserError(
+            f"{name} has no {missing[0]} split, only {', '.join(splits) or 'none'}"
+        )
+    sizes = tuple(splits[split].num_examples for split in needed)
     if cifar is not None and sizes != cifar.sizes:
         # tfds accepts a preparation that was shortened on purpose as complete.
         raise UserError(
@@ -304,10 +328,11 @@ def _tfrecords(path: pathlib.Path) -> Iterator[bytes]:
     and a CRC of the data (4 bytes). The CRCs are not checked: Python has no CRC-32C,
     and the PNG images have checksums of their own.
     """
+    whole = path.stat().st_size
     with path.open("rb") as file:
         while header := file.read(12):
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
-            if not 0 < length <= _MAX_RECORD:
+            if not 0 < length <= whole:
                 raise ValueError(f"{path.name} is damaged")
             record = file.read(length + 4)
             if len(record) != length + 4:

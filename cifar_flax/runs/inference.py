@@ -45,6 +45,7 @@ class Run:
       mean: mean of the training pixels / 255, per channel.
       std: standard deviation of the training pixels / 255, per channel.
       step: of the checkpoint.
+      white: value of the source that is white; see ``data.values.Reading``.
       tta: test-time augmentation of the run; see ``augment.views``.
       model_name: name in the record, without the path of the code.
     """
@@ -59,6 +60,7 @@ class Run:
     step: int
     tta: Tta = "none"
     model_name: str = ""
+    white: float | None = None
 
     @classmethod
     @known_settings()
@@ -117,6 +119,7 @@ class Run:
             step=step,
             tta=_tta_of(config),
             model_name=config.model,
+            white=data.white,
         )
 
     def __repr__(self) -> str:

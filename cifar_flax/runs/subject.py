@@ -19,6 +19,7 @@ from cifar_flax.models import has_norm
 from cifar_flax.models.calling import fields_in_words
 from cifar_flax.models.own import Source, is_own, source_of
 from cifar_flax.models.program import Program, shapes_of
+from cifar_flax.runs.data_record import describe_data
 from cifar_flax.runs.environment import describe_environment, describe_source
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.inference import Run
@@ -224,7 +225,7 @@ class Subject:
           *flags: flags of the command besides the settings.
           resume: whether it is for a run that has begun.
         """
-        dataset, splits, source = self.dataset, self.splits, self.source
+        source = self.source
         command = ["python", "-m", f"experiments.{kind}", *self.settings.as_flags()]
         by_command = self.model is None and self.recipe is None and self._loads_data
         # Our kernels keep the order of every sum; other code may not.
@@ -234,18 +235,7 @@ class Subject:
             kind=kind,
             settings=self._settings_record(),
             recipe=None,
-            dataset=records.DatasetInfo(
-                name=dataset.name,
-                fingerprint=dataset.fingerprint,
-                source=dataset.source,
-                class_names=list(dataset.class_names),
-                image_shape=splits.spec.image_shape,
-                mean=list(splits.mean),
-                std=list(splits.std),
-                train_size=len(splits.train),
-                val_size=len(splits.val) if splits.val else 0,
-                test_size=len(splits.test),
-            ),
+            dataset=describe_data(self.dataset, self.splits),
             model_source=None if source is None else describe_source(source),
             identity=self.identity(trainer.program, needs_origin=not resume),
             num_params=sum(row.num_params for row in trainer.layers),
@@ -312,7 +302,8 @@ def with_recipe(
 
 def _gives(given: str, found: str) -> bool:
     """Returns whether the name that was given may mean the data set that was found."""
-    return given in ("auto", found) or is_own_data(given)
+    names = ("auto", found)
+    return given in names or given.replace("/", "_") in names or is_own_data(given)
 
 
 def _check_model(settings: Settings, changed: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from cifar_flax import records
 from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.files import printable
 from cifar_flax.layers.conv import describe
+from cifar_flax.runs.data_record import data_in_words
 from cifar_flax.runs.observers import (
     Observer,
     Plan,
@@ -233,16 +234,11 @@ class ConsoleDisplay(Observer):
 
 def header(plan: Plan) -> list[tuple[str, str]]:
     """Returns names and values that describe what will run."""
-    config, trainer, splits = plan.config, plan.trainer, plan.splits
+    config, trainer = plan.config, plan.trainer
     recipe, settings = trainer.recipe, config.settings
-    val = f"{len(splits.val):,}" if splits.val else "no"
     size = (
         f"{config.model}, {config.num_params:,} parameters, "
         f"{config.flops_per_image / 1e6:.2f} MFLOP per image"
-    )
-    data = (
-        f"{plan.dataset.name}: {len(splits.train):,} training, {val} validation and "
-        f"{len(splits.test):,} test images ({plan.dataset.source})"
     )
     steps = f"{trainer.total_steps:,} steps of {recipe.batch_size}"
     training = [("recipe", f"{recipe} ({steps})")] if plan.kind == "run" else []
@@ -251,7 +247,7 @@ def header(plan: Plan) -> list[tuple[str, str]]:
     dtype = f", {settings['dtype']}" if settings["dtype"] else ""
     return [
         ("model", size),
-        ("data", data),
+        *data_in_words(config.dataset),
         *training,
         ("optimizer", recipe.optimizer_in_words + extra),
         ("seeds", ", ".join(map(str, trainer.seeds))),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_flax.data.images import find_images, read_image
+from cifar_flax.data.folders import find_images
+from cifar_flax.data.images import read_image
 from cifar_flax.errors import UserError
 
 

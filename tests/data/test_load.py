@@ -39,7 +39,7 @@ def shapes(monkeypatch, arrays):
         arrays.kind.class_names,
         source="built in",
     )
-    monkeypatch.setattr(load, "_make_shapes", lambda: dataset)
+    monkeypatch.setattr(load, "_load_shapes", lambda _: dataset)
     return dataset
 
 

@@ -1,9 +1,12 @@
 import hashlib
 import json
 import logging
+import os
 import pathlib
+import shutil
 import socket
 import struct
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -239,12 +242,17 @@ class TestFolder:
     def test_nothing_there(self, tmp_path):
         assert tfds_source.prepared_folder(tmp_path, "cifar10") is None
 
-    def test_the_key_is_that_of_earlier_versions(self, prepared):
-        """So that cached data of earlier versions are found."""
-        key = hashlib.sha256((prepared / "dataset_info.json").read_bytes())
-        for path in sorted(prepared.iterdir()):
-            key.update(f"{path.name} {path.stat().st_size}\n".encode())
-        assert tfds_source.prepared_key(prepared) == key.hexdigest()
+    def test_the_key_changes_with_one_byte_of_a_file_of_equal_size_and_time(
+        self, prepared
+    ):
+        before = tfds_source.prepared_key(prepared)
+        for path in prepared.iterdir():
+            whole, times = path.read_bytes(), path.stat()
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            assert tfds_source.prepared_key(prepared) != before
+            path.write_bytes(whole)
+        assert tfds_source.prepared_key(prepared) == before
 
     def test_the_key_changes_with_the_preparation(self, prepared):
         keys = {tfds_source.prepared_key(prepared)}
@@ -376,12 +384,57 @@ class TestOtherSets:
         assert sorted(dataset.test_labels) == sorted(arrays.test_labels[:5])
         assert dataset.num_classes == 10
 
-    def test_no_test_split(self, tmp_path, splits):
+    def test_without_a_test_split_the_validation_images_are_the_test_set(
+        self, tmp_path, arrays, splits
+    ):
         features = {"image": IMAGE, "label": tfds.features.ClassLabel(num_classes=10)}
-        splits["validation"] = splits.pop("test")
+        splits["validation"], splits["extra"] = splits.pop("test"), splits["train"][:3]
         prepare(tmp_path, "other", splits, features)
-        with pytest.raises(UserError, match="no test split, only train, validation"):
+        for _ in range(2):  # from the files, then from the cache
+            data = load_dataset("other", data_dir=tmp_path)
+            got = by_content(data.test_images, data.test_labels)
+            expected = by_content(arrays.test_images, arrays.test_labels)
+            np.testing.assert_array_equal(got[0], expected[0])
+            assert not data.has_validation
+            assert data.source.endswith(", its validation images as the test set")
+            assert data.reading.notes == ("left out: the split extra",)
+        del splits["validation"], splits["extra"]
+        prepare(tmp_path, "alone", splits, features)
+        data = load_dataset("alone", data_dir=tmp_path)
+        assert "of 50 images held out as the test set" in data.source
+        assert len(data.train_labels) + len(data.test_labels) == 50
+
+    def test_a_configuration_is_loaded_by_its_name(self, tmp_path, splits):
+        features = {"image": IMAGE, "label": tfds.features.ClassLabel(num_classes=10)}
+        for config in ("clean", "noisy.v2"):
+            folder = prepare(tmp_path / config, "other", splits, features)
+            shutil.copytree(folder, tmp_path / "other" / config / folder.name)
+            splits["train"] = splits["train"][:-10]
+        sizes = {}
+        for config in ("clean", "noisy.v2"):
+            data = load_dataset(f"other/{config}", data_dir=tmp_path)
+            assert data.name == f"other_{config}"
+            assert f"other/{config}/1.0.0" in data.source
+            sizes[config] = len(data.train_labels)
+        assert sizes == {"clean": 50, "noisy.v2": 40}
+        with pytest.raises(UserError, match=r"other/clean, other/noisy\.v2"):
             load_dataset("other", data_dir=tmp_path)
+        with pytest.raises(UserError, match="no data set other/dirty"):
+            load_dataset("other/dirty", data_dir=tmp_path)
+
+    def test_a_record_may_be_large(self, tmp_path):
+        """A picture of noise takes more than a mebibyte."""
+        noise = RNG.integers(0, 256, (2, 640, 640, 3), dtype=np.uint8)
+        features = {
+            "image": tfds.features.Image(shape=(640, 640, 3)),
+            "label": tfds.features.ClassLabel(num_classes=2),
+        }
+        both = {split: rows(noise, [0, 1]) for split in ("train", "test")}
+        folder = prepare(tmp_path, "large", both, features)
+        before = read(folder, "large")
+        with mock.patch(f"{__name__}.masked_crc32c", return_value=0):  # not checked
+            as_tfrecord(folder)
+        assert read(folder, "large").fingerprint == before.fingerprint
 
     @pytest.mark.parametrize("image_size", [None, 16])
     def test_a_validation_split(self, tmp_path, arrays, splits, image_size):

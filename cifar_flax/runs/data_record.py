@@ -1,0 +1,64 @@
+"""What a run records of its data, and how the header says it."""
+
+import numpy as np
+
+from cifar_flax.data import Dataset, Splits
+from cifar_flax.records import DatasetInfo
+
+_MAX_NAMES = 10  # classes that the header names
+
+
+def describe_data(dataset: Dataset, splits: Splits) -> DatasetInfo:
+    """Returns the record of a data set and its splits."""
+    sizes = np.bincount(splits.train.labels, minlength=splits.num_classes)
+    reading = dataset.reading
+    return DatasetInfo(
+        name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        source=dataset.source,
+        class_names=list(dataset.class_names),
+        image_shape=splits.spec.image_shape,
+        mean=list(splits.mean),
+        std=list(splits.std),
+        train_size=len(splits.train),
+        val_size=len(splits.val) if splits.val else 0,
+        test_size=len(splits.test),
+        class_sizes=sizes.tolist(),
+        values=(reading.low, reading.high),
+        white=reading.white,
+        notes=list(reading.notes),
+    )
+
+
+def data_in_words(info: DatasetInfo) -> list[tuple[str, str]]:
+    """Returns names and values that describe data: sizes, classes, pixels and notes."""
+    val = f"{info.val_size:,}" if info.val_size else "no"
+    data = (
+        f"{info.name}: {info.train_size:,} training, {val} validation and "
+        f"{info.test_size:,} test images ({info.source})"
+    )
+    height, width, channels = info.image_shape
+    pixels = f"{height} x {width}, {channels} channel{'s' if channels > 1 else ''}"
+    if info.values is not None:
+        low, high = info.values
+        pixels += f", values from {low:,g} to {high:,g}"
+    if info.white is not None:
+        pixels += f" (white is {info.white:,g}), read as 0 to 255"
+    notes = [("note", note) for note in info.notes]
+    return [("data", data), ("classes", _classes(info)), ("images", pixels), *notes]
+
+
+def _classes(info: DatasetInfo) -> str:
+    names = info.class_names
+    shown = ", ".join(names[:_MAX_NAMES])
+    words = f"{len(names):,} ({shown}{', ...' if len(names) > _MAX_NAMES else ''})"
+    if not info.class_sizes:
+        return words
+    order = np.argsort(info.class_sizes, kind="stable")
+    small, large = (f"{info.class_sizes[k]:,}" for k in (order[0], order[-1]))
+    if small == large:
+        return f"{words}, {small} training images of each"
+    return (
+        f"{words}, from {small} training images ({names[order[0]]}) to {large} "
+        f"({names[order[-1]]})"
+    )
