@@ -53,7 +53,7 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
       std: as ``mean``.
       class_sizes: number of images of each class in the training split; older records
         do not have it, nor the following.
-      values: lowest and highest value of the source.
+      values: lowest and highest value found; see ``data.values.Reading``.
       white: value of the source that became 255; null if it has bytes.
       notes: how the source was read, and what was left out and why.
     """

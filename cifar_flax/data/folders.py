@@ -48,10 +48,10 @@ class LeftOut:
     def notes(self) -> tuple[str, ...]:
         """A line for each reason, with the first names."""
         lines = []
-        for why, names in self._names.items():
+        for why, names in sorted(self._names.items()):
             shown = ", ".join(printable(name)[:60] for name in sorted(set(names))[:3])
             more = ", ..." if len(set(names)) > 3 else ""
-            lines.append(f"left out: {len(names):,} {why} ({shown}{more})")
+            lines.append(f"{len(names):,} left out: {why} ({shown}{more})")
         return tuple(lines)
 
 
@@ -120,7 +120,10 @@ def list_folder(folder: pathlib.Path) -> Listing:
             for path in _pictures_of(place / name, left_out)
         ]
         if not found[split]:
-            raise UserError(f"{place} has no pictures")
+            raise UserError(
+                f"{place} has no pictures in folders of its classes; add them, or "
+                "move it away"
+            )
     for place in {folder, *splits.values()}:
         _leave_out(place, left_out)
     with_pictures = {label for _, label in found["train"]}

@@ -35,6 +35,7 @@ class Facts:
       width: in pixels, as read.
       is_grey: whether it has neither colours nor an alpha channel.
       has_alpha: whether it has transparent pixels or may have some.
+      has_frames: whether it has several frames or pages.
       deep: what its values are if they have more than 8 bits; else None.
     """
 
@@ -42,6 +43,7 @@ class Facts:
     width: int
     is_grey: bool
     has_alpha: bool
+    has_frames: bool
     deep: Deep | None
 
 
@@ -52,17 +54,19 @@ def facts_of(path: pathlib.Path) -> Facts:
       UserError: see ``read_image``; the pixels are not checked.
     """
     with _opened(path) as picture:
+        deep = _deep(picture)  # the orientation of a PNG is read with its pixels
         width, height = picture.size
         # Pillow gives the size of a TIFF as it is after turning, that of others before.
         is_turned = picture.getexif().get(_ORIENTATION, 1) > 4
         if is_turned and picture.format != "TIFF":
             width, height = height, width
-        deep = _deep(picture)
         return Facts(
             height=height,
             width=width,
             is_grey=picture.mode in ("1", "L") or deep in ("integer", "fraction"),
             has_alpha=picture.has_transparency_data,
+            # The frames of an MPO are the same picture in other sizes.
+            has_frames=picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1,
             deep=deep,
         )
 

@@ -119,7 +119,7 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
         )
     if others := [name for name in arrays if name not in used]:
         shown = ", ".join(printable(name)[:60] for name in others[:3])
-        notes.append(f"left out: {len(others)} other arrays ({shown})")
+        notes.append(f"{len(others)} left out: other arrays ({shown})")
     count = max(int(labels.max()) for _, labels in pairs.values()) + 1
     classes = _class_names(arrays.get("class_names"), count, str(path))
     reading = dataclasses.replace(as_it_is(pairs), notes=tuple(notes))
@@ -196,16 +196,15 @@ def _common_images(pairs: dict[str, Pair]) -> Iterator[str]:
         twice += seen.setdefault(hash(image.tobytes()), int(label)) != label
     if twice:
         yield f"{twice:,} training images are equal to one of another class"
-    for split in pairs.keys() - {"train"}:
-        images = pairs[split][0]
+    for split, (images, _) in list(pairs.items())[1:]:
         if common := sum(hash(image.tobytes()) in seen for image in images):
             yield f"{common:,} of the {split} images are training images, too"
 
 
 def _without(pairs: dict[str, Pair], names: Sequence[str]) -> Iterator[str]:
     """Says which classes the test and validation images lack."""
-    for split in pairs.keys() - {"train"}:
-        counts = np.bincount(pairs[split][1], minlength=len(names))
+    for split, (_, labels) in list(pairs.items())[1:]:
+        counts = np.bincount(labels, minlength=len(names))
         if len(empty := np.flatnonzero(counts == 0)):
             shown = ", ".join(names[k][:60] for k in empty[:3])
             more = ", ..." if len(empty) > 3 else ""
@@ -250,6 +249,8 @@ def _common_shape(
         notes.append(f"{grey:,} of {len(facts):,} pictures are grey, the others not")
     if clear := sum(one.has_alpha for one in facts.values()):
         notes.append(f"{clear:,} pictures may be transparent, which becomes white")
+    if several := sum(one.has_frames for one in facts.values()):
+        notes.append(f"{several:,} pictures have several frames; the first is read")
     first = next(iter(facts))
     height, width = facts[first].height, facts[first].width
     other = [p for p, f in facts.items() if (f.height, f.width) != (height, width)]

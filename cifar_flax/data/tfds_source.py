@@ -122,7 +122,7 @@ def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
             if theirs in builder.info.splits
         }
         others = set(builder.info.splits) - set(_SPLITS.values())
-        notes = [f"left out: the split {split}" for split in sorted(others)]
+        notes = [f"the split {split} is left out" for split in sorted(others)]
         file_format = builder.info.file_format.value
         source = f"tensorflow-datasets {name}/{folder.name} ({file_format})"
         pairs, source = with_test_set(pairs, source)

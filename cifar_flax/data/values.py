@@ -20,8 +20,8 @@ class Reading:
     """How a data set was read; it goes into the header and the record of a run.
 
     Attributes:
-      low: lowest value of the source.
-      high: highest value of the source.
+      low: lowest value found; of bytes, after any resizing.
+      high: highest value found.
       white: value of the source that became 255; None if it has bytes, which stay as
         they are.
       notes: what else was decided, and what was left out and why, in words.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_flax.data import load_dataset
+from cifar_flax.data import load_dataset, make_dataset
 from cifar_flax.data.own import is_own, whole_name
 from cifar_flax.errors import UserError
 from cifar_flax.records import read_config, read_metrics
@@ -277,6 +277,56 @@ def test_what_is_no_data_set_is_named(tmp_path, make, words):
     with pytest.raises(UserError, match=words) as caught:
         load(name, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+FOUR = np.arange(40) % 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (FOUR + 1, "no training image is of the class '0'; subtract 1 from all labels"),
+        (FOUR * 2, "class '1' and 2 others; number the classes from 0 without gaps"),
+        (FOUR + 2_000_000, "the highest label is 2,000,003; number the classes"),
+        (np.where(FOUR == 3, 2**31 - 1, FOUR), "highest label is 2,147,483,647"),
+        (FOUR * 0, "there is only the class '0'"),
+    ],
+)
+def test_labels_that_number_no_classes_are_refused(tmp_path, labels, words):
+    name = files(images=pixels(40, 5, 5), labels=labels)(tmp_path)
+    with pytest.raises(UserError, match=words):
+        load(name, tmp_path)
+
+
+def test_every_named_class_has_a_training_image(tmp_path):
+    arrays = {
+        "images": pixels(40, 5, 5),
+        "labels": FOUR,
+        "test_images": pixels(5, 5, 5),
+    }
+    names = np.array([*"abcde"])
+    name = files(**arrays, test_labels=np.arange(5), class_names=names)(tmp_path)
+    with pytest.raises(UserError, match="no training image is of the class 'e'"):
+        load(name, tmp_path)
+
+
+def test_channels_first_are_put_last(tmp_path):
+    train, test = pixels(40, 6, 8, 3), pixels(4, 6, 8, 3)
+    arrays = {"labels": FOUR, "test_labels": FOUR[:4]}
+    last = files(**arrays, images=train, test_images=test)
+    expected = load(last(tmp_path), tmp_path)
+    first = {"images": train, "test_images": test}
+    first = {name: np.moveaxis(array, 3, 1) for name, array in first.items()}
+    data = load(files(**arrays, **first, extra=FOUR)(tmp_path), tmp_path)
+    assert data.fingerprint == expected.fingerprint
+    assert data.reading.notes == (
+        "images had the channels first",
+        "test_images had the channels first",
+        "1 left out: other arrays (extra)",
+    )
+    pair = np.zeros((4, 3, 8, 8), np.uint8), FOUR[:4]
+    with pytest.raises(UserError, match=r"images.transpose\(0, 2, 3, 1\)"):
+        make_dataset("d", *pair, *pair, [*"abcd"], source="drawn")
 
 
 def test_names_tell_places():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cifar_flax.data import load_dataset, shapes
 from cifar_flax.data.shapes import FIGURES, make_shapes
 
 
@@ -61,3 +62,29 @@ def test_outlines_differ_from_each_other_and_their_mirror_images():
         for other in inside[:i]:
             assert (one != other).mean() > 0.05
             assert (one[:, ::-1] != other).mean() > 0.05
+
+
+def test_it_is_drawn_once_for_each_numpy_and_each_code(tmp_path, monkeypatch):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return make_shapes(num_train=50, num_test=20, seed=len(calls))
+
+    monkeypatch.setattr(shapes, "make_shapes", make)
+    first, again = (load_dataset("shapes", data_dir=tmp_path) for _ in range(2))
+    assert len(calls) == 1
+    assert again.fingerprint == first.fingerprint
+    assert again.source == "built in"
+    monkeypatch.setattr(np, "__version__", "99.0")
+    assert load_dataset("shapes", data_dir=tmp_path).fingerprint != first.fingerprint
+    monkeypatch.setattr(shapes.inspect, "getsource", lambda _: "edited")
+    load_dataset("shapes", data_dir=tmp_path)
+    assert len(calls) == 3
+
+
+def test_it_needs_no_folder_for_its_file(monkeypatch):
+    monkeypatch.setattr(shapes, "make_shapes", lambda: make_shapes(50, 20))
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", "")
+    assert len(load_dataset("shapes").train_labels) == 50

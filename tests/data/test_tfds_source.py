@@ -397,7 +397,7 @@ class TestOtherSets:
             np.testing.assert_array_equal(got[0], expected[0])
             assert not data.has_validation
             assert data.source.endswith(", its validation images as the test set")
-            assert data.reading.notes == ("left out: the split extra",)
+            assert data.reading.notes == ("the split extra is left out",)
         del splits["validation"], splits["extra"]
         prepare(tmp_path, "alone", splits, features)
         data = load_dataset("alone", data_dir=tmp_path)
