@@ -20,6 +20,7 @@ from cifar_flax.commands import cli
 from cifar_flax.commands.setting_flags import define_settings, settings_from_flags
 from cifar_flax.data import Dataset, default_data_dir, prepare_cifar
 from cifar_flax.data.archive import open_archive
+from cifar_flax.runs.data_record import values_in_words
 from cifar_flax.runs.recipe_choice import OF_AUGMENTATION
 from cifar_flax.show.console import make_console, print_pairs
 from cifar_flax.show.figures import FORMATS, plot_images, save_figure
@@ -44,7 +45,8 @@ def main() -> int:
         save_figure(figure, picture, f"--picture={picture}")
         if FLAGS.data_archive:
             take_in(FLAGS.data_archive, FLAGS.archive_sha256, console)
-        val = ""
+        val, reading = "", dataset.reading
+        values = values_in_words(reading.low, reading.high, reading.white)
         if dataset.val_labels is not None:
             val = f"{len(dataset.val_labels):,} for validation, "
         shape = " x ".join(map(str, dataset.train_images.shape[1:]))
@@ -60,7 +62,9 @@ def main() -> int:
                     f"{len(dataset.train_labels):,} for training, {val}"
                     f"{len(dataset.test_labels):,} for the test, {shape}",
                 ),
+                ("values", values),
                 ("classes", classes_in_words(dataset)),
+                *(("note", note) for note in reading.notes),
                 ("mean", "  ".join(f"{value:.4f}" for value in dataset.mean)),
                 ("std", "  ".join(f"{value:.4f}" for value in dataset.std)),
                 ("sha256", dataset.fingerprint),

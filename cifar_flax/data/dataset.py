@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_flax.data.values import Reading
+from cifar_flax.data.values import ALL_BYTES, Reading
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import check_text
 
@@ -34,10 +34,10 @@ class Dataset:
         int32), the test images and labels, the class names joined by newlines, and the
         validation images and labels if there are any.
       source: where the data come from, in words.
-      reading: how the source was read.
       val_images: as ``train_images``; None if the data set has no validation images of
         its own.
       val_labels: as ``train_labels``; None if ``val_images`` is None.
+      reading: how the source was read.
     """
 
     name: str
@@ -50,9 +50,9 @@ class Dataset:
     std: Statistics
     fingerprint: str
     source: str
-    reading: Reading
     val_images: np.ndarray | None = None
     val_labels: np.ndarray | None = None
+    reading: Reading = ALL_BYTES
 
     @property
     def has_validation(self) -> bool:

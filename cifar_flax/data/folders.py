@@ -12,7 +12,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import printable
 
 # Names of the folder of each split; of two for validation the first is used.
@@ -49,7 +49,9 @@ class LeftOut:
         """A line for each reason, with the first names."""
         lines = []
         for why, names in sorted(self._names.items()):
-            shown = ", ".join(printable(name)[:60] for name in sorted(set(names))[:3])
+            shown = ", ".join(
+                one_line(printable(name), 60) for name in sorted(set(names))[:3]
+            )
             more = ", ..." if len(set(names)) > 3 else ""
             lines.append(f"{len(names):,} left out: {why} ({shown}{more})")
         return tuple(lines)

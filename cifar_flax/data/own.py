@@ -118,7 +118,7 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
             "or train_images and train_labels, and test_images and test_labels if any"
         )
     if others := [name for name in arrays if name not in used]:
-        shown = ", ".join(printable(name)[:60] for name in others[:3])
+        shown = ", ".join(one_line(printable(name), 60) for name in others[:3])
         notes.append(f"{len(others)} left out: other arrays ({shown})")
     count = max(int(labels.max()) for _, labels in pairs.values()) + 1
     classes = _class_names(arrays.get("class_names"), count, str(path))

@@ -33,6 +33,9 @@ class Reading:
     notes: tuple[str, ...] = ()
 
 
+ALL_BYTES = Reading(0, 255)
+
+
 def white_of(where: str, low: float, high: float, *, whole: bool) -> float:
     """Decides which value is white, for pictures with more than 8 bits a value.
 

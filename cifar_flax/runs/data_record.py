@@ -40,12 +40,15 @@ def data_in_words(info: DatasetInfo) -> list[tuple[str, str]]:
     height, width, channels = info.image_shape
     pixels = f"{height} x {width}, {channels} channel{'s' if channels > 1 else ''}"
     if info.values is not None:
-        low, high = info.values
-        pixels += f", values from {low:,g} to {high:,g}"
-    if info.white is not None:
-        pixels += f" (white is {info.white:,g}), read as 0 to 255"
+        pixels += f", values {values_in_words(*info.values, info.white)}"
     notes = [("note", note) for note in info.notes]
     return [("data", data), ("classes", _classes(info)), ("images", pixels), *notes]
+
+
+def values_in_words(low: float, high: float, white: float | None) -> str:
+    """Returns the range of the values, and how they were read unless they are bytes."""
+    read = "" if white is None else f" (white is {white:,.10g}), read as 0 to 255"
+    return f"from {low:,.10g} to {high:,.10g}{read}"
 
 
 def _classes(info: DatasetInfo) -> str:

@@ -131,7 +131,9 @@ def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
     axes = figure.subplots(len(rows), len(first), squeeze=False)
     for row, (line, images_of_row) in enumerate(zip(axes, rows, strict=True)):
         for label, (axis, image) in enumerate(zip(line, images_of_row, strict=True)):
-            axis.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
+            # Colours if the channels can be some, else the first channel in grey.
+            shown = image[..., :3] if image.shape[-1] > 2 else image[..., 0]
+            axis.imshow(shown, cmap="gray", vmin=0, vmax=255)
             axis.set(xticks=[], yticks=[])
             if row == 0:
                 axis.set_title(dataset.class_names[label], fontsize=9)
