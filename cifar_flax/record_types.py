@@ -298,8 +298,20 @@ class Result(Record, kw_only=True):
     @property
     def finished(self) -> list[float]:
         """The test accuracies of the finished seeds."""
-        pairs = zip(self.test_accuracy, self.diverged_at, strict=True)
-        return [one for one, at in pairs if one is not None and at is None]
+        every = [self.test_accuracy[index] for index in self.alive()]
+        return [one for one in every if one is not None]
+
+    def alive(self, step: int | None = None) -> list[int]:
+        """Returns the indices of the seeds that count: those that have not diverged.
+
+        Args:
+          step: those that have not diverged by this step; None: by the end.
+        """
+        return [
+            index
+            for index, at in enumerate(self.diverged_at)
+            if at is None or (step is not None and at > step)
+        ]
 
 
 class Suggestion(msgspec.Struct, kw_only=True):

@@ -32,8 +32,11 @@ class Calibration:
 
 
 def converged(logits: np.ndarray) -> np.ndarray:
-    """Returns whether all logits of a replica are finite: [R, N, K] -> bool [R]."""
-    return np.isfinite(logits).all((1, 2))
+    """Returns whether a replica gives every image probabilities: [R, N, K] -> bool [R].
+
+    A logit of minus infinity is a probability of 0; no other may be infinite, or NaN.
+    """
+    return np.isfinite(logits.max(-1)).all(1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,6 +139,21 @@ def mean_probability(logits: np.ndarray) -> np.ndarray | None:
     """Computes mean probabilities over finished replicas: [R, N, K] -> [N, K]."""
     logits = logits[converged(logits)]
     return np.exp(_log_probabilities(logits)).mean(0) if len(logits) else None
+
+
+def mean_of_seeds(probabilities: np.ndarray) -> np.ndarray:
+    """Computes means over the replicas whose probabilities of an image are numbers.
+
+    Args:
+      probabilities: [R, N, K].
+
+    Returns:
+      [N, K], float64; NaN for an image of which no replica has probabilities.
+    """
+    known = np.isfinite(probabilities).all(-1, keepdims=True)
+    total = np.where(known, probabilities, 0).sum(0, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return total / known.sum(0)
 
 
 def confidently_wrong(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 python -m experiments.predict --run=runs/convbn-cifar10-1 picture.png folder/
 
 Pictures of any size are cropped to a square and resized. With several seeds, the
-probabilities are means over the seeds.
+probabilities are means over the seeds that have not diverged.
 """
 
 import json
@@ -13,6 +13,7 @@ import sys
 import numpy as np
 from absl import flags
 
+from cifar_flax.analysis.predictions import mean_of_seeds
 from cifar_flax.commands import cli
 from cifar_flax.data.folders import find_images
 from cifar_flax.data.images import read_image
@@ -41,16 +42,22 @@ def main() -> int:
             except UserError as error:
                 cli.logger.error("%s", error)
         top = min(FLAGS.top, len(run.class_names))
-        means = run.predict(np.stack(images)).mean(0) if images else []
-        rows = [
-            (
-                str(path),
-                [(run.class_names[k], float(p[k])) for k in p.argsort()[::-1][:top]],
-            )
-            for path, p in zip(seen, means, strict=True)
-        ]
+        found = run.predict(np.stack(images)) if images else np.empty((0, 0, 0))
+        rows = []
+        for path, p, of_seeds in zip(
+            seen, mean_of_seeds(found), found.swapaxes(0, 1), strict=True
+        ):
+            known = np.isfinite(p).all()
+            if lost := int(np.isnan(of_seeds).any(-1).sum()):
+                log = cli.logger.warning if known else cli.logger.error
+                text = "%s: the logits of %d of %d seeds are NaN or infinite"
+                log(text, path, lost, len(of_seeds))
+            if known:
+                likeliest = p.argsort()[::-1][:top]
+                classes = [(run.class_names[k], float(p[k])) for k in likeliest]
+                rows.append((str(path), classes))
         print_rows(rows, top)
-        return 0 if len(seen) == len(paths) else 1
+        return 0 if len(rows) == len(paths) else 1
 
 
 def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> None:
@@ -58,7 +65,8 @@ def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> Non
     if FLAGS.json:
         for path, classes in rows:
             likeliest = [{"class": name, "probability": p} for name, p in classes]
-            print(json.dumps({"image": path, "classes": likeliest}))
+            line = {"image": path, "classes": likeliest}
+            print(json.dumps(line, allow_nan=False))
         return
     table = make_table("image", *[""] * top)
     for path, classes in rows:

@@ -1,14 +1,14 @@
 """Saves and restores the checkpoints of a run; the only module that uses Orbax.
 
-A run keeps its latest two checkpoints, the one with the best validation accuracy (mean
-over the replicas that have not diverged), and, after a replica has diverged, the last
-one before that. Checksums detect a damaged checkpoint, which is not used.
+A run keeps its latest two checkpoints, the best one, and, after a replica has diverged,
+the last one before that. The best one has the highest validation accuracy among those
+in which the fewest replicas have diverged: means over different replicas cannot be
+compared. Checksums detect a damaged checkpoint, which is not used.
 """
 
 import contextlib
 import dataclasses
 import gc
-import hashlib
 import itertools
 import logging
 import pathlib
@@ -20,43 +20,24 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
-import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import replacing
+from cifar_flax.runs.manifest import (
+    MANIFEST,
+    Manifest,
+    best_step,
+    checksums,
+    read_manifest,
+    write_manifest,
+)
 from cifar_flax.runs.space import check_space, size_of
 from cifar_flax.training import processes
 from cifar_flax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-
-# This file is written into a checkpoint's folder after Orbax has finished.
-MANIFEST = "manifest.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Manifest:
-    """Information about a checkpoint that is needed before Orbax reads it.
-
-    Attributes:
-      step: number of steps done.
-      seconds: time spent on training so far.
-      val_accuracy: validation accuracy; None if it was not measured.
-      finite: whether no replica had diverged.
-      structure: the arrays of each part with their dtypes and shapes.
-      files: SHA-256 of each file, by its path.
-      run: checksum of the run, see ``identity.run_of``; None if it is not known.
-    """
-
-    step: int
-    seconds: float
-    val_accuracy: float | None
-    finite: bool
-    structure: dict[str, list[str]]
-    files: dict[str, str]
-    run: str | None = None
 
 
 class Checkpoints:
@@ -71,7 +52,7 @@ class Checkpoints:
         self._folder, self._owner, self._run = folder, owner, run
         folder.mkdir(parents=True, exist_ok=True)
         self.has_failed = False
-        self._manifests: dict[int, _Manifest] = {}
+        self._manifests: dict[int, Manifest] = {}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Kept(self._manifests),
             create=False,
@@ -88,7 +69,7 @@ class Checkpoints:
         for step in self._steps():
             # If this fails, restoring the checkpoint will report it.
             with contextlib.suppress(Exception):
-                self._manifests[step] = _read_manifest(folder / str(step))
+                self._manifests[step] = read_manifest(folder / str(step))
 
     def close(self) -> None:
         """Closes Orbax's manager of the folder."""
@@ -101,8 +82,12 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """Step with the best validation accuracy; None if it was never measured."""
-        return _best(self._manifests, self._steps())
+        """Step of the best checkpoint; None if the accuracy was never measured."""
+        return best_step(self._manifests, self._steps())
+
+    def lost(self, step: int) -> list[bool] | None:
+        """Returns whether each replica had diverged at a step; None if not known."""
+        return self._manifests[step].lost if step in self._manifests else None
 
     def is_sound(self, step: int) -> bool:
         """Returns whether the checkpoint of a step exists and is undamaged."""
@@ -117,30 +102,38 @@ class Checkpoints:
         state: TrainState,
         *,
         seconds: float = 0.0,
-        val_accuracy: float | None = None,
+        val_accuracy: float | Sequence[float] | None = None,
     ) -> None:
         """Saves a state; the folder holds whole checkpoints at any moment.
 
         Args:
           state: of all replicas.
           seconds: time spent on training so far.
-          val_accuracy: validation accuracy, which decides the best checkpoint.
+          val_accuracy: validation accuracy of each replica, or one of all; it decides
+            the best checkpoint. NaN for a replica that has diverged.
 
         Raises:
           UserError: the state cannot be written; earlier checkpoints are kept.
         """
         step = int(state.step.max())
-        parts = _to_tree(state)
+        parts, lost = _to_tree(state), [at is not None for at in state.diverged_at]
+        mean = None
+        if val_accuracy is not None:
+            values = np.broadcast_to(np.asarray(val_accuracy, np.float64), len(lost))
+            # The last step may make parameters NaN after its loss was computed.
+            lost = (np.isnan(values) | lost).tolist()
+            mean = mean_of_finite(values)
         if processes.count() > 1:  # only this process writes, and it has all arrays
             parts = jax.tree.map(np.asarray, parts)
-        manifest = _Manifest(
+        manifest = Manifest(
             step=step,
             seconds=float(seconds),
-            val_accuracy=val_accuracy,
-            finite=not any(state.diverged_at),
+            val_accuracy=None if mean is None or np.isnan(mean) else mean,
+            finite=not any(lost),
             structure={name: _structure(tree) for name, tree in parts.items()},
             files={},
             run=self._run,
+            lost=lost,
         )
         self._manifests[step] = manifest  # the policy needs it to choose what to keep
         args = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
@@ -185,7 +178,7 @@ class Checkpoints:
         return parts["variables"], manifest.step
 
     def _try_to_save(
-        self, state: TrainState, args: Any, manifest: _Manifest
+        self, state: TrainState, args: Any, manifest: Manifest
     ) -> str | None:
         """Saves; returns the error in one line, or None.
 
@@ -196,7 +189,7 @@ class Checkpoints:
             check_space(self._folder, size_of(state))
             if not self._manager.save(manifest.step, args=args):
                 raise FileExistsError("there is already a checkpoint of that step")
-            _write_manifest(self._folder / str(manifest.step), manifest)
+            write_manifest(self._folder / str(manifest.step), manifest)
         except Exception as error:  # Orbax raises many different types
             return one_line(error)
         return None
@@ -208,7 +201,7 @@ class Checkpoints:
 
     def _read_newest(
         self, templates: dict[str, Any], step: int | None
-    ) -> tuple[dict[str, Any], _Manifest]:
+    ) -> tuple[dict[str, Any], Manifest]:
         every = self._steps() if step is None else [step]
         self._check_run(every)
         damaged: dict[int, str] = {}
@@ -244,7 +237,7 @@ class Checkpoints:
         for step in steps:
             theirs, place = None, self._folder / str(step)
             with contextlib.suppress(Exception):  # a damaged one is reported later
-                theirs = _read_manifest(place).run
+                theirs = read_manifest(place).run
             if None not in (self._run, theirs) and self._run != theirs:
                 raise UserError(
                     f"{place} is a checkpoint of another run; move it elsewhere"
@@ -252,7 +245,7 @@ class Checkpoints:
 
     def _read(
         self, step: int, templates: dict[str, Any]
-    ) -> tuple[dict[str, Any], _Manifest]:
+    ) -> tuple[dict[str, Any], Manifest]:
         """Reads parts of a checkpoint; raises any type of error if it is not valid."""
         # Check first: Orbax would read flipped bits as numbers, or print long errors.
         manifest = self._check(step)
@@ -264,13 +257,13 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in templates}, manifest
 
-    def _check(self, step: int) -> _Manifest:
+    def _check(self, step: int) -> Manifest:
         """Reads the manifest; raises any type of error if a file is damaged."""
         folder = self._folder / str(step)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         if manifest.step != step:
             raise ValueError(f"it is of step {manifest.step}")
-        damaged = manifest.files.items() ^ _checksums(folder).items()
+        damaged = manifest.files.items() ^ checksums(folder).items()
         if damaged:
             raise ValueError(f"{min(damaged)[0]} has changed since it was saved")
         return manifest
@@ -297,12 +290,12 @@ class Checkpoints:
 class _Kept:
     """Orbax's preservation policy for the checkpoints that a run keeps."""
 
-    manifests: dict[int, _Manifest]
+    manifests: dict[int, Manifest]
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         steps, known = [one.step for one in checkpoints], self.manifests
         finite = [step for step in steps if step in known and known[step].finite]
-        kept = {*sorted(steps)[-2:], max(finite, default=0), _best(known, steps)}
+        kept = {*sorted(steps)[-2:], max(finite, default=0), best_step(known, steps)}
         return [step in kept for step in steps]
 
 
@@ -349,47 +342,12 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _best(manifests: dict[int, _Manifest], steps: Sequence[int]) -> int | None:
-    known = [(manifests[s].val_accuracy, s) for s in steps if s in manifests]
-    measured = [(value, step) for value, step in known if value is not None]
-    return max(measured)[1] if measured else None
-
-
 def _structure(tree: Any) -> list[str]:
     """Returns the arrays of a tree as text: path, dtype and shape."""
     return [
         f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(tree)
     ]
-
-
-def _write_manifest(folder: pathlib.Path, manifest: _Manifest) -> None:
-    complete = dataclasses.replace(manifest, files=_checksums(folder))
-    text = msgspec.json.encode(complete).decode()
-    # The first line is the checksum of the second.
-    with replacing(folder / MANIFEST) as file:
-        file.write(f"{_sha256(text.encode())}\n{text}\n".encode())
-
-
-def _read_manifest(folder: pathlib.Path) -> _Manifest:
-    content = (folder / MANIFEST).read_text(encoding="utf-8")
-    digest, _, text = content.rstrip("\n").partition("\n")
-    if _sha256(text.encode()) != digest:
-        raise ValueError(f"{MANIFEST} has changed since it was saved")
-    return msgspec.json.decode(text, type=_Manifest)
-
-
-def _checksums(folder: pathlib.Path) -> dict[str, str]:
-    """Returns the SHA-256 of each file of a checkpoint except its manifest."""
-    return {
-        path.relative_to(folder).as_posix(): _sha256(path.read_bytes())
-        for path in folder.rglob("*")
-        if path.is_file() and MANIFEST not in path.name
-    }
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Loads a run and predicts with it."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -38,7 +39,8 @@ class Run:
     Attributes:
       model: the module; ``model.apply(variables, images, train=False)`` takes the
         variables of one replica and normalised images.
-      variables: of R replicas; every array has a leading axis of length R.
+      variables: of R replicas; every array has a leading axis of length R. A seed that
+        has diverged is left out.
       seeds: of the replicas.
       class_names: names in the order of the logits.
       image_shape: (H, W, C) of the training images.
@@ -75,13 +77,13 @@ class Run:
         Args:
           folder: of the run.
           best: whether to take the checkpoint with the best validation accuracy instead
-            of the latest.
+            of the latest; see ``checkpoint``.
           model: the module of a run with a custom model, or its name as given to
             ``--model``. A record never runs code by itself.
 
         Raises:
-          UserError: the folder has no run or a damaged one, no checkpoint is valid, or
-            the model is missing or wrong.
+          UserError: the folder has no run or a damaged one, no checkpoint is valid,
+            every seed has diverged, or the model is missing or wrong.
         """
         folder = pathlib.Path(folder)
         config = records.read_config(folder)
@@ -108,10 +110,14 @@ class Run:
             if best and step is None:
                 raise UserError(f"no checkpoint in {path} has a validation accuracy")
             variables, step = checkpoints.restore_variables(template, step)
+            lost = checkpoints.lost(step)
+        counting = _counting(folder, replicas, step, lost)
+        if len(counting) < len(replicas):
+            variables = jax.tree.map(lambda leaf: leaf[np.array(counting)], variables)
         return cls(
             model=module,
             variables=variables,
-            seeds=replicas,
+            seeds=tuple(replicas[index] for index in counting),
             class_names=data.class_names,
             image_shape=data.image_shape,
             mean=tuple(data.mean),
@@ -143,7 +149,9 @@ class Run:
           UserError: there are no images, or their dtype, size or number of channels is
             not that of the training images.
         """
-        return softmax(self.predictor(self.variables, images), axis=-1)
+        logits = self.predictor(self.variables, images)
+        with np.errstate(invalid="ignore"):  # an infinite logit gives NaN
+            return softmax(logits, axis=-1)
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -170,6 +178,41 @@ class Run:
     def predictor(self) -> Predictor:
         """Computes logits with the variables of any number of replicas."""
         return Predictor(self.model, self.spec, tta=self.tta)
+
+
+def _counting(
+    folder: pathlib.Path, seeds: tuple[int, ...], step: int, lost: list[bool] | None
+) -> list[int]:
+    """Returns the indices of the seeds that have not diverged at a checkpoint.
+
+    Args:
+      folder: of the run; its result knows of a seed that diverged in its last step.
+      seeds: of the run.
+      step: of the checkpoint.
+      lost: what the checkpoint knows; None for an older one.
+
+    Raises:
+      UserError: every seed has diverged.
+    """
+    alive = {n for n in range(len(seeds)) if not (lost and lost[n])}
+    result = None
+    with contextlib.suppress(UserError):  # a damaged result does not affect the network
+        result = records.read_result(folder)
+    if result is not None and tuple(result.seeds) == seeds:
+        alive &= set(result.alive(step))
+    if not alive:
+        raise UserError(
+            f"{folder}: every seed has diverged by step {step}; train again with a "
+            "lower rate, or try --best (in Python best=True)"
+        )
+    if gone := [str(seed) for n, seed in enumerate(seeds) if n not in alive]:
+        logger.warning(
+            "%s: seed %s diverged by step %d and does not count",
+            folder,
+            ", ".join(gone),
+            step,
+        )
+    return sorted(alive)
 
 
 def _tta_of(config: records.Config) -> Tta:

@@ -6,11 +6,8 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from cifar_flax import records
 from cifar_flax.analysis.predictions import confidently_wrong
-from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.errors import UserError
 from cifar_flax.files import Lock
 from cifar_flax.identity import run_of
@@ -79,8 +76,7 @@ class Journal(Observer):
         """Adds a line of metrics and the steps so far, and saves the state."""
         keep_folder(self._folder, self._lock)
         self._append(line, steps)
-        val = mean_of_finite(line.val_accuracy)
-        self._save(state, line.seconds, val if np.isfinite(val) else None)
+        self._save(state, line.seconds, line.val_accuracy)
 
     def save_stopped(
         self, state: TrainState, steps: records.Steps, seconds: float
@@ -115,7 +111,8 @@ class Journal(Observer):
         if not result.state.all_diverged:
             self._save_last(result)
         split, logits = result.splits.test, result.test.logits
-        worst = confidently_wrong(logits, split.labels, WORST_IMAGES)
+        counting = logits[result.record.alive()]
+        worst = confidently_wrong(counting, split.labels, WORST_IMAGES)
         records.write_predictions(
             self._folder,
             logits,
@@ -131,12 +128,9 @@ class Journal(Observer):
         if self._checkpoints.latest_step == int(result.state.step.max()):
             return
         last = result.metrics[-1]
-        val = mean_of_finite(last.val_accuracy)
         try:
             self._checkpoints.save(
-                result.state,
-                seconds=last.seconds,
-                val_accuracy=val if np.isfinite(val) else None,
+                result.state, seconds=last.seconds, val_accuracy=last.val_accuracy
             )
         except UserError as error:
             raise UserError(
@@ -162,7 +156,7 @@ class Journal(Observer):
             logger.info("metrics and checkpoints can be written again")
         self.unwritten = []
 
-    def _save(self, state: TrainState, seconds: float, val: float | None) -> None:
+    def _save(self, state: TrainState, seconds: float, val: list[float] | None) -> None:
         if self.unwritten or state.all_diverged:
             return
         try:

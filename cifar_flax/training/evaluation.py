@@ -33,8 +33,8 @@ class Evaluation:
     Attributes:
       logits: float32 [R, N, K].
       loss: mean cross-entropy, float64 [R].
-      accuracy: share of the images classified correctly, float64 [R]. If a replica has
-        logits that are NaN, its loss and its accuracy are NaN.
+      accuracy: share of the images classified correctly, float64 [R]; NaN if the loss
+        of the replica is NaN or infinite.
     """
 
     logits: np.ndarray
@@ -182,7 +182,7 @@ def evaluate(predictor: Predictor, variables: Any, split: Split) -> Evaluation:
     logits = predictor(variables, split.images)
     with np.errstate(invalid="ignore"):  # the logits of a diverged replica are NaN
         logs = log_softmax(logits.astype(np.float64), axis=-1)
-    losses = -logs[:, np.arange(len(split)), split.labels]
+    loss = -logs[:, np.arange(len(split)), split.labels].mean(1)
     correct = logits.argmax(-1) == split.labels
-    lost = np.isnan(logits).any((1, 2))
-    return Evaluation(logits, losses.mean(1), np.where(lost, np.nan, correct.mean(1)))
+    accuracy = np.where(np.isfinite(loss), correct.mean(1), np.nan)
+    return Evaluation(logits, loss, accuracy)

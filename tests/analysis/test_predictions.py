@@ -8,6 +8,8 @@ from cifar_flax.analysis.predictions import (
     BINS,
     confidently_wrong,
     confusion,
+    converged,
+    mean_of_seeds,
     score,
 )
 
@@ -85,3 +87,24 @@ def test_scores_of_two_runs_add_up_to_those_of_both(logits, labels):
             getattr(expected, name), nan_ok=True
         )
     assert score(logits[2:], labels).calibration is None
+
+
+def test_a_mean_is_over_the_seeds_that_have_probabilities(logits):
+    every = softmax(logits.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(mean_of_seeds(every), every.mean(0))
+    every[0, 3] = np.nan
+    every[:, 5] = np.nan
+    found = mean_of_seeds(every)
+    np.testing.assert_allclose(found[3], every[1, 3])
+    assert np.flatnonzero(np.isnan(found).any(-1)).tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    ("odd", "counts"), [(np.nan, False), (np.inf, False), (-np.inf, True)]
+)
+def test_a_probability_of_zero_is_no_divergence(logits, odd, counts):
+    logits[1, 7, 2] = odd
+    assert converged(logits).tolist() == [True, counts]
+    with np.errstate(invalid="ignore"):
+        found = softmax(logits, axis=-1)
+    assert np.isfinite(found).all((1, 2)).tolist() == [True, counts]

@@ -11,15 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.errors import UserError
 from cifar_flax.models import ConvBnNet, SimpleNet
 from cifar_flax.runs import checkpoint
 from cifar_flax.runs.checkpoint import open_checkpoints
+from cifar_flax.runs.manifest import Manifest, best_step
 from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
 from tests.conftest import make_splits
+from tests.damage import bounded
 from tests.training.test_trainer import host
 
 RECIPE = Recipe((Constant(0.02, 5),), batch_size=48)
@@ -91,6 +96,40 @@ def test_the_last_one_before_a_replica_diverged_stays(splits, tmp_path):
             steps = jnp.array([step, min(step, 3)])
             checkpoints.save(dataclasses.replace(state, step=steps, totals=totals))
     assert steps_in(tmp_path) == [2, 5, 6]
+
+
+@bounded(100)
+@given(
+    st.lists(st.lists(st.sampled_from([0.1, 0.5, 0.9, np.nan]), min_size=2, max_size=2))
+)
+def test_the_best_one_is_of_all_replicas_that_count(history):
+    """Also where the mean over those that are left is higher."""
+    manifests = {}
+    for step, values in enumerate(history):
+        lost, mean = np.isnan(values).tolist(), mean_of_finite(values)
+        known = None if np.isnan(mean) else mean
+        manifests[step] = Manifest(step, 0, known, not any(lost), {}, {}, None, lost)
+    best = best_step(manifests, list(manifests))
+    whole = {n: np.mean(v) for n, v in enumerate(history) if not np.isnan(v).any()}
+    if whole:
+        assert whole[best] == max(whole.values())
+    else:
+        assert (best is None) == all(np.isnan(values).all() for values in history)
+
+
+def test_a_replica_without_a_validation_accuracy_has_diverged(splits, tmp_path):
+    """Its last step has made its parameters NaN, after a loss that was a number."""
+    state = make_trainer(splits).init()
+    with open_checkpoints(tmp_path) as checkpoints:
+        for step, values in enumerate([[0.2, 0.3], [0.9, np.nan]], 1):
+            later = dataclasses.replace(state, step=state.step + step)
+            checkpoints.save(later, val_accuracy=values)
+    with open_checkpoints(tmp_path, owner=False) as checkpoints:
+        assert checkpoints.best_step == 1
+        assert [checkpoints.lost(step) for step in (1, 2)] == [
+            [False] * 2,
+            [False, True],
+        ]
 
 
 def test_an_empty_folder_has_none(splits, tmp_path):
