@@ -145,14 +145,32 @@ def _usable_cores() -> int:
 
 
 def git_revision() -> str | None:
-    """The commit of this code, with a + where it was changed since; None without."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    """Returns the commit of this code, with a + if the code was changed since.
+
+    None if no repository has this file, as after an installation into the environment
+    of another project, whose repository surrounds it.
+    """
+    here = pathlib.Path(__file__)
+    git = ["git", "-C", str(here.parents[1])]
+    # Variables such as GIT_DIR name another repository, and are set in a hook of git.
+    own = {n: value for n, value in os.environ.items() if not n.startswith("GIT_")}
+    commands = (
+        ["ls-files", "--error-unmatch", str(here)],
+        ["rev-parse", "HEAD"],
+        ["status", "--porcelain", "-uno", "--", "."],
+    )
     try:
-        revision, changes = (
+        _, revision, changes = (
             subprocess.run(
-                [*git, *command], capture_output=True, text=True, check=True, timeout=10
+                [*git, *command],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                check=True,
+                timeout=10,
+                env=own,
             ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+            for command in commands
         )
     except (OSError, subprocess.SubprocessError):
         return None
