@@ -52,11 +52,11 @@ def _data_of(config: Config) -> list[Any]:
 
 
 def run_of(config: Config) -> str | None:
-    """Returns the checksum of a run; None if its record does not tell what it trained.
+    """Returns the checksum that binds other files to a run; None for an older record.
 
     It does not depend on the name of the folder, on versions and on the machine.
     """
-    if config.identity is None or config.identity.unknown is not None:
+    if config.identity is None:
         return None
     return digest([configuration_of(config, ""), config.settings["seeds"]])
 

@@ -6,7 +6,8 @@
 ``result.json``      ``Result``; a folder without it holds an unfinished run
 ``lr_find.json``     ``RangeTest``
 ``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]; the most
-                     confidently misclassified images [M, H, W, C] and their indices [M]
+                     confidently misclassified images [M, H, W, C] and their indices
+                     [M]; the checksum of their run, except in older files
 ``checkpoints/``     see ``runs.checkpoint``
 
 Whole files are replaced atomically; lines are appended and flushed to the disk. JSON
@@ -245,6 +246,7 @@ def write_predictions(
     seeds: list[int],
     images: np.ndarray,
     indices: np.ndarray,
+    run: str | None = None,
 ) -> None:
     """Writes ``predictions.npz``.
 
@@ -255,7 +257,9 @@ def write_predictions(
       seeds: one per replica.
       images: the most confidently misclassified images, uint8 [M, H, W, C].
       indices: indices of these images in the test set, [M].
+      run: checksum of the run, see ``identity.run_of``; None if it is not known.
     """
+    bound = {} if run is None else {"run": np.asarray(run)}
     _write_arrays(
         folder / PREDICTIONS,
         logits=logits,
@@ -263,6 +267,7 @@ def write_predictions(
         seeds=np.asarray(seeds),
         images=images,
         indices=indices,
+        **bound,
     )
 
 

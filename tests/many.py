@@ -17,6 +17,7 @@ import tempfile
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.analysis.predictions import score
 from cifar_flax.analysis.statistics import ci95_of_mean
 from cifar_flax.models.summary import layer_rows
 from cifar_flax.runs.subject import Subject
@@ -68,10 +69,11 @@ def make_runs(cells: list[Cell], with_predictions: bool) -> None:
         config.command = ["python", "-m", "experiments.run", *cell.settings.as_flags()]
         records.write_config(cell.folder, config)
         accuracies = np.clip(rng.normal(0.7, 0.03) + rng.normal(0, 0.005, 3), 0, 1)
+        losses = [1.0] * len(SEEDS)
         if with_predictions:
             write_metrics(cell.folder, rng)
-            accuracies = write_predictions(cell.folder, labels, accuracies, rng)
-        write_result(cell.folder, config, layers, accuracies)
+            accuracies, losses = write_predictions(cell.folder, labels, accuracies, rng)
+        write_result(cell.folder, config, layers, accuracies, losses)
 
 
 def write_metrics(folder: pathlib.Path, rng: np.random.Generator) -> None:
@@ -102,8 +104,8 @@ def write_predictions(
     labels: np.ndarray,
     accuracies: np.ndarray,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Makes logits with about these accuracies; returns the exact accuracies."""
+) -> tuple[np.ndarray, list[float]]:
+    """Makes logits with about these accuracies; returns exact accuracies and losses."""
     shape = (len(SEEDS), len(labels), 10)
     logits = rng.standard_normal(shape, np.float32)
     right = rng.random(shape[:2]) < accuracies[:, None]
@@ -112,7 +114,8 @@ def write_predictions(
     images = rng.integers(0, 256, (MISTAKES, 32, 32, 3), np.uint8)
     indices = np.arange(MISTAKES)
     records.write_predictions(folder, logits, labels, list(SEEDS), images, indices)
-    return (logits.argmax(-1) == labels).mean(-1)
+    losses = [score(one[None], labels).nll / len(labels) for one in logits]
+    return (logits.argmax(-1) == labels).mean(-1), losses
 
 
 def write_result(
@@ -120,6 +123,7 @@ def write_result(
     config: records.Config,
     layers: list[records.Layer],
     accuracies: np.ndarray,
+    losses: list[float],
 ) -> None:
     """What came out."""
     result = records.Result(
@@ -130,7 +134,7 @@ def write_result(
         layers=layers,
         seeds=list(SEEDS),
         test_accuracy=accuracies.tolist(),
-        test_loss=[1.0] * len(SEEDS),
+        test_loss=losses,
         test_accuracy_mean=float(accuracies.mean()),
         test_accuracy_ci95=ci95_of_mean(accuracies),
         test_size=config.dataset.test_size,

@@ -118,13 +118,15 @@ class Entry:
 
     @property
     def predictions(self) -> list[dict[str, np.ndarray]]:
-        """The ``predictions.npz`` of each run, which are read at each access."""
+        """The ``predictions.npz`` of the finished seeds, read at each access."""
         return [run.predictions for run in self.runs]
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
         """Calibration of the predictions of all finished seeds."""
-        pairs = [(run, index) for run in self.runs for index in run.replicas]
+        pairs = [(run, index) for run in self.runs for index in run.finished]
+        if not pairs:
+            return None
         first, *others = (run.scores[index] for run, index in pairs)
         return sum(others, start=first).calibration
 

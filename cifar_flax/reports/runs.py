@@ -13,7 +13,7 @@ from cifar_flax import records
 from cifar_flax.analysis.predictions import Scores, score
 from cifar_flax.errors import UserError
 from cifar_flax.files import shell_word
-from cifar_flax.reports.checks import check_records
+from cifar_flax.reports.checks import check_records, check_scores
 
 
 class Seed(NamedTuple):
@@ -57,6 +57,11 @@ class RunRecord:
         every = [Seed(*row) for row in zip(*columns, strict=True)]
         return [every[index] for index in self.replicas]
 
+    @property
+    def finished(self) -> list[int]:
+        """Indices of the replicas that count and have not diverged."""
+        return [index for index in self.result.alive() if index in self.replicas]
+
     def outcome(self, index: int) -> tuple[Any, ...]:
         """Returns the results of a replica, which the same seed always gives."""
         result = self.result
@@ -87,9 +92,7 @@ class RunRecord:
     @property
     def right(self) -> np.ndarray:
         """Whether each finished seed classifies each image correctly, bool [n, N]."""
-        pairs = zip(self.replicas, self.seeds, strict=True)
-        rows = [index for index, seed in pairs if seed.diverged_at is None]
-        bits, count = self.right_bits[rows], self.result.test_size
+        bits, count = self.right_bits[self.finished], self.result.test_size
         return np.unpackbits(bits, axis=1, count=count).astype(bool)
 
     @property
@@ -104,8 +107,8 @@ class RunRecord:
 
     @property
     def predictions(self) -> dict[str, np.ndarray]:
-        """Its ``predictions.npz`` for the seeds that count, read at each access."""
-        arrays, rows = records.read_predictions(self.folder), list(self.replicas)
+        """Its ``predictions.npz`` for the finished seeds, read at each access."""
+        arrays, rows = records.read_predictions(self.folder), self.finished
         return {**arrays, **{n: arrays[n][rows] for n in ("logits", "seeds")}}
 
     @property
@@ -124,27 +127,78 @@ def read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
     """Reads all finished runs below a folder.
 
     Returns:
-      The runs, and a line with the reason for each run that cannot be compared.
+      The runs, and a line with the reason for all that is left out: a run that cannot
+      be compared, and a folder that cannot be looked into.
 
     Raises:
       UserError: there is no such folder, or it holds no finished run.
     """
     if not os.path.isdir(folder):  # unlike Path.is_dir, it accepts very long names
         raise UserError(f"{folder} is not a folder; give a folder of runs as --runs")
-    runs, left_out = [], []
-    for path, folders, files in os.walk(folder):
-        folders.sort()
-        if records.CONFIG not in files:
-            continue
-        folders.clear()  # the folder of a run holds no other runs
+    runs = []
+    found, left_out = _find_runs(folder)
+    for path in found:
         try:
-            runs.append(_read_run(pathlib.Path(path)))
+            runs.append(_read_run(path))
         except UserError as error:
             left_out.append(str(error))
     if not runs:
         why = f": {left_out[0]}" if left_out else ""
-        raise UserError(f"{folder} holds no finished run{why}")
+        more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
+        raise UserError(f"{folder} holds no finished run{why}{more}")
     return runs, left_out
+
+
+def _find_runs(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
+    """Returns each folder of a run below a folder once, and why others are passed over.
+
+    It looks into runs, and into those that a link names. It does not follow other
+    links, which may lead to anything, also back to here.
+    """
+    found: dict[str, pathlib.Path] = {}
+    left_out: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        left_out.append(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    places = [folder]
+    for place in places:  # links add to it, after the folders that they may name
+        links: list[pathlib.Path] = []
+        for path, folders, files in os.walk(place, onerror=unreadable):
+            here = pathlib.Path(path)
+            every = {*folders, *files}
+            if records.CONFIG in every:
+                found.setdefault(os.path.realpath(path), here)
+                folders[:] = [name for name in folders if name != records.CHECKPOINTS]
+            elif len(names := sorted(_OF_A_RUN & every)) > 1:
+                those = " and ".join(names)
+                left_out.append(f"{path} has {those} but no {records.CONFIG}")
+            folders.sort()
+            links += [here / name for name in folders if os.path.islink(here / name)]
+            links += [here / name for name in files if _is_broken(here / name)]
+        for link in links:
+            target = os.path.realpath(link)
+            if os.path.lexists(os.path.join(target, records.CONFIG)):
+                if target not in found:
+                    places.append(link)
+            elif not os.path.isdir(target):
+                left_out.append(f"{link} is a link to {target}, which does not exist")
+            elif not pathlib.Path(target).is_relative_to(os.path.realpath(folder)):
+                left_out.append(
+                    f"{link} is a link to the folder {target}, which is not a run and "
+                    "is not looked into; give that folder as --runs, or link its runs"
+                )
+    return list(found.values()), left_out
+
+
+# Files that only a run has, besides its config.
+_OF_A_RUN = {records.METRICS, records.STEPS, records.RESULT, records.PREDICTIONS}
+
+
+def _is_broken(path: pathlib.Path) -> bool:
+    # A dot begins the name of files that programs make, such as an editor's locks.
+    is_link = not path.name.startswith(".") and os.path.islink(path)
+    return is_link and not os.path.exists(path)
 
 
 def _read_run(folder: pathlib.Path) -> RunRecord:
@@ -156,15 +210,17 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
     if result is None:
         raise UserError(f"{folder} is not finished")
     metrics, arrays = records.read_metrics(folder), records.read_predictions(folder)
-    check_records(folder, config, result, metrics, arrays)
-    records.read_range_test(folder)  # raises if the file is damaged
+    range_test = records.read_range_test(folder)
+    check_records(folder, config, result, metrics, arrays, range_test)
     logits, labels = arrays["logits"], arrays["labels"]
+    scores = [score(replica[None], labels) for replica in logits]
+    check_scores(folder, result, scores)
     return RunRecord(
         folder,
         config,
         result,
         metrics,
-        scores=[score(replica[None], labels) for replica in logits],
+        scores=scores,
         right_bits=np.packbits(logits.argmax(-1) == labels, axis=1),
         labels_sha256=hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
         replicas=tuple(range(len(logits))),

@@ -36,10 +36,17 @@ class Journal(Observer):
       unwritten: lines of metrics that could not be written yet.
     """
 
-    def __init__(self, folder: pathlib.Path, lock: Lock, checkpoints: Checkpoints):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        lock: Lock,
+        checkpoints: Checkpoints,
+        run: str | None,
+    ):
         """Makes the journal for a folder that this process has locked."""
         self.unwritten: list[records.LogPoint] = []
         self._folder, self._lock, self._checkpoints = folder, lock, checkpoints
+        self._run = run
 
     def restore(
         self, trainer: Trainer, first_start: Callable[[], Start], test_size: int
@@ -120,6 +127,7 @@ class Journal(Observer):
             list(result.trainer.seeds),
             split.images[worst],
             worst,
+            self._run,
         )
         records.write_result(self._folder, result.record)
 
@@ -170,9 +178,9 @@ def open_journal(
     folder: pathlib.Path, lock: Lock, config: records.Config
 ) -> Iterator[Journal]:
     """Opens the journal of a run in its folder, which this process has locked."""
-    place = folder / records.CHECKPOINTS
-    with open_checkpoints(place, run=run_of(config)) as checkpoints:
-        yield Journal(folder, lock, checkpoints)
+    place, run = folder / records.CHECKPOINTS, run_of(config)
+    with open_checkpoints(place, run=run) as checkpoints:
+        yield Journal(folder, lock, checkpoints, run)
 
 
 def write_range_test(

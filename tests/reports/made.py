@@ -1,8 +1,11 @@
 """Makes records of runs that never ran."""
 
+import itertools
+
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.analysis.predictions import score
 from cifar_flax.analysis.statistics import ci95_of_mean
 
 CLASSES = ("cat", "dog", "<b>ship</b>")
@@ -34,18 +37,22 @@ def make_run(
     folder.mkdir(parents=True)
     seeds = list(range(len(accuracies))) if seeds is None else seeds
     labels = rng.integers(0, len(CLASSES), COUNT)
-    logits = np.stack([make_logits(rng, labels, a) for a in accuracies])
+    pairs = zip(seeds, accuracies, strict=True)  # a seed has the same loss in any run
+    logits = np.stack(
+        [make_logits(np.random.default_rng(s), labels, a) for s, a in pairs]
+    )
     logits[list(diverged)] = np.nan
     write_config(folder, model, seeds, dataset, version, settings)
     epochs = 2 if len(diverged) < len(seeds) else 1
-    write_metrics(folder, len(seeds), epochs, val_accuracy)
+    write_metrics(folder, len(seeds), epochs, val_accuracy, diverged)
     records.write_predictions(
         folder, logits, labels, seeds, np.zeros((1, 4, 4, 3), np.uint8), np.array([199])
     )
     correct = (logits.argmax(-1) == labels).mean(-1).tolist()
     correct = [None if n in diverged else one for n, one in enumerate(correct)]
     diverged_at = [15 if n in diverged else None for n in range(len(seeds))]
-    write_result(folder, model, seeds, correct, diverged_at)
+    losses = [score(one[None], labels).nll / COUNT for one in logits]
+    write_result(folder, model, seeds, correct, diverged_at, losses)
     return folder
 
 
@@ -85,10 +92,12 @@ def write_config(folder, model, seeds, dataset, version, settings):
     )
 
 
-def write_metrics(folder, count, epochs, val_accuracy=None):
-    """Writes ``metrics.jsonl`` for a number of seeds."""
+def write_metrics(folder, count, epochs, val_accuracy=None, diverged=()):
+    """Writes ``metrics.jsonl`` for a number of seeds, of which some diverge."""
     records.cut_metrics(folder, 0)
     figures = [[0.6 + 0.1 * epoch] * count for epoch in range(epochs)]
+    for figure, seed in itertools.product(figures[1:], diverged):
+        figure[seed] = np.nan
     lines = [
         records.LogPoint(
             step=10 * epoch,
@@ -106,7 +115,7 @@ def write_metrics(folder, count, epochs, val_accuracy=None):
     records.append_metrics(folder, lines)
 
 
-def write_result(folder, model, seeds, correct, diverged_at):
+def write_result(folder, model, seeds, correct, diverged_at, losses):
     """Writes ``result.json``."""
     finished = [one for one in correct if one is not None]
     records.write_result(
@@ -118,7 +127,10 @@ def write_result(folder, model, seeds, correct, diverged_at):
             flops_per_image=1e6,
             seeds=seeds,
             test_accuracy=correct,
-            test_loss=[1.0 if at is None else None for at in diverged_at],
+            test_loss=[
+                loss if at is None else None
+                for loss, at in zip(losses, diverged_at, strict=True)
+            ],
             test_accuracy_mean=float(np.mean(finished)) if finished else None,
             test_accuracy_ci95=ci95_of_mean(finished),
             test_size=COUNT,

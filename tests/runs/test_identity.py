@@ -215,7 +215,7 @@ def test_a_seed_is_used_once_and_never_with_two_results(tmp_path, dataset, plain
     assert entry.seeds == [0, 1, 2]
     assert left_out == []
     result = records.read_result(tmp_path / "b")
-    result.test_accuracy[1] += 0.01
+    result.test_loss[1] += 1e-6
     records.write_result(tmp_path / "b", result)
     (study,), (line,) = read_studies(tmp_path)
     assert study.entries[0].seeds == [0, 2]
@@ -233,10 +233,10 @@ def test_seeds_of_two_machines_are_one_entry_until_they_disagree(tmp_path, plain
     assert "come from runs that differ in computing device." in text
     result = records.read_result(tmp_path / "b")
     result.seeds = [1]
-    result.test_accuracy[0] /= 2
+    result.test_loss[0] += 1e-6
     records.write_result(tmp_path / "b", result)
     arrays = records.read_predictions(tmp_path / "b")
-    records.write_predictions(tmp_path / "b", **{**arrays, "seeds": [1]})
+    records.write_predictions(tmp_path / "b", **{**arrays, "seeds": [1], "run": None})
     config.settings["seeds"] = [1]
     records.write_config(tmp_path / "b", config)
     names, left_out = names_of(tmp_path)
