@@ -304,6 +304,43 @@ def test_a_checkpoint_of_another_run_is_noticed(tmp_path, dataset, plain):
 
 
 @pytest.mark.slow
+def test_predictions_of_another_run_are_noticed(tmp_path, dataset, plain):
+    plain(tmp_path / "a", (0,))
+    others = dataclasses.replace(RECIPE, label_smoothing=0.1)
+    go(tmp_path / "b", dataset, recipe=others, seeds=(0,))
+    for name in (records.PREDICTIONS, records.RESULT):  # which agree with each other
+        shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+    (study,), (line,) = read_studies(tmp_path)
+    assert [run.folder.name for e in study.entries for run in e.runs] == ["b"]
+    assert f"{tmp_path / 'a' / records.PREDICTIONS} holds the predictions of an" in line
+
+
+@pytest.mark.slow
+def test_files_are_bound_to_a_run_that_cannot_be_compared(tmp_path, dataset):
+    def called(x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(lambda x: x, shape, jax.lax.stop_gradient(x))
+
+    def called_twice(x):
+        return called(2 * called(x))
+
+    net = Linear(called)
+    go(tmp_path / "a", dataset, net, seeds=(0,))
+    go(tmp_path / "b", dataset, Linear(called_twice), seeds=(0,))
+    assert cf.Run.load(tmp_path / "a", model=net).seeds == (0,)
+    assert go(tmp_path / "a", dataset, net, seeds=(0,), resume=True).record is not None
+    assert read_studies(tmp_path)[1] == []
+    for name in (records.PREDICTIONS, records.RESULT):
+        shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+    place = tmp_path / "a" / records.CHECKPOINTS
+    shutil.rmtree(place)
+    shutil.copytree(tmp_path / "b" / records.CHECKPOINTS, place)
+    assert "of another run" in read_studies(tmp_path)[1][0]
+    with pytest.raises(UserError, match="is a checkpoint of another run"):
+        cf.Run.load(tmp_path / "a", model=net)
+
+
+@pytest.mark.slow
 def test_a_start_counts_by_its_content(tmp_path, dataset, plain):
     stop = threading.Event()
     stop.set()
