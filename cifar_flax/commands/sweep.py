@@ -217,8 +217,9 @@ def make_launcher() -> contextlib.AbstractContextManager[RunCells]:
 
 def command_of(cell: Cell) -> list[str]:
     """Returns the words of the command that trains a cell in its own process."""
+    program = pathlib.Path(__file__).resolve().with_name("__main__.py")
     return [
-        *(sys.executable, "-m", "experiments.run", *cell.settings.as_flags()),
+        *(sys.executable, "-P", str(program), "run", *cell.settings.as_flags()),
         *(f"--workdir={cell.folder}", *(["--resume"] if cell.is_begun else [])),
         "--stop_with_input",  # which ends when this process ends in any way
     ]

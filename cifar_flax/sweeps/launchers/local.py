@@ -137,6 +137,10 @@ def _run_cell(
                 yield from _train_cell(cell, start, stop, show)
                 if cell.finish(cell.status):
                     cell.check_trained()
+                elif cell.status == "done":
+                    raise UserError(
+                        f"its process ended without a result (its output: {cell.log})"
+                    )
     except InUseError as error:
         cell.status = f"waits for {error}"
         show(cell)

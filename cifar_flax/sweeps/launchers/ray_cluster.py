@@ -123,7 +123,7 @@ def _connect(address: str | None) -> None:
 def _check_cluster(address: str) -> None:
     """Raises a UserError if no cluster answers; ``ray.init`` would take minutes."""
     words = [] if address == "auto" else [f"--address={address}"]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", *words]
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status", *words]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=CONNECT_SECONDS

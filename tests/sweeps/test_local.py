@@ -1,0 +1,53 @@
+"""Cells in processes of this machine: what they run, and what counts as done."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import cifar_flax.commands
+from cifar_flax.sweeps.cells import make_cells
+from cifar_flax.sweeps.launchers.local import on_this_machine
+from tests import archives
+
+MODEL = """
+import flax.linen as nn
+
+class Net(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+"""
+
+
+def test_a_cell_without_a_result_is_not_done(tmp_path):
+    """Whatever the status of its process is."""
+    (cell,) = make_cells({"model": ["simplenet"]}, (0,), tmp_path)
+    program = [sys.executable, "-S", "-c", "print('all is well')"]
+    with on_this_machine(lambda _: program) as run_cells:
+        run_cells([cell], threading.Event(), lambda _: None)
+    assert cell.status.startswith("failed: its process ended without a result")
+    assert str(cell.log) in cell.status
+
+
+@pytest.mark.slow
+def test_a_cell_trains_with_the_installation(tmp_path, monkeypatch):
+    """A user's folder may hold modules of any name, and his model as a module."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for name in ("experiments", "benchmarks", "cifar_flax", "numpy"):
+        (tmp_path / name).mkdir()
+        for file in ("__init__.py", "run.py", "__main__.py"):
+            (tmp_path / name / file).write_text("raise SystemExit(0)")
+    (tmp_path / "net.py").write_text(MODEL)
+    command = [sys.executable, "-P", cifar_flax.commands.__path__[0] + "/__main__.py"]
+    data = archives.tiny_data(tmp_path)
+    words = ["--model=net:Net", "--lr=0.01", "--epochs=1", "--workdir=runs"]
+    done = subprocess.run(
+        [*command, "sweep", *data, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 1
