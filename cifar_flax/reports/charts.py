@@ -19,6 +19,7 @@ from matplotlib.transforms import Bbox
 
 from cifar_flax.analysis.range_curve import RangeResult
 from cifar_flax.analysis.statistics import ci95_of_mean
+from cifar_flax.files import replacing
 from cifar_flax.reports.entries import Entry
 
 # The colours of Okabe and Ito that are visible on a light and on a dark background.
@@ -98,7 +99,8 @@ class Chart:
                 lines = axis.get_legend_handles_labels()
                 figure.legend(*lines, loc="outside lower center", ncols=2, fontsize=9)
             for ending in ("svg", "png"):
-                figure.savefig(folder / f"{prefix}{self.name}.{ending}", dpi=200)
+                with replacing(folder / f"{prefix}{self.name}.{ending}") as file:
+                    figure.savefig(file, format=ending, dpi=200)
 
     @contextlib.contextmanager
     def _drawn(self, ink: str) -> Iterator[Figure]:

@@ -25,6 +25,7 @@ from cifar_flax.files import printable
 from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
 from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.output import check_replaceable, write_together
 from cifar_flax.reports.studies import BEST, WHOLE, Study, read_studies
 from cifar_flax.reports.tables import (
     accuracy_in_words,
@@ -93,8 +94,8 @@ def report(
     """Compares the finished runs below a folder.
 
     It writes ``report.md`` and ``report.html``, ``results.csv`` with a row for each
-    seed, and ``ranking.tex``. If there are more than 20 configurations, the details of
-    each are in a file of the folder ``report-files``.
+    seed, and ``ranking.tex``, all of them or none. If there are more than 20
+    configurations, the details of each are in a file of the folder ``report-files``.
 
     Args:
       runs: folder that holds the runs, at any depth.
@@ -106,22 +107,25 @@ def report(
       figures: folder for the figures as PNG and SVG; None: only the page has figures.
 
     Raises:
-      UserError: there is no finished run, no such baseline or setting, or the report
-        cannot be written.
+      UserError: there is no finished run, no such baseline or setting, the report
+        cannot be written, or a file of its name is not of a report.
     """
     folder = pathlib.Path(runs)
+    output = folder if output is None else pathlib.Path(output)
+    check_replaceable(output)
     studies, left_out = read_studies(folder, baseline, compared)
     markdown = write_markdown(studies, left_out)
-    output = folder if output is None else pathlib.Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "report.md").write_text(markdown, encoding="utf-8")
-        page = write_html(studies, left_out)
-        (output / "report.html").write_text(page, encoding="utf-8")
-        _write_details(studies, output / DETAILS)
-        tables = {"results.csv": write_csv(studies), "ranking.tex": write_tex(studies)}
-        for name, text in tables.items():
-            (output / name).write_text(_writable(text), encoding="utf-8", newline="")
+        texts = {
+            "report.md": markdown,
+            "report.html": write_html(studies, left_out),
+            "results.csv": _writable(write_csv(studies)),
+            "ranking.tex": _writable(write_tex(studies)),
+        }
+        details = _write_details(studies, output / DETAILS)
+        write_together(output, texts)
+        _remove_details(output / DETAILS, but=details)
         if figures is not None:
             _save_figures(studies, pathlib.Path(figures))
     except OSError as error:
@@ -200,10 +204,12 @@ def _file_name(study: Study, entry: Entry) -> str:
     return f"{words}-{digest.hexdigest()[:12]}.html"
 
 
-def _write_details(studies: list[Study], folder: pathlib.Path) -> None:
-    """Writes a file for each entry if needed, and removes files of earlier reports."""
+def _write_details(studies: list[Study], folder: pathlib.Path) -> set[str]:
+    """Writes a file for each entry if needed, and returns the names."""
     names = set()
     if not _is_whole(studies):
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link; remove it, or give another --output")
         folder.mkdir(exist_ok=True)
         template = _template("details.html.j2", autoescape=True)
         for study in studies:
@@ -211,14 +217,20 @@ def _write_details(studies: list[Study], folder: pathlib.Path) -> None:
                 section = _section(entry, with_range_figure=False)
                 text = template.render(s=section, study=study, rank=rank)
                 name = _file_name(study, entry)
-                (folder / name).write_text(_writable(text), encoding="utf-8")
+                write_together(folder, {name: _writable(text)})
                 names.add(name)
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.name not in names and _DETAIL.fullmatch(path.name):
-                path.unlink()  # a file of an earlier report
-        with contextlib.suppress(OSError):  # the folder is not empty
-            folder.rmdir()
+    return names
+
+
+def _remove_details(folder: pathlib.Path, but: set[str]) -> None:
+    """Removes the files of earlier reports except some."""
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    for path in folder.iterdir():
+        if path.name not in but and _DETAIL.fullmatch(path.name):
+            path.unlink()
+    with contextlib.suppress(OSError):  # the folder is not empty
+        folder.rmdir()
 
 
 def _writable(text: str) -> str:

@@ -60,12 +60,21 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
 
 
 def write_csv(studies: list[Study]) -> str:
-    """Returns the rows as CSV with a header; unknown values are empty."""
+    """Returns the rows as CSV with a header; unknown values are empty.
+
+    Text that a spreadsheet would compute, such as ``=1+1``, begins with an apostrophe.
+    """
     rows, file = rows_of(studies), io.StringIO(newline="")
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({name: _as_text(value) for name, value in row.items()})
     return file.getvalue()
+
+
+def _as_text(value: Any) -> Any:
+    is_formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r")
+    return f"'{value}" if is_formula else value
 
 
 def write_tex(studies: list[Study]) -> str:
