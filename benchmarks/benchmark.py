@@ -298,7 +298,7 @@ if __name__ == "__main__":
         "eval_images", 10_000, "Random images to evaluate.", 1, 1_000_000
     )
     cli.define_text("peer_python", None, "Python interpreter that has the library.")
-    cli.define_text("json", None, "File for all measurements.")
+    cli.define_path("json", None, "File for all measurements.")
     cli.define_text(
         "figure", None, f"File for a chart of ratios: {', '.join(FORMATS)}."
     )

@@ -220,5 +220,5 @@ if __name__ == "__main__":
     define_settings("dataset", "data_dir", "data_archive", "archive_sha256")
     flags.DEFINE_list("models", ["all"], "Architectures, or all of the lesson.")
     flags.DEFINE_integer("train_size", 10_000, "Number of training images.", 1)
-    cli.define_text("workdir", "runs/lr_grid", "Folder for the results.")
+    cli.define_path("workdir", "runs/lr_grid", "Folder for the results.")
     sys.exit(main())

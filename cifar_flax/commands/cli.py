@@ -17,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import PRINTABLE, check_local, check_text, printable
+from cifar_flax.files import PRINTABLE, check_text, expand_user, printable
 from cifar_flax.runs.flag_text import as_text
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -48,17 +48,29 @@ class _Text(flags.ArgumentParser):
     syntactic_help = PRINTABLE
 
     def parse(self, argument: str) -> str:
-        """Returns the text; raises a ValueError if it cannot name something here."""
-        try:
-            check_local(argument)
-        except UserError as error:
-            raise ValueError(str(error)) from error
+        """Returns the text; raises a ValueError if it cannot be a name."""
         return check_text(argument)
 
 
 def define_text(name: str, default: str | None, help_text: str) -> None:
-    """Defines a flag that names something, such as a folder."""
+    """Defines a flag that names something other than a file or a folder."""
     flags.DEFINE(_Text(), name, default, help_text)
+
+
+class _Path(_Text):
+    """Accepts the path of a file or a folder; a leading ~ is the home folder."""
+
+    def parse(self, argument: str) -> str:
+        """Returns the path; raises a ValueError if it cannot be one."""
+        try:
+            return str(expand_user(super().parse(argument)))
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
+
+def define_path(name: str, default: str | None, help_text: str) -> None:
+    """Defines a flag whose value is a path."""
+    flags.DEFINE(_Path(), name, default, help_text)
 
 
 def check_ending(name: str, endings: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ def print_files(files: list[Exported], kind: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.define_text("run", None, "Folder of the finished run.")
+    cli.define_path("run", None, "Folder of the finished run.")
     flags.DEFINE_enum("format", None, list(FORMATS), "Format of the files.")
     cli.define_text(
         "model",
@@ -74,7 +74,7 @@ if __name__ == "__main__":
         "Your own model, if the run trained one: FILE.py:NAME or MODULE:NAME.",
     )
     flags.DEFINE_bool("best", False, "Use the checkpoint of best validation accuracy.")
-    cli.define_text("output", None, "Folder for the files (default: the run's).")
+    cli.define_path("output", None, "Folder for the files (default: the run's).")
     flags.DEFINE_integer(
         "images", 1_000, "Largest number of test images to compare on.", 1
     )

@@ -66,7 +66,7 @@ if __name__ == "__main__":
     define_settings(without=(*OF_SCHEDULE, "lr_check", "seeds_vary"))
     FLAGS.set_default("seeds", RANGE_SEEDS)
     define_devices()
-    cli.define_text(
+    cli.define_path(
         "workdir", None, "Folder of the test (default: a new one under runs/)."
     )
     for name, one in flags_of(RangeSettings).items():

@@ -75,7 +75,7 @@ def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> Non
 
 
 if __name__ == "__main__":
-    cli.define_text("run", None, "Folder of the run.")
+    cli.define_path("run", None, "Folder of the run.")
     cli.define_text(
         "model",
         None,

@@ -102,5 +102,5 @@ if __name__ == "__main__":
         *("dataset", "data_dir", "data_archive", "archive_sha256", "image_size"),
         *("recipe", *OF_AUGMENTATION),
     )
-    cli.define_text("picture", "training_images.png", "File for the drawn images.")
+    cli.define_path("picture", "training_images.png", "File for the drawn images.")
     sys.exit(main())

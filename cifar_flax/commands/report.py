@@ -38,8 +38,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.define_text("runs", "runs", "Folder that holds the runs, at any depth.")
-    cli.define_text("output", None, "Folder for the report (default: --runs).")
+    cli.define_path("runs", "runs", "Folder that holds the runs, at any depth.")
+    cli.define_path("output", None, "Folder for the report (default: --runs).")
     cli.define_text(
         "baseline",
         None,
@@ -51,5 +51,5 @@ if __name__ == "__main__":
         "Settings whose values are compared, such as optimizer,weight_decay (default: "
         "none; in runs of one model, all settings that differ except the rate).",
     )
-    cli.define_text("figures", None, "Folder for the figures as PNG and SVG.")
+    cli.define_path("figures", None, "Folder for the figures as PNG and SVG.")
     sys.exit(main())

@@ -177,7 +177,7 @@ def check_outcome(result: records.Result) -> None:
 if __name__ == "__main__":
     define_settings()
     define_devices()
-    cli.define_text(
+    cli.define_path(
         "workdir", None, "Folder of the run (default: a new one under runs/)."
     )
     flags.DEFINE_bool(

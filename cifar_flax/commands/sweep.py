@@ -350,7 +350,7 @@ def define_launchers() -> None:
 if __name__ == "__main__":
     define_settings(*VARIED, lists=True)
     define_settings("seeds")
-    cli.define_text("workdir", "runs/sweep", "Folder of all runs.")
+    cli.define_path("workdir", "runs/sweep", "Folder of all runs.")
     flags.DEFINE_bool("dry_run", False, "Show the cells without training them.")
     flags.DEFINE_integer(
         "budget_epochs",

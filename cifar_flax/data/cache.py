@@ -4,9 +4,11 @@ A file of this cache is an uncompressed .npz with the arrays and a line of JSON.
 format stores a CRC of each, so that reading detects damage.
 """
 
+import contextlib
+import contextvars
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import numpy as np
@@ -18,7 +20,19 @@ from cifar_flax.files import InUseError, locked, remove_partial, replacing
 # Increase it when decoding changes, so that files of older versions are not read.
 VERSION = 1
 
+_STORES = contextvars.ContextVar("stores", default=True)
+
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def only_read() -> Iterator[None]:
+    """Stores nothing within a block, for a folder that somebody else has named."""
+    before = _STORES.set(False)
+    try:
+        yield
+    finally:
+        _STORES.reset(before)
 
 
 class _Details(msgspec.Struct):
@@ -55,7 +69,8 @@ def load_or_build(
     dataset = _load(path)
     if dataset is None:
         dataset = build()
-        _store(path, dataset)
+        if _STORES.get():
+            _store(path, dataset)
     return dataset
 
 

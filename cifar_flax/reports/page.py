@@ -21,7 +21,7 @@ from PIL import Image
 
 from cifar_flax.analysis.predictions import confusion, converged, mean_probability
 from cifar_flax.errors import UserError
-from cifar_flax.files import printable
+from cifar_flax.files import expand_user, printable
 from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
 from cifar_flax.reports.entries import Entry
@@ -110,8 +110,8 @@ def report(
       UserError: there is no finished run, no such baseline or setting, the report
         cannot be written, or a file of its name is not of a report.
     """
-    folder = pathlib.Path(runs)
-    output = folder if output is None else pathlib.Path(output)
+    folder = expand_user(runs)
+    output = folder if output is None else expand_user(output)
     check_replaceable(output)
     studies, left_out = read_studies(folder, baseline, compared)
     markdown = write_markdown(studies, left_out)
@@ -127,7 +127,7 @@ def report(
         write_together(output, texts)
         _remove_details(output / DETAILS, but=details)
         if figures is not None:
-            _save_figures(studies, pathlib.Path(figures))
+            _save_figures(studies, expand_user(figures))
     except OSError as error:
         where = f"{output}: {error.strerror}; give --output"
         if figures is not None:

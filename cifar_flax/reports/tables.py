@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cifar_flax.analysis.statistics import percent_with_interval
+from cifar_flax.files import expand_user
 from cifar_flax.reports.entries import Entry
 from cifar_flax.reports.studies import Study, read_studies
 
@@ -25,7 +26,7 @@ def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: there is no finished run.
     """
-    studies, _ = read_studies(pathlib.Path(folder))
+    studies, _ = read_studies(expand_user(folder))
     return rows_of(studies)
 
 

@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import expand_user
 from cifar_flax.runs.manifest import (
     MANIFEST,
     Manifest,
@@ -50,7 +51,9 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, owner: bool, run: str | None):
         """Opens the folder; see ``open_checkpoints``."""
         self._folder, self._owner, self._run = folder, owner, run
-        folder.mkdir(parents=True, exist_ok=True)
+        if owner:
+            folder.mkdir(parents=True, exist_ok=True)
+            _refuse_others(folder)  # the owner removes what it does not keep
         self.has_failed = False
         self._manifests: dict[int, Manifest] = {}
         options = ocp.CheckpointManagerOptions(
@@ -303,10 +306,10 @@ class _Kept:
 def open_checkpoints(
     folder: str | pathlib.Path, owner: bool = True, run: str | None = None
 ) -> Iterator[Checkpoints]:
-    """Opens a folder for checkpoints, and makes it if it is missing.
+    """Opens a folder for checkpoints.
 
     Args:
-      folder: of the checkpoints.
+      folder: of the checkpoints; the owner makes it if it is missing.
       owner: whether this process owns the run. Only the owner removes unfinished saves
         and moves damaged checkpoints aside; for another process, a save in progress
         looks like an unfinished one.
@@ -314,12 +317,13 @@ def open_checkpoints(
         None: they are not compared.
 
     Raises:
-      UserError: the folder cannot be made or read.
+      UserError: the folder cannot be made or read, or it holds a folder of another
+        program whose name is a number.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         try:
-            checkpoints = Checkpoints(pathlib.Path(folder).absolute(), owner, run)
+            checkpoints = Checkpoints(expand_user(folder).absolute(), owner, run)
         except OSError as error:
             raise UserError(f"cannot open {folder}: {one_line(error)}") from error
         try:
@@ -328,6 +332,23 @@ def open_checkpoints(
             checkpoints.close()
             if checkpoints.has_failed:
                 stack.pop_all()  # Orbax's threads may still print errors
+
+
+# Files, one of which is in every checkpoint, also in a damaged one.
+_SIGNS = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt", "*/_METADATA")
+
+
+def _refuse_others(folder: pathlib.Path) -> None:
+    """Raises a UserError if a folder, named like a step, is not a checkpoint."""
+    for path in folder.iterdir():
+        if not (path.name.isdigit() and path.is_dir()):
+            continue
+        signs = (found for sign in _SIGNS for found in path.glob(sign))
+        if not any(signs) and any(one.is_file() for one in path.rglob("*")):
+            raise UserError(
+                f"{path} is not a checkpoint; move it elsewhere, or give a folder of "
+                "its own to the checkpoints"
+            )
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

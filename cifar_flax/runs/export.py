@@ -25,8 +25,9 @@ import numpy as np
 from jax import export
 
 from cifar_flax import records
+from cifar_flax.data.cache import only_read
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import replacing
+from cifar_flax.files import expand_user, replacing
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.settings import Settings
@@ -174,7 +175,7 @@ def check_finished(folder: pathlib.Path) -> None:
 
 
 def read_test_images(folder: pathlib.Path, count: int) -> np.ndarray:
-    """Returns the first test images of a run's data set, without a download.
+    """Returns the first test images of a run's data set; downloads and writes nothing.
 
     Args:
       folder: of the run.
@@ -191,7 +192,8 @@ def read_test_images(folder: pathlib.Path, count: int) -> np.ndarray:
     settings = Settings.from_record(config, where, _SETTINGS_OF_DATA)
     if settings.dataset == "auto":  # it may choose another data set now
         settings = dataclasses.replace(settings, dataset=info.name)
-    dataset = settings.load_data(fetch=False)
+    with only_read():  # a record may name any folder
+        dataset = settings.load_data(fetch=False)
     if dataset.fingerprint != info.fingerprint:
         raise UserError(f"{dataset.name} ({dataset.source}) has changed since the run")
     return dataset.test_images[:count]
@@ -217,7 +219,7 @@ def _export(
       read: returns the logits [N, K] of images from a file, variables of the same
         structure and the images.
     """
-    folder = pathlib.Path(folder)
+    folder = expand_user(folder)
     paths = [folder / f"seed{seed}.{ending}" for seed in run.seeds]
     if there := [path for path in paths if os.path.lexists(path)]:
         raise UserError(f"{there[0]} already exists; remove it, or give another folder")

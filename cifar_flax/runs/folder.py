@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import logging
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -155,20 +156,49 @@ def opened_folder(
             raise UserError("resume needs the folder of the run to continue")
         yield None, config, None
         return
-    files.check_local(folder)
-    folder = pathlib.Path(folder)
+    folder = files.expand_user(folder)
     if resume:
         recorded = records.read_config(folder)
         check_same_run(config, recorded, folder)
     else:
+        is_new = not os.path.exists(folder)  # Path.exists raises for a long name
         claim_folder(folder)
     with locked_folder(folder) as lock:
         if resume:
             yield folder, recorded, lock
             return
         claim_folder(folder)  # another process may have been faster
-        records.write_config(folder, config)
-        yield folder, config, lock
+        try:
+            records.write_config(folder, config)
+            yield folder, config, lock
+        except UserError:  # a refusal; the corrected command may take the folder
+            if not _is_begun(folder):
+                _clear(folder, is_new)
+            raise
+
+
+def _is_begun(folder: pathlib.Path) -> bool:
+    """Returns whether a run has written anything besides what precedes a step."""
+    metrics, checkpoints = folder / records.METRICS, folder / records.CHECKPOINTS
+    first = {CONFIG, metrics.name, checkpoints.name}
+    others = [path for path in folder.iterdir() if path.name not in first]
+    return (
+        any(not files.is_lock(path.name, LOCK) for path in others)
+        or (metrics.exists() and metrics.stat().st_size > 0)
+        or (checkpoints.exists() and any(checkpoints.iterdir()))
+    )
+
+
+def _clear(folder: pathlib.Path, remove: bool) -> None:
+    """Removes the record of a run that has not begun, and its folder if asked to."""
+    with contextlib.suppress(OSError):
+        for name in (CONFIG, records.METRICS):
+            (folder / name).unlink(missing_ok=True)
+        if (folder / records.CHECKPOINTS).exists():
+            (folder / records.CHECKPOINTS).rmdir()
+        (folder / LOCK).unlink(missing_ok=True)
+        if remove:
+            folder.rmdir()
 
 
 def check_same_run(

@@ -20,6 +20,7 @@ from cifar_flax.data.augment import (
     vary,
 )
 from cifar_flax.errors import UserError
+from cifar_flax.files import expand_user
 from cifar_flax.models.streams import Stream
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
 from cifar_flax.training.lr_range import smooth
@@ -104,9 +105,10 @@ def _steps_of(
     if isinstance(run, RunResult):
         name = run.record.model if run.record else type(run.trainer.model).__name__
         return run.steps, name, run.trainer.seeds
-    config = records.read_config(pathlib.Path(run))
+    folder = expand_user(run)
+    config = records.read_config(folder)
     seeds: Any = config.settings["seeds"]
-    return records.read_steps(pathlib.Path(run)), config.model, seeds
+    return records.read_steps(folder), config.model, seeds
 
 
 def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":

@@ -28,6 +28,7 @@ import tomli_w
 
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.errors import UserError
+from cifar_flax.files import expand_user
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import PHASES
 from cifar_flax.training.recipes import Recipe
@@ -98,7 +99,7 @@ def read_recipe(path: str | pathlib.Path) -> Recipe:
     Raises:
       UserError: the file cannot be read, or it is not a valid recipe.
     """
-    path = pathlib.Path(path)
+    path = expand_user(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

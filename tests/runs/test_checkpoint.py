@@ -329,3 +329,20 @@ def test_space_is_asked_for_before_it_is_needed(tmp_path, splits):
     checkpoint.check_space(tmp_path, 1)
     with pytest.raises(UserError, match="make room"):
         checkpoint.check_space(tmp_path, 10**18)
+
+
+def test_folders_of_others_are_refused_and_left_alone(splits, tmp_path):
+    """Whoever names such a folder for checkpoints would lose them."""
+    (tmp_path / "2024" / "training").mkdir(parents=True)
+    (tmp_path / "2024" / "training" / "holiday.jpg").write_text("mine")
+    with pytest.raises(UserError, match="2024 is not a checkpoint; move it elsewhere"):
+        save_epochs(make_trainer(splits), splits, tmp_path, [0.1] * 5)
+    assert [path.name for path in tmp_path.rglob("*")] == [
+        *("2024", "training", "holiday.jpg")
+    ]
+
+
+def test_a_reader_makes_no_folder(tmp_path):
+    with open_checkpoints(tmp_path / "none", owner=False) as checkpoints:
+        assert checkpoints.latest_step is None
+    assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,12 @@
 """Exported files have the predictions of their run."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,6 +20,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
+from PIL import Image
 
 from cifar_flax import records
 from cifar_flax.data import download
@@ -287,6 +290,25 @@ def test_the_test_images_are_those_of_the_run(tmp_path, monkeypatch):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="CIFAR-10 is not in"):
         read_test_images(tmp_path / "run", 20)
+
+
+def test_the_images_are_read_without_writing(tmp_path):
+    """A record may be somebody else's, and name any folder."""
+    rng, place = np.random.default_rng(0), tmp_path / "pictures"
+    for split, number in itertools.product(("train", "test"), range(30)):
+        folder = place / split / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    named = tmp_path / "named"
+    values = {"lr": 0.05, "epochs": 1, "batch_size": 8, "val_size": 4}
+    settings = Settings(
+        model="simplenet", dataset=f"folder:{place}", data_dir=str(named), **values
+    )
+    run(settings, tmp_path / "run")
+    shutil.rmtree(named)
+    assert len(read_test_images(tmp_path / "run", 20)) == 20
+    assert not named.exists()
 
 
 @pytest.mark.slow

@@ -553,3 +553,32 @@ def test_a_range_test_can_be_stopped(tmp_path):
     given = {"model": TinyNet(), "dataset": make_tiny(), **changes}
     test = range_test(Settings(val_size=24, batch_size=32), **given)
     assert (test.status, test.curves) == ("stopped", None)
+
+
+class Refuses(Observer):
+    def started(self, plan):
+        raise UserError("refused")
+
+
+def test_a_run_that_is_refused_leaves_its_folder_free(tmp_path):
+    """The corrected command takes the same folder."""
+    for folder in (tmp_path / "new", tmp_path / "empty"):
+        if folder.name == "empty":
+            folder.mkdir()
+        there = folder.exists()
+        with pytest.raises(UserError, match="refused"):
+            go(folder, observers=[Refuses()])
+        assert folder.exists() == there
+        assert not there or list(folder.iterdir()) == []
+
+
+class RefusesLater(Observer):
+    def epoch_done(self, line, state):
+        raise UserError("refused")
+
+
+def test_a_run_that_fails_after_an_epoch_is_kept(tmp_path):
+    with pytest.raises(UserError, match="refused"):
+        go(tmp_path, observers=[RefusesLater()])
+    assert len(records.read_metrics(tmp_path)) == 1
+    assert go(tmp_path, resume=True).status == "finished"
