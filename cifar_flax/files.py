@@ -93,6 +93,40 @@ def cache_folder() -> pathlib.Path | None:
         return None
 
 
+def private_folder(*names: str) -> pathlib.Path | None:
+    """Returns a folder for cached programs, which run with the rights of the user.
+
+    Nobody else may write to it. So a program that another user has put into a shared
+    cache does not run.
+
+    Args:
+      *names: of the folder below ``cache_folder``; it is made if it is missing.
+
+    Returns:
+      The folder; None if there is none, or if it belongs to another user.
+    """
+    cache = cache_folder()
+    if cache is None:
+        return None
+    folder = cache.joinpath(*names)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not hasattr(os, "getuid"):
+            return folder
+        user = os.getuid()
+        if {folder.lstat().st_uid, folder.stat().st_uid} != {user}:
+            return None
+        if folder.stat().st_mode & 0o022:
+            folder.chmod(0o700)
+            for path in folder.iterdir():
+                if path.lstat().st_uid != user or path.lstat().st_mode & 0o022:
+                    path.unlink()
+    except OSError:
+        return None
+    return folder
+
+
 def printable(text: str) -> str:
     """Escapes characters that a terminal would interpret or hide."""
     return "".join(

@@ -19,7 +19,7 @@ import jax
 import msgspec
 
 from cifar_flax import records
-from cifar_flax.files import cache_folder
+from cifar_flax.files import private_folder
 from cifar_flax.layers.conv import Lowering, describe
 from cifar_flax.models.own import Source
 from cifar_flax.training.placement import Placement
@@ -76,7 +76,7 @@ def use_compilation_cache() -> None:
     empty. The default folder depends on the processor and on the version of jaxlib,
     because a home folder may be shared by machines, and a program for another processor
     may fail with an illegal instruction. There is no cache if the folder cannot be
-    written, or on systems other than Linux.
+    written or belongs to another user, or on systems other than Linux.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or sys.platform != "linux":
         return
@@ -84,15 +84,9 @@ def use_compilation_cache() -> None:
     names = ("model name", "flags", "CPU part", "Features")
     processor = sorted({line for line in lines if line.startswith(names)})
     key = "\n".join([metadata.version("jaxlib"), *processor])
-    folder = cache_folder()
-    if folder is None:
-        return
-    folder = folder / "programs" / hashlib.sha256(key.encode()).hexdigest()[:12]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if os.access(folder, os.W_OK):
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder = private_folder("programs", digest)
+    if folder is not None and os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

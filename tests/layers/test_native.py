@@ -483,7 +483,7 @@ def test_a_compiler_that_is_of_no_use_costs_a_line(
     (line,) = [record.getMessage() for record in caplog.records]
     assert words in line
     assert "matrix products" in line
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.so"))
 
 
 @pytest.mark.slow
@@ -502,6 +502,80 @@ def test_a_kept_library_is_loaded_only_if_it_is_whole(tmp_path, load_anew, monke
         assert load_anew(compiler) is None
     (tmp_path / "file").write_text("no folder")
     assert load_anew(compiler, "file") is None
+
+
+def compiler_of(folder, script):
+    """Returns a compiler that is a shell script."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_garbage_of_a_compiler_is_not_kept(tmp_path, load_anew):
+    """The same command works again once the compiler does."""
+    real = " ".join(library._find_compiler())
+    broken = (
+        f'case "$*" in *-dM*) exec {real} "$@";; esac\n'
+        'while [ "$1" != -o ]; do shift; done; echo garbage > "$2"'
+    )
+    assert "compiler" not in load_anew(compiler_of(tmp_path, broken))
+    kept = tmp_path / "cache" / "cifar_flax" / "kernels"
+    assert list(kept.iterdir()) == []
+    assert load_anew(compiler_of(tmp_path, f'exec {real} "$@"')) is None
+    assert len(list(kept.iterdir())) == 1
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_nothing_of_another_user_is_loaded(tmp_path, load_anew, monkeypatch):
+    """Not from his folder, and not from a folder into which he may write."""
+    compiler = " ".join(library._find_compiler())
+    assert load_anew(compiler) is None
+    folder = tmp_path / "cache" / "cifar_flax" / "kernels"
+    (kept,) = folder.iterdir()
+    loaded = []
+    monkeypatch.setattr(library, "_loaded", lambda path: loaded.append(path))
+    monkeypatch.setattr(library, "_build", lambda _, path: path.write_text("") or path)
+    for owner in (os.getuid() + 1, os.getuid()):
+        with monkeypatch.context() as context:
+            context.setattr(os, "getuid", lambda owner=owner: owner)
+            load_anew(compiler)
+    ours, theirs = loaded[-1], loaded[-2]
+    assert ours == kept
+    assert folder not in theirs.parents
+    folder.chmod(0o777)
+    kept.chmod(0o666)
+    load_anew(compiler)
+    assert kept not in loaded[2:]
+    assert folder.stat().st_mode & 0o022 == 0
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_the_options_of_the_user_count_and_are_told(load_anew, monkeypatch):
+    ran = []
+    run = library._run
+    monkeypatch.setattr(library, "_run", lambda words: ran.append(words) or run(words))
+    found = " ".join(library._find_compiler())
+    monkeypatch.setenv("CC", f"{found} -O1 -ffast-math")
+    description = library._load.__wrapped__().description
+    assert "-O1 -ffast-math" in description
+    for words in ran:
+        levels = [word for word in words if word.startswith("-O")]
+        assert levels[-1] == "-O1"
+
+
+def test_a_compiler_without_vectors_is_named(load_anew, monkeypatch):
+    monkeypatch.setattr(library, "_processor", lambda: {"avx2", "fma"})
+    monkeypatch.setattr(library, "_run", lambda words: "#define __TINYC__ 1")
+    assert "the C compiler true uses neither AVX2 nor Neon" in load_anew("true")
+    monkeypatch.setattr(library, "_processor", lambda: {"sse2"})
+    assert load_anew("true") == "the processor has neither AVX2 nor Neon"
+    monkeypatch.setattr(library, "_run", lambda words: "#define __AVX512F__ 1")
+    assert "uses AVX-512, which the processor lacks" in load_anew("true")
 
 
 def test_what_is_used_is_told():

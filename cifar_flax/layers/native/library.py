@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import pathlib
@@ -14,12 +15,12 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+import uuid
 
 import jax
 
 from cifar_flax.errors import one_line
-from cifar_flax.files import cache_folder, replacing
+from cifar_flax.files import private_folder
 
 FOLDER = pathlib.Path(__file__).parent
 SOURCES = sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
@@ -88,14 +89,11 @@ def target(handler: str) -> str:
 def _load() -> Library | BuildError:
     try:
         compiler = _find_compiler()
-        command = [*compiler, *_flags()]
+        options = list(itertools.dropwhile(lambda w: not w.startswith("-"), compiler))
+        command = [*compiler, *_flags(), *options]  # of two options the last one counts
         macros = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
-        instructions = _instructions(macros)
-        with _built(command, macros) as path:
-            functions = ctypes.CDLL(str(path))
-        for name in SIZES:
-            getattr(functions, name).restype = ctypes.c_int64
-            getattr(functions, name).argtypes = [ctypes.c_int64] * 8
+        instructions = _instructions(compiler, macros)
+        functions = _functions(command, macros)
         for name in HANDLERS:
             capsule = jax.ffi.pycapsule(getattr(functions, name))
             jax.ffi.register_ffi_target(target(name), capsule, platform="cpu")
@@ -108,7 +106,7 @@ def _load() -> Library | BuildError:
         return BuildError(one_line(error))
     found = [line for line in macros.splitlines() if " __VERSION__ " in line]
     version = found[0].split('"')[1] if found else "of unknown version"
-    name = pathlib.Path(compiler[0]).name
+    name = shlex.join([pathlib.Path(compiler[0]).name, *compiler[1:]])
     return Library(functions, f"{name} {version}, {instructions}")
 
 
@@ -155,45 +153,83 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def _instructions(macros: str) -> str:
-    """Returns the name of the vector instructions that the compiler may use."""
+# Vector instructions by the macros of the compiler and the flags of the processor.
+_VECTORS = {
+    "AVX-512": ({"__AVX512F__"}, {"avx512f"}),
+    "AVX2": ({"__AVX2__", "__FMA__"}, {"avx2", "fma"}),
+    "Neon": ({"__aarch64__"}, set()),
+}
+
+
+def _instructions(compiler: list[str], macros: str) -> str:
+    """Returns the name of the vector instructions that the compiler uses."""
     names = {line.split()[1] for line in macros.splitlines() if " " in line}
-    if "__AVX512F__" in names:
-        return "AVX-512"
-    if {"__AVX2__", "__FMA__"} <= names:
-        return "AVX2"
-    if "__aarch64__" in names:
-        return "Neon"
-    raise BuildError("the processor has neither AVX2 nor Neon")
+    processor = _processor()
+    for name, (needed, flags) in _VECTORS.items():
+        if needed <= names:
+            if processor and not flags <= processor:
+                raise BuildError(
+                    f"CC={shlex.join(compiler)} uses {name}, which the processor lacks"
+                )
+            return name
+    if processor and not processor >= {"avx2", "fma"}:
+        raise BuildError("the processor has neither AVX2 nor Neon")
+    raise BuildError(
+        f"the C compiler {shlex.join(compiler)} uses neither AVX2 nor Neon here; set "
+        "CC to gcc or clang, without an option that forbids them"
+    )
 
 
-@contextlib.contextmanager
-def _built(command: list[str], macros: str) -> Iterator[pathlib.Path]:
-    """Yields the file to load, from the user's cache or newly built.
+def _processor() -> set[str]:
+    """Returns the flags of an x86 processor in Linux's words; empty if not known."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split())
+    return set()
 
-    Its name is a hash of all that determines its content: source, XLA's interface,
-    compiler, flags and processor (from the compiler's macros). It ends with a checksum,
-    because loading a truncated file would kill the process; the loader ignores it.
+
+def _functions(command: list[str], macros: str) -> ctypes.CDLL:
+    """Returns the kernels from the user's cache, or builds and keeps them.
+
+    The name of a kept file is a hash of all that determines its content: source, XLA's
+    interface, compiler, flags and processor (from the compiler's macros), and a
+    checksum, because loading a truncated file would kill the process. What cannot be
+    loaded is not kept.
     """
     header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
     parts = [path.read_bytes() for path in (*SOURCES, header)]
     parts += [macros.encode(), shlex.join(command).encode()]
     digests = b"".join(hashlib.sha256(part).digest() for part in parts)
     key = hashlib.sha256(digests).hexdigest()[:24]
-    caches = cache_folder()
-    kept = caches and caches / "kernels" / f"{key}.so"
-    if kept and _is_sound(kept):
-        yield kept
-        return
+    cache = private_folder("kernels")
+    for kept in cache.glob(f"{key}-*.so") if cache else ():
+        with contextlib.suppress(OSError, AttributeError):
+            if kept.name == _name(key, kept.read_bytes()):
+                return _loaded(kept)
     with tempfile.TemporaryDirectory(prefix="cifar_flax-") as folder:
         built = _build(command, pathlib.Path(folder, "kernels.so"))
         content = built.read_bytes()
-        with contextlib.suppress(OSError):  # on failure each process builds its own
-            if kept:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(kept) as file:
-                    file.write(content + hashlib.sha256(content).digest())
-        yield kept if kept and _is_sound(kept) else built
+        if cache is None:
+            return _loaded(built)
+        trial = (
+            cache / f".{key}-{uuid.uuid4().hex}.so"
+        )  # /tmp may forbid to run programs
+        try:
+            trial.write_bytes(content)
+            functions = _loaded(trial)
+            for other in cache.glob(f"{key}-*.so"):
+                other.unlink(missing_ok=True)
+            trial.rename(cache / _name(key, content))
+            return functions
+        except OSError:  # such as a full disk: each process builds its own
+            return _loaded(built)
+        finally:
+            trial.unlink(missing_ok=True)
+
+
+def _name(key: str, content: bytes) -> str:
+    return f"{key}-{hashlib.sha256(content).hexdigest()[:32]}.so"
 
 
 def _build(command: list[str], path: pathlib.Path) -> pathlib.Path:
@@ -201,9 +237,12 @@ def _build(command: list[str], path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _is_sound(path: pathlib.Path) -> bool:
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return False
-    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+def _loaded(path: pathlib.Path) -> ctypes.CDLL:
+    """Loads the kernels; raises an OSError or AttributeError if a function lacks."""
+    functions = ctypes.CDLL(str(path))
+    for name in SIZES:
+        getattr(functions, name).restype = ctypes.c_int64
+        getattr(functions, name).argtypes = [ctypes.c_int64] * 8
+    for name in HANDLERS:
+        getattr(functions, name)
+    return functions
