@@ -10,6 +10,7 @@ import pathlib
 import re
 import shlex
 import socket
+import stat
 import unicodedata
 import uuid
 from collections.abc import Iterator
@@ -91,6 +92,25 @@ def cache_folder() -> pathlib.Path | None:
         return expand_user("~/.cache/cifar_flax")
     except UserError:
         return None
+
+
+def open_plain(path: str | pathlib.Path) -> BinaryIO:
+    """Opens a file that the user or a record names, without ever waiting.
+
+    Opening or reading a pipe would wait for its writer, and a device may never end.
+
+    Raises:
+      UserError: the path is not a plain file.
+      OSError: the file cannot be opened.
+    """
+    nonblocking = getattr(os, "O_NONBLOCK", 0)
+    file = open(  # noqa: SIM115 (the caller closes it)
+        path, "rb", opener=lambda name, how: os.open(name, how | nonblocking)
+    )
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path} is not a plain file, but a pipe or a device")
+    return file
 
 
 def private_folder(*names: str) -> pathlib.Path | None:
@@ -357,7 +377,8 @@ def _read_holder(path: pathlib.Path) -> str:
     if owner is not None:
         return f"process {owner.pid} on {owner.hostname}"
     try:  # Windows does not allow reading a locked file
-        text = path.read_bytes()[:1000].decode(errors="replace")
-    except OSError:
+        with open_plain(path) as file:
+            text = file.read(1000).decode(errors="replace")
+    except (OSError, UserError):
         text = ""
     return text or "another process"

@@ -1,16 +1,16 @@
 """Typed JSON files: written atomically, and read with errors that name the field."""
 
 import json
+import os
 import pathlib
 import re
 import reprlib
-import stat
 from typing import Any, TypeVar
 
 import msgspec
 
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import replacing
+from cifar_flax.files import open_plain, replacing
 
 # Largest text file that is read; far more than any of ours has.
 MAX_TEXT = 64 * 2**20
@@ -78,14 +78,13 @@ def _in_words(content: bytes, message: str) -> str:
 def read_bytes(path: pathlib.Path, limit: int) -> bytes:
     """Reads a whole file; raises a UserError if it cannot be a file of a run."""
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # reading a pipe would block
-            raise UserError(f"{path} is not a regular file; a run writes only those")
-        if about.st_size > limit:
-            raise UserError(
-                f"{path} has {about.st_size} bytes, more than the limit of {limit}"
-            )
-        return path.read_bytes()
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise UserError(
+                    f"{path} has {size} bytes, more than the limit of {limit}"
+                )
+            return file.read()
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} holds no run: it has no {path.name}") from error
     except OSError as error:

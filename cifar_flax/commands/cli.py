@@ -17,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import PRINTABLE, check_text, expand_user, printable
+from cifar_flax.files import PRINTABLE, check_text, expand_user, open_plain, printable
 from cifar_flax.runs.flag_text import as_text
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -252,9 +252,26 @@ def _parse_flags(argv: list[str]) -> list[str]:
         drop_output()
         sys.exit(0)
     try:
+        _check_flag_files(argv)
         return flags.FLAGS(argv)
-    except (flags.Error, ValueError) as error:  # absl's own flags raise a ValueError
+    except (
+        flags.Error,
+        UserError,
+        ValueError,
+    ) as error:  # absl's own flags raise a ValueError
         fail(str(error), USAGE_ERROR)
+
+
+def _check_flag_files(words: Sequence[str], seen: tuple[str, ...] = ()) -> None:
+    """Raises a UserError if a file of flags is a pipe, for which absl would wait."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        found = re.fullmatch(r"--?flagfile(=(.*))?", word.strip(), re.DOTALL)
+        name = "" if found is None else os.path.expanduser(found[2] or following)
+        if name and name not in seen:
+            # Absl reports a missing file.
+            with contextlib.suppress(OSError), open_plain(name) as file:
+                lines = file.read().decode(errors="replace").splitlines()
+                _check_flag_files(lines, (*seen, name))
 
 
 def help_text(known: Sequence[flags.Flag]) -> str:

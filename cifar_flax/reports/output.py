@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from cifar_flax.errors import UserError
-from cifar_flax.files import replacing
+from cifar_flax.files import open_plain, replacing
 
 # What the beginning of each file shows, also in reports of earlier versions.
 _SIGNS = {
@@ -31,7 +31,7 @@ def check_replaceable(folder: pathlib.Path) -> None:
                 f"{path} is not a plain file; remove it, or give another --output"
             )
         try:
-            with path.open("rb") as file:
+            with open_plain(path) as file:
                 begin = file.read(_BEGINNING)
         except FileNotFoundError:
             continue

@@ -94,6 +94,8 @@ class Checkpoints:
 
     def is_sound(self, step: int) -> bool:
         """Returns whether the checkpoint of a step exists and is undamaged."""
+        if step not in self._steps():
+            return False
         try:
             self._check(step)
         except Exception:  # any error means that it cannot be used
@@ -200,12 +202,12 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         """Returns the steps whose save was completed."""
         every = self._manager.all_steps()
-        return [s for s in every if (self._folder / str(s) / MANIFEST).exists()]
+        return [s for s in every if (self._folder / str(s) / MANIFEST).is_file()]
 
     def _read_newest(
         self, templates: dict[str, Any], step: int | None
     ) -> tuple[dict[str, Any], Manifest]:
-        every = self._steps() if step is None else [step]
+        every = [one for one in self._steps() if step in (None, one)]
         self._check_run(every)
         damaged: dict[int, str] = {}
         for one in sorted(every, reverse=True):

@@ -20,7 +20,7 @@ from cifar_flax.data.augment import (
     vary,
 )
 from cifar_flax.errors import UserError
-from cifar_flax.files import expand_user
+from cifar_flax.files import expand_user, replacing
 from cifar_flax.models.streams import Stream
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
 from cifar_flax.training.lr_range import smooth
@@ -156,6 +156,7 @@ def save_figure(figure: "Figure", path: pathlib.Path, named: str) -> None:
       UserError: the file cannot be written.
     """
     try:
-        figure.savefig(path)
+        with replacing(path) as file:
+            figure.savefig(file, format=path.suffix[1:].lower())
     except OSError as error:
         raise UserError(f"cannot write {named}: {error.strerror}") from error

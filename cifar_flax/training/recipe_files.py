@@ -28,7 +28,7 @@ import tomli_w
 
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.errors import UserError
-from cifar_flax.files import expand_user
+from cifar_flax.files import expand_user, open_plain
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import PHASES
 from cifar_flax.training.recipes import Recipe
@@ -101,7 +101,7 @@ def read_recipe(path: str | pathlib.Path) -> Recipe:
     """
     path = expand_user(path)
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error

@@ -19,8 +19,8 @@ import uuid
 
 import jax
 
-from cifar_flax.errors import one_line
-from cifar_flax.files import private_folder
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.files import open_plain, private_folder
 
 FOLDER = pathlib.Path(__file__).parent
 SOURCES = sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
@@ -204,8 +204,10 @@ def _functions(command: list[str], macros: str) -> ctypes.CDLL:
     key = hashlib.sha256(digests).hexdigest()[:24]
     cache = private_folder("kernels")
     for kept in cache.glob(f"{key}-*.so") if cache else ():
-        with contextlib.suppress(OSError, AttributeError):
-            if kept.name == _name(key, kept.read_bytes()):
+        with contextlib.suppress(OSError, AttributeError, UserError):
+            with open_plain(kept) as file:
+                name = _name(key, file.read())
+            if name == kept.name:
                 return _loaded(kept)
     with tempfile.TemporaryDirectory(prefix="cifar_flax-") as folder:
         built = _build(command, pathlib.Path(folder, "kernels.so"))
