@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_flax.errors import UserError
 from cifar_flax.layers.tiled_norm import batch_normalise
 from cifar_flax.layers.tiles import Images, Tiles
 
@@ -98,6 +99,11 @@ class BatchNorm(nn.Module):
                 return inputs.map(lambda array: normalise(array, mean, var))
             return normalise(inputs, mean, var).astype(self.dtype or inputs.dtype)
 
+        if inputs.shape[0] == 0:
+            raise UserError(
+                f"layer {'.'.join(self.path)}: a batch of 0 images has no mean and no "
+                "variance; give images, or evaluate with train=False"
+            )
         outputs: Images
         if tiles and self.axis_name is None:
             outputs, mean, var = batch_normalise(inputs, scale, bias, self.epsilon)

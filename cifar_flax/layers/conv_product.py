@@ -48,7 +48,14 @@ def conv2d_product(images: Array, kernel: Array, stride: int, padding: int) -> A
     Returns:
       [N, (H + 2p - K) // s + 1, (W + 2p - K) // s + 1, F].
     """
-    if images.shape[1] * images.shape[2] <= kernel.shape[0] ** 2:
+    size, _, _, features = kernel.shape
+    outputs = [
+        max(0, (length + 2 * padding - size) // stride + 1)
+        for length in images.shape[1:3]
+    ]
+    if 0 in (*images.shape, *kernel.shape, *outputs):  # nothing to add up
+        return jnp.zeros((len(images), *outputs, features), images.dtype)
+    if images.shape[1] * images.shape[2] <= size**2:
         return _dense(images, kernel, stride, padding)
     pieces = _pieces(images, kernel, stride, padding)
     if pieces == 1:
@@ -58,8 +65,8 @@ def conv2d_product(images: Array, kernel: Array, stride: int, padding: int) -> A
     def convolve(piece):
         return _windowed(piece, kernel, stride, padding)
 
-    outputs = lax.map(convolve, images.reshape(pieces, -1, *images.shape[1:]))
-    return outputs.reshape(-1, *outputs.shape[2:])
+    parts = lax.map(convolve, images.reshape(pieces, -1, *images.shape[1:]))
+    return parts.reshape(-1, *parts.shape[2:])
 
 
 def _pieces(images, kernel, stride, padding):

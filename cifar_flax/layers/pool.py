@@ -17,12 +17,15 @@ def global_max_pool(images: Images) -> jax.Array:
     and the gradient is 0 / 0.
     """
     array = images.array if isinstance(images, Tiles) else images
-    pixels = array.reshape(array.shape[0], -1, *array.shape[3:])
+    count, height, width, *rest = array.shape
+    pixels = array.reshape(count, height * width, *rest)
     index = jax.lax.stop_gradient(pixels).argmax(axis=1, keepdims=True)
+    index = index.astype(jnp.int32)  # of an empty array JAX makes int64
     positions = jnp.arange(pixels.shape[1]).reshape(-1, *[1] * (pixels.ndim - 2))
     largest = jnp.where(positions == index, pixels, 0).sum(axis=1)
     if isinstance(images, Tiles):  # [T, C, 16]
-        return largest.swapaxes(1, 2).reshape(-1, largest.shape[1])[: images.count]
+        flat = largest.swapaxes(1, 2).reshape(count * rest[1], rest[0])
+        return flat[: images.count]
     return largest
 
 
@@ -40,18 +43,23 @@ def _max_pool(array: jax.Array, size: int) -> jax.Array:
     return _largest(array, size)[0]
 
 
+def _index_type(size):
+    return jnp.uint8 if size <= 16 else jnp.int32
+
+
 def _largest(array, size):
     """Returns the maximum of each window of [N, H, W, ...] and its index there."""
     height, width = (length // size for length in array.shape[1:3])
     shape = (array.shape[0], height, size, width, size, *array.shape[3:])
     windows = array[:, : height * size, : width * size].reshape(shape)
     largest = windows[:, :, 0, :, 0]
-    index = jnp.zeros(largest.shape, jnp.uint8)
+    kind = _index_type(size)
+    index = jnp.zeros(largest.shape, kind)
     for k in range(1, size * size):
         pixel = windows[:, :, k // size, :, k % size]
         better = (pixel > largest) | jnp.isnan(pixel)
         largest = jnp.where(better, pixel, largest)
-        index = jnp.where(better, jnp.uint8(k), index)
+        index = jnp.where(better, kind(k), index)
     return largest, index
 
 
@@ -62,7 +70,7 @@ def _max_pool_forward(array, size):
 
 def _max_pool_backward(size, residuals, grad):
     index, shape = residuals
-    pixels = jnp.arange(size * size, dtype=jnp.uint8)
+    pixels = jnp.arange(size * size, dtype=_index_type(size))
     pixels = pixels.reshape(size, 1, size, *[1] * (grad.ndim - 3))
     chosen = index[:, :, None, :, None] == pixels
     windows = jnp.where(chosen, grad[:, :, None, :, None], 0)

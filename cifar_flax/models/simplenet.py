@@ -1,5 +1,6 @@
 """The fully connected network."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ class SimpleNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to logits [N, num_classes]."""
         del train  # the same in training and in evaluation
-        x = images.reshape(images.shape[0], -1)
+        x = images.reshape(images.shape[0], math.prod(images.shape[1:]))
         for i, width in enumerate(self.features):
             x = nn.relu(Dense(width, dtype=self.dtype, name=f"hidden{i}")(x))
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x)

@@ -181,12 +181,14 @@ int main(int count, char **arguments) {
              k % 4 ? draw(1, 4) : 1, draw(0, 4));
     pass_over(draw(1, 70), draw(1, 9), draw(1, 9), channels);
   }
-  /* Several bands of rows, panels and parts; many small tiles; more threads than tasks. */
+  /* Several bands of rows, panels and parts; many small tiles; phases of a stride without
+     pixels; more threads than tasks. */
   convolve(1, 40, 37, 70, 9, 5, 1, 2);
   convolve(2, 33, 40, 40, 50, 3, 1, 1);
   convolve(1, 35, 35, 65, 65, 3, 2, 1);
   convolve(21, 4, 4, 33, 33, 3, 1, 1);
   convolve(40, 1, 1, 130, 35, 1, 1, 0);
+  convolve(2, 6, 5, 3, 4, 3, 1000000, 1);
   pool.threads = 100;
   convolve(30, 9, 9, 36, 40, 3, 1, 1);
   return 0;

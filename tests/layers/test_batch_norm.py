@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
+from cifar_flax.layers.tiles import Tiles
 
 SHAPE = (16, 4, 4, 3)
 
@@ -180,3 +182,12 @@ def test_bfloat16_inputs_keep_float32_statistics():
     outputs, stats = train(BatchNorm(), make_variables(), inputs)
     assert outputs.dtype == jnp.bfloat16
     assert stats["mean"].dtype == jnp.float32
+
+
+def test_a_batch_of_no_images_has_no_statistics():
+    layer, images = BatchNorm(), np.zeros((0, 4, 4, 3), np.float32)
+    for given in (images, Tiles.of(images)):
+        found = layer.apply(make_variables(), given, train=False)
+        assert found.shape == images.shape
+        with pytest.raises(UserError, match="a batch of 0 images has no mean"):
+            layer.apply(make_variables(), given, train=True, mutable=["batch_stats"])

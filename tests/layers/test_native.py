@@ -81,6 +81,7 @@ def assert_native_is_the_definition(
         (16, 5, 10, 13, 12, 2, 3, 0),
         (1, 3, 2, 6, 7, 3, 4, 4),  # outputs without any tap inside the image
         (40, 1, 12, 9, 40, 1, 2, 0),
+        (3, 6, 5, 3, 4, 3, 10**6, 1),  # most phases of the stride have no pixel
     ],
     ids=str,
 )
@@ -121,6 +122,66 @@ def test_nan_and_infinity_come_through(value, where):
     reached = {"images": (0, 2), "kernel": (0, 1), "grad": (1, 2)}[where]
     for k, array in enumerate(found):
         assert (not np.isfinite(array).all()) == (k in reached)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("lowering", ["native", "product"])
+def test_minimal_filtering_spreads_nan_to_the_blocks_that_use_it(lowering, value):
+    """It reaches the 9 outputs of the definition, and at most 25; see docs/speed.md."""
+    if lowering == "native" and not library.available():
+        pytest.skip("no kernels here")
+    kernel = draw(1, 3, 3, 24, 24)
+    for at in ((0, 0), (3, 4), (5, 5), (9, 11)):
+        images = draw(0, 64, 12, 12, 24)
+        images[3, *at, 2] = value
+        found = ~np.isfinite(conv2d(images, kernel, 1, 1, lowering))
+        exact = ~np.isfinite(conv2d(images, kernel, 1, 1, "xla"))
+        assert found[exact].all()
+        assert found.any(-1).sum() <= 25
+        assert not found[np.arange(64) != 3].any()
+
+
+@pytest.mark.parametrize("lowering", ["native", "product", "xla"])
+@pytest.mark.parametrize("empty", ["count", "height", "width", "channels", "features"])
+def test_an_empty_array_is_a_sum_of_nothing(lowering, empty):
+    if lowering == "native" and not library.available():
+        pytest.skip("no kernels here")
+    sizes = {"count": 17, "height": 6, "width": 5, "channels": 3, "features": 4}
+    count, height, width, channels, features = (sizes | {empty: 0}).values()
+    images = jnp.ones((count, height, width, channels))
+    kernel = jnp.ones((3, 3, channels, features))
+
+    def outputs(images, kernel):
+        return conv2d(images, kernel, 2, 2, lowering)
+
+    found, vjp = jax.vjp(outputs, images, kernel)
+    rows, columns = (height + 1) // 2 + 1, (width + 1) // 2 + 1
+    assert found.shape == (count, rows, columns, features)
+    grads = vjp(jnp.ones_like(found))
+    assert [grad.shape for grad in grads] == [images.shape, kernel.shape]
+    assert not any(np.any(array) for array in (found, *grads))
+
+
+@pytest.mark.parametrize("lowering", ["native", "product", "xla"])
+def test_a_kernel_larger_than_the_image_has_no_outputs(lowering):
+    if lowering == "native" and not library.available():
+        pytest.skip("no kernels here")
+    images, kernel = jnp.ones((3, 2, 2, 3)), jnp.ones((5, 5, 3, 4))
+    found, vjp = jax.vjp(lambda x: conv2d(x, kernel, 1, 0, lowering), images)
+    assert found.shape == (3, 0, 0, 4)
+    assert not np.any(vjp(found)[0])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (20, 0, 4, 5), (20, 3, 4, 0)])
+def test_tiles_of_nothing(shape):
+    images = jnp.ones(shape)
+    tiles = Tiles.of(images)
+    np.testing.assert_array_equal(tiles.images, images)
+    zeros = jnp.zeros(shape[-1])
+    for total in primitives.channel_sums(
+        tiles.array, tiles.array, zeros, zeros, shape[0]
+    ):
+        np.testing.assert_array_equal(total, zeros)
 
 
 @needs_kernels

@@ -23,8 +23,13 @@ def test_the_largest_value_of_each_channel_and_its_gradient():
     np.testing.assert_array_equal(vjp(grad)[0], expected)
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (5, 7), (3, 4)])
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        *(((4, 6), 2), ((5, 7), 2), ((3, 4), 2), ((4, 6), 3), ((5, 7), 3), ((3, 4), 3)),
+        pytest.param((18, 35), 17, marks=pytest.mark.slow),  # of 289 pixels
+    ],
+)
 def test_the_largest_value_of_each_window_and_its_gradient(shape, size):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 4, (3, *shape, 2)).astype(np.float32)  # with many ties
@@ -52,3 +57,11 @@ def test_a_pool_passes_nan_on():
     for k in range(4):
         images[0, k // 2, k % 2, k] = np.nan
     assert np.isnan(max_pool(images, 2)).all()
+
+
+@pytest.mark.parametrize("images", [np.zeros((0, 4, 4, 2)), np.zeros((3, 4, 4, 0))])
+def test_pools_of_nothing(images):
+    images = images.astype(np.float32)
+    for given in (images, Tiles.of(images)):
+        assert max_pool(given, 2).shape == (len(images), 2, 2, images.shape[-1])
+        assert global_max_pool(given).shape == (len(images), images.shape[-1])

@@ -12,6 +12,8 @@
    the block stays in registers until all of its terms are in. A tap of the kernel that
    lies outside the image is left out.
 
+   No array that they are called with is empty; primitives.py sees to that.
+
    Tasks, and the order of each sum, follow from shapes and vector width alone: the number
    of threads changes no bit. */
 
@@ -82,24 +84,26 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
     run_minimal(frame, y[0], &m, taps);
     return NULL;
   }
-  Correlation *phases = malloc(s * s * sizeof *phases);
+  i64 down = min(s, x[1]), across = min(s, x[2]); /* phases that have pixels */
+  Correlation *phases = malloc(down * across * sizeof *phases);
   if (!phases) {
     XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL,
                                       "out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
     return frame->api->XLA_FFI_Error_Create(&args);
   }
-  for (i64 k = 0; k < s * s; k++) {
-    Taps i = taps_of_phase(k / s, size, s, padding), j = taps_of_phase(k % s, size, s, padding);
+  for (i64 k = 0; k < down * across; k++) {
+    i64 r0 = k / across, c0 = k % across;
+    Taps i = taps_of_phase(r0, size, s, padding), j = taps_of_phase(c0, size, s, padding);
     phases[k] = (Correlation){.in_height = y[1],
                               .in_width = y[2],
                               .in_channels = features,
                               .out_height = x[1],
                               .out_width = x[2],
                               .out_channels = channels,
-                              .rows = max(0, ceil_div(x[1] - k / s, s)),
-                              .columns = max(0, ceil_div(x[2] - k % s, s)),
-                              .r0 = k / s,
-                              .c0 = k % s,
+                              .rows = ceil_div(x[1] - r0, s),
+                              .columns = ceil_div(x[2] - c0, s),
+                              .r0 = r0,
+                              .c0 = c0,
                               .out_step = s,
                               .tap_rows = i.count,
                               .tap_columns = j.count,
@@ -112,7 +116,7 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
                     1, features};
     packed = pack_weights(packed, taps, i.count, j.count, features, channels);
   }
-  run_correlations(frame, argument(frame, 0), result(frame, 0), y[0], phases, s * s);
+  run_correlations(frame, argument(frame, 0), result(frame, 0), y[0], phases, down * across);
   free(phases);
   return NULL;
 }

@@ -12,7 +12,8 @@
    and, transposed, for its kernel gradient dw = G' [(B' x B) * (A dy A')] G. The matrices
    multiply polynomials by their values at 0, +-1/r, +-r and infinity with r = sqrt(2).
    With these points the rounding error is twice that of the plain sum; with the usual 0,
-   +-1, +-2 and infinity it would be four times as large. */
+   +-1, +-2 and infinity it would be four times as large. A NaN in a pixel reaches all 4x4
+   outputs of the blocks that need the pixel: 16 to 25 outputs in place of 9. */
 enum { OUTS = 4, INS = 6, POINTS = INS * INS };
 static const float ROOT = 1.41421356f;
 

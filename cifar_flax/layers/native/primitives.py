@@ -87,6 +87,8 @@ def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
     Args:
       name: name of the primitive.
       shape: returns the result's shape from the operands' shapes and the parameters.
+        If an operand or the result is empty, the result is 0: every primitive here
+        moves numbers or adds up products of them.
       on_cpu: computes the result from float32 operands with a kernel.
       elsewhere: computes the result with XLA.
     """
@@ -126,14 +128,24 @@ def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
 
         return lax.map(of_one, moved), 0
 
+    def is_empty(*operands: Any, **params: Any) -> bool:
+        shapes = [operand.shape for operand in operands]
+        return any(0 in one for one in (*shapes, shape(*shapes, **params)))
+
+    def with_xla(*operands: Any, **params: Any) -> Any:
+        if is_empty(*operands, **params):
+            shapes = (operand.shape for operand in operands)
+            return jnp.zeros(shape(*shapes, **params), operands[0].dtype)
+        return elsewhere(*operands, **params)
+
     def with_kernel(*operands: Any, **params: Any) -> Any:
         fits = all(operand.dtype == jnp.float32 for operand in operands)
-        compute = on_cpu if fits and library.available() else elsewhere
-        return compute(*operands, **params)
+        fits = fits and not is_empty(*operands, **params) and library.available()
+        return (on_cpu if fits else with_xla)(*operands, **params)
 
     batching.primitive_batchers[primitive] = one_by_one
     lower = functools.partial(mlir.lower_fun, multiple_results=False)
-    mlir.register_lowering(primitive, lower(elsewhere))
+    mlir.register_lowering(primitive, lower(with_xla))
     mlir.register_lowering(primitive, lower(with_kernel), platform="cpu")
     return primitive
 
@@ -214,7 +226,7 @@ _channel_sums = _primitive(
 def _outputs_shape(tiles: tuple, kernel: tuple, stride: int, padding: int) -> tuple:
     size, _, _, features = kernel
     height, width = (
-        (length + 2 * padding - size) // stride + 1 for length in tiles[1:3]
+        max(0, (length + 2 * padding - size) // stride + 1) for length in tiles[1:3]
     )
     return (tiles[0], height, width, features, TILE)
 
