@@ -34,7 +34,7 @@ def main() -> int:
         settings = settings_from_flags()
         splits = split_dataset(settings.load_data(), 0)
         test = splits.test
-        training = Training(splits.train, splits.mean, splits.std, not FLAGS.eager)
+        training = Training(splits.train, not FLAGS.eager)
         compiled = time.perf_counter()
         training.train(0, most=2)
         training.accuracy(Split(test.images[:500], test.labels[:500]))

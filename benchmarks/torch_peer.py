@@ -97,6 +97,11 @@ class Airbench(nn.Module):
         self.layers = nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten())
         self.head = nn.Linear(inputs, 10, bias=False)
 
+    @property
+    def whiten(self) -> Any:
+        """The first convolution."""
+        return self.layers[0]
+
     def forward(self, x):
         """Maps images [N, 3, 32, 32] to logits."""
         return self.head(self.layers(x)) / 9

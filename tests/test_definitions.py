@@ -63,6 +63,7 @@ BASE = Recipe(
     PAIR,
     batch_size=8,
     ema=0.5,
+    lookahead=5,
     weight_decay=0.1,
     groups=(Group("norm", frozen=True), Group("head", rate=0.5)),
 )
@@ -76,6 +77,7 @@ VALUES = {
     ("Recipe", "optimizer"): "adagrad",
     ("Recipe", "options"): {"accumulator_dtype": "bfloat16"},
     ("Recipe", "groups"): (Group("head"),),
+    ("Recipe", "ema"): 0.25,
     ("Recipe", "augmentation"): Augmentation(flip=False),
     ("Group", "pattern"): "bias",
     ("Cosine", "warmup"): 0.5,

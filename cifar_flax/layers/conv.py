@@ -126,8 +126,8 @@ class Conv(nn.Module):
     """A square convolution over [N, H, W, C] images with equal padding on all sides.
 
     Padding is explicit because ``"SAME"`` pads (0, 1) for an even size and stride 2,
-    while these networks pad (1, 1). ``fan_in_uniform`` initialises the bias and,
-    without a ``kernel_init``, the kernel.
+    while these networks pad (1, 1). ``fan_in_uniform`` initialises kernel and bias if
+    no other initialiser is given.
 
     Attributes:
       features: output channels F.
@@ -136,6 +136,7 @@ class Conv(nn.Module):
       padding: zeros on each side, in pixels.
       use_bias: whether to add a bias to each output channel.
       kernel_init: initialiser of the kernel [K, K, C, F].
+      bias_init: initialiser of the bias [F].
       dtype: computation dtype; None: that of the input. Parameters are float32.
       lowering: how to convolve: ``"native"``, the kernels for a CPU; ``"product"``,
         matrix products; ``"xla"``, XLA's convolution; ``"auto"``, the trainer's choice
@@ -148,6 +149,7 @@ class Conv(nn.Module):
     padding: int = 0
     use_bias: bool = True
     kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
     dtype: jnp.dtype | None = None
     lowering: Lowering = "auto"
 
@@ -164,7 +166,9 @@ class Conv(nn.Module):
         init = fan_in_uniform(size * size * channels)
         shape = (size, size, channels, self.features)
         kernel = self.param("kernel", self.kernel_init or init, shape)
-        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init or init, (self.features,))
         tiles = isinstance(images, Tiles)
         pixels = images.array if tiles else images
         pixels, kernel, bias = nn.dtypes.promote_dtype(

@@ -82,7 +82,8 @@ class Airbench(nn.Module):
     """A whitening 2x2 convolution, three stages of two 3x3 convolutions, a dense layer.
 
     The kernel of the first layer is computed from the images with which the variables
-    are initialised (see ``whitening``), and it should not be trained. A 2x2 max pool
+    are initialised (see ``whitening``), and it should not be trained; its bias is 0 at
+    first. A 2x2 max pool
     follows the first convolution of a stage. Batch norm without a scale and GELU then
     follow both convolutions. ``partial_identity`` initialises the kernels of the
     stages.
@@ -112,6 +113,7 @@ class Airbench(nn.Module):
                 8 * images.shape[-1],
                 kernel_size=2,
                 kernel_init=whitening(x),
+                bias_init=nn.initializers.zeros,
                 dtype=self.dtype,
                 name="whiten",
             )(x)

@@ -89,10 +89,14 @@ def _rise_and_fall(
 # The settings of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498). Its rate
 # of 11.5 for 1,024 examples is the length of a step on a constant gradient, including
 # the factor 1 + 1 / 0.15 of Nesterov's momentum of 0.85; its decay of 0.0153 has the
-# same unit. The rate rises from 0.2 of the highest over 23 % of the epochs, and falls
-# to 0.07 of it. The bias of the first layer is trained for 3 of the 9.9 epochs.
+# same unit. 9.9 epochs of 48 batches are 476 steps, rounded up. The rate rises from 0.2
+# of the highest over 23 % of them, rounded down, and falls to 0.07 of it. The bias of
+# the first layer is trained for 3 epochs, and then Lookahead begins.
 AIRBENCH94 = Recipe(
-    _rise_and_fall(1.5, 0.23 * 9.9, 0.07, (3, {}), (6.9, {"freeze": "whiten/bias"})),
+    _rise_and_fall(
+        *(1.5, 109 / 48, 0.07, (3, {"at_start": True})),
+        (476 / 48 - 3, {"at_start": True, "freeze": "whiten/bias"}),
+    ),
     batch_size=1024,
     momentum=0.85,
     nesterov=True,
@@ -104,6 +108,7 @@ AIRBENCH94 = Recipe(
     label_smoothing=0.2,
     ema=0.95,
     lookahead=5,
+    lookahead_start=3,
     augmentation=Augmentation(padding=2, padding_mode="reflect", alternate=True),
     tta="multicrop",
 )

@@ -140,12 +140,16 @@ class Linear(_Timed):
         float, Hyper("Share of the rate at the beginning.", between(0, 1))
     ] = 1.0
     end: Annotated[float, Hyper("Share of the rate at the end.", between(0, 1))] = 0.0
+    at_start: Annotated[
+        bool,
+        Hyper("Whether a step has the rate at its start instead of in its middle."),
+    ] = False
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         first, last = (self.learning_rate * share for share in (self.start, self.end))
-        return through([(0, first), (steps, last)])
+        return through([(0, first), (steps, last)], self.at_start)
 
     def __str__(self) -> str:
         first, last = (self.learning_rate * share for share in (self.start, self.end))

@@ -16,6 +16,7 @@ from cifar_flax.definitions import (
     Definition,
     Hyper,
     Valid,
+    between,
     float32,
     plain,
     require,
@@ -149,6 +150,17 @@ class Recipe(Definition):
             "``steps.lookahead_share``.",
         ),
     ] = 0
+    lookahead_start: Annotated[
+        float | None,
+        Hyper(
+            "Epoch from which the average of Lookahead is formed.",
+            between(0, MAX_STEPS),
+            flag=False,
+            more="Until then the average is a copy of the variables, and afterwards "
+            "training also continues from it at the end of every epoch (Jordan 2024). "
+            "None: from the first step, and not at the ends of epochs.",
+        ),
+    ] = None
     label_smoothing: Annotated[
         float, Hyper("Share of the target that is spread over all classes.", SHARE)
     ] = 0.0
@@ -181,6 +193,9 @@ class Recipe(Definition):
         if self.lookahead:
             must = "given together with ema, the average that training continues from"
             require(self.ema > 0, "lookahead", self.lookahead, must)
+        elif self.lookahead_start is not None:
+            must = "given together with lookahead"
+            require(False, "lookahead_start", self.lookahead_start, must)
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:
@@ -254,7 +269,9 @@ class Recipe(Definition):
         factor = epochs / self.epochs
         phases: tuple[Any, ...] = self.phases
         phases = tuple(phase.stretched(factor) for phase in phases)
-        return dataclasses.replace(self, phases=phases)
+        start = self.lookahead_start
+        start = None if start is None else start * factor
+        return dataclasses.replace(self, phases=phases, lookahead_start=start)
 
     def stages(self, steps_per_epoch: int) -> list[Stage]:
         """Returns the stages of the phases, in steps.
@@ -355,6 +372,7 @@ class Recipe(Definition):
         extras |= {decay: self.weight_decay, "gradients clipped at": self.clip_norm}
         extras |= {"steps accumulated": self.accumulate if self.accumulate > 1 else 0}
         extras |= {"moving average": self.ema, "Lookahead every": self.lookahead}
+        extras |= {"from epoch": self.lookahead_start}
         words = [
             name if value is True else f"{name} {_number(value)}"
             for name, value in extras.items()

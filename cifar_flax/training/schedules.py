@@ -109,15 +109,18 @@ def trapezoid(
     return through([(0, 0.0), (top, peak_value), (turn, peak_value), (num_steps, 0.0)])
 
 
-def through(points: list[tuple[float, float]]) -> optax.Schedule:
+def through(
+    points: list[tuple[float, float]], at_start: bool = False
+) -> optax.Schedule:
     """Returns straight lines through points (step, rate).
 
-    A step has the rate in its middle, so that no step of a triangle has a rate of 0.
+    A step has the rate in its middle, so that no step of a triangle has a rate of 0;
+    or, if ``at_start``, the rate at its start.
     """
     steps, rates = zip(*points, strict=True)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        at = jnp.asarray(count, jnp.float32) + 0.5
+        at = jnp.asarray(count, jnp.float32) + (0.0 if at_start else 0.5)
         return jnp.interp(at, jnp.float32(steps), jnp.float32(rates))
 
     return schedule

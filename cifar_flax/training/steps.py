@@ -99,7 +99,9 @@ def interpolate(average: Any, variables: Any, keep: jax.Array) -> Any:
     return jax.tree.map(mix, average, variables)
 
 
-def lookahead_share(done: jax.Array, every: int, ema: float, total: int) -> jax.Array:
+def lookahead_share(
+    done: jax.Array, every: int, ema: float, total: int, start: int | None = None
+) -> jax.Array:
     """Returns the share that the average of Lookahead keeps, ``ema^k * (t / T)^3``.
 
     The average is updated every k steps; between updates the share is 1. The share
@@ -111,9 +113,14 @@ def lookahead_share(done: jax.Array, every: int, ema: float, total: int) -> jax.
       every: k.
       ema: share per step that the average keeps at the end.
       total: T, number of steps of the recipe.
+      start: up to the first update after so many steps, the share is 0 at every step,
+        so that the average is a copy of the variables; None: from the first step.
     """
     share = ema**every * (done / total) ** 3
-    return jnp.where(done % every == 0, share, 1.0)
+    share = jnp.where(done % every == 0, share, 1.0)
+    if start is None:
+        return share
+    return jnp.where(done <= (start // every + 1) * every, 0.0, share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,10 +269,14 @@ class TrainStep:
         ema, every = self.recipe.ema, self.recipe.lookahead
         if not every:
             return trained, update_average(average, trained, step, ema)
-        done, total = step + 1, self.recipe.count_steps(self.steps_per_epoch)
-        keep = lookahead_share(done, every, ema, total)
-        average = interpolate(average, trained, keep)
+        per_epoch, start = self.steps_per_epoch, self.recipe.lookahead_start
+        done, total = step + 1, self.recipe.count_steps(per_epoch)
         due = done % every == 0
+        if start is not None:
+            start = round(start * per_epoch)
+            due |= (done % per_epoch == 0) | (done == total)
+        keep = lookahead_share(done, every, ema, total, start)
+        average = interpolate(average, trained, keep)
         pairs = (trained, average)
         return jax.tree.map(lambda a, b: jnp.where(due, b, a), *pairs), average
 

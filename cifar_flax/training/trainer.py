@@ -47,6 +47,20 @@ CHUNK_SECONDS = 1.0
 INIT_PIXELS = 5_000 * 32 * 32
 
 
+def first_images(split: Split) -> np.ndarray:
+    """Returns the images that initialise a model: the first ones, as airbench94 does.
+
+    If a class is not among them, the images are sorted in some way, and evenly spaced
+    ones are returned instead.
+    """
+    images, labels = split.images, split.labels
+    pixels = images.shape[1] * images.shape[2]
+    count = max(1, INIT_PIXELS // pixels)
+    if set(labels[:count].tolist()) == set(labels.tolist()):
+        return images[:count]
+    return images[:: -(-len(split) * pixels // INIT_PIXELS)]
+
+
 def next_chunk(steps: int, seconds: float) -> int:
     """Returns the steps of the next compiled call from the time of the last one."""
     return max(1, int(CHUNK_SECONDS * steps / seconds))
@@ -194,9 +208,9 @@ class Trainer:
         """Returns the state of all replicas before the first step.
 
         Args:
-          split: the training images; evenly spaced ones initialise the model. None:
-            images of NaN do, which is enough for a model whose initial values do not
-            depend on them.
+          split: the training images; some of them initialise the model, see
+            ``first_images``. None: images of NaN do, which is enough for a model whose
+            initial values do not depend on them.
 
         Raises:
           UserError: an initial value is NaN or infinite.
@@ -205,9 +219,7 @@ class Trainer:
             state = self.blank()
         else:
             check_split("split to start from", split, self.spec)
-            height, width, _ = self.spec.image_shape
-            images = split.images[:: -(-len(split) * height * width // INIT_PIXELS)]
-            state = self._initial(images)
+            state = self._initial(first_images(split))
         for path, leaf in jax.tree.leaves_with_path(state.trained):
             if not np.isfinite(leaf).all():
                 raise UserError(

@@ -56,7 +56,7 @@ def test_pytorch_finds_the_same_filters():
     images = make_images()
     network = rendering.Airbench()
     rendering.initialise(network, torch.tensor(images.transpose(0, 3, 1, 2).copy()))
-    theirs = network.layers[0].weight.detach().numpy()[:12][::-1]  # 12, 3, 2, 2
+    theirs = network.whiten.weight.detach().numpy()[:12]  # 12, 3, 2, 2
     ours = np.asarray(jax.jit(lambda x: whitening(x)(None, (2, 2, 3, 24)))(images))
     ours = ours[..., :12].transpose(3, 2, 0, 1)
     signs = np.sign((ours * theirs).sum((1, 2, 3), keepdims=True))

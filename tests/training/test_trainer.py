@@ -478,10 +478,13 @@ class Centred(nn.Module):
 def test_initial_values_may_depend_on_the_training_images(splits, monkeypatch):
     monkeypatch.setattr(trainer_module, "INIT_PIXELS", 40 * 32 * 32)
     trainer = make_trainer(splits, (0, 1), model=Centred())
-    images = normalise(splits.train.images[::3], splits.mean, splits.std)
-    mean = trainer.init(splits.train).params["mean"]
-    assert len(splits.train.images) == 96  # every third is given
-    np.testing.assert_allclose(mean, [images.mean((0, 1, 2))] * 2, atol=1e-5)
+    pictures = splits.train.images
+    by_class = Split(pictures, np.sort(splits.train.labels))
+    assert len(pictures) == 96  # the first, or every third if these lack a class
+    for split, given in ((splits.train, pictures[:40]), (by_class, pictures[::3])):
+        images = normalise(given, splits.mean, splits.std)
+        mean = trainer.init(split).params["mean"]
+        np.testing.assert_allclose(mean, [images.mean((0, 1, 2))] * 2, atol=1e-5)
     with pytest.raises(UserError, match=r"params/mean is NaN or .*; give the training"):
         trainer.init()
     with pytest.raises(UserError, match="the split to start from is a ndarray"):
@@ -494,13 +497,15 @@ def test_initial_values_of_other_models_do_not_depend_on_images(splits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ema", [0.5, 0.9])
-def test_lookahead_is_the_average_that_training_goes_on_from(splits, ema):
-    """The reference is plain steps with explicitly replaced variables."""
+@pytest.mark.parametrize(("ema", "start"), [(0.5, None), (0.9, None), (0.9, 0.5)])
+def test_lookahead_is_the_average_that_training_goes_on_from(splits, ema, start):
+    """The reference is plain steps with explicitly replaced variables.
+
+    With a start after 3 steps the average begins after 5, and epochs of 6 end with it.
+    """
     recipe = Recipe((Constant(0.05, 2),), batch_size=16, momentum=0.5)
-    slow = make_trainer(
-        splits, recipe=dataclasses.replace(recipe, ema=ema, lookahead=5)
-    )
+    fields = {"ema": ema, "lookahead": 5, "lookahead_start": start}
+    slow = make_trainer(splits, recipe=dataclasses.replace(recipe, **fields))
     _, found = train(slow, splits)
     plain = make_trainer(splits, recipe=recipe)
     data, state = plain.put(splits.train), jax.tree.map(lambda x: x[0], plain.init())
@@ -508,13 +513,16 @@ def test_lookahead_is_the_average_that_training_goes_on_from(splits, ema):
     for done in range(1, 13):
         order = epoch_order(state.key, (done - 1) // 6, 96)
         state, _ = step((state, jnp.zeros(6)), order, data)
-        if done % 5 == 0:
+        if done <= 5 and start:
+            average = state.trained
+        elif done % 5 == 0:
             keep = ema**5 * (done / 12) ** 3
             average = jax.tree.map(
                 lambda a, b, keep=keep: keep * a + (1 - keep) * b,
                 average,
                 state.trained,
             )
+        if done % 5 == 0 or (start and done % 6 == 0):
             collections = {n: v for n, v in average.items() if n != "params"}
             state = state.replace(params=average["params"], collections=collections)
     for ours, expected in [(found.variables, average), (found.trained, state.trained)]:
