@@ -14,12 +14,12 @@ def fan_in_uniform(fan_in: int) -> Initializer:
 
     Args:
       fan_in: number of inputs of one output unit; for a convolution
-        height * width * channels.
+        height * width * channels. Without inputs, all values are 0, as in PyTorch.
 
     Returns:
       An initialiser ``(key, shape, dtype) -> array``.
     """
-    limit = fan_in**-0.5
+    limit = fan_in**-0.5 if fan_in else 0.0
 
     def init(key, shape, dtype=jax.numpy.float32, out_sharding=None):
         del out_sharding

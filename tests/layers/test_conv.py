@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_flax.layers import Conv, conv_product
+from cifar_flax.layers import Conv, Dense, conv_product
 from cifar_flax.layers.conv_product import conv2d_product
 from cifar_flax.layers.native import library
 from cifar_flax.layers.native.primitives import convolve_xla
@@ -194,3 +194,11 @@ def test_layer_adds_a_bias_for_each_channel():
     outputs = Conv(3).apply({"params": {"kernel": kernel, "bias": bias}}, images)
     expected = convolution(images, kernel, 1, 0) + bias
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [Conv(4), Dense(4)])
+def test_a_layer_without_inputs_returns_its_bias_of_0(layer):
+    images = jnp.zeros((2, 5, 5, 0))
+    outputs, _ = layer.init_with_output(jax.random.key(0), images)
+    assert outputs.shape[-1] == 4
+    assert not outputs.any()

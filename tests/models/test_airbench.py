@@ -56,6 +56,7 @@ def test_pytorch_finds_the_same_filters():
     images = make_images()
     network = rendering.Airbench()
     rendering.initialise(network, torch.tensor(images.transpose(0, 3, 1, 2).copy()))
+    assert not network.whiten.bias.any()
     theirs = network.whiten.weight.detach().numpy()[:12]  # 12, 3, 2, 2
     ours = np.asarray(jax.jit(lambda x: whitening(x)(None, (2, 2, 3, 24)))(images))
     ours = ours[..., :12].transpose(3, 2, 0, 1)
@@ -78,6 +79,7 @@ def test_a_partial_identity_passes_its_inputs_on():
 
 def test_its_stages_start_as_identities_and_its_norms_without_scales():
     params = init("airbench")["params"]
+    assert not params["whiten"]["bias"].any()
     for stage, (inputs, width) in enumerate([(24, 64), (64, 256), (256, 256)]):
         for number, channels in enumerate((inputs, width)):
             kernel = np.asarray(params[f"stage{stage}_conv{number}"]["kernel"])
