@@ -20,6 +20,7 @@ from cifar_flax.commands import cli
 from cifar_flax.commands.setting_flags import define_settings, settings_from_flags
 from cifar_flax.data import Dataset, default_data_dir, prepare_cifar
 from cifar_flax.data.archive import open_archive
+from cifar_flax.data.tfds_source import can_prepare
 from cifar_flax.runs.data_record import values_in_words
 from cifar_flax.runs.recipe_choice import OF_AUGMENTATION
 from cifar_flax.show.console import make_console, print_pairs
@@ -89,12 +90,15 @@ def classes_in_words(dataset: Dataset) -> str:
 def take_in(path: str, sha256: str | None, console: Console) -> None:
     """Prepares an official archive, so that later runs find it without a flag."""
     archive = open_archive(path, sha256)
-    if archive.trust == "official":
+    if archive.trust == "official" and can_prepare():
         name = archive.cifar.name
         prepare_cifar(name, path, FLAGS.data_dir or default_data_dir())
         console.print(f"later runs find it with --dataset={name}")
-    else:
-        console.print("this is not an official archive; later runs need the same flags")
+        return
+    why = "this is not an official archive"
+    if archive.trust == "official":
+        why = "array_record, which is not installed, would prepare the archive"
+    console.print(f"{why}; later runs need the same flags")
 
 
 if __name__ == "__main__":

@@ -161,10 +161,11 @@ def _load_cifar(
             remedy,
         )
         return _load_shapes(data_dir)
-    try:
-        tfds_source.prepare_cifar(cifar.name, path, data_dir)
-    except UserError as error:
-        logger.warning("%s; reading the archive itself", error)
+    if tfds_source.can_prepare():
+        try:
+            tfds_source.prepare_cifar(cifar.name, path, data_dir)
+        except UserError as error:
+            logger.warning("%s; reading the archive itself", error)
     dataset = _load_prepared(data_dir, cifar.name)
     return dataset or _load_archive(path, data_dir, name=cifar.name)
 

@@ -7,6 +7,7 @@ the search for a prepared data set does without it.
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import logging
@@ -92,6 +93,11 @@ def is_known(name: str) -> bool:
     return name.partition("/")[0] in known
 
 
+def can_prepare() -> bool:
+    """Returns whether array_record, which some systems lack, is installed."""
+    return importlib.util.find_spec("array_record") is not None
+
+
 def read_prepared(folder: pathlib.Path, name: str) -> Dataset:
     """Reads an image classification set that tfds has prepared.
 
@@ -155,7 +161,8 @@ def prepare_cifar(
       The folder of the prepared data set.
 
     Raises:
-      UserError: the archive is not the official one, or the folder cannot be written.
+      UserError: the archive is not the official one, the folder cannot be written, or
+        array_record is not installed.
     """
     cifar, data_dir = CIFARS[name], expand_user(data_dir)
     folder = data_dir / name / CIFAR_VERSION
@@ -168,6 +175,11 @@ def prepare_cifar(
                 raise UserError(
                     f"{source.path} cannot be verified, and only an official archive "
                     f"is prepared; give {cifar.binary.archive}"
+                )
+            if not can_prepare():
+                raise UserError(
+                    f"{cifar.title} cannot be prepared without array_record, which is "
+                    "not installed; --data_archive reads the archive itself"
                 )
             contents = archive.read_contents(source)
             with _quiet_tfds():
@@ -305,7 +317,8 @@ def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
     from tensorflow_datasets.core.file_adapters import FileFormat
 
     info = builder.info
-    if FileFormat.ARRAY_RECORD in info.available_file_formats():
+    formats = info.available_file_formats()
+    if FileFormat.ARRAY_RECORD in formats and can_prepare():
         source = builder.as_data_source(split, file_format=FileFormat.ARRAY_RECORD)
         for start in range(0, len(source), 1000):
             stop = min(start + 1000, len(source))
@@ -314,6 +327,11 @@ def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
         for path in info.splits[split].filepaths:
             for record in _tfrecords(pathlib.Path(path)):
                 yield info.features.deserialize_example_np(record)
+    elif FileFormat.ARRAY_RECORD in formats:
+        raise UserError(
+            f"{builder.data_path} cannot be read without array_record, which is not "
+            "installed; give another --data_dir, or prepare it as tfrecord"
+        )
     else:
         raise UserError(
             f"{builder.data_path} is in the format {info.file_format.value}; prepare "

@@ -1,11 +1,19 @@
 """Tiny arrays and archives; these tests use no network except the loopback."""
 
+import importlib.util
+
 import pytest
 
 from tests import archives
 
 # Port 1 of the loopback refuses connections at once.
 NOWHERE = "http://127.0.0.1:1/cifar.tar.gz"
+
+
+needs_array_record = pytest.mark.skipif(
+    importlib.util.find_spec("array_record") is None,
+    reason="array_record is not made for this system",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from cifar_flax.data.cifar import CIFARS
 from cifar_flax.errors import UserError
 from tests import archives
 from tests.archives import both_kinds
-from tests.data.conftest import NOWHERE
+from tests.data.conftest import NOWHERE, needs_array_record
 
 
 @pytest.fixture
@@ -205,6 +205,7 @@ class ByName:
 
 @pytest.mark.parametrize("name", ["auto", "cifar100"])
 class TestOnDisk(ByName):
+    @needs_array_record
     def test_prepared(self, data_dir, official_archive, arrays, name, no_decoding):
         prepare_cifar(arrays.kind.name, official_archive, data_dir)
         for _ in range(2):
@@ -213,6 +214,7 @@ class TestOnDisk(ByName):
             assert dataset.source.startswith("tensorflow-datasets")
             no_decoding()
 
+    @needs_array_record
     def test_prepared_anew(self, data_dir, official_archive, arrays, name):
         folder = prepare_cifar(arrays.kind.name, official_archive, data_dir)
         load_dataset(name, data_dir=data_dir)
@@ -269,6 +271,7 @@ class TestOnDisk(ByName):
         archives.assert_holds(load_dataset(name), arrays)
 
 
+@needs_array_record
 class TestFetched(ByName):
     @pytest.mark.parametrize(
         ("name", "max_seconds"),

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
-from array_record.python import array_record_module
 from PIL import Image
 from tensorflow_datasets.core import registered
 
@@ -20,6 +19,9 @@ from cifar_flax.data import load_dataset, prepare_cifar, tfds_source
 from cifar_flax.errors import UserError
 from tests import archives
 from tests.archives import both_kinds
+from tests.data.conftest import needs_array_record
+
+pytestmark = needs_array_record
 
 RNG = np.random.default_rng(0)
 IMAGE = tfds.features.Image(shape=(32, 32, 3))
@@ -48,6 +50,8 @@ def masked_crc32c(data):
 
 def as_tfrecord(folder, shards=1):
     """Converts a prepared folder to the default format of tfds, with TensorFlow."""
+    from array_record.python import array_record_module
+
     info = json.loads((folder / "dataset_info.json").read_text())
     info["fileFormat"] = "tfrecord"
     for split in info["splits"]:
@@ -72,6 +76,7 @@ def as_tfrecord(folder, shards=1):
 
 def prepare(data_dir, name, splits, features, version="1.0.0", supervised=None):
     """Prepares a data set of any features with tfds; returns its folder."""
+    pytest.importorskip("array_record", reason="it is not made for this system")
     with registered.skip_registration():
 
         class Builder(tfds.core.GeneratorBasedBuilder):
@@ -190,6 +195,8 @@ class TestCifar:
     def test_a_full_disk_is_a_user_error(
         self, monkeypatch, tmp_path, official_archive, kind
     ):
+        from array_record.python import array_record_module
+
         def full(*_):
             raise OSError(28, "No space left on device")
 
