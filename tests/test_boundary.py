@@ -1,6 +1,7 @@
 """Input that does not fit is refused at once, with a line that names it."""
 
 import dataclasses
+import sys
 
 import flax.linen as nn
 import jax
@@ -183,6 +184,25 @@ BODIES = {
     "a collection that grows": (
         lambda m, x, train: growing(m, x, train),
         ["['cache']['seen']", "must keep its arrays"],
+    ),
+    "a parameter without a gradient": (
+        lambda m, x, train: nn.Dense(4)(x) * m.param("n", lambda _: jnp.int32(3)),
+        ["['params']['n'] is int32", "self.variable"],
+    ),
+    "a random key as a parameter": (
+        lambda m, x, train: (m.param("k", lambda k: k), nn.Dense(4)(x))[1],
+        ["['params']['k']", "key_data"],
+    ),
+    "a random key in a collection": (
+        lambda m, x, train: (
+            m.variable("noise", "key", lambda: jax.random.key(0)),
+            nn.Dense(4)(x),
+        )[1],
+        ["['noise']['key']", "key_data"],
+    ),
+    "a call that ends the process": (
+        lambda m, x, train: sys.exit("bye"),
+        ["cannot be trained", "bye"],
     ),
     "an error of its own": (
         lambda m, x, train: nn.Dense(4)(x) @ jnp.zeros(7),

@@ -48,6 +48,7 @@ def check_model(
         rows, variables = trace_layers(model, image_shape)
         if not jax.tree.leaves(variables.get("params")):
             raise UserError("it has no parameters, so there is nothing to train")
+        _check_dtypes(variables)
         trained, collections = jax.eval_shape(
             lambda v, x, k: train_logits(model, v, x, k), variables, images, key
         )
@@ -57,7 +58,7 @@ def check_model(
         _check_logits(trained, "training", num_classes)
         _check_logits(evaluated, "evaluation", num_classes)
         _check_collections(variables, collections)
-    except Exception as error:  # a model may raise anything
+    except (Exception, SystemExit) as error:  # a model may raise anything
         raise UserError(
             f"the model {name} cannot be trained on images [N, {sizes}]: "
             f"{one_line(error, 300)}"
@@ -84,12 +85,28 @@ def check_image_size(
         jax.eval_shape(
             lambda v, x, k: train_logits(model, v, x, k), variables, images, key
         )
-    except Exception as error:  # a model may raise anything
+    except (Exception, SystemExit) as error:  # a model may raise anything
         height, width, _ = image_shape
         raise UserError(
             f"the model {type(model).__name__} cannot be trained on images of {height} "
             f"x {width} pixels, the image_size of a phase: {one_line(error, 200)}"
         ) from error
+
+
+def _check_dtypes(variables: Any) -> None:
+    """Checks that parameters have gradients and that everything can be saved."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        name = jax.tree_util.keystr(path)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise UserError(
+                f"its variable {name} is a random key, which no file can hold; keep "
+                "jax.random.key_data of it"
+            )
+        if path[0].key == "params" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise UserError(
+                f"its parameter {name} is {leaf.dtype}, which has no gradient; keep it "
+                "in another collection, with self.variable"
+            )
 
 
 def _check_logits(logits: Any, when: str, num_classes: int) -> None:

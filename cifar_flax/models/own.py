@@ -155,7 +155,7 @@ def make_own(name: str, args: Mapping[str, Any] | None, num_classes: int) -> nn.
             model.check()
         else:
             model = make(**given)
-    except Exception as error:  # the code may raise anything
+    except (Exception, SystemExit) as error:  # the code may raise anything
         raise UserError(
             f"--model={name} cannot be made with {given}: "
             f"{type(error).__name__}: {one_line(error)}"
@@ -180,7 +180,7 @@ def _load(name: str) -> types.ModuleType:
         return _load_module(place)
     except UserError:
         raise
-    except Exception as error:  # the code may raise anything
+    except (Exception, SystemExit) as error:  # the code may raise anything
         raise UserError(
             f"--model={name} cannot be loaded: {type(error).__name__}: "
             f"{one_line(error)}"
@@ -196,10 +196,10 @@ def _load_file(path: pathlib.Path) -> types.ModuleType:
         return _LOADED[title][1]
     module = types.ModuleType(title)
     module.__file__ = str(path)
-    sys.modules[title] = module  # dataclasses look up their module there
     # Python would look for compiled code by time and size, which may not change.
     code = compile(path.read_bytes(), str(path), "exec")
     with _importing_from(path.parent, files):
+        sys.modules[title] = module  # dataclasses look up their module there
         try:
             exec(code, module.__dict__)
         except BaseException:
@@ -211,7 +211,14 @@ def _load_file(path: pathlib.Path) -> types.ModuleType:
 
 def _load_module(place: str) -> types.ModuleType:
     is_new = place not in sys.modules
-    module = importlib.import_module(place)
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        # Only ``python -m`` looks in the current folder.
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise
+        with _importing_from(pathlib.Path.cwd(), {}):
+            module = importlib.import_module(place)
     path = getattr(module, "__file__", None)
     if path is None:
         return module

@@ -54,6 +54,7 @@ def bridged(num_classes):
     return nnx.bridge.ToLinen(Linear, kwargs={"num_classes": num_classes})
 
 def number(): return 3
+def leaving(): raise SystemExit(3)
 def broken(num_classes): raise RuntimeError("mine\\nin lines")
 VALUE = 3
 """
@@ -87,6 +88,33 @@ def test_a_file_and_a_module_make_models(nets, monkeypatch):
     assert source.sha256 == hashlib.sha256(nets.read_bytes()).hexdigest()
 
 
+def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    """The command cifar-flax does not look there, as ``python -m`` does."""
+    for name in ("cupboard", "drawer/inner"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(f"from socks import *\n{NETS}")
+    (tmp_path / "socks.py").touch()
+    monkeypatch.chdir(tmp_path)
+    path = [one for one in sys.path if one not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", path)
+    for name in ("cupboard", "drawer.inner"):
+        assert make_own(f"{name}:Net", None, 5).num_classes == 5
+    assert sys.path == path
+    (tmp_path / "socks.py").unlink()
+    (tmp_path / "box.py").write_text("import no_such")
+    with pytest.raises(UserError, match="No module named 'no_such'"):
+        make_own("box:Net", None, 5)
+
+
+def test_annotations_of_a_file_are_resolved(tmp_path):
+    """Dataclasses and others look for the module in which they are written."""
+    (tmp_path / "later.py").write_text(
+        "from __future__ import annotations\nimport dataclasses, sys\n"
+        f"assert sys.modules[__name__].__name__ == __name__\n{NETS}"
+    )
+    assert make_own(f"{tmp_path / 'later.py'}:Net", None, 5).num_classes == 5
+
+
 @pytest.mark.parametrize(
     ("name", "args", "words"),
     [
@@ -94,6 +122,7 @@ def test_a_file_and_a_module_make_models(nets, monkeypatch):
         ("{}:VALUE", None, "there is no callable VALUE"),
         ("{}:number", None, "makes a int; it must be a module of flax.linen"),
         ("{}:broken", None, "RuntimeError: mine in lines"),
+        ("{}:leaving", None, "SystemExit: 3"),
         ("{}:Net", {"width": 3}, "unexpected keyword argument 'width'"),
         ("{}.py:Net", None, "there is no file"),
         (whole_name("~no_such/nets.py:Net"), None, "there is no file .*~no_such"),
@@ -107,13 +136,19 @@ def test_what_makes_no_model_is_named(nets, name, args, words):
 
 
 @pytest.mark.parametrize(
-    "text", ["1 +", "import sys; sys.exit(3)", "raise KeyError(1)"]
+    ("text", "words"),
+    [
+        ("1 +", "SyntaxError"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("raise ValueError('mine')", "ValueError: mine"),
+        ("import no_such", "No module named 'no_such'"),
+    ],
 )
-def test_code_that_fails_is_named_and_tried_again(tmp_path, text):
+def test_code_that_fails_is_named_and_tried_again(tmp_path, text, words):
     path = tmp_path / "bad.py"
     path.write_text(text)
     for _ in range(2):
-        with pytest.raises((UserError, SystemExit)):
+        with pytest.raises(UserError, match=words):
             make_own(f"{path}:Net", None, 10)
     path.write_text(NETS)
     assert make_own(f"{path}:Net", None, 10).num_classes == 10
