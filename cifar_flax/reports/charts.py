@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -106,7 +106,10 @@ class Chart:
     def _drawn(self, ink: str) -> Iterator[Figure]:
         """Yields the figure within the settings in which it must be saved."""
         style = _STYLE | dict.fromkeys(_INKED, ink)
-        with matplotlib.rc_context(style), warnings.catch_warnings():
+        own = matplotlib.style.context(
+            ["default", style]
+        )  # not the user's matplotlibrc
+        with own, warnings.catch_warnings():
             # The reader's browser has its own fonts.
             warnings.filterwarnings("ignore", "Glyph .* missing")
             figure = Figure(figsize=self.size, layout="constrained")

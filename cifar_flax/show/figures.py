@@ -1,7 +1,8 @@
 """Draws figures of runs and data sets, and saves them."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -34,9 +35,24 @@ LOSS_SMOOTHING = 0.95  # share of the moving average that a step keeps
 VARIANTS = 3  # of each training image
 
 
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """Draws with Matplotlib's defaults and the user's fonts, as a decorator, too.
+
+    With other settings of a matplotlibrc, a name that is not LaTeX would be an error,
+    and a figure would not have the size that it was made for.
+    """
+    import matplotlib.style
+
+    fonts = {n: matplotlib.rcParams[n] for n in ("font.family", "font.sans-serif")}
+    with matplotlib.style.context(["default", fonts]):
+        yield
+
+
 class RangeFigure(Observer):
     """Draws the curves of a range test to ``lr_find.png`` in its folder."""
 
+    @own_style()
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
         """Draws the curves."""
         if not isinstance(result, RangeTestResult) or result.curves is None:
@@ -58,6 +74,7 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
+@own_style()
 def plot_loss(run: RunResult | str | pathlib.Path) -> "Figure":
     """Draws the training loss of a run over its steps, as it is and smoothed.
 
@@ -87,6 +104,7 @@ def plot_loss(run: RunResult | str | pathlib.Path) -> "Figure":
     return figure
 
 
+@own_style()
 def plot_lr(run: RunResult | str | pathlib.Path) -> "Figure":
     """Draws the learning rate of a run; arguments as in ``plot_loss``."""
     steps, name, _ = _steps_of(run)
@@ -111,6 +129,7 @@ def _steps_of(
     return records.read_steps(folder), config.model, seeds
 
 
+@own_style()
 def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
     """Draws an image of each of the first ten classes, and augmented versions of it.
 
@@ -138,12 +157,13 @@ def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
             axis.imshow(shown, cmap="gray", vmin=0, vmax=255)
             axis.set(xticks=[], yticks=[])
             if row == 0:
-                axis.set_title(dataset.class_names[label], fontsize=9)
+                axis.set_title(dataset.class_names[label], fontsize=9, parse_math=False)
         line[0].set_ylabel(f"augmented {row}" if row else "original", fontsize=9)
-    figure.suptitle(f"{dataset.name}: training images", fontsize=11)
+    figure.suptitle(f"{dataset.name}: training images", fontsize=11, parse_math=False)
     return figure
 
 
+@own_style()
 def save_figure(figure: "Figure", path: pathlib.Path, named: str) -> None:
     """Writes a figure to a file.
 
