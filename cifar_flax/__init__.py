@@ -31,6 +31,10 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("cifar-flax")
     if name not in _HOMES:
         raise AttributeError(f"module 'cifar_flax' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -3,6 +3,8 @@
 ``__init__.py`` loads them when they are first used, and type checkers read them here.
 """
 
+__version__: str
+
 from .data import Dataset as Dataset
 from .data import Split as Split
 from .data import Splits as Splits

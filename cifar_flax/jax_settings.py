@@ -19,6 +19,9 @@ TURNED_OFF = {
     "model, call it outside of a run",
 }
 
+# Environment variables that choose the devices of JAX.
+CHOOSE_DEVICES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES")
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,10 +41,11 @@ def known_settings() -> Iterator[None]:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
+        given = [f"{n}={os.environ[n]}" for n in CHOOSE_DEVICES if n in os.environ]
         raise UserError(
-            f"JAX finds no device: JAX_PLATFORMS={platforms}; unset it, or name an "
-            f"available platform such as cpu ({one_line(error) or 'no details'})"
+            f"JAX finds no device: {' '.join(given) or 'JAX_PLATFORMS='}; unset it, or "
+            "name an available platform such as cpu "
+            f"({one_line(error) or 'no details'})"
         ) from error
     for name in TURNED_OFF:
         if getattr(jax.config, name):

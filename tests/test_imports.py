@@ -156,7 +156,9 @@ for module, absent in {modules}.items():
 
 def test_every_public_name_of_the_stub_is_loaded_when_it_is_used():
     tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
-    _, *lines = tree.body
+    _, version, *lines = tree.body
+    assert ast.unparse(version) == "__version__: str"
+    assert re.fullmatch(r"\d+\.\d+.*", cifar_flax.__version__)
     names = [(alias.name, alias.asname) for node in lines for alias in node.names]
     assert sorted(name for name, _ in names) == cifar_flax.__all__ == dir(cifar_flax)
     assert all(name == exported for name, exported in names)

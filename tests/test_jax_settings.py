@@ -1,10 +1,15 @@
 """Settings of JAX that a user has chosen."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+import cifar_flax
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 CODE = """
 import jax
@@ -42,3 +47,52 @@ def test_what_is_turned_off_is_named_once(names, words):
     for line, name, why in zip(lines, names, words, strict=True):
         assert line.startswith(f"{name} has no effect in cifar_flax: ")
         assert why in line
+
+
+def started(*words, **variables):
+    """A command with environment variables, from the first line of Python on."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JAX_ENABLE_X64", "maybe"),
+        ("JAX_NUM_CPU_DEVICES", "two"),
+        ("JAX_SERIALIZATION_VERSION", "new"),
+        ("JAX_PLATFORM_NAME", "abacus"),
+    ],
+)
+def test_a_variable_that_jax_refuses_is_named_in_one_line(name, value):
+    variables = {"JAX_PLATFORMS": "", name: value}
+    words = ["--model=simplenet", "--dataset=shapes", "--lr=0.1"]
+    done = started("experiments.run", *words, **variables)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert f"{name}={value}" in line
+    assert "unset" in line
+    done = started("experiments.run", *words, "--debug", **variables)
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_backend_of_matplotlib_that_does_not_exist_is_not_needed(tmp_path):
+    done = started("experiments.report", f"--runs={tmp_path}", MPLBACKEND="abacus")
+    assert done.stderr.startswith(f"error: {tmp_path} holds no finished run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", ".run"])
+def test_a_command_tells_its_version(name):
+    done = started(f"experiments{name}", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"cifar_flax {cifar_flax.__version__}\n"

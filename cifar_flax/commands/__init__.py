@@ -4,6 +4,9 @@ import os
 import runpy
 import signal
 import sys
+from typing import Any
+
+import cifar_flax
 
 # The commands, and what each does.
 COMMANDS = {
@@ -17,10 +20,34 @@ COMMANDS = {
     "prepare_data": "download or read CIFAR-10 or CIFAR-100",
 }
 
+
+def _show_error(kind: type, error: BaseException, trace: Any) -> None:
+    """Shows an error of a library that does not start in one line.
+
+    JAX refuses values of its environment variables when it is imported.
+    """
+    if "--debug" in sys.argv:
+        sys.__excepthook__(kind, error, trace)
+        return
+    if isinstance(error, BrokenPipeError):  # the reader, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    text = " ".join(str(error).split())
+    variables = [(n, v) for n, v in os.environ.items() if n.startswith("JAX_")]
+    for name, value in variables:
+        if f"'{value}'" in text or f'"{value}"' in text:
+            text += f"; change or unset {name}={value}"
+    line = f"cannot start: {kind.__name__}: {text}; --debug shows the traceback"
+    print(f"error: {line}", file=sys.stderr)
+
+
 # While ``python -m experiments.NAME`` or ``cifar-flax NAME`` loads its libraries, for
-# two seconds, Ctrl-C ends it without a traceback. ``cli.command`` takes over from here.
+# two seconds, neither Ctrl-C nor a library that refuses to start shows a traceback.
+# ``cli.command`` takes over from here.
 if os.path.basename(sys.argv[0]) in ("-m", "cifar-flax", "cifar-flax.exe"):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.excepthook = _show_error
+    os.environ["MPLBACKEND"] = "agg"  # no command opens a window; others may not exist
     # Standard channels that are closed: a file would be opened in their place, and what
     # a library prints would go into it.
     while (channel := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -44,6 +71,10 @@ def main() -> int:
         lines = (f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
         print("usage: cifar-flax COMMAND [FLAGS]\n", *lines, "", sep="\n")
         print("cifar-flax COMMAND --help shows the flags of a command.")
+        print("cifar-flax --version shows the version.")
+        return 0
+    if word in ("--version", "-V"):
+        print(f"cifar_flax {cifar_flax.__version__}")
         return 0
     if word not in COMMANDS:
         names = ", ".join(COMMANDS)

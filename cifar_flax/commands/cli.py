@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+import cifar_flax
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text, expand_user, open_plain, printable
 from cifar_flax.runs.flag_text import as_text
@@ -109,6 +110,7 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
     Yields:
       These words.
     """
+    sys.excepthook = sys.__excepthook__  # from here on, errors are handled below
     absl_logging.set_verbosity(absl_logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Not every terminal can show every character.
@@ -250,6 +252,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         with contextlib.suppress(BrokenPipeError):  # | head
             print(help_text(flags.FLAGS.get_key_flags_for_module(argv[0])), flush=True)
         drop_output()
+        sys.exit(0)
+    if "--version" in argv:
+        print(f"cifar_flax {cifar_flax.__version__}")
         sys.exit(0)
     try:
         _check_flag_files(argv)
