@@ -97,12 +97,21 @@ class RunRecord:
 
     @property
     def command(self) -> str:
-        """The command of the run, without paths of this machine."""
-        places = tuple(f"--{name}=" for name in (*records.PLACES, "workdir"))
+        """The command that repeats the run on the same data, for a shell.
+
+        It names the data set that was found, since ``auto`` may find another one on
+        another machine, and where the data were. Only the run's own folder is left out.
+        """
         words = self.config.command
-        kept = [word for word in words if not word.startswith(places)]
+        kept = [
+            word
+            for word in words
+            if word != "--dataset=auto" and not word.startswith("--workdir=")
+        ]
         if not kept:
             return "# a program made this run"
+        if not any(word.startswith("--dataset=") for word in kept):
+            kept.append(f"--dataset={self.config.dataset.name}")
         return " ".join(map(shell_word, ["python", *kept[1:]]))
 
     @property

@@ -64,7 +64,7 @@ def folder(data, tmp_path_factory):
     return folder
 
 
-def test_what_a_report_prints_trains_the_same_networks(data, folder, tmp_path):
+def test_what_a_report_prints_trains_the_same_networks(folder, tmp_path):
     done = command("report", f"--runs={folder}", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     (block,) = re.findall(r"```sh\n(.*?)```", done.stdout, re.DOTALL)
@@ -75,7 +75,7 @@ def test_what_a_report_prints_trains_the_same_networks(data, folder, tmp_path):
         python, dash, module, *flags = shlex.split(line)
         assert (python, dash, module) == ("python", "-m", "experiments.run")
         again = tmp_path / str(number)
-        done = command("run", *flags, data[0], f"--workdir={again}")
+        done = command("run", *flags, f"--workdir={again}")
         assert done.returncode == 0, (line, done.stderr)
         made.append(_outcome(again))
     assert sorted(made) == sorted(_outcome(folder / name) for name in WAYS)

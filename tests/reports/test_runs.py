@@ -1,6 +1,7 @@
 """Which runs are read, and which are compared and ranked."""
 
 import json
+import shlex
 
 import pytest
 
@@ -271,9 +272,27 @@ def test_a_folder_without_runs_is_an_error(tmp_path):
         read_studies(tmp_path / "missing")
 
 
-def test_the_command_leaves_out_the_places_of_one_machine(tmp_path):
-    make_run(tmp_path / "a")
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([], ["--dataset=cifar10"]),
+        (["--dataset=auto"], ["--dataset=cifar10"]),
+        (["--dataset=npz:/my data/it's.npz"], ["--dataset=npz:/my data/it's.npz"]),
+        (
+            ["--data_dir=/a b", "--data_archive=/$x/c.tar.gz", "--archive_sha256=12"],
+            [
+                *("--data_dir=/a b", "--data_archive=/$x/c.tar.gz"),
+                *("--archive_sha256=12", "--dataset=cifar10"),
+            ],
+        ),
+    ],
+)
+def test_a_command_names_the_data_that_were_found(tmp_path, given, kept):
+    """A copy of it must not find other data on another machine."""
+    folder = make_run(tmp_path / "a")
+    config = records.read_config(folder)
+    config.command += given
+    records.write_config(folder, config)
     (study,), _ = read_studies(tmp_path)
-    assert study.entries[0].first.command == (
-        "python -m experiments.run --model=convnet"
-    )
+    words = shlex.split(study.entries[0].first.command)
+    assert words == ["python", "-m", "experiments.run", "--model=convnet", *kept]
