@@ -19,6 +19,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from cifar_flax.errors import UserError
 
 # Rates and penalties are float32 in the compiled program, steps int32. Below the
@@ -73,6 +75,39 @@ def is_whole(value: Any) -> bool:
 def plain(number: Any) -> Any:
     """Returns a number as an int if it is whole."""
     return int(number) if number == int(number) else number
+
+
+def in_words(value: Any) -> str:
+    """Returns a value as text in a line, equal in every process."""
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(map(in_words, value))) + "}"
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:  # a user's class may raise anything
+        text = type(value).__name__
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return " ".join(text.encode(errors="backslashreplace").decode().split())
+
+
+def as_plain(value: Any) -> Any:
+    """Returns a user's value as finite numbers, texts, lists and tables.
+
+    Everything else becomes text, so that a record can hold it.
+    """
+    if hasattr(value, "dtype") and hasattr(value, "item") and np.shape(value) == ():
+        value = value.item()
+    if isinstance(value, bool | int | None):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    try:
+        if isinstance(value, tuple | list):
+            return [*map(as_plain, value)]
+        if isinstance(value, Mapping) and all(isinstance(one, str) for one in value):
+            return {in_words(name): as_plain(one) for name, one in value.items()}
+    except RecursionError:  # it may hold itself
+        return type(value).__name__
+    return in_words(value)
 
 
 def whole(least: int = 1, most: int = MAX_STEPS, unit: str = "") -> Valid:

@@ -23,15 +23,14 @@ Text = Annotated[str, Meta(min_length=1, max_length=10_000)]
 Seed = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Size = Annotated[int, Meta(ge=1, le=2**53)]
-Side = Annotated[int, Meta(ge=1, le=4096)]  # of images, in pixels
-Epochs = Annotated[int, Meta(ge=1, le=100_000)]
-Length = Annotated[float, Meta(gt=0, le=100_000)]  # in epochs
+Int32 = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Length = Annotated[float, Meta(gt=0, le=2**31 - 1)]  # in epochs
 Number = Annotated[float, Meta(ge=-_HUGE, le=_HUGE)]
 NotNegative = Annotated[float, Meta(ge=0, le=_HUGE)]
 Positive = Annotated[float, Meta(ge=1e-39, le=_HUGE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Plain = None | bool | int | float | str
-Setting = None | bool | int | float | str | list[Plain] | dict[str, Plain | list[Plain]]
+# Lists and dictionaries hold what JSON has.
+Setting = None | bool | int | float | str | list[Any] | dict[str, Any]
 OneOrMore = Meta(min_length=1)
 
 
@@ -62,7 +61,7 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
     fingerprint: str
     source: str
     class_names: Annotated[list[str], OneOrMore]
-    image_shape: tuple[Side, Side, Annotated[int, Meta(ge=1, le=1000)]]
+    image_shape: tuple[Int32, Int32, Int32]
     mean: list[Number]
     std: list[Positive]
     train_size: Size
@@ -151,7 +150,7 @@ class Config(Record, kw_only=True):
 
     kind: str
     settings: dict[str, Setting]
-    recipe: dict[str, Plain | dict[str, Plain] | list[dict[str, Plain]]] | None
+    recipe: dict[str, Setting] | None
     schedule: Schedule | None = None
     dataset: DatasetInfo
     num_params: Count = 0
@@ -204,7 +203,7 @@ class LogPoint(msgspec.Struct, kw_only=True):
     """
 
     step: Count
-    epoch: Epochs
+    epoch: Int32
     learning_rate: NotNegative
     train_loss: list[float]
     train_accuracy: list[float]
@@ -361,7 +360,7 @@ class RangeTest(Record, kw_only=True):
     model: Name | None = None
     settings: dict[str, Setting] = {}
     seeds: Annotated[list[Seed], OneOrMore]
-    num_steps: Annotated[int, Meta(ge=1, le=1_000_000)]
+    num_steps: Int32
     rates: Annotated[list[Positive], OneOrMore]
     losses: list[list[Number | None]]
     smoothed: list[list[Number | None]]

@@ -86,8 +86,8 @@ RANGE_TEST = "lr_find.json"
 PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
 
-# Limit on what is read, far above that of any run.
-_MAX_ARRAYS = 2**30
+# Limit on what is read; a run that would write more is refused.
+MAX_ARRAYS = 2**30
 
 _OF_SEEDS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -292,13 +292,13 @@ def _write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an .npz file; raises a UserError if it is not valid."""
-    content = io.BytesIO(read_bytes(path, _MAX_ARRAYS))
+    content = io.BytesIO(read_bytes(path, MAX_ARRAYS))
     try:
         with zipfile.ZipFile(
             content
         ) as archive:  # a small file may unpack to terabytes
             size = sum(member.file_size for member in archive.infolist())
-        if size > _MAX_ARRAYS:
+        if size > MAX_ARRAYS:
             raise ValueError(f"it unpacks to {size} bytes")
         with np.load(content, allow_pickle=False) as loaded:
             return {name: loaded[name] for name in loaded.files}

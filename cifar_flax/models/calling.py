@@ -8,13 +8,13 @@ any random streams in training.
 import contextlib
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from cifar_flax.definitions import in_words
 from cifar_flax.errors import UserError
 from cifar_flax.layers import BatchNorm
 from cifar_flax.layers.conv import Lowering, convolving
@@ -118,5 +118,9 @@ def train_argument(model: nn.Module, train: bool) -> dict[str, Any]:
 def fields_in_words(model: nn.Module) -> str:
     """Returns the fields of a module in a line, equal in every process."""
     fields = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-    text = ", ".join(f"{f.name}={getattr(model, f.name, None)!r}" for f in fields)
-    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())
+    values = {field.name: getattr(model, field.name, None) for field in fields}
+    return in_words(", ".join(f"{n}={_repr(value)}" for n, value in values.items()))
+
+
+def _repr(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else in_words(value)

@@ -11,8 +11,9 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.analysis.predictions import Scores, score
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import shell_word
+from cifar_flax.identity import configuration_of, recorded_of
 from cifar_flax.reports.checks import check_records, check_scores
 
 
@@ -81,6 +82,8 @@ class RunRecord:
         """
         recipe: dict[str, Any] = self.config.recipe or {}
         rates = [phase.get("learning_rate", 0) for phase in recipe.get("phases", [])]
+        # A custom phase may have anything there.
+        rates = [r for r in rates if isinstance(r, int | float)]
         own = {**recipe, **recipe.get("augmentation", {}), "lr": max(rates, default=0)}
         own |= {"epochs": self.result.epochs, "optimizer_args": recipe.get("options")}
         own["phases"] = len(recipe.get("phases", []))
@@ -151,6 +154,8 @@ def read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
             runs.append(_read_run(path))
         except UserError as error:
             left_out.append(str(error))
+        except Exception as error:  # no record may take the report from the others
+            left_out.append(f"{path} cannot be read: {one_line(repr(error))}")
     if not runs:
         why = f": {left_out[0]}" if left_out else ""
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
@@ -224,7 +229,7 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
     logits, labels = arrays["logits"], arrays["labels"]
     scores = [score(replica[None], labels) for replica in logits]
     check_scores(folder, result, scores)
-    return RunRecord(
+    run = RunRecord(
         folder,
         config,
         result,
@@ -234,3 +239,7 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
         labels_sha256=hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
         replicas=tuple(range(len(logits))),
     )
+    configuration_of(config, str(folder))
+    recorded_of(config)
+    _ = run.used, run.seeds, run.right  # what cannot be derived is reported here, too
+    return run

@@ -373,6 +373,11 @@ def _structure(tree: Any) -> list[str]:
     ]
 
 
+def structure_of(state: TrainState) -> tuple[str, ...]:
+    """Returns the arrays of a state as text, in their order: path, dtype and shape."""
+    return tuple(_structure(state))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hides the log messages of Orbax.

@@ -19,8 +19,8 @@ from cifar_flax.runs.space import check_space, size_of
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
 
-# Number of the most confidently misclassified test images in the record.
-WORST_IMAGES = 24
+# The most confidently misclassified test images in the record.
+WORST_IMAGES, WORST_BYTES = 24, 2**27
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ class Journal(Observer):
             self._save_last(result)
         split, logits = result.splits.test, result.test.logits
         counting = logits[result.record.alive()]
-        worst = confidently_wrong(counting, split.labels, WORST_IMAGES)
+        most = min(WORST_IMAGES, WORST_BYTES // split.images[0].nbytes)
+        worst = confidently_wrong(counting, split.labels, most)
         records.write_predictions(
             self._folder,
             logits,

@@ -23,6 +23,7 @@ from cifar_flax.runs.observers import (
     Watchers,
 )
 from cifar_flax.runs.recipe_choice import flags_of
+from cifar_flax.runs.rehearsal import rehearse_range_test
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject
 from cifar_flax.training import processes
@@ -79,6 +80,8 @@ def range_test(
     )
     trainer, stop = subject.make_trainer(), stop or threading.Event()
     config = subject.config("lr_find", trainer, *_range_flags(range_settings))
+    if folder is not None:
+        rehearse_range_test(subject, trainer, config, range_settings)
     with (
         Watchers(observers) as watchers,
         opened_folder(folder, config, resume=False) as (path, config, _),

@@ -16,11 +16,9 @@ import msgspec
 import numpy as np
 
 from cifar_flax import records
-from cifar_flax.analysis.statistics import ci95_of_mean
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.folder import opened_folder
 from cifar_flax.runs.journal import Journal, open_journal
 from cifar_flax.runs.observers import (
@@ -30,8 +28,10 @@ from cifar_flax.runs.observers import (
     Watchers,
 )
 from cifar_flax.runs.origin import Start, told_by_first
+from cifar_flax.runs.outcome import outcome
 from cifar_flax.runs.range_tests import find_rate
 from cifar_flax.runs.recorded_settings import differences
+from cifar_flax.runs.rehearsal import rehearse
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject, with_recipe
 from cifar_flax.training import processes
@@ -89,6 +89,8 @@ def run(
         watchers = stack.enter_context(Watchers(observers))
         config = subject.config("run", trainer, resume=resume)
         check_together(config)
+        if folder is not None and not resume:
+            processes.by_first(lambda: rehearse(subject, trainer, config))
         opened = opened_folder(folder, config, resume)
         found = processes.by_first(lambda: stack.enter_context(opened))
         folder, config, lock = found or (None, config, None)
@@ -269,48 +271,13 @@ class _Session:
 
     def _outcome(self, test: Evaluation) -> records.Result:
         """Returns the content of ``result.json``."""
-        trainer, state, config = self._trainer, self.state, self._config
-        # The last step may make parameters NaN after its loss was computed.
-        pairs = zip(state.step, state.diverged_at, test.loss, strict=True)
-        diverged_at = [
-            int(step) if at is None and not np.isfinite(loss) else at
-            for step, at, loss in pairs
-        ]
-        images = int(state.step.sum()) * trainer.recipe.batch_size
-        finished = test.accuracy[[at is None for at in diverged_at]]
-        return records.Result(
-            model=self._subject.name,
-            dataset=self._subject.dataset.name,
-            num_params=config.num_params,
-            flops_per_image=config.flops_per_image,
-            train_flops=trainer.train_flops,
-            layers=[
-                records.Layer(
-                    path=row.path,
-                    kind=row.kind,
-                    output_shape=list(row.output_shape),
-                    num_params=row.num_params,
-                    flops=row.flops,
-                )
-                for row in trainer.layers
-            ],
-            seeds=list(trainer.seeds),
-            test_accuracy=[
-                float(accuracy) if at is None else None
-                for accuracy, at in zip(test.accuracy, diverged_at, strict=True)
-            ],
-            test_loss=test.loss.tolist(),
-            test_accuracy_mean=float(finished.mean()) if len(finished) else None,
-            test_accuracy_ci95=ci95_of_mean(finished),
-            test_size=len(self._subject.splits.test),
-            epochs=trainer.recipe.epochs,
-            steps=int(state.step.max()),
-            train_seconds=self._seconds,
-            compile_seconds=trainer.compile_seconds,
-            images_per_second=images / self._seconds,
-            device=device_name(trainer.placement),
-            diverged_at=diverged_at,
-            status="finished" if None in diverged_at else "diverged",
+        return outcome(
+            self._subject,
+            self._trainer,
+            self._config,
+            (np.asarray(self.state.step), self.state.diverged_at),
+            test,
+            self._seconds,
         )
 
 

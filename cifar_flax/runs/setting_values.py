@@ -1,9 +1,11 @@
 """Reads and checks the value of a setting: one parser for flags, lists and Python."""
 
 import collections.abc
+import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -12,6 +14,7 @@ import numpy as np
 from cifar_flax.definitions import Hyperparameter, is_optional, without_none
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text
+from cifar_flax.json_files import short_repr
 
 _TABLES = (dict, collections.abc.Mapping)
 
@@ -38,7 +41,7 @@ def parse_value(setting: Hyperparameter, text: str) -> Any:
         if kind is int and not re.fullmatch(r"[+-]?\d+", text):
             raise ValueError(text)
         return _check_choice(setting, msgspec.convert(text, kind, strict=False))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"give {what_to_give(setting)}") from error
 
 
@@ -53,15 +56,34 @@ def check_value(setting: Hyperparameter, value: Any) -> Any:
     if isinstance(value, range | list):
         value = tuple(value)
     try:
+        if isinstance(value, collections.abc.Mapping):
+            value = _as_json(value)
         value = _check_choice(setting, msgspec.convert(value, setting.kind))
-    except (ValueError, TypeError) as error:
-        given = one_line(repr(value), 60)
+    except (ValueError, TypeError, RecursionError) as error:
+        shown = short_repr.repr if isinstance(value, Mapping) else repr
+        given = one_line(shown(value), 60)
         raise UserError(
             f"--{setting.name}={given}: give {what_to_give(setting)}"
         ) from error
     valid = setting.about.valid
     if value is not None and valid is not None and not valid.test(value):
         raise UserError(f"--{setting.name}={value}: it must be {valid.words}")
+    return value
+
+
+def _as_json(value: Any) -> Any:
+    """Returns a value as a record holds it; raises a ValueError if none can."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: _as_json(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [*map(_as_json, value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number is NaN or infinite")
+    if isinstance(value, str):
+        value.encode()  # raises an error for what is not Unicode
+    if not isinstance(value, bool | int | float | str | None):
+        raise ValueError(f"a {type(value).__name__} is not JSON")
     return value
 
 

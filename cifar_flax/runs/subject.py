@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from cifar_flax import records
 from cifar_flax.data import Dataset, Splits, split_dataset
 from cifar_flax.data.cifar import CIFARS
 from cifar_flax.data.own import is_own as is_own_data
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 from cifar_flax.models import has_norm
 from cifar_flax.models.calling import fields_in_words
 from cifar_flax.models.own import Source, is_own, source_of
@@ -35,6 +36,8 @@ from cifar_flax.training.trainer import Trainer, check_recipe
 
 # Points of the schedule in the record, enough to draw it.
 SCHEDULE_POINTS = 1_000
+
+_NAME = re.compile(r"\w[\w./-]{0,999}")  # as ``records.Result`` reads it
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +120,11 @@ class Subject:
         is_named = model is None and is_own(settings.model)
         source = source_of(settings.model) if is_named else None
         subject = cls(settings, model, recipe, dataset, splits, source, devices, mesh)
+        if not _NAME.fullmatch(subject.name):
+            raise UserError(
+                f"the model is called {one_line(repr(subject.name), 60)}; a record "
+                "needs a name of letters, digits and _ . / -"
+            )
         if is_named:
             _ = subject.net  # made before the file may change again
         if needs_schedule and not subject.has_schedule:

@@ -3,14 +3,18 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from cifar_flax.data import DataSpec, Split
 from cifar_flax.data.dataset import check_images, check_labels
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
+from cifar_flax.training.phases import PHASES
 from cifar_flax.training.recipes import Recipe
 
 # The seeds that jax.random.key takes as int32.
 SEED_RANGE = range(-(2**31), 2**31)
+
+MOST_RATES = 2**20  # steps whose rates are checked
 
 
 def check_seeds(seeds: Any) -> tuple[int, ...]:
@@ -47,6 +51,32 @@ def check_recipe(recipe: Recipe, spec: DataSpec) -> None:
         raise UserError(
             f"batch_size is {recipe.batch_size}, but there are only "
             f"{spec.train_size} training images; lower it"
+        )
+
+
+def check_rates(recipe: Recipe, steps_per_epoch: int) -> None:
+    """Raises a UserError if custom phases have learning rates that are not valid."""
+    if all(type(phase) in PHASES.values() for phase in recipe.phases):
+        return
+    total = recipe.count_steps(steps_per_epoch)
+    steps = np.linspace(0, total - 1, min(total, MOST_RATES)).astype(np.int32)
+    names = ", ".join(dict.fromkeys(type(one).__name__ for one in recipe.phases))
+    try:
+        found = jax.vmap(recipe.schedule(steps_per_epoch))(steps)
+        rates = np.broadcast_to(np.asarray(found), steps.shape)
+        if rates.dtype.kind not in "fiu":
+            raise TypeError(f"a rate is of the type {rates.dtype}")
+    except Exception as error:  # a user's phase may raise anything
+        raise UserError(
+            f"the schedule of the phases ({names}) gives no rate for each step: "
+            f"{one_line(error)}"
+        ) from error
+    valid = (rates >= 0) & np.isfinite(rates.astype(np.float32))
+    if not valid.all():
+        first = valid.argmin()
+        raise UserError(
+            f"the learning rate of step {steps[first]} is {rates[first]:g}, from the "
+            f"phases ({names}); it must be a finite number, 0 or more"
         )
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import tomli_w
 
 from cifar_flax.data.augment import Augmentation
+from cifar_flax.definitions import as_plain, hyperparameters, in_words
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, open_plain
 from cifar_flax.training.optimizers import Group
@@ -39,14 +40,18 @@ MAX_BYTES = 2**20  # far more than any recipe needs
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """Converts a recipe to numbers, strings, lists and dictionaries."""
     names = [field.name for field in dataclasses.fields(recipe)]
-    fields = {name: getattr(recipe, name) for name in names}
+    known, fields = hyperparameters(Recipe), {}
+    for name in names:
+        value = getattr(recipe, name, None)
+        fields[name] = value if name in known else as_plain(value)
     if recipe.optimizer != "sgd":  # only SGD has these
         for name in ("momentum", "nesterov", "restart_momentum"):
             del fields[name]
-    own = type(recipe).make_optimizer is not Recipe.make_optimizer
     return fields | {
         "phases": [_phase_to_plain(phase) for phase in recipe.phases],
-        "optimizer": recipe.optimizer_in_words if own else recipe.optimizer,
+        "optimizer": recipe.optimizer_in_words
+        if recipe.has_own_optimizer
+        else recipe.optimizer,
         "options": dict(recipe.options),
         "groups": [dataclasses.asdict(group) for group in recipe.groups],
         "augmentation": dataclasses.asdict(recipe.augmentation),
@@ -131,18 +136,24 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def _phase_to_plain(phase: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+    names: list[str] = []
     if dataclasses.is_dataclass(phase) and not isinstance(phase, type):
-        values = dataclasses.asdict(phase)
-        for name in ("freeze", "image_size"):  # most phases have none of the two
-            if values.get(name) is None:
-                values.pop(name, None)
+        names = [field.name for field in dataclasses.fields(phase)]
+    values = {name: getattr(phase, name, None) for name in names}
+    for name in ("freeze", "image_size"):  # most phases have none of the two
+        if values.get(name) is None:
+            values.pop(name, None)
     kind = type(phase).__name__.lower()
-    if kind in PHASES:
+    if PHASES.get(kind) is type(phase):
         return {"kind": kind, **values}
-    plain = (bool, int, float, str, type(None))
-    texts = {n: v if isinstance(v, plain) else str(v) for n, v in values.items()}
-    return {"kind": kind, "epochs": phase.epochs, **texts}
+    plain = {name: as_plain(value) for name, value in values.items()}
+    for name, value in plain.items():
+        if isinstance(value, list | dict):
+            plain[name] = in_words(values[name])
+    kind = f"own {kind}" if kind in PHASES else kind
+    return {"kind": kind, "epochs": as_plain(phase.epochs)} | {
+        name: value for name, value in plain.items() if name not in ("kind", "epochs")
+    }
 
 
 def _phase_from_plain(plain: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from cifar_flax.definitions import (
     Valid,
     between,
     float32,
+    in_words,
     plain,
     require,
     whole,
@@ -390,7 +391,7 @@ class Recipe(Definition):
 
     def __str__(self) -> str:
         def words_of(phase: Any) -> str:
-            words, pattern = str(phase), getattr(phase, "freeze", None)
+            words, pattern = in_words(str(phase)), getattr(phase, "freeze", None)
             if size := getattr(phase, "image_size", None):
                 words += f" on {size} x {size} pixels"
             return f"{words} with {pattern} frozen" if pattern else words

@@ -23,6 +23,7 @@ from cifar_flax.models.summary import layer_rows
 from cifar_flax.training import processes, programs
 from cifar_flax.training.arguments import (
     check_memory,
+    check_rates,
     check_recipe,
     check_seeds,
     check_split,
@@ -86,6 +87,7 @@ class Trainer:
       stages: the stages of the recipe.
       program: what the model computes.
       recipe_program: what the recipe trains with.
+      template: the shapes of a state.
       train_step: the training step of one replica if no phase freezes parameters.
       predictor: computes logits in evaluation.
       compile_seconds: time spent so far on compiling the training programs.
@@ -126,6 +128,7 @@ class Trainer:
             self.lowering = "product"  # the compiler cannot divide the kernels' batches
         self.steps_per_epoch = spec.train_size // recipe.batch_size
         recipe.count_steps(self.steps_per_epoch)
+        check_rates(recipe, self.steps_per_epoch)
         stages = tuple(recipe.stages(self.steps_per_epoch))
         for size in {stage.image_size for stage in stages}:
             if size is not None:
@@ -160,7 +163,7 @@ class Trainer:
             kind: dataclasses.replace(step, freeze=kind[0], image_size=kind[1])
             for kind in {stage.kind for stage in self.stages}
         }
-        self._template = shapes_of_state(
+        self.template = shapes_of_state(
             self._variables, step.make_tx(), self.recipe.ema, len(self.seeds)
         )
 
@@ -251,7 +254,7 @@ class Trainer:
         Raises:
           UserError: the variables are not those of this trainer's model.
         """
-        check_tree("variables", variables, self._template.trained)
+        check_tree("variables", variables, self.template.trained)
         params = variables["params"]
         return dataclasses.replace(
             self.blank(),
@@ -337,7 +340,7 @@ class Trainer:
         Raises:
           UserError: the state does not fit this trainer.
         """
-        check_tree("state", state, self._template)
+        check_tree("state", state, self.template)
         end = self.total_steps if stop is None else min(stop, self.total_steps)
         factor = None if rate is None else np.float32(rate)
         return self._chunks(state, data, factor, end)
@@ -413,7 +416,7 @@ class Trainer:
           UserError: the state or the images do not fit this trainer.
         """
         check_split("split to evaluate", split, self.spec)
-        wanted = self._template.variables
+        wanted = self.template.variables
         variables = getattr(state, "variables", None)
         check_tree("state", variables, wanted)
         return evaluate(self.predictor, variables, split)

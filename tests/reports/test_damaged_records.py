@@ -249,7 +249,7 @@ def npy_header(shape):
 
 
 def test_arrays_that_would_fill_the_memory_are_refused(runs, monkeypatch):
-    monkeypatch.setattr(records, "_MAX_ARRAYS", 2**20)
+    monkeypatch.setattr(records, "MAX_ARRAYS", 2**20)
     claims, zeros = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(claims, "w") as archive:
         archive.writestr("logits.npy", npy_header((10, 10**9, 100)))

@@ -1,0 +1,73 @@
+"""Makes the record of a run's result."""
+
+import numpy as np
+
+from cifar_flax import records
+from cifar_flax.analysis.statistics import ci95_of_mean
+from cifar_flax.runs.environment import device_name
+from cifar_flax.runs.subject import Subject
+from cifar_flax.training.evaluation import Evaluation
+from cifar_flax.training.trainer import Trainer
+
+
+def outcome(
+    subject: Subject,
+    trainer: Trainer,
+    config: records.Config,
+    ends: tuple[np.ndarray, tuple[int | None, ...]],
+    test: Evaluation,
+    seconds: float,
+) -> records.Result:
+    """Returns the content of ``result.json``.
+
+    Args:
+      subject: of the run.
+      trainer: of the run.
+      config: of the run.
+      ends: number of steps of each replica, [R], and the step at which it diverged.
+      test: of the last state on the test split.
+      seconds: time spent on training.
+    """
+    # The last step may make parameters NaN after its loss was computed.
+    steps, lost = ends
+    pairs = zip(steps, lost, test.loss, strict=True)
+    diverged_at = [
+        int(step) if at is None and not np.isfinite(loss) else at
+        for step, at, loss in pairs
+    ]
+    images = int(steps.sum()) * trainer.recipe.batch_size
+    finished = test.accuracy[[at is None for at in diverged_at]]
+    return records.Result(
+        model=subject.name,
+        dataset=subject.dataset.name,
+        num_params=config.num_params,
+        flops_per_image=config.flops_per_image,
+        train_flops=trainer.train_flops,
+        layers=[
+            records.Layer(
+                path=row.path,
+                kind=row.kind,
+                output_shape=list(row.output_shape),
+                num_params=row.num_params,
+                flops=row.flops,
+            )
+            for row in trainer.layers
+        ],
+        seeds=list(trainer.seeds),
+        test_accuracy=[
+            float(accuracy) if at is None else None
+            for accuracy, at in zip(test.accuracy, diverged_at, strict=True)
+        ],
+        test_loss=test.loss.tolist(),
+        test_accuracy_mean=float(finished.mean()) if len(finished) else None,
+        test_accuracy_ci95=ci95_of_mean(finished),
+        test_size=len(subject.splits.test),
+        epochs=trainer.recipe.epochs,
+        steps=int(steps.max()),
+        train_seconds=seconds,
+        compile_seconds=trainer.compile_seconds,
+        images_per_second=images / seconds,
+        device=device_name(trainer.placement),
+        diverged_at=diverged_at,
+        status="finished" if None in diverged_at else "diverged",
+    )
