@@ -122,8 +122,7 @@ def read_image(
                 f"{path} has 8 bits a value, and white is {white:g}; give a picture "
                 "like those of the training set"
             )
-        if picture.format != "TIFF":  # Pillow has turned it already
-            picture = ImageOps.exif_transpose(picture)
+        picture = ImageOps.exif_transpose(picture)
         if deep in ("integer", "fraction"):
             assert white is not None
             picture = Image.fromarray(to_bytes(np.asarray(picture), white))
