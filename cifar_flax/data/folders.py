@@ -53,7 +53,7 @@ class LeftOut:
                 one_line(printable(name), 60) for name in sorted(set(names))[:3]
             )
             more = ", ..." if len(set(names)) > 3 else ""
-            lines.append(f"{len(names):,} left out: {why} ({shown}{more})")
+            lines.append(f"left out: {why}: {len(names):,} ({shown}{more})")
         return tuple(lines)
 
 
@@ -112,6 +112,7 @@ def list_folder(folder: pathlib.Path) -> Listing:
             f"class, 2 to {MAX_CLASSES}"
         )
     found: dict[str, list[tuple[pathlib.Path, int]]] = {}
+    seen: dict[str, tuple[str, str]] = {}
     for split, place in splits.items():
         if unknown := [p.name for p in _folders(place) if p.name not in names]:
             raise UserError(f"{place / unknown[0]} is not a class of {train}")
@@ -119,7 +120,7 @@ def list_folder(folder: pathlib.Path) -> Listing:
             (path, label)
             for label, name in enumerate(names)
             if (place / name).is_dir()
-            for path in _pictures_of(place / name, left_out)
+            for path in _pictures_of(place / name, (split, name), left_out, seen)
         ]
         if not found[split]:
             raise UserError(
@@ -151,32 +152,50 @@ def find_images(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
         if not place.is_dir():
             found.append(place)
             continue
-        inside = pictures_in(place, LeftOut())
+        inside = _pictures_in(place, ("", ""), LeftOut(), {})
         if not inside:
             raise UserError(f"{place} has no picture in it ({', '.join(SUFFIXES)})")
         found += inside
     return found
 
 
-def pictures_in(folder: pathlib.Path, left_out: LeftOut) -> list[pathlib.Path]:
+def _pictures_in(
+    folder: pathlib.Path,
+    role: tuple[str, str],
+    left_out: LeftOut,
+    seen: dict[str, tuple[str, str]],
+) -> list[pathlib.Path]:
     """Returns the pictures in a folder at any depth, also in linked folders.
 
     Args:
       folder: where to look.
+      role: split and class of the folder.
       left_out: gets what is not a picture.
+      seen: the folders that were read with the role of each; gets those of this call.
+
+    Raises:
+      UserError: a folder was read as training images, or as another class.
     """
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    found, seen = [], set()
+    found = []
     for at, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         place, real = pathlib.Path(at), os.path.realpath(at)
-        if real in seen:
+        before = seen.get(real)
+        seen[real] = role
+        if before == role:
             left_out.add("links to a folder that is read anyway", place)
             folders.clear()
             continue
-        seen.add(real)
+        # Test images may be the validation images, too, but nothing else.
+        splits = {role[0], before[0]} if before else {role[0]}
+        if before and ("train" in splits or before[1] != role[1]):
+            raise UserError(
+                f"{place} is the folder {real}, which is read as {' '.join(before)}, "
+                "too; remove the link"
+            )
         for name in [name for name in folders if _is_hidden(name)]:
             left_out.add("hidden files and folders", place / name)
             folders.remove(name)
@@ -191,7 +210,12 @@ def pictures_in(folder: pathlib.Path, left_out: LeftOut) -> list[pathlib.Path]:
     return sorted(found)
 
 
-def _pictures_of(folder: pathlib.Path, left_out: LeftOut) -> list[pathlib.Path]:
+def _pictures_of(
+    folder: pathlib.Path,
+    role: tuple[str, str],
+    left_out: LeftOut,
+    seen: dict[str, tuple[str, str]],
+) -> list[pathlib.Path]:
     """Returns the pictures of a class; refuses one that is divided into splits."""
     inside = {path.name.lower() for path in _folders(folder)}
     if all(inside.intersection(SPLITS[split]) for split in ("train", "test")):
@@ -199,7 +223,7 @@ def _pictures_of(folder: pathlib.Path, left_out: LeftOut) -> list[pathlib.Path]:
             f"{folder} has training and test images inside a class; put the splits "
             "outside, as PATH/train/CLASS/ and PATH/test/CLASS/"
         )
-    return pictures_in(folder, left_out)
+    return _pictures_in(folder, role, left_out, seen)
 
 
 def _find_splits(folder: pathlib.Path, left_out: LeftOut) -> dict[str, pathlib.Path]:

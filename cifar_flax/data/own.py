@@ -119,7 +119,7 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
         )
     if others := [name for name in arrays if name not in used]:
         shown = ", ".join(one_line(printable(name), 60) for name in others[:3])
-        notes.append(f"{len(others)} left out: other arrays ({shown})")
+        notes.append(f"left out: other arrays: {len(others)} ({shown})")
     count = max(int(labels.max()) for _, labels in pairs.values()) + 1
     classes = _class_names(arrays.get("class_names"), count, str(path))
     reading = dataclasses.replace(as_it_is(pairs), notes=tuple(notes))
@@ -195,10 +195,10 @@ def _common_images(pairs: dict[str, Pair]) -> Iterator[str]:
     for image, label in zip(*pairs["train"], strict=True):
         twice += seen.setdefault(hash(image.tobytes()), int(label)) != label
     if twice:
-        yield f"{twice:,} training images are equal to one of another class"
+        yield f"training images equal to one of another class: {twice:,}"
     for split, (images, _) in list(pairs.items())[1:]:
         if common := sum(hash(image.tobytes()) in seen for image in images):
-            yield f"{common:,} of the {split} images are training images, too"
+            yield f"{split} images that are training images, too: {common:,}"
 
 
 def _without(pairs: dict[str, Pair], names: Sequence[str]) -> Iterator[str]:
@@ -208,7 +208,7 @@ def _without(pairs: dict[str, Pair], names: Sequence[str]) -> Iterator[str]:
         if len(empty := np.flatnonzero(counts == 0)):
             shown = ", ".join(names[k][:60] for k in empty[:3])
             more = ", ..." if len(empty) > 3 else ""
-            yield f"no {split} image of {len(empty):,} classes ({shown}{more})"
+            yield f"classes without a {split} image: {len(empty):,} ({shown}{more})"
 
 
 def _read_folder(title: str, listing: Listing, size: int | None) -> Dataset:
@@ -246,11 +246,11 @@ def _common_shape(
     notes = []
     grey = sum(one.is_grey for one in facts.values())
     if 0 < grey < len(facts):
-        notes.append(f"{grey:,} of {len(facts):,} pictures are grey, the others not")
+        notes.append(f"grey pictures among coloured ones: {grey:,}")
     if clear := sum(one.has_alpha for one in facts.values()):
-        notes.append(f"{clear:,} pictures may be transparent, which becomes white")
+        notes.append(f"pictures with transparency, which becomes white: {clear:,}")
     if several := sum(one.has_frames for one in facts.values()):
-        notes.append(f"{several:,} pictures have several frames; the first is read")
+        notes.append(f"pictures with more than the frame that is read: {several:,}")
     first = next(iter(facts))
     height, width = facts[first].height, facts[first].width
     other = [p for p, f in facts.items() if (f.height, f.width) != (height, width)]

@@ -121,10 +121,10 @@ def test_what_is_left_out_is_said(tmp_path):
     after = load(folder)
     assert after.fingerprint == before.fingerprint
     assert after.reading.notes == (
-        "2 left out: files outside the folders of the classes (00.png, 01.png)",
-        "2 left out: files with other endings (readme.txt, scan.heic)",
-        "1 left out: folders beside those of the splits (unlabelled)",
-        "4 left out: hidden files and folders "
+        "left out: files outside the folders of the classes: 2 (00.png, 01.png)",
+        "left out: files with other endings: 2 (readme.txt, scan.heic)",
+        "left out: folders beside those of the splits: 1 (unlabelled)",
+        "left out: hidden files and folders: 4 "
         "(.DS_Store, ._00.png, .ipynb_checkpoints, ...)",
     )
 
@@ -150,9 +150,24 @@ def test_linked_folders_are_read_once(tmp_path):
     (tmp_path / "d" / "c").symlink_to(tmp_path / "elsewhere")
     data = load(tmp_path / "d")
     assert counts(data) == {"train": [15, 5, 5], "test": [3, 1, 1]}
-    assert "1 left out: links to a folder that is read anyway (again)" in (
+    assert "left out: links to a folder that is read anyway: 1 (again)" in (
         data.reading.notes
     )
+
+
+@pytest.mark.parametrize(
+    ("link", "to"),
+    [("train/a/x", "train/b"), ("train/a/x", ""), ("test/a/x", "train/a")],
+)
+def test_a_folder_has_one_class_and_is_not_in_training_and_test(tmp_path, link, to):
+    folder = tmp_path / "d"
+    for name in ("train/a", "train/b", "test/a", "test/b", "val/a"):
+        put(folder / name)
+    (folder / "val" / "a" / "x").symlink_to(folder / "test" / "a")
+    assert counts(load(folder)) == {"train": [6, 6], "test": [6, 6], "val": [12, 0]}
+    (folder / link).symlink_to(folder / to)
+    with pytest.raises(UserError, match=r"which is read as .*, too; remove the link"):
+        load(folder)
 
 
 def test_equal_images_of_two_splits_or_classes_are_counted(tmp_path):
@@ -164,15 +179,17 @@ def test_equal_images_of_two_splits_or_classes_are_counted(tmp_path):
         image.save(folder / "test" / "a" / f"copy{number}.png")
     Image.fromarray(noise("a", "train", 0)).save(folder / "train" / "b" / "copy.png")
     assert sorted(load(folder).reading.notes) == [
-        "1 training images are equal to one of another class",
-        "2 of the test images are training images, too",
+        "test images that are training images, too: 2",
+        "training images equal to one of another class: 1",
     ]
 
 
 def test_classes_that_a_split_lacks_are_named(tmp_path):
     for name in ("train/a", "train/b", "train/c", "test/b"):
         put(tmp_path / "d" / name, seed=name)
-    assert load(tmp_path / "d").reading.notes == ("no test image of 2 classes (a, c)",)
+    assert load(tmp_path / "d").reading.notes == (
+        "classes without a test image: 2 (a, c)",
+    )
 
 
 def bmp(folder, name, seed):

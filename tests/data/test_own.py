@@ -322,7 +322,7 @@ def test_channels_first_are_put_last(tmp_path):
     assert data.reading.notes == (
         "images had the channels first",
         "test_images had the channels first",
-        "1 left out: other arrays (extra)",
+        "left out: other arrays: 1 (extra)",
     )
     pair = np.zeros((4, 3, 8, 8), np.uint8), FOUR[:4]
     with pytest.raises(UserError, match=r"images.transpose\(0, 2, 3, 1\)"):
