@@ -190,8 +190,7 @@ def _pictures_in(
             folders.clear()
             continue
         # Test images may be the validation images, too, but nothing else.
-        splits = {role[0], before[0]} if before else {role[0]}
-        if before and ("train" in splits or before[1] != role[1]):
+        if before and ("train" in {before[0], role[0]} or before[1] != role[1]):
             raise UserError(
                 f"{place} is the folder {real}, which is read as {' '.join(before)}, "
                 "too; remove the link"
