@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,9 +13,10 @@ import numpy as np
 
 from cifar_flax import records
 from cifar_flax.data import Split
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 from cifar_flax.identity import run_of
 from cifar_flax.models.own import is_own
+from cifar_flax.models.program import shapes_of
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.recipe_choice import OF_SCHEDULE
@@ -93,7 +95,7 @@ def first_start(
     if settings.continue_from is not None:
         return _continued(trainer, pathlib.Path(settings.continue_from), config)
     if origin is not None:
-        return Start.new(_from_variables(trainer, settings, origin, split))
+        return Start.new(_from_variables(trainer, settings, origin, config, split))
     return Start.new(trainer.init(split))
 
 
@@ -107,6 +109,18 @@ _MAY_DIFFER = (
 def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -> Start:
     """Returns the end of another run; its records become the first of this run."""
     where, before = f"--continue_from={folder}", records.read_config(folder)
+    if frozen := [one for one in trainer.stages if one.freeze is not None]:
+        raise UserError(
+            f"{where}: a phase freezes {frozen[0].freeze!r}, and the optimizer of such "
+            "a run cannot go on with other phases; --init_from takes over only the "
+            "variables"
+        )
+    if trainer.recipe.lookahead:
+        logger.warning(
+            "%s: Lookahead depends on the length of the whole training, so the result "
+            "differs from that of one longer run",
+            where,
+        )
     result = records.read_result(folder)
     if result is None:
         raise UserError(
@@ -165,13 +179,20 @@ def read_losses(folder: pathlib.Path, steps: int, replicas: int) -> np.ndarray:
 
 
 def _from_variables(
-    trainer: Trainer, settings: Settings, source: Run, split: Split
+    trainer: Trainer,
+    settings: Settings,
+    source: Run,
+    config: records.Config,
+    split: Split,
 ) -> TrainState:
     """Returns the initial state with those variables of another run that fit.
 
     A replica takes the variables of the other run's replica with the same seed, or of
-    its first replica.
+    its first replica. If the classes are others, the last layer is new.
     """
+    names, head = config.dataset.class_names, set[str]()
+    if names != source.class_names:
+        head = _head_of(trainer, settings, config)
     picked = jnp.asarray(
         [source.seeds.index(s) if s in source.seeds else 0 for s in trainer.seeds]
     )
@@ -182,7 +203,8 @@ def _from_variables(
     def choose(path: tuple, leaf: jax.Array) -> jax.Array:
         name = path_in_words(path)
         found = theirs.get(name)
-        if found is None or found.shape[1:] != leaf.shape[1:]:
+        fits = found is not None and found.shape[1:] == leaf.shape[1:]
+        if not fits or name in head:
             new.append(name)
             return leaf
         return jnp.asarray(found)[picked]
@@ -190,7 +212,15 @@ def _from_variables(
     variables = jax.tree_util.tree_map_with_path(choose, fresh)
     total = len(jax.tree.leaves(fresh))
     if len(new) == total:
-        raise UserError(f"--init_from={settings.init_from}: none of its arrays fits")
+        raise UserError(
+            f"--init_from={settings.init_from}: none of its arrays fits"
+            + (f", and its classes are {_short(source.class_names)}" if head else "")
+        )
+    if head:
+        logger.info(
+            "the classes were %s and are %s, so the last layer is new",
+            *(_short(source.class_names), _short(names)),
+        )
     logger.info(
         "starting from %d of %d arrays of %s (step %d)%s",
         total - len(new),
@@ -200,6 +230,31 @@ def _from_variables(
         f"; new: {', '.join(new)}" if new else "",
     )
     return trainer.start_from(variables)
+
+
+def _head_of(trainer: Trainer, settings: Settings, config: records.Config) -> set[str]:
+    """Returns the paths of the arrays whose shapes depend on the number of classes.
+
+    For a model with a fixed number of classes, they are those of its last layer.
+    """
+    model, shape = trainer.model, trainer.spec.image_shape
+    other, more = None, trainer.spec.num_classes + 1
+    if "model_fields" not in config.settings:  # the settings name the model
+        other = settings.make_model(more)
+    elif hasattr(model, "num_classes"):
+        other = model.clone(num_classes=more)
+    ours = {name: leaf.shape for name, leaf in _arrays(shapes_of(model, shape))}
+    if other is not None:
+        theirs = {n: leaf.shape for n, leaf in _arrays(shapes_of(other, shape))}
+        if head := {name for name in ours if theirs.get(name) != ours[name]}:
+            return head
+    last = [row.path for row in trainer.layers if row.num_params][-1]
+    prefix = "/".join(["params", *last.split("."), ""])
+    return {name for name in ours if name.startswith(prefix) or not last}
+
+
+def _short(names: Sequence[str]) -> str:
+    return one_line(", ".join(names), 60)
 
 
 def _arrays(variables: Any) -> list[tuple[str, jax.Array]]:

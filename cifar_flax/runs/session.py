@@ -84,6 +84,7 @@ def run(
     # Making a trainer checks the model.
     finds_rate = subject.finds_rate
     trainer = subject.make_trainer(seeds=settings.range_seeds if finds_rate else None)
+    _warn_of_rest(trainer)
     stop = stop or threading.Event()
     with processes.together(), contextlib.ExitStack() as stack:
         watchers = stack.enter_context(Watchers(observers))
@@ -307,6 +308,17 @@ def _recorded_result(folder: pathlib.Path | None) -> records.Result | None:
     found = processes.by_first(lambda: folder and records.read_result(folder))
     (plain, *_) = processes.of_all(msgspec.to_builtins(found))
     return plain and msgspec.convert(plain, records.Result)
+
+
+def _warn_of_rest(trainer: Trainer) -> None:
+    """Warns of the last steps if they are too few for a step of the optimizer."""
+    every, total = trainer.recipe.accumulate, trainer.total_steps
+    if total % every and not trainer.recipe.has_own_optimizer:
+        logger.warning(
+            "accumulate is %d and there are %d steps: the gradients of the last %d are "
+            "not used, because they are too few for a step of the optimizer",
+            *(every, total, total % every),
+        )
 
 
 def _warn_of_divergence(

@@ -80,6 +80,15 @@ def check_rates(recipe: Recipe, steps_per_epoch: int) -> None:
         )
 
 
+def check_trains(name: str, every: int, steps: int) -> None:
+    """Raises a UserError if something that happens every so many steps never does."""
+    if every > steps:
+        raise UserError(
+            f"{name} is {every}, but there are only {steps} steps, so nothing would be "
+            "trained; lower it, or train for longer"
+        )
+
+
 def check_memory(spec: DataSpec, padding: int) -> None:
     """Raises a UserError if the device cannot hold the training images."""
     device = jax.local_devices()[0]

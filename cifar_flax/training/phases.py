@@ -48,7 +48,7 @@ class Phase(Protocol):
         """Returns the rate at each step of the phase, from step 0."""
 
 
-def count_steps(lengths: Sequence[float], steps_per_epoch: int) -> list[int]:
+def count_steps(lengths: Sequence[float], steps_per_epoch: float) -> list[int]:
     """Converts the lengths of consecutive parts from epochs to steps.
 
     Each part ends at the step nearest to its end, so that rounding errors do not add
@@ -62,8 +62,8 @@ def count_steps(lengths: Sequence[float], steps_per_epoch: int) -> list[int]:
     for length, count in zip(lengths, counts, strict=True):
         if count < 1:
             raise UserError(
-                f"{length:g} epochs of {steps_per_epoch} steps are less than one step; "
-                "give more epochs"
+                f"{length:g} epochs of {steps_per_epoch:g} steps are less than one "
+                "step; give more epochs"
             )
     return counts
 
@@ -115,7 +115,7 @@ class _Timed(_Phase):
         """Returns a phase of the same shape with ``factor`` times as many epochs."""
         return dataclasses.replace(self, epochs=self.epochs * factor)
 
-    def _steps(self, steps_per_epoch: int) -> int:
+    def _steps(self, steps_per_epoch: float) -> int:
         return count_steps([self.epochs], steps_per_epoch)[0]
 
 
@@ -123,7 +123,7 @@ class _Timed(_Phase):
 class Constant(_Timed):
     """A constant learning rate."""
 
-    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+    def schedule(self, steps_per_epoch: float) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
         del steps_per_epoch
         return optax.constant_schedule(self.learning_rate)
@@ -145,7 +145,7 @@ class Linear(_Timed):
         Hyper("Whether a step has the rate at its start instead of in its middle."),
     ] = False
 
-    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+    def schedule(self, steps_per_epoch: float) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         first, last = (self.learning_rate * share for share in (self.start, self.end))
@@ -177,7 +177,7 @@ class Cosine(_Timed):
         super().__post_init__()
         require(self.warmup < self.epochs, "warmup", self.warmup, "shorter than epochs")
 
-    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+    def schedule(self, steps_per_epoch: float) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         warmup = min(round(self.warmup * steps_per_epoch), steps - 1)
@@ -215,7 +215,7 @@ class OneCycle(_Timed):
         ),
     ] = 0.1
 
-    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+    def schedule(self, steps_per_epoch: float) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         return one_cycle(self.learning_rate, steps, self.start, self.tail)
@@ -242,7 +242,7 @@ class Trapezoid(_Timed):
         both = self.rise + self.fall
         require(both <= 1, "rise and fall together", both, "1 at most")
 
-    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+    def schedule(self, steps_per_epoch: float) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
         steps = self._steps(steps_per_epoch)
         return trapezoid(self.learning_rate, steps, self.rise, self.fall)
@@ -294,7 +294,7 @@ class Sgdr(_Phase):
         """Length of each cycle, in epochs."""
         return [self.cycle_len * self.cycle_mult**i for i in range(self.cycles)]
 
-    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+    def schedule(self, steps_per_epoch: float) -> optax.Schedule:
         """Returns the rate at each step of the phase, from step 0."""
         steps = count_steps(self.lengths, steps_per_epoch)
         slow_steps = math.ceil(self.slow_start * steps[0])

@@ -18,6 +18,7 @@ from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
 
 TRIAL_STEPS = 100  # at most; a trial is an epoch if that is shorter
+MIN_UPDATES = 4  # of a trial, if gradients are accumulated
 WINDOW = 25  # steps of an average of losses, at most
 RISE = 0.5  # in nats; a seed diverges if its mean loss rises by more than this
 # Half the rate is better if its mean loss is lower by this, in nats, over WINDOW steps.
@@ -136,7 +137,10 @@ def beginning(
     """
     first, data = int(state.step.max()), trainer.put(split)
     left = trainer.total_steps - first
-    steps = min(trainer.steps_per_epoch, left, TRIAL_STEPS)
+    steps, every = min(trainer.steps_per_epoch, TRIAL_STEPS), trainer.recipe.accumulate
+    if every > 1:  # steps of the optimizer
+        steps = max(steps, MIN_UPDATES * every)
+    steps = min(steps, left)
 
     def begin(rate: float) -> np.ndarray:
         losses = np.full((len(trainer.seeds), steps), np.nan)

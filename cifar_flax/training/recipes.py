@@ -1,6 +1,8 @@
 """A recipe: how a model is trained, as data that can be printed and recorded."""
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -35,7 +37,7 @@ from cifar_flax.training.optimizers import (
     make_optimizer,
     names,
 )
-from cifar_flax.training.phases import Phase, count_steps
+from cifar_flax.training.phases import PHASES, Phase, count_steps
 from cifar_flax.training.schedules import chain_schedules
 from cifar_flax.training.stages import (
     Stage,
@@ -132,7 +134,11 @@ class Recipe(Definition):
     ] = None
     accumulate: Annotated[
         int,
-        Hyper("Number of steps whose mean gradient makes one optimizer step.", whole()),
+        Hyper(
+            "Number of steps whose mean gradient makes one optimizer step.",
+            whole(),
+            more="The rates are those of a batch that is larger by this factor.",
+        ),
     ] = 1
     ema: Annotated[
         float,
@@ -250,10 +256,21 @@ class Recipe(Definition):
           UserError: int32 cannot hold the number of steps.
         """
         self.count_steps(steps_per_epoch)
-        return chain_schedules(
-            [phase.schedule(steps_per_epoch) for phase in self.phases],
-            self._phase_steps(steps_per_epoch),
+        if self.accumulate == 1 or self.has_own_optimizer:
+            return chain_schedules(
+                [phase.schedule(steps_per_epoch) for phase in self.phases],
+                self._phase_steps(steps_per_epoch),
+            )
+        # As for a batch that is larger by this factor. A phase begins with the first
+        # group of steps that begins in it.
+        every = self.accumulate
+        ends = itertools.accumulate(self._phase_steps(steps_per_epoch), initial=0)
+        groups = itertools.pairwise(-(-end // every) for end in ends)
+        large = chain_schedules(
+            [_of_groups(phase, steps_per_epoch, every) for phase in self.phases],
+            [stop - start for start, stop in groups],
         )
+        return lambda step: large(jnp.asarray(step) // every)
 
     def _phase_steps(self, steps_per_epoch: int) -> list[int]:
         return count_steps([phase.epochs for phase in self.phases], steps_per_epoch)
@@ -335,6 +352,11 @@ class Recipe(Definition):
                         f"every parameter is frozen, by the pattern {pattern!r} among "
                         f"others; leave some of {', '.join(paths)} to be trained"
                     )
+            if changes and not any(spans_of(path, stages, every) for path in paths):
+                raise UserError(
+                    f"accumulate is {every}: phases freeze every parameter before it "
+                    "is trained for so many steps; lower it"
+                )
 
         tx = of_kind(Kind(1.0, True))
         if self.groups or self.decay != "all" or changes:
@@ -397,6 +419,17 @@ class Recipe(Definition):
             return f"{words} with {pattern} frozen" if pattern else words
 
         return ", then ".join(words_of(phase) for phase in self.phases)
+
+
+def _of_groups(phase: Any, steps_per_epoch: int, every: int) -> optax.Schedule:
+    """Returns the rates of a phase at each group of so many steps."""
+    with contextlib.suppress(UserError):  # a part of the phase may be too short
+        if steps_per_epoch % every == 0:
+            return phase.schedule(steps_per_epoch // every)
+        if type(phase) in PHASES.values():  # these take any number of steps
+            return phase.schedule(steps_per_epoch / every)
+    schedule = phase.schedule(steps_per_epoch)
+    return lambda group: schedule(jnp.asarray(group) * every)
 
 
 def _decay_in_words(factor: float) -> str:

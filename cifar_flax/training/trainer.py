@@ -27,6 +27,7 @@ from cifar_flax.training.arguments import (
     check_recipe,
     check_seeds,
     check_split,
+    check_trains,
     check_tree,
 )
 from cifar_flax.training.evaluation import Evaluation, Predictor, evaluate
@@ -127,7 +128,10 @@ class Trainer:
         if self.placement.columns > 1 and self.lowering == "native":
             self.lowering = "product"  # the compiler cannot divide the kernels' batches
         self.steps_per_epoch = spec.train_size // recipe.batch_size
-        recipe.count_steps(self.steps_per_epoch)
+        steps = recipe.count_steps(self.steps_per_epoch)
+        check_trains("lookahead", recipe.lookahead, steps)
+        if not recipe.has_own_optimizer:
+            check_trains("accumulate", recipe.accumulate, steps)
         check_rates(recipe, self.steps_per_epoch)
         stages = tuple(recipe.stages(self.steps_per_epoch))
         for size in {stage.image_size for stage in stages}:
@@ -178,6 +182,8 @@ class Trainer:
           steps: number of steps.
           stage: the stage whose ``freeze`` and ``image_size`` all steps have.
         """
+        if not self.recipe.has_own_optimizer:
+            check_trains("accumulate", self.recipe.accumulate, steps)
         only = dataclasses.replace(stage, start=0, stop=steps)
         other = copy.copy(self)
         other._follow(dataclasses.replace(self.train_step, ramp=ramp, stages=(only,)))
