@@ -89,10 +89,11 @@ def in_words(value: Any) -> str:
     return " ".join(text.encode(errors="backslashreplace").decode().split())
 
 
-def as_plain(value: Any) -> Any:
+def as_plain(value: Any, depth: int = 20) -> Any:
     """Returns a user's value as finite numbers, texts, lists and tables.
 
-    Everything else becomes text, so that a record can hold it.
+    Everything else becomes text, so that a record can hold it, and so does what is
+    nested deeper than ``depth``.
     """
     if hasattr(value, "dtype") and hasattr(value, "item") and np.shape(value) == ():
         value = value.item()
@@ -100,13 +101,11 @@ def as_plain(value: Any) -> Any:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    try:
-        if isinstance(value, tuple | list):
-            return [*map(as_plain, value)]
-        if isinstance(value, Mapping) and all(isinstance(one, str) for one in value):
-            return {in_words(name): as_plain(one) for name, one in value.items()}
-    except RecursionError:  # it may hold itself
-        return type(value).__name__
+    if isinstance(value, tuple | list) and depth:
+        return [as_plain(one, depth - 1) for one in value]
+    is_table = isinstance(value, Mapping) and all(isinstance(n, str) for n in value)
+    if is_table and depth:
+        return {in_words(n): as_plain(one, depth - 1) for n, one in value.items()}
     return in_words(value)
 
 

@@ -296,3 +296,50 @@ def test_a_command_names_the_data_that_were_found(tmp_path, given, kept):
     (study,), _ = read_studies(tmp_path)
     words = shlex.split(study.entries[0].first.command)
     assert words == ["python", "-m", "experiments.run", "--model=convnet", *kept]
+
+
+def change(folder, *names, value):
+    """Changes a value in the record of a run."""
+    path = folder / records.CONFIG
+    record = json.loads(path.read_text())
+    inner = record
+    for name in names[:-1]:
+        inner = inner[name]
+    inner[names[-1]] = value
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("value", ["0.1", None, [0.1], {"a": [[1]]}, True, 2**80])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("recipe", "phases", 0, "learning_rate"),
+        ("recipe", "augmentation"),
+        ("settings", "seeds_vary"),
+        ("settings", "model_args"),
+    ],
+)
+def test_no_record_takes_the_report_from_the_others(tmp_path, names, value):
+    for name in ("good", "better", "odd"):
+        make_run(tmp_path / name, name, (0.5, 0.6))
+    change(tmp_path / "odd", *names, value=value)
+    (study,), left_out = read_studies(tmp_path)
+    read = [run.folder.name for entry in study.entries for run in entry.runs]
+    assert {"good", "better"} <= set(read)
+    assert "odd" in read or any("odd" in line for line in left_out)
+
+
+def test_a_run_that_cannot_be_read_for_any_reason_is_listed(tmp_path, monkeypatch):
+    for name in ("good", "odd"):
+        make_run(tmp_path / name, name, (0.5, 0.6))
+
+    def check(folder, *others):
+        if folder.name == "odd":
+            raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr("cifar_flax.reports.runs.check_records", check)
+    (study,), left_out = read_studies(tmp_path)
+    assert names_of(study) == ["good"]
+    assert left_out == [
+        f"{tmp_path / 'odd'} cannot be read: KeyError('nobody thought of this')"
+    ]

@@ -11,6 +11,7 @@ import pytest
 from cifar_flax import records
 from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
+from cifar_flax.runs.inference import Run
 from cifar_flax.runs.observers import Observer
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
@@ -18,11 +19,21 @@ from tests.conftest import make_split
 from tests.runs.test_session import TinyNet, Told
 
 
-def dataset(classes, seed=0):
+def dataset(classes, seed=0, names=None):
     train, test = make_split(seed, 96, classes), make_split(seed + 1, 24, classes)
     arrays = (train.images, train.labels, test.images, test.labels)
-    names = [f"class {k}" for k in range(classes)]
+    names = names or [f"class {k}" for k in range(classes)]
     return make_dataset("tiny", *arrays, names, source="a test")
+
+
+class Fixed(nn.Module):
+    """A model for four classes and no other number."""
+
+    @nn.compact
+    def __call__(self, images):
+        """Applies two layers to the mean colours."""
+        hidden = nn.relu(nn.Dense(4, name="first")(images.mean((1, 2))))
+        return nn.Dense(4, name="last")(hidden)
 
 
 DATA = dataset(4)
@@ -79,6 +90,38 @@ def test_other_classes_get_a_new_head(origin, caplog):
     for name in set(ours) - {"head"}:
         assert_same(ours[name], jax.tree.map(lambda p: p[:1], theirs[name]))
     assert "new: params/head/bias, params/head/kernel" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names",
+    [("cat", "dog", "ship", "car"), ("class 1", "class 0", "class 2", "class 3")],
+)
+def test_as_many_other_classes_get_a_new_head_too(origin, names, caplog):
+    """Also the same ones in another order, which a head would mix up."""
+    caplog.set_level("INFO")
+    folder, result = origin
+    data = dataset(4, seed=3, names=names)
+    started = go(data=data, init_from=str(folder), seeds=(3,), lr=0.0)
+    first = jax.tree.map(lambda p: p[:1], result.state.params)
+    assert moved(started.state.params, first) == {"head/bias", "head/kernel"}
+    assert "new: params/head/bias, params/head/kernel" in caplog.text
+    assert f"are {', '.join(names)}, so the last layer is new" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_last_layer_of_a_net_without_num_classes_is_new_too(tmp_path):
+    go(tmp_path / "first", net=Fixed(), lr=0.01)
+    first = records.read_config(tmp_path / "first").dataset.class_names
+    for names, new in ((first, set()), ("wxyz", {"last/bias", "last/kernel"})):
+        changes = {"init_from": str(tmp_path / "first"), "lr": 0.0}
+        started = go(data=dataset(4, names=names), net=Fixed(), **changes)
+        theirs = Run.load(tmp_path / "first", model=Fixed()).variables["params"]
+        assert moved(started.state.params, theirs) == new
+    changes["init_from"] = str(tmp_path / "tiny")
+    go(tmp_path / "tiny", net=TinyNet())
+    with pytest.raises(UserError, match="none of its arrays fits, and its classes are"):
+        go(data=dataset(4, names="wxyz"), net=TinyNet(), **changes)
 
 
 @pytest.mark.slow
@@ -214,6 +257,33 @@ LONG = {**SETTINGS, "seeds": (3, 5), "momentum": 0.9, "ema": 0.5}
 def continue_run(folder, to=None, net=None, **changes):
     settings = Settings.continuing(folder, **changes)
     return run(settings, to, dataset=DATA, model=net)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_run_with_accumulated_gradients_goes_on_within_a_group(tmp_path, every):
+    settings = {**LONG, "model": "simplenet", "accumulate": every}
+    go(tmp_path / "first", **{**settings, "epochs": 1.5})
+    second = continue_run(tmp_path / "first", epochs=0.75)
+    whole = go(None, **{**settings, "epochs": 2.25})
+    assert_same(second.state.trained, whole.state.trained)
+    assert_same(second.state.opt_state, whole.state.opt_state)
+
+
+@pytest.mark.slow
+def test_where_a_continued_run_is_not_one_longer_run_it_says_so(tmp_path, caplog):
+    settings = {**LONG, "model": "simplenet"}
+    go(tmp_path / "first", **settings, lookahead=2)
+    continue_run(tmp_path / "first", epochs=1)
+    assert "the result differs from that of one longer run" in caplog.text
+    (tmp_path / "freezing.toml").write_text(
+        "batch_size = 24\n[[phases]]\nkind = 'constant'\nlearning_rate = 0.1\n"
+        "epochs = 1\nfreeze = 'conv0'"
+    )
+    given = {"recipe": str(tmp_path / "freezing.toml"), "val_size": 24}
+    run(Settings(model="simplenet", **given), tmp_path / "freezing", dataset=DATA)
+    with pytest.raises(UserError, match=r"freezes 'conv0', .*--init_from takes"):
+        continue_run(tmp_path / "freezing", tmp_path / "new", epochs=1, lr=0.1)
 
 
 @pytest.mark.slow

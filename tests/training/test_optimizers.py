@@ -10,10 +10,27 @@ import pytest
 
 from cifar_flax.errors import UserError
 from cifar_flax.training.optimizers import Group, names, options_of
-from cifar_flax.training.phases import Constant, Sgdr
+from cifar_flax.training.phases import (
+    Constant,
+    Cosine,
+    Linear,
+    OneCycle,
+    Sgdr,
+    Trapezoid,
+)
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.stages import make_stages, spans_of
 from cifar_flax.training.steps import update_average
+
+
+class Halves:
+    """A phase of a user's own."""
+
+    epochs = 2
+
+    def schedule(self, steps_per_epoch):
+        return lambda step: 0.1 / (1 + step // steps_per_epoch)
+
 
 ONE = (Constant(0.1, 1),)
 RNG = np.random.default_rng(0)
@@ -161,6 +178,33 @@ def test_gradients_are_scaled_to_a_norm():
     short = jax.tree.map(lambda g: 1e-3 * g, GRADS[0])
     unclipped = dataclasses.replace(recipe, clip_norm=None)
     assert_close(train(recipe, [short]), train(unclipped, [short]))
+
+
+@pytest.mark.parametrize("every", [2, 4])
+@pytest.mark.parametrize(
+    "phase",
+    [
+        *(Linear(0.1, 3), OneCycle(0.1, 3), Trapezoid(0.1, 3), Constant(0.1, 3)),
+        *(Sgdr(0.1, 2, 1.5), Cosine(0.1, 3, warmup=1), Sgdr(0.1, 3, slow_start=0.5)),
+    ],
+    ids=lambda phase: type(phase).__name__,
+)
+def test_accumulated_gradients_have_the_rates_of_the_large_batch(phase, every):
+    """Twelve steps an epoch, in groups, are steps of a batch of that many batches."""
+    phases = (phase, Constant(0.3, 1))
+    steps = np.arange(48)
+    rates = jax.vmap(Recipe(phases, accumulate=every).schedule(12))(steps)
+    large = jax.vmap(Recipe(phases).schedule(12 // every))(steps // every)
+    np.testing.assert_allclose(rates, large, rtol=1e-6)
+
+
+@pytest.mark.parametrize("phase", [OneCycle(0.1, 2), Cosine(0.1, 0.2), Halves()])
+def test_groups_that_do_not_divide_an_epoch_have_one_rate_each(phase):
+    recipe = Recipe((Constant(0.2, 1), phase), accumulate=4)
+    rates = jax.vmap(recipe.schedule(10))(np.arange(recipe.count_steps(10)))
+    np.testing.assert_array_equal(rates, np.repeat(rates[::4], 4)[: len(rates)])
+    assert (np.asarray(rates[:12]) == np.float32(0.2)).all()
+    assert ((rates >= 0) & (rates <= np.float32(0.2))).all()
 
 
 def test_accumulated_gradients_make_one_step_at_the_rate_of_the_first():
