@@ -177,6 +177,8 @@ def _find_runs(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
 
     places = [folder]
     for place in places:  # links add to it, after the folders that they may name
+        if os.path.realpath(place) in found:
+            continue  # two links lead to it
         links: list[pathlib.Path] = []
         for path, folders, files in os.walk(place, onerror=unreadable):
             here = pathlib.Path(path)
