@@ -56,6 +56,12 @@ if os.path.basename(sys.argv[0]) in ("-m", "cifar-flax", "cifar-flax.exe"):
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
+# What the user writes before the name of a command, for hints that can be pasted. An
+# installed program does not depend on what is in the current folder.
+BEFORE_NAME = "python -m experiments."
+if os.path.basename(sys.argv[0]) in ("cifar-flax", "cifar-flax.exe"):
+    BEFORE_NAME = "cifar-flax "
+
 
 def start(name: str) -> None:
     """Runs a command as the main program; it ends the process with its status."""

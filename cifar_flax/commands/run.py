@@ -16,7 +16,7 @@ from absl import flags
 from rich.console import Console
 
 from cifar_flax import records
-from cifar_flax.commands import cli
+from cifar_flax.commands import BEFORE_NAME, cli
 from cifar_flax.commands.setting_flags import (
     define_devices,
     define_processes,
@@ -137,7 +137,7 @@ def say_stopped(screen: Console, folder: pathlib.Path, signum: int | None) -> in
       signum: the signal that stopped the run; None if another process received it.
     """
     workdir = shell_word(f"--workdir={folder}", sys.stdout.encoding)
-    words = f"to continue:\n  python -m experiments.run {workdir} --resume"
+    words = f"to continue:\n  {BEFORE_NAME}run {workdir} --resume"
     if signum == cli.SIGPIPE:
         cli.logger.info("stopped because the output was closed; %s", words)
     if processes.is_first():

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cifar_flax.commands import cli
+from cifar_flax.commands import BEFORE_NAME, cli
 from cifar_flax.commands.setting_flags import define_settings, parse
 from cifar_flax.data import Dataset
 from cifar_flax.definitions import MAX_STEPS
@@ -301,7 +301,7 @@ def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
         cli.logger.error("%s %s", cell.name, cell.status)
     if any(cell.result for cell in cells):
         runs = shell_word(f"--runs={FLAGS.workdir}", sys.stdout.encoding)
-        screen.print(f"compare: python -m experiments.report {runs}", soft_wrap=True)
+        screen.print(f"compare: {BEFORE_NAME}report {runs}", soft_wrap=True)
     return 1 if failed else 0
 
 

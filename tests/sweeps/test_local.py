@@ -51,3 +51,19 @@ def test_a_cell_trains_with_the_installation(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "begin"),
+    [("/usr/bin/cifar-flax", "cifar-flax "), ("-m", "python -m experiments.")],
+)
+def test_a_hint_starts_a_command_as_the_user_did(program, begin):
+    """What is installed does not depend on what is in the current folder."""
+    code = "import sys; sys.argv[0] = sys.argv[1]; from cifar_flax import commands"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(commands.BEFORE_NAME, end='')", program],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == begin
