@@ -197,6 +197,7 @@ def _check_item(parent: dict[str, Any], where: str, name: str, kind: Any) -> Non
 class LogPoint(msgspec.Struct, kw_only=True):
     """A line of ``metrics.jsonl``: the metrics at the end of an epoch.
 
+    The learning rate is that of the epoch's last step; ``steps.npz`` has all.
     Losses and accuracies are lists with a number for each seed, which is NaN if the
     seed has diverged. Without validation, its two metrics are None. In the file, a list
     of one number is that number, and NaN is null.

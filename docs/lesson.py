@@ -34,6 +34,7 @@ from IPython.display import display
 
 import cifar_flax as cf
 from cifar_flax.data.augment import normalise
+from cifar_flax.runs.tables import mean_and_interval
 
 SEEDS = (0, 1, 2)
 WHERE = {
@@ -344,8 +345,13 @@ third
 
 # %%
 last_batch = train("convbn", "convbn-last-batch", bn_momentum=0.0)
-print("moving averages: ", np.round(100 * np.array(third.record.test_accuracy), 2))
-print("last batch alone:", np.round(100 * np.array(last_batch.record.test_accuracy), 2))
+print(
+    "moving averages: ", np.round(100 * np.array(third.record.test_accuracy, float), 2)
+)
+print(
+    "last batch alone:",
+    np.round(100 * np.array(last_batch.record.test_accuracy, float), 2),
+)
 
 # %% [markdown]
 # <details><summary>Question: how would you find out whether the difference is more than chance?</summary>
@@ -357,7 +363,9 @@ print("last batch alone:", np.round(100 * np.array(last_batch.record.test_accura
 #
 # A network that was trained on some classes is a good start for others. We train on the first five classes,
 # and then fine-tune the network on a few hundred images of the other five. The batch norms can keep the
-# statistics that they have (`bn_freeze`), or adapt.
+# statistics that they have (`bn_freeze`), or adapt. With fixed statistics nothing rescales what grows, so a network can
+# diverge at a rate that suits the others: after a short training on 1,000 images, all three seeds did at 0.02. Of the
+# rates 0.01, 0.005, 0.002 and 0.001, 0.005 was best there, so the frozen norms get that.
 
 
 # %%
@@ -389,24 +397,16 @@ for name, extra in {
     "fine-tuned, norms frozen": {
         "init_from": f"{FOLDER}/pretrained",
         "bn_freeze": True,
+        "lr": 0.005,
     },
     "only the last layer": {"init_from": f"{FOLDER}/pretrained", "freeze": "^(?!head)"},
 }.items():
-    settings = cf.Settings(
-        model="convbn",
-        lr=0.02,
-        cycles=1,
-        cycle_len=20,
-        batch_size=50,
-        **common,
-        **extra,
-    )
+    short = {"lr": 0.02, "cycles": 1, "cycle_len": 20, "batch_size": 50}
+    settings = cf.Settings(model="convbn", **{**short, **common, **extra})
     tuned[name] = cf.run(settings, dataset=after).record
 for name, record in tuned.items():
-    print(
-        f"{name:25} {100 * record.test_accuracy_mean:.2f} ± {100 * record.test_accuracy_ci95:.2f} %"
-        f" ({len(SEEDS)} seeds, {few} training images)"
-    )
+    accuracy = mean_and_interval(record)
+    print(f"{name:25} {accuracy} ({len(SEEDS)} seeds, {few} training images)")
 
 # %% [markdown]
 # <details><summary>Question: when would you freeze the norms?</summary>

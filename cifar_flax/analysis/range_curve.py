@@ -11,6 +11,7 @@ References:
 
 import bisect
 import dataclasses
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -311,26 +312,17 @@ class RangeResult:
             common = min(len(one) for one in averages)
             mean = np.mean([one[:common] for one in averages], 0)
             middles = self.rates[window // 2 :][:common]
-            label = f"mean over {window} steps and the seeds"
+            over = " and the seeds" if count > 1 else ""
+            label = f"mean over {window} steps{over}"
             axis.plot(middles, mean, color="black", label=label)
-        for number, name in enumerate(METHODS, start=1):
-            found = self.consensus(name)
-            bold = name == method
-            axis.axvline(
-                np.nan if found.rate is None else found.rate,
-                color=f"C{number}",
-                linewidth=2 if bold else 1,
-                linestyle="-" if bold else "--",
-                label=f"{name}: "
-                + ("inconclusive" if found.rate is None else f"{found.rate:.2g}"),
-            )
+        suggested = self._plot_suggestions(axis, method)
         # The limits show where the loss starts and how far it falls, not its
         # divergence.
         bottom, top = np.nanmin(losses), np.nanmax(losses[:, :10])
         room = 0.1 * (top - bottom) or 1.0
         axis.set(
             xscale="log",
-            xlim=(rates[0], rates[-1]),
+            xlim=(min([rates[0], *suggested]), rates[-1]),
             ylim=(bottom - room, top + 3 * room),
             xlabel="learning rate",
             ylabel="loss",
@@ -339,3 +331,25 @@ class RangeResult:
         axis.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9
         )
+
+    def _plot_suggestions(self, axis: Any, method: str) -> list[float]:
+        """Draws a line at each suggested rate; returns the rates."""
+        suggested, missing = [], []
+        for number, name in enumerate(METHODS, start=1):
+            rate = self.consensus(name).rate
+            if rate is None:
+                missing.append(name)
+                continue
+            suggested.append(rate)
+            bold = name == method
+            axis.axvline(
+                rate,
+                color=f"C{number}",
+                linewidth=2 if bold else 1,
+                linestyle="-" if bold else "--",
+                label=f"rate by {name}: {rate:.2g}",
+            )
+        if missing:  # a line of the legend without a mark
+            label = f"no rate by {', '.join(missing)}"
+            axis.plot([], [], " ", label=textwrap.fill(label, 36))
+        return suggested

@@ -51,5 +51,5 @@ if __name__ == "__main__":
         "Settings whose values are compared, such as optimizer,weight_decay (default: "
         "none; in runs of one model, all settings that differ except the rate).",
     )
-    cli.define_path("figures", None, "Folder for the figures as PNG and SVG.")
+    cli.define_path("figures", None, "Folder for the figures as PNG, SVG and PDF.")
     sys.exit(main())

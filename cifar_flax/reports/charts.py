@@ -5,6 +5,7 @@ import dataclasses
 import io
 import pathlib
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,14 +27,18 @@ from cifar_flax.reports.entries import Entry
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
 LINES = ("-", "--", "-.", ":")
 
-MAX_NAME = 34  # characters of an entry's name in a figure
+MAX_NAME = 26  # characters in a line of an entry's name in a figure
+MAX_LINES = 4  # of a name; its middle is left out if it needs more
 BANDS = 4  # number of intervals that are drawn at once; more would hide each other
+
+FORMATS = ("png", "svg", "pdf")  # of the files of a figure
 
 # Placeholder for the colour of the surrounding text, which is currentColor in SVG.
 _INK = "#123456"
 
 _STYLE: Any = {
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # whole fonts; many journals refuse those of type 3
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -87,18 +92,21 @@ class Chart:
         return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
 
     def save(self, folder: pathlib.Path, prefix: str = "") -> None:
-        """Writes the figure as SVG and as PNG, with a legend, on white."""
+        """Writes the figure as PNG, SVG and PDF, with a legend, on white."""
         with self._drawn("black") as figure:
             (axis,) = figure.axes
             for band in axis.collections:
                 word, _, number = (band.get_gid() or "").partition("-")
                 band.set_visible(word != "band" or int(number) <= BANDS)
             if self.keys:
-                rows = -(-len(self.keys) // 2)
-                figure.set_size_inches(self.size[0], self.size[1] + 0.22 * rows)
-                lines = axis.get_legend_handles_labels()
-                figure.legend(*lines, loc="outside lower center", ncols=2, fontsize=9)
-            for ending in ("svg", "png"):
+                handles, texts = axis.get_legend_handles_labels()
+                heights = [0.08 + 0.15 * (1 + text.count("\n")) for text in texts]
+                half = -(-len(heights) // 2)  # the first column may have one more
+                more = max(sum(heights[:half]), sum(heights[half:]))
+                figure.set_size_inches(self.size[0], self.size[1] + more)
+                place: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": 9}
+                figure.legend(handles, texts, **place)
+            for ending in FORMATS:
                 with replacing(folder / f"{prefix}{self.name}.{ending}") as file:
                     figure.savefig(file, format=ending, dpi=200)
 
@@ -128,6 +136,7 @@ def style_of(number: int) -> dict[str, Any]:
 def ranking(entries: list[Entry]) -> Chart:
     """Makes a chart of the accuracies of entries with their intervals."""
     entries = [entry for entry in entries if entry.accuracies]
+    names = [f"{n}  {plain(e.name)}" for n, e in enumerate(entries, start=1)]
 
     def draw(axis: Axes) -> None:
         for number, entry in enumerate(entries):
@@ -137,15 +146,15 @@ def ranking(entries: list[Entry]) -> Chart:
                 xerr=_sides(entry),
                 marker="o",
                 capsize=3,
-                color=COLOURS[number % len(COLOURS)],
+                color=COLOURS[0],
             )
-        names = [f"{n}  {plain(e.name)}" for n, e in enumerate(entries, start=1)]
         axis.set_yticks(range(len(entries)), names)
         axis.set_ylim(len(entries) - 0.5, -0.5)
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_xlabel("test accuracy, %")
 
-    height = 0.9 + 0.28 * len(entries)
+    most = max((1 + name.count("\n") for name in names), default=1)
+    height = 0.9 + (0.12 + 0.16 * most) * len(entries)
     return Chart("ranking", "Test accuracies with intervals", (5.6, height), draw)
 
 
@@ -184,14 +193,14 @@ def trade_off(
         dots = [pair[1] for pair in ranked if pair not in named]
         heights = [100 * entry.mean for entry in dots]
         axis.scatter([cost(e) for e in dots], heights, s=8, color="0.5", alpha=0.5)
-        for number, entry in named:
+        for _, entry in named:
             axis.errorbar(
                 cost(entry),
                 100 * entry.mean,
                 _sides(entry),
                 marker="o",
                 capsize=3,
-                color=COLOURS[(number - 1) % len(COLOURS)],
+                color=COLOURS[0],
             )
         heights = [100 * entry.mean for entry in front]
         axis.plot([cost(e) for e in front], heights, ":", color="0.5", zorder=0)
@@ -300,7 +309,8 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     keys = [(number, entry.name) for number, entry in numbered]
-    return Chart(name, f"{label} over the epochs", (5.6, 3.2), draw, keys)
+    title = f"{' '.join(label.split())} over the epochs"
+    return Chart(name, title, (5.6, 3.2), draw, keys)
 
 
 def schedules(entries: list[Entry]) -> Chart | None:
@@ -348,9 +358,10 @@ def range_test(entry: Entry) -> Chart | None:
 
 
 def plain(text: str) -> str:
-    """Returns text that is short, printable, and not a formula for Matplotlib."""
+    """Returns text in short lines, printable, and not a formula for Matplotlib."""
     visible = "".join(c if c.isprintable() else " " for c in text)
-    if len(visible) > MAX_NAME:
-        half = (MAX_NAME - 3) // 2
-        visible = f"{visible[:half]}...{visible[-half:]}"
-    return visible.replace("$", r"\$")
+    lines = textwrap.wrap(visible, MAX_NAME)
+    if len(lines) > MAX_LINES:
+        half = (MAX_LINES * MAX_NAME - 3) // 2
+        lines = textwrap.wrap(f"{visible[:half]}...{visible[-half:]}", MAX_NAME)
+    return "\n".join(lines).replace("$", r"\$")

@@ -42,7 +42,7 @@ COSTS: dict[str, tuple[str, Callable[[Entry], float]]] = {
 
 CURVES = {
     "val_accuracy": "validation accuracy, %",
-    "train_accuracy": "training accuracy (augmented images), %",
+    "train_accuracy": "training accuracy, %\n(augmented images)",
     "train_loss": "training loss",
 }
 
@@ -104,7 +104,8 @@ def report(
         study are compared with it, and not with each other.
       compared: settings whose values are compared besides the models; see
         ``studies.read_studies``.
-      figures: folder for the figures as PNG and SVG; None: only the page has figures.
+      figures: folder for the figures as PNG, SVG and PDF; None: only the page has
+        figures.
 
     Raises:
       UserError: there is no finished run, no such baseline or setting, the report

@@ -15,7 +15,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 
 # Sizes of the SVG and of the plot in it, in pixels.
 WIDTH, HEIGHT = 340, 260
-LEFT, TOP, SPAN, DEPTH = 50, 8, 280, 200
+LEFT, TOP, SPAN, DEPTH = 50, 8, 270, 200
 
 MAX_POINTS = 300  # points of a line, about one per pixel
 

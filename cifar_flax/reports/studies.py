@@ -12,6 +12,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -117,7 +118,8 @@ def read_studies(
     Args:
       folder: folder that holds the runs, at any depth.
       baseline: name of the entry with which the others of its study are compared. All
-        entries of that study are ranked.
+        entries of that study are ranked. The name of a model stands for its only ranked
+        entry, and the ranking is the usual one.
       compared: settings whose values are compared besides the models. The default is
         none, or, in a study of one model, all that differ except the rate.
 
@@ -140,6 +142,8 @@ def read_studies(
         _make_study(key, group[0], entries, baseline, compared)
         for key, group, entries in made
     ]
+    if baseline is not None and all(study.baseline is None for study in studies):
+        _ask_for_one(baseline, studies)
     return sorted(studies, key=lambda study: -len(study.entries)), left_out
 
 
@@ -150,7 +154,8 @@ def _check_names(
 ) -> None:
     """Raises a UserError if the baseline or a compared setting does not exist."""
     names = [entry.name for _, _, entries in made for entry in entries]
-    if baseline is not None and baseline not in names:
+    models = {run.result.model for _, group, _ in made for run in group}
+    if baseline is not None and baseline not in {*names, *models}:
         near = difflib.get_close_matches(baseline, names, n=3, cutoff=0)
         shown = ", ".join(one_line(repr(word), 100) for word in near)
         raise UserError(
@@ -169,6 +174,21 @@ def _check_names(
                 f"--compare={one_line(name, 100)}: no setting that differs between "
                 f"these runs has this name; those that differ: {those}"
             )
+
+
+def _ask_for_one(model: str, studies: list[Study]) -> NoReturn:
+    """Raises a UserError that names the ranked entries of a model."""
+    those = [
+        one_line(repr(entry.name), 200)
+        for study in studies
+        for entry in study.entries
+        if entry.first.result.model == model
+    ]
+    more = f", or one of {len(those) - 10} others" if len(those) > 10 else ""
+    raise UserError(
+        f"--baseline={one_line(model, 100)}: {len(those)} ranked configurations are of "
+        f"this model; give one of their names: {', '.join(those[:10])}{more}"
+    )
 
 
 def _study_key(run: RunRecord) -> tuple:
@@ -192,6 +212,9 @@ def _make_study(
     base = None if baseline is None else by_name.get(baseline)
     told_apart = tuple(compared) or _compared_by_default(entries)
     ranked = entries if base is not None else _chosen(entries, told_apart)
+    if base is None:
+        of_model = [e for e in ranked if e.first.result.model == baseline]
+        base = of_model[0] if len(of_model) == 1 else None
     kept = set(map(id, ranked))
     return Study(
         dataset=run.config.dataset,

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from rich import progress as bars
 from rich.cells import cell_len
 from rich.console import Console
@@ -161,6 +163,7 @@ class ConsoleDisplay(Observer):
         self._console = console or make_console()
         self._bar = contextlib.ExitStack()
         self._plan: Plan
+        self._rates: np.ndarray  # of each step, [S]
         self._move: Callable[[int, str], None]
 
     def started(self, plan: Plan) -> None:
@@ -171,6 +174,9 @@ class ConsoleDisplay(Observer):
             step = f"step {plan.step} of {plan.total_steps}"
             self._console.print(f"continuing after {step}")
         self._plan = plan
+        if plan.kind == "run":
+            steps = np.arange(plan.total_steps)
+            self._rates = np.asarray(jax.jit(jax.vmap(plan.trainer.schedule))(steps))
         bar = steps_bar(self._console, plan.total_steps, plan.step)
         self._move = self._bar.enter_context(bar)
 
@@ -187,12 +193,14 @@ class ConsoleDisplay(Observer):
         )
 
     def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
-        """Prints loss and accuracy of the epoch."""
+        """Prints the highest rate of the epoch, loss and accuracy."""
         del state
+        first = (line.epoch - 1) * self._plan.trainer.steps_per_epoch
+        rate = self._rates[first : line.step].max()
         epochs = math.ceil(self._plan.trainer.recipe.epochs)
         text = (
             f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  "
-            f"rate {line.learning_rate:<9.3g}"
+            f"rate {rate:<9.3g}"
             f"train loss {loss_in_words(mean_of_finite(line.train_loss))}  "
             f"accuracy {100 * mean_of_finite(line.train_accuracy):5.2f} %"
         )

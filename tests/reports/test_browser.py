@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from cifar_flax.reports.page import report
-from tests.reports.made import make_run
+from tests.reports.made import make_run, write_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +23,25 @@ return [...document.querySelectorAll("figure svg:not(.key)")].map(svg =>
     const box = text.getBoundingClientRect();
     return [text.textContent, box.left, box.top, box.right, box.bottom];
   }).filter(box => box[3] > box[1]));
+"""
+
+# Returns the texts that a picture cuts off, of all pictures of the document.
+CUT = """
+return [...document.querySelectorAll("svg:not(.key)")].flatMap(svg => {
+  const whole = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter(text => {
+    const box = text.getBoundingClientRect();
+    return box.left < whole.left - 2 || box.right > whole.right + 2
+      || box.top < whole.top - 2 || box.bottom > whole.bottom + 2;
+  }).map(text => text.textContent);
+});
+"""
+
+# Returns the names of the parts that must be scrolled sideways to be seen as a whole.
+WIDER = """
+return [...document.querySelectorAll(".scroll, pre, table, figure")]
+  .filter(one => one.scrollWidth > one.clientWidth + 1)
+  .map(one => one.ariaLabel ?? one.tagName);
 """
 
 # Returns the smallest contrast between a text and the background of the page.
@@ -74,6 +93,19 @@ def page(tmp_path_factory):
         make_run(folder / str(n), name, seeds, val_accuracy=accuracy)
     make_run(folder / "7", "failing", (0.5, 0.5, 0.5), diverged=[1], val_accuracy=0.5)
     return (report(folder).folder / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def against(tmp_path_factory):
+    """A page with a baseline and long names and values, and its figures as files."""
+    folder = tmp_path_factory.mktemp("baseline")
+    make_run(folder / "a", "simplenet", val_accuracy=0.6)
+    for n in range(6):
+        settings = {"weight_decay": 0.0001 * n, "label_smoothing": 0.05 * n}
+        settings["optimizer_args"] = {"b1": 0.9, "b2": 0.9 + n / 100}
+        run = make_run(folder / str(n), "convbn", val_accuracy=0.5, **settings)
+        write_metrics(run, 2, epochs=1000 if n == 0 else 2)
+    return report(folder, baseline="simplenet", figures=folder / "figures").folder
 
 
 def test_it_asks_for_nothing_and_reports_no_error(driver, page):
@@ -135,6 +167,28 @@ def test_nothing_is_wider_than_the_page_and_no_texts_overlap(driver, page, width
             across = min(one[3], other[3]) - max(one[1], other[1])
             down = min(one[4], other[4]) - max(one[2], other[2])
             assert min(across, down) < 1, (one, other)
+
+
+def test_no_table_is_cut_at_1280_pixels_and_no_text_in_a_picture(driver, page, against):
+    size = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for shown in (page, (against / "report.html").as_uri()):
+        driver.get(shown)
+        driver.execute_script(
+            "document.querySelectorAll('details').forEach(d => d.open = 1)"
+        )
+        assert driver.execute_script(WIDER) == []
+        assert driver.execute_script(CUT) == []
+    files = sorted((against / "figures").iterdir())
+    names = {file.stem for file in files}
+    assert {"ranking", "train_accuracy"} <= names
+    assert {file.name for file in files} == {
+        f"{name}.{ending}" for name in names for ending in ("png", "svg", "pdf")
+    }
+    for file in files:
+        if file.suffix == ".svg":
+            driver.get(file.as_uri())
+            assert driver.execute_script(CUT) == [], file.name
 
 
 def test_four_bands_are_drawn_and_others_on_demand(driver, page):

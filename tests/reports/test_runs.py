@@ -343,3 +343,20 @@ def test_a_run_that_cannot_be_read_for_any_reason_is_listed(tmp_path, monkeypatc
     assert left_out == [
         f"{tmp_path / 'odd'} cannot be read: KeyError('nobody thought of this')"
     ]
+
+
+def test_a_model_names_its_ranked_configuration_as_the_baseline(tmp_path):
+    for lr, val in ((0.1, 0.5), (0.2, 0.4)):
+        make_run(tmp_path / f"a{lr}", lr=lr, val_accuracy=val)
+    make_run(tmp_path / "b", "convbn", (0.8, 0.81), val_accuracy=0.8)
+    (study,), _ = read_studies(tmp_path, baseline="convnet")
+    assert study.baseline.name == "convnet lr=0.1"
+    assert names_of(study) == ["convbn", "convnet lr=0.1"]
+
+
+def test_a_baseline_of_several_ranked_configurations_is_asked_for(tmp_path):
+    for lr in (0.1, 0.2):  # no validation images, so that both are ranked
+        make_run(tmp_path / f"a{lr}", lr=lr)
+    with pytest.raises(UserError, match="one of their names") as raised:
+        read_studies(tmp_path, baseline="convnet")
+    assert "'convnet lr=0.1', 'convnet lr=0.2'" in str(raised.value)
