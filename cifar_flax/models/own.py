@@ -106,7 +106,8 @@ def _imports_of(path: pathlib.Path, folder: pathlib.Path) -> Iterator[pathlib.Pa
     """Yields the files in a folder that a file imports itself."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # a compiled extension, or what cannot run
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # A compiled extension, or code that cannot run.
         return
     for node in ast.walk(tree):
         names: list[str] = []

@@ -38,6 +38,14 @@ def new_folder(parent: pathlib.Path, stem: str) -> pathlib.Path:
             ) from error
 
 
+def whole_path(folder: str | pathlib.Path | None) -> pathlib.Path | None:
+    """Returns the absolute path of a run's folder; None if there is none.
+
+    Code of the user, such as a model or an observer, may change the current folder.
+    """
+    return None if folder is None else files.expand_user(folder).absolute()
+
+
 @contextlib.contextmanager
 def folder_for(folder: pathlib.Path | None, stem: str) -> Iterator[pathlib.Path]:
     """Yields a folder for a run: the given one, or a new one under ``runs/``.

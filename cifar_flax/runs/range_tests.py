@@ -13,7 +13,7 @@ from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.runs.flag_text import as_text
-from cifar_flax.runs.folder import opened_folder
+from cifar_flax.runs.folder import opened_folder, whole_path
 from cifar_flax.runs.journal import write_range_test
 from cifar_flax.runs.observers import (
     Observer,
@@ -72,6 +72,7 @@ def range_test(
     Raises:
       UserError: see ``run``.
     """
+    folder = whole_path(folder)
     subject = Subject.prepare(
         *(settings, model, recipe, dataset),
         devices=devices,

@@ -19,7 +19,7 @@ from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.runs.folder import opened_folder
+from cifar_flax.runs.folder import opened_folder, whole_path
 from cifar_flax.runs.journal import Journal, open_journal
 from cifar_flax.runs.observers import (
     Observer,
@@ -78,6 +78,7 @@ def run(
     Raises:
       UserError: an argument is not valid, or something cannot be read or written.
     """
+    folder = whole_path(folder)
     subject = Subject.prepare(
         settings, model, recipe, dataset, devices=devices, mesh=mesh
     )

@@ -41,7 +41,7 @@ def parse_value(setting: Hyperparameter, text: str) -> Any:
         if kind is int and not re.fullmatch(r"[+-]?\d+", text):
             raise ValueError(text)
         return _check_choice(setting, msgspec.convert(text, kind, strict=False))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # the latter for deep tables
         raise ValueError(f"give {what_to_give(setting)}") from error
 
 

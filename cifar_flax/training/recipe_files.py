@@ -28,13 +28,13 @@ import tomli_w
 
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.definitions import as_plain, hyperparameters, in_words
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import expand_user, open_plain
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import PHASES
 from cifar_flax.training.recipes import Recipe
 
-MAX_BYTES = 2**20  # far more than any recipe needs
+MAX_BYTES = 2**16  # far more than any recipe needs
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def read_recipe(path: str | pathlib.Path) -> Recipe:
         raise UserError(f"{path} is not a recipe: it has more than {MAX_BYTES} bytes")
     try:
         plain = tomllib.loads(content.decode())
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise UserError(f"{path} is not a TOML file: {error}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or too deep
+        raise UserError(f"{path} is not a TOML file: {one_line(error)}") from error
     return from_plain(plain, str(path))
 
 

@@ -26,6 +26,7 @@ from cifar_flax.runs.range_tests import range_test
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import with_recipe
+from cifar_flax.show.figures import RANGE_FIGURE, RangeFigure
 from cifar_flax.training.lr_range import RangeSettings
 from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.phases import Constant, Sgdr
@@ -582,3 +583,35 @@ def test_a_run_that_fails_after_an_epoch_is_kept(tmp_path):
         go(tmp_path, observers=[RefusesLater()])
     assert len(records.read_metrics(tmp_path)) == 1
     assert go(tmp_path, resume=True).status == "finished"
+
+
+class Wanderer(Observer):
+    """An observer that changes the current folder whenever it is called."""
+
+    def __init__(self, folder):
+        self.folder, self.count = folder, 0
+
+    def _go_on(self, *_):
+        self.count += 1
+        (self.folder / str(self.count)).mkdir()
+        os.chdir(self.folder / str(self.count))
+
+    started = chunk_done = epoch_done = ended = _go_on
+
+
+@pytest.mark.slow
+def test_a_change_of_the_current_folder_moves_no_file(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    wanderer = Wanderer(tmp_path / "elsewhere")
+    go("a run", observers=[wanderer])
+    os.chdir(tmp_path)
+    range_settings = RangeSettings(num_steps=20)
+    observers = [wanderer, RangeFigure()]
+    given = {"model": TinyNet(), "dataset": make_tiny(), "observers": observers}
+    range_test(SETTINGS, "a test", range_settings=range_settings, **given)
+    assert wanderer.count > 6
+    assert not [path for path in wanderer.folder.rglob("*") if not path.is_dir()]
+    assert records.read_result(tmp_path / "a run").status == "finished"
+    assert saved_steps(tmp_path / "a run")
+    assert (tmp_path / "a test" / RANGE_FIGURE).exists()

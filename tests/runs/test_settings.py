@@ -170,6 +170,7 @@ def test_a_text_stands_for_a_value_of_its_setting(name, text, value):
         ("epochs", "1.5x", "give a number"),
         ("optimizer", "adamx", "give one of .*adamw"),
         ("optimizer_args", "{", "give names and values as JSON"),
+        ("model_args", '{"a":' * 9_000, "give names and values as JSON"),
         ("optimizer_args", '{"b1": [1]}', "give names and values as JSON"),
         ("flip", "maybe", "give true or false"),
         ("dtype", "int8", "give one of float32, bfloat16"),

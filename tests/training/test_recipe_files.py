@@ -84,6 +84,9 @@ PHASE = '[[phases]]\nkind = "constant"\nlearning_rate = 0.1\nepochs = 1\n'
         ("phases = []", "phases is \\(\\); it must be a tuple of one or more"),
         ("= 1", "is not a TOML file"),
         ("a\x00", "is not a TOML file"),
+        ("a = " + "[" * 9_000 + "]" * 9_000, "is not a TOML file: maximum recursion"),
+        ("a = " + "{a=" * 9_000, "is not a TOML file: maximum recursion"),
+        (f"a{'.a' * 9_000} = 1", "phases is None"),
         (PHASE + "extra = 1", "a phase of kind constant has no 'extra'; it may have"),
         ("extra = 1\n" + PHASE, "a recipe has no 'extra'; it may have phases, batch"),
         (PHASE.replace("constant", "wavy"), "'wavy'; it must be one of constant"),
@@ -116,7 +119,7 @@ def test_what_is_no_file_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot read the recipe"):
         read_recipe(tmp_path)
     (tmp_path / "large.toml").write_bytes(b"#" * 2**21)
-    with pytest.raises(UserError, match="more than 1048576 bytes"):
+    with pytest.raises(UserError, match="more than 65536 bytes"):
         read_recipe(tmp_path / "large.toml")
 
 
