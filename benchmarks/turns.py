@@ -35,7 +35,8 @@ def peak_memory() -> int:
     """Returns the peak memory of this process in bytes."""
     import resource  # not available on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class WorkerEnded(Exception):

@@ -332,5 +332,5 @@ def _import(name: str) -> Any:
     except ImportError as error:
         package = name.partition(".")[0]
         raise UserError(
-            f"this format needs {package}: pip install -e '.[export]'"
+            f"this format needs {package}: pip install 'cifar-flax[export]'"
         ) from error

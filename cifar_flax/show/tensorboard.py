@@ -104,6 +104,6 @@ def _import_tensorboardx() -> tuple[Any, Any, Any]:
         from tensorboardX.proto import event_pb2
     except ImportError as error:
         raise UserError(
-            "--tensorboard needs tensorboardX: pip install -e '.[tensorboard]'"
+            "--tensorboard needs tensorboardX: pip install 'cifar-flax[tensorboard]'"
         ) from error
     return event_file_writer, summary, event_pb2

@@ -295,7 +295,8 @@ def test_an_address_where_no_cluster_is(monkeypatch):
 def test_an_extra_that_is_not_installed(monkeypatch, tmp_path, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     launcher = ray_cluster.on_ray() if extra == "ray" else slurm.on_slurm(tmp_path)
-    with pytest.raises(UserError, match=rf"pip install -e '\.\[{extra}\]'"), launcher:
+    hint = rf"pip install 'cifar-flax\[{extra}\]'"
+    with pytest.raises(UserError, match=hint), launcher:
         pass
 
 

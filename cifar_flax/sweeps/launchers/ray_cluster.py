@@ -72,7 +72,8 @@ def on_ray(
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError(
-            "--launcher=ray needs Ray, which is not installed: pip install -e '.[ray]'"
+            "--launcher=ray needs Ray, which is not installed: "
+            "pip install 'cifar-flax[ray]'"
         )
     if not 0 <= gpus < math.inf or (gpus > 1 and gpus % 1):
         raise UserError(

@@ -128,7 +128,7 @@ def on_slurm(
     if importlib.util.find_spec("submitit") is None:
         raise UserError(
             "--launcher=slurm needs submitit, which is not installed: "
-            "pip install -e '.[slurm]'"
+            "pip install 'cifar-flax[slurm]'"
         )
     if not 0 <= gpus < math.inf or gpus % 1:
         raise UserError(f"--gpus_per_cell={gpus:g}: Slurm assigns only whole GPUs")
