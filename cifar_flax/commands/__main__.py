@@ -4,7 +4,6 @@ A sweep starts this file by its path, with ``python -P``, so that a folder or mo
 the user's current folder replaces nothing of the installation.
 """
 
-import os
 import pathlib
 import sys
 
@@ -12,8 +11,6 @@ if not __package__:  # started by its path
     _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
     if _ROOT not in sys.path:
         sys.path.insert(0, _ROOT)
-    # For --model=MODULE:NAME; what is installed comes first.
-    sys.path.append(os.getcwd())
 
 from cifar_flax.commands import main
 

@@ -17,6 +17,7 @@ from cifar_flax import records
 from cifar_flax.data import DataSpec
 from cifar_flax.data.augment import Tta
 from cifar_flax.errors import UserError
+from cifar_flax.files import expand_user
 from cifar_flax.identity import Model, model_differs, model_of, run_of
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.models import MODELS
@@ -85,7 +86,7 @@ class Run:
           UserError: the folder has no run or a damaged one, no checkpoint is valid,
             every seed has diverged, or the model is missing or wrong.
         """
-        folder = pathlib.Path(folder)
+        folder = expand_user(folder)
         config = records.read_config(folder)
         where, data = str(folder / records.CONFIG), config.dataset
         seeds = config.settings["seeds"]
