@@ -250,11 +250,19 @@ def _valid_of(kind: Any) -> Valid | None:
     )
 
 
-def with_fields(doc: str | None, fields: Mapping[str, Hyper]) -> str | None:
-    """Returns a docstring followed by a description of fields."""
+def with_fields(
+    doc: str | None, fields: Mapping[str, Hyper], kinds: Mapping[str, Any] | None = None
+) -> str | None:
+    """Returns a docstring followed by a description of fields, with their types."""
     if not fields:
         return doc
-    lines = [f"      {n}: {one.help} {one.more}".rstrip() for n, one in fields.items()]
+    names = {n: n for n in fields}
+    for n, kind in (kinds or {}).items():
+        text = kind.__name__ if isinstance(kind, type) else str(kind)
+        names[n] += f" ({text.replace('typing.', '')})"
+    lines = [
+        f"      {names[n]}: {one.help} {one.more}".rstrip() for n, one in fields.items()
+    ]
     return "\n".join([(doc or "").rstrip(), "", "    Attributes:", *lines])
 
 

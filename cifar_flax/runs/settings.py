@@ -230,4 +230,5 @@ class Settings(RecordedSettings):
 
 
 _ABOUT = {name: one.about for name, one in SETTINGS.items()}
-Settings.__doc__ = with_fields(Settings.__doc__, _ABOUT)
+_KINDS = {name: one.kind for name, one in SETTINGS.items()}
+Settings.__doc__ = with_fields(Settings.__doc__, _ABOUT, _KINDS)

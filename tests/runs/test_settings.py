@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -275,3 +276,9 @@ def test_the_original_recipe_evaluates_with_the_last_batch():
         UserError, match=r"--recipe=original is for simplenet, .*modern"
     ):
         Settings(model="airbench", recipe="original")
+
+
+def test_the_reference_lists_every_setting_with_its_type():
+    listed = re.findall(r"^      (\w+) \((.+?)\): \S", Settings.__doc__, re.M)
+    assert [name for name, _ in listed] == list(SETTINGS)
+    assert dict(listed)["seeds"] == "tuple[int, ...]"
