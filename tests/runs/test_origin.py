@@ -113,7 +113,7 @@ def test_as_many_other_classes_get_a_new_head_too(origin, names, caplog):
 def test_the_last_layer_of_a_net_without_num_classes_is_new_too(tmp_path):
     go(tmp_path / "first", net=Fixed(), lr=0.01)
     first = records.read_config(tmp_path / "first").dataset.class_names
-    for names, new in ((first, set()), ("wxyz", {"last/bias", "last/kernel"})):
+    for names, new in ((first, set()), ([*"wxyz"], {"last/bias", "last/kernel"})):
         changes = {"init_from": str(tmp_path / "first"), "lr": 0.0}
         started = go(data=dataset(4, names=names), net=Fixed(), **changes)
         theirs = Run.load(tmp_path / "first", model=Fixed()).variables["params"]
@@ -121,7 +121,7 @@ def test_the_last_layer_of_a_net_without_num_classes_is_new_too(tmp_path):
     changes["init_from"] = str(tmp_path / "tiny")
     go(tmp_path / "tiny", net=TinyNet())
     with pytest.raises(UserError, match="none of its arrays fits, and its classes are"):
-        go(data=dataset(4, names="wxyz"), net=TinyNet(), **changes)
+        go(data=dataset(4, names=[*"wxyz"]), net=TinyNet(), **changes)
 
 
 @pytest.mark.slow
@@ -278,11 +278,11 @@ def test_where_a_continued_run_is_not_one_longer_run_it_says_so(tmp_path, caplog
     assert "the result differs from that of one longer run" in caplog.text
     (tmp_path / "freezing.toml").write_text(
         "batch_size = 24\n[[phases]]\nkind = 'constant'\nlearning_rate = 0.1\n"
-        "epochs = 1\nfreeze = 'conv0'"
+        "epochs = 1\nfreeze = 'hidden0'"
     )
     given = {"recipe": str(tmp_path / "freezing.toml"), "val_size": 24}
     run(Settings(model="simplenet", **given), tmp_path / "freezing", dataset=DATA)
-    with pytest.raises(UserError, match=r"freezes 'conv0', .*--init_from takes"):
+    with pytest.raises(UserError, match=r"freezes 'hidden0', .*--init_from takes"):
         continue_run(tmp_path / "freezing", tmp_path / "new", epochs=1, lr=0.1)
 
 

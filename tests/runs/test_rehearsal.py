@@ -7,6 +7,7 @@ import math
 import threading
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -262,3 +263,47 @@ def test_arguments_are_those_that_a_record_gives_back():
     args = {"kernel": (3, np.float32(0.5)), "blocks": ({"width": np.arange(2)},)}
     settings = Settings(model="mine.py:Net", recipe="modern", model_args=args)
     assert settings.model_args == {"kernel": [3, 0.5], "blocks": [{"width": [0, 1]}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"accumulate": 4}, "accumulate is 4, but there are only 3 steps, so nothing"),
+        ({"lookahead": 4, "ema": 0.5}, "lookahead is 4, but there are only 3 steps"),
+        (
+            {
+                "accumulate": 4,
+                "phases": (
+                    Constant(0.1, 1, freeze="bias"),
+                    Constant(0.1, 1, freeze="kernel"),
+                ),
+            },
+            "accumulate is 4: phases freeze every parameter before it is trained",
+        ),
+    ],
+)
+def test_a_run_that_would_train_nothing_is_refused(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        go(tmp_path / "run", dataclasses.replace(RECIPE, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_range_test_that_would_train_nothing_is_refused():
+    recipe = Recipe((Constant(0.1, 100),), batch_size=32, accumulate=101)
+    given = {"model": TinyNet(), "dataset": make_tiny(), "recipe": recipe}
+    with pytest.raises(UserError, match="accumulate is 101, but there are only 100"):
+        range_test(SETTINGS, **given)
+
+
+@pytest.mark.slow
+def test_steps_that_make_no_step_of_the_optimizer_are_warned_of(caplog):
+    recipe = dataclasses.replace(RECIPE, accumulate=2)
+    result = go(None, recipe)
+    assert "there are 3 steps: the gradients of the last 1 are not used" in caplog.text
+    two = go(None, dataclasses.replace(recipe, phases=(Constant(0.1, 2 / 3),)))
+    for one, other in zip(
+        jax.tree.leaves(result.state.params),
+        jax.tree.leaves(two.state.params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
