@@ -44,7 +44,10 @@ def _show_error(kind: type, error: BaseException, trace: Any) -> None:
 # While ``python -m experiments.NAME`` or ``cifar-flax NAME`` loads its libraries, for
 # two seconds, neither Ctrl-C nor a library that refuses to start shows a traceback.
 # ``cli.command`` takes over from here.
-if os.path.basename(sys.argv[0]) in ("-m", "cifar-flax", "cifar-flax.exe"):
+_MAIN = os.path.join(os.path.dirname(__file__), "__main__.py")
+if sys.argv[0] == _MAIN or os.path.basename(sys.argv[0]) in (
+    *("-m", "cifar-flax", "cifar-flax.exe"),
+):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.excepthook = _show_error
     os.environ["MPLBACKEND"] = "agg"  # no command opens a window; others may not exist
