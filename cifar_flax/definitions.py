@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, in_words
 
 # Rates and penalties are float32 in the compiled program, steps int32. Below the
 # smallest normal number a rate would silently be 0.
@@ -75,18 +75,6 @@ def is_whole(value: Any) -> bool:
 def plain(number: Any) -> Any:
     """Returns a number as an int if it is whole."""
     return int(number) if number == int(number) else number
-
-
-def in_words(value: Any) -> str:
-    """Returns a value as text in a line, equal in every process."""
-    if isinstance(value, set | frozenset):
-        return "{" + ", ".join(sorted(map(in_words, value))) + "}"
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except Exception:  # a user's class may raise anything
-        text = type(value).__name__
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
-    return " ".join(text.encode(errors="backslashreplace").decode().split())
 
 
 def as_plain(value: Any, depth: int = 20) -> Any:

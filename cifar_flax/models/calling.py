@@ -14,8 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from cifar_flax.definitions import in_words
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, in_words
 from cifar_flax.layers import BatchNorm
 from cifar_flax.layers.conv import Lowering, convolving
 from cifar_flax.models.streams import Stream

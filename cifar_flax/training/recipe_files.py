@@ -27,8 +27,8 @@ from typing import Any
 import tomli_w
 
 from cifar_flax.data.augment import Augmentation
-from cifar_flax.definitions import as_plain, hyperparameters, in_words
-from cifar_flax.errors import UserError, one_line
+from cifar_flax.definitions import as_plain, hyperparameters
+from cifar_flax.errors import UserError, in_words, one_line
 from cifar_flax.files import expand_user, open_plain
 from cifar_flax.training.optimizers import Group
 from cifar_flax.training.phases import PHASES

@@ -20,12 +20,11 @@ from cifar_flax.definitions import (
     Valid,
     between,
     float32,
-    in_words,
     plain,
     require,
     whole,
 )
-from cifar_flax.errors import UserError
+from cifar_flax.errors import UserError, in_words
 from cifar_flax.training.optimizers import (
     Group,
     Kind,
