@@ -364,8 +364,8 @@ print(
 # A network that was trained on some classes is a good start for others. We train on the first five classes,
 # and then fine-tune the network on a few hundred images of the other five. The batch norms can keep the
 # statistics that they have (`bn_freeze`), or adapt. With fixed statistics nothing rescales what grows, so a network can
-# diverge at a rate that suits the others: after a short training on 1,000 images, all three seeds did at 0.02. Of the
-# rates 0.01, 0.005, 0.002 and 0.001, 0.005 was best there, so the frozen norms get that.
+# diverge at a rate that suits the others: after a short training on 1,000 images, all three seeds did at 0.02 and none
+# at 0.01, so the frozen norms get that. (At the default size, 0.02 also works, and gives 1.6 points more than 0.01.)
 
 
 # %%
@@ -397,7 +397,7 @@ for name, extra in {
     "fine-tuned, norms frozen": {
         "init_from": f"{FOLDER}/pretrained",
         "bn_freeze": True,
-        "lr": 0.005,
+        "lr": 0.01,
     },
     "only the last layer": {"init_from": f"{FOLDER}/pretrained", "freeze": "^(?!head)"},
 }.items():
