@@ -211,7 +211,7 @@ def test_what_a_checkpoint_or_result_cannot_hold_is_refused(tmp_path, changes, w
 def test_class_names_that_are_not_unicode_are_refused():
     split = make_split(0, 40)
     arrays = (split.images, split.labels) * 2
-    with pytest.raises(UserError, match=r"class name 'd\\udce9' is not Unicode"):
+    with pytest.raises(UserError, match=r"a class is named 'd\\udce9'; give"):
         make_dataset("tiny", *arrays, ("a", "b", "c", "d\udce9"), source="a test")
 
 
