@@ -13,6 +13,8 @@ import importlib
 import os
 from typing import Any
 
+from cifar_flax import forks as forks  # it must know of JAX before a fork
+
 
 def _read_homes() -> dict[str, str]:
     """Returns the module of each public name.

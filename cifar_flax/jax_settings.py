@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from cifar_flax.errors import UserError, one_line
+from cifar_flax.forks import check_not_forked
 
 # Settings for debugging that this library turns off, and why.
 TURNED_OFF = {
@@ -36,8 +37,9 @@ def known_settings() -> Iterator[None]:
 
     Raises:
       UserError: JAX has no device, for example because ``JAX_PLATFORMS`` names a
-        missing one.
+        missing one, or this process was forked after JAX was used.
     """
+    check_not_forked()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

@@ -28,7 +28,7 @@ ORDER = [
     ["data", "records"],
     ["record_types"],
     ["definitions", "json_files", "jax_settings"],
-    ["files"],
+    ["files", "forks"],
     ["errors"],
 ]
 ALONE = {
@@ -40,7 +40,7 @@ ALONE = {
     "reports": {"analysis", "identity", "records", "files", "errors"},
     "data": {"definitions", "files", "errors"},
     "json_files": {"files", "errors"},
-    "jax_settings": {"errors"},
+    "jax_settings": {"errors", "forks"},
     "layers": {"files", "errors"},
     "models": {"layers", "jax_settings", "errors"},
 }

@@ -22,6 +22,57 @@ print(jax.config.jax_disable_jit, jax.config.jax_debug_nans)
 """
 
 
+FORK = """
+import multiprocessing, os, sys, warnings
+import cifar_flax as cf
+
+warnings.simplefilter("ignore")
+if "before" in sys.argv:
+    import jax.numpy as jnp
+else:
+    jnp = None
+
+def act(queue):
+    try:
+        net = cf.create_model("simplenet")
+        import jax
+        from cifar_flax.jax_settings import known_settings
+        with known_settings():
+            queue.put(str(jax.numpy.ones(3).sum()))
+    except cf.UserError as error:
+        queue.put(str(error))
+
+if jnp is not None:
+    jnp.ones(3).sum().block_until_ready()
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+process = context.Process(target=act, args=(queue,))
+process.start()
+print(queue.get(timeout=60))
+process.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ("before", 'get_context("spawn")'),
+        pytest.param("after", "3.0", marks=pytest.mark.slow),
+    ],
+)
+def test_a_fork_after_jax_was_used_is_refused(order, words):
+    """JAX could wait forever in it; a fork before that is as good as any process."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, order],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert words in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
