@@ -297,9 +297,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "eval_images", 10_000, "Random images to evaluate.", 1, 1_000_000
     )
-    cli.define_text("peer_python", None, "Python interpreter that has the library.")
+    cli.define_path("peer_python", None, "Python interpreter that has the library.")
     cli.define_path("json", None, "File for all measurements.")
-    cli.define_text(
+    cli.define_path(
         "figure", None, f"File for a chart of ratios: {', '.join(FORMATS)}."
     )
     sys.exit(main())
