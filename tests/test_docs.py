@@ -77,3 +77,10 @@ def test_the_notebook_is_made_from_its_source():
     source, made = (jupytext.read(DOCS / f"lesson.{end}") for end in ("py", "ipynb"))
     cells = [[(c.cell_type, c.source) for c in one.cells] for one in (source, made)]
     assert cells[0] == cells[1]
+
+
+def test_every_folder_is_in_the_source_distribution():
+    """So that its tests run there."""
+    given = re.findall(r"^graft (\w+)$", (ROOT / "MANIFEST.in").read_text(), re.M)
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages | {"docs"} == {"cifar_flax", *given}
