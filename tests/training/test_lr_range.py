@@ -198,7 +198,9 @@ def test_losses_are_those_of_a_training_with_the_ramp_as_its_schedule(splits, ch
     """This holds to the last bit, over several epochs of 12 steps."""
     recipe = dataclasses.replace(RECIPE, **changes)
     found = losses_of(splits, recipe, RangeSettings(1e-4, 1e-1, 30))
-    rise = Rise(30 / 12, Ramp(1e-4, 1e-1, 30))
+    # A group of steps has the rate of its first step.
+    ramp, every = Ramp(1e-4, 1e-1, 30), recipe.accumulate
+    rise = Rise(30 / 12, lambda group: ramp(group * every))
     recipe = dataclasses.replace(recipe, phases=(rise,))
     model = PooledNet()
     trainer = Trainer(model, recipe, splits.spec, (0, 1))
