@@ -276,7 +276,11 @@ class Lock:
         self._lock.release(force=True)
 
     def _use_lock(self) -> None:
-        self._lock: filelock.BaseFileLock = filelock.FileLock(
+        if issubclass(filelock.FileLock, filelock.SoftFileLock):
+            # A system without locks; there is no open file to write into.
+            self._lock: filelock.BaseFileLock = _lease(self._path)
+            return
+        self._lock = filelock.FileLock(
             self._path, thread_local=False, on_acquired=self._sign
         )
 
