@@ -20,6 +20,7 @@ from cifar_flax import records
 from cifar_flax.analysis.predictions import score
 from cifar_flax.analysis.statistics import ci95_of_mean
 from cifar_flax.models.summary import layer_rows
+from cifar_flax.runs.outcome import describe_layers
 from cifar_flax.runs.subject import Subject
 from cifar_flax.sweeps.cells import Cell, make_cells
 
@@ -49,16 +50,7 @@ def make_runs(cells: list[Cell], with_predictions: bool) -> None:
     subject = Subject.prepare(cells[0].settings)
     trainer = subject.make_trainer()
     config = subject.config("run", trainer)
-    layers = [
-        records.Layer(
-            path=row.path,
-            kind=row.kind,
-            output_shape=list(row.output_shape),
-            num_params=row.num_params,
-            flops=row.flops,
-        )
-        for row in layer_rows(cells[0].settings.make_model(10))
-    ]
+    layers = describe_layers(layer_rows(cells[0].settings.make_model(10)))
     config.dataset.test_size = TEST_SIZE
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, TEST_SIZE)

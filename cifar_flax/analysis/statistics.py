@@ -36,7 +36,9 @@ def mean_of_finite(figures: Any) -> float:
     return float(finite.mean()) if len(finite) else np.nan
 
 
-def ci95_of_mean(values: Sequence[float] | np.ndarray) -> float | None:
+def ci95_of_mean(
+    values: Sequence[float] | np.ndarray, least: float = 0.0
+) -> float | None:
     """Returns half the width of the 95 % interval of a mean over seeds.
 
     It is ``t * s / sqrt(n)`` with the sample's standard deviation s (with n - 1) and
@@ -44,6 +46,7 @@ def ci95_of_mean(values: Sequence[float] | np.ndarray) -> float | None:
 
     Args:
       values: one value per seed.
+      least: lower bound of s.
 
     Returns:
       Half the width in the unit of the values; None for fewer than two values.
@@ -51,7 +54,7 @@ def ci95_of_mean(values: Sequence[float] | np.ndarray) -> float | None:
     count = len(values)
     if count < 2:
         return None
-    spread = float(np.std(np.asarray(values, np.float64), ddof=1))
+    spread = max(float(np.std(np.asarray(values, np.float64), ddof=1)), least)
     return _quantile(count - 1) * spread / math.sqrt(count)
 
 
@@ -78,11 +81,8 @@ def interval_of_accuracy(
     """
     if not len(values):
         return None
-    mean = mean_of_finite(values)
-    if len(values) > 1:
-        spread = max(float(np.std(values, ddof=1)), 1 / images)
-        half = _quantile(len(values) - 1) * spread / math.sqrt(len(values))
-    else:
+    mean, half = mean_of_finite(values), ci95_of_mean(values, 1 / images)
+    if half is None:
         part = _Z**2 / images
         half = _Z * math.sqrt((mean * (1 - mean) + part / 4) / images) / (1 + part)
         mean = (mean + part / 2) / (1 + part)

@@ -45,9 +45,8 @@ def _show_error(kind: type, error: BaseException, trace: Any) -> None:
 # two seconds, neither Ctrl-C nor a library that refuses to start shows a traceback.
 # ``cli.command`` takes over from here.
 _MAIN = os.path.join(os.path.dirname(__file__), "__main__.py")
-if sys.argv[0] == _MAIN or os.path.basename(sys.argv[0]) in (
-    *("-m", "cifar-flax", "cifar-flax.exe"),
-):
+_IS_INSTALLED = os.path.basename(sys.argv[0]) in ("cifar-flax", "cifar-flax.exe")
+if _IS_INSTALLED or sys.argv[0] in ("-m", _MAIN):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.excepthook = _show_error
     os.environ["MPLBACKEND"] = "agg"  # no command opens a window; others may not exist
@@ -61,9 +60,7 @@ if sys.argv[0] == _MAIN or os.path.basename(sys.argv[0]) in (
 
 # What the user writes before the name of a command, for hints that can be pasted. An
 # installed program does not depend on what is in the current folder.
-BEFORE_NAME = "python -m experiments."
-if os.path.basename(sys.argv[0]) in ("cifar-flax", "cifar-flax.exe"):
-    BEFORE_NAME = "cifar-flax "
+BEFORE_NAME = "cifar-flax " if _IS_INSTALLED else "python -m experiments."
 
 
 def start(name: str) -> None:

@@ -259,11 +259,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         _check_flag_files(argv)
         return flags.FLAGS(argv)
-    except (
-        flags.Error,
-        UserError,
-        ValueError,
-    ) as error:  # absl's own flags raise a ValueError
+    # Absl's own flags raise a ValueError.
+    except (flags.Error, UserError, ValueError) as error:
         fail(str(error), USAGE_ERROR)
 
 

@@ -116,12 +116,12 @@ def list_folder(folder: pathlib.Path) -> Listing:
     for split, place in splits.items():
         if unknown := [p.name for p in _folders(place) if p.name not in names]:
             raise UserError(f"{place / unknown[0]} is not a class of {train}")
-        found[split] = [
-            (path, label)
-            for label, name in enumerate(names)
-            if (place / name).is_dir()
-            for path in _pictures_of(place / name, (split, name), left_out, seen)
-        ]
+        found[split] = []
+        for label, name in enumerate(names):
+            if (place / name).is_dir():
+                _refuse_splits_inside(place / name)
+                paths = _pictures_in(place / name, (split, name), left_out, seen)
+                found[split] += [(path, label) for path in paths]
         if not found[split]:
             raise UserError(
                 f"{place} has no pictures in folders of its classes; add them, or "
@@ -209,20 +209,14 @@ def _pictures_in(
     return sorted(found)
 
 
-def _pictures_of(
-    folder: pathlib.Path,
-    role: tuple[str, str],
-    left_out: LeftOut,
-    seen: dict[str, tuple[str, str]],
-) -> list[pathlib.Path]:
-    """Returns the pictures of a class; refuses one that is divided into splits."""
+def _refuse_splits_inside(folder: pathlib.Path) -> None:
+    """Raises a UserError if the folder of a class is divided into splits."""
     inside = {path.name.lower() for path in _folders(folder)}
     if all(inside.intersection(SPLITS[split]) for split in ("train", "test")):
         raise UserError(
             f"{folder} has training and test images inside a class; put the splits "
             "outside, as PATH/train/CLASS/ and PATH/test/CLASS/"
         )
-    return _pictures_in(folder, role, left_out, seen)
 
 
 def _find_splits(folder: pathlib.Path, left_out: LeftOut) -> dict[str, pathlib.Path]:

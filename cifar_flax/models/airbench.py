@@ -83,10 +83,9 @@ class Airbench(nn.Module):
 
     The kernel of the first layer is computed from the images with which the variables
     are initialised (see ``whitening``), and it should not be trained; its bias is 0 at
-    first. A 2x2 max pool
-    follows the first convolution of a stage. Batch norm without a scale and GELU then
-    follow both convolutions. ``partial_identity`` initialises the kernels of the
-    stages.
+    first. A 2x2 max pool follows the first convolution of a stage. Batch norm without a
+    scale and GELU then follow both convolutions. ``partial_identity`` initialises the
+    kernels of the stages.
 
     Attributes:
       num_classes: number of logits.

@@ -114,9 +114,8 @@ class Chart:
     def _drawn(self, ink: str) -> Iterator[Figure]:
         """Yields the figure within the settings in which it must be saved."""
         style = _STYLE | dict.fromkeys(_INKED, ink)
-        own = matplotlib.style.context(
-            ["default", style]
-        )  # not the user's matplotlibrc
+        # Not the user's matplotlibrc.
+        own = matplotlib.style.context(["default", style])
         with own, warnings.catch_warnings():
             # The reader's browser has its own fonts.
             warnings.filterwarnings("ignore", "Glyph .* missing")

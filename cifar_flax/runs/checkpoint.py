@@ -135,7 +135,7 @@ class Checkpoints:
             seconds=float(seconds),
             val_accuracy=None if mean is None or np.isnan(mean) else mean,
             finite=not any(lost),
-            structure={name: _structure(tree) for name, tree in parts.items()},
+            structure={name: structure_of(tree) for name, tree in parts.items()},
             files={},
             run=self._run,
             lost=lost,
@@ -255,7 +255,7 @@ class Checkpoints:
         # Check first: Orbax would read flipped bits as numbers, or print long errors.
         manifest = self._check(step)
         for name, tree in templates.items():
-            different = set(_structure(tree)) ^ set(manifest.structure[name])
+            different = set(structure_of(tree)) ^ set(manifest.structure[name])
             if different:
                 raise ValueError(f"its arrays are not the model's: {min(different)}")
         args = {n: ocp.args.StandardRestore(tree) for n, tree in templates.items()}
@@ -365,17 +365,12 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _structure(tree: Any) -> list[str]:
-    """Returns the arrays of a tree as text: path, dtype and shape."""
+def structure_of(tree: Any) -> list[str]:
+    """Returns the arrays of a tree as text, in their order: path, dtype and shape."""
     return [
         f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(tree)
     ]
-
-
-def structure_of(state: TrainState) -> tuple[str, ...]:
-    """Returns the arrays of a state as text, in their order: path, dtype and shape."""
-    return tuple(_structure(state))
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def lock_holder(folder: pathlib.Path) -> str | None:
 
 @contextlib.contextmanager
 def opened_folder(
-    folder: str | pathlib.Path | None, config: records.Config, resume: bool
+    folder: pathlib.Path | None, config: records.Config, resume: bool
 ) -> Iterator[tuple[pathlib.Path | None, records.Config, files.Lock | None]]:
     """Opens the folder of a run with its ``config.json``, new or to be continued.
 
@@ -164,7 +164,6 @@ def opened_folder(
             raise UserError("resume needs the folder of the run to continue")
         yield None, config, None
         return
-    folder = files.expand_user(folder)
     if resume:
         recorded = records.read_config(folder)
         check_same_run(config, recorded, folder)

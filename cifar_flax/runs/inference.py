@@ -187,8 +187,9 @@ def _counting(
     """Returns the indices of the seeds that have not diverged at a checkpoint.
 
     Args:
-      folder: of the run; its result knows of a seed that diverged in its last step.
-      seeds: of the run.
+      folder: the run's folder; its result knows of a seed that diverged in its last
+        step.
+      seeds: the seeds that the run trained.
       step: of the checkpoint.
       lost: what the checkpoint knows; None for an older one.
 

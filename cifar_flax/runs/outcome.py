@@ -1,13 +1,30 @@
 """Makes the record of a run's result."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from cifar_flax import records
 from cifar_flax.analysis.statistics import ci95_of_mean
+from cifar_flax.models.summary import LayerRow
 from cifar_flax.runs.environment import device_name
 from cifar_flax.runs.subject import Subject
 from cifar_flax.training.evaluation import Evaluation
 from cifar_flax.training.trainer import Trainer
+
+
+def describe_layers(rows: Iterable[LayerRow]) -> list[records.Layer]:
+    """Returns the record of a model's layers."""
+    return [
+        records.Layer(
+            path=row.path,
+            kind=row.kind,
+            output_shape=list(row.output_shape),
+            num_params=row.num_params,
+            flops=row.flops,
+        )
+        for row in rows
+    ]
 
 
 def outcome(
@@ -21,9 +38,9 @@ def outcome(
     """Returns the content of ``result.json``.
 
     Args:
-      subject: of the run.
-      trainer: of the run.
-      config: of the run.
+      subject: what was trained.
+      trainer: the trainer that trained it.
+      config: the content of ``config.json``.
       ends: number of steps of each replica, [R], and the step at which it diverged.
       test: of the last state on the test split.
       seconds: time spent on training.
@@ -43,16 +60,7 @@ def outcome(
         num_params=config.num_params,
         flops_per_image=config.flops_per_image,
         train_flops=trainer.train_flops,
-        layers=[
-            records.Layer(
-                path=row.path,
-                kind=row.kind,
-                output_shape=list(row.output_shape),
-                num_params=row.num_params,
-                flops=row.flops,
-            )
-            for row in trainer.layers
-        ],
+        layers=describe_layers(trainer.layers),
         seeds=list(trainer.seeds),
         test_accuracy=[
             float(accuracy) if at is None else None

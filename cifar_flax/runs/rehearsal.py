@@ -35,9 +35,9 @@ def rehearse(subject: Subject, trainer: Trainer, config: records.Config) -> None
     """Checks that the records and checkpoints of a run can be read.
 
     Args:
-      subject: of the run.
-      trainer: of the run; that of the range test with ``--lr=auto``.
-      config: of the run.
+      subject: what the run trains.
+      trainer: the trainer of the run, or with ``--lr=auto`` that of its range test.
+      config: the content of ``config.json``.
 
     Raises:
       UserError: something cannot be read as it is written; the message names it.
@@ -83,7 +83,7 @@ def rehearse_range_test(
 
 def _check_state(subject: Subject, shapes: TrainState) -> None:
     """Raises a UserError if a checkpoint of a state could not be read."""
-    structure = structure_of(shapes)
+    structure = tuple(structure_of(shapes))
     leaves, tree = jax.tree.flatten(shapes)
     pairs = zip(structure, leaves, strict=True)
     if empty := [name for name, leaf in pairs if 0 in leaf.shape]:

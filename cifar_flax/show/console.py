@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from rich import progress as bars
 from rich.cells import cell_len
@@ -175,8 +174,7 @@ class ConsoleDisplay(Observer):
             self._console.print(f"continuing after {step}")
         self._plan = plan
         if plan.kind == "run":
-            steps = np.arange(plan.total_steps)
-            self._rates = np.asarray(jax.jit(jax.vmap(plan.trainer.schedule))(steps))
+            self._rates = plan.trainer.rates(plan.total_steps)
         bar = steps_bar(self._console, plan.total_steps, plan.step)
         self._move = self._bar.enter_context(bar)
 

@@ -3,6 +3,7 @@
 import io
 import types
 
+import numpy as np
 import rich.console
 
 from cifar_flax import records
@@ -14,7 +15,9 @@ from cifar_flax.training.recipes import Recipe
 def test_an_epoch_shows_its_highest_rate_and_not_that_of_its_last_step():
     recipe = Recipe((Sgdr(0.1, cycles=3),))
     trainer = types.SimpleNamespace(
-        schedule=recipe.schedule(50), steps_per_epoch=50, recipe=recipe
+        rates=lambda steps: np.array([*map(recipe.schedule(50), range(steps))]),
+        steps_per_epoch=50,
+        recipe=recipe,
     )
     plan = types.SimpleNamespace(kind="run", trainer=trainer, step=0, total_steps=150)
     plan.config = types.SimpleNamespace(kind="lr_find")  # prints no header

@@ -214,9 +214,8 @@ def _functions(command: list[str], macros: str) -> ctypes.CDLL:
         content = built.read_bytes()
         if cache is None:
             return _loaded(built)
-        trial = (
-            cache / f".{key}-{uuid.uuid4().hex}.so"
-        )  # /tmp may forbid to run programs
+        # Not in /tmp, which may forbid to run programs.
+        trial = cache / f".{key}-{uuid.uuid4().hex}.so"
         try:
             trial.write_bytes(content)
             functions = _loaded(trial)
