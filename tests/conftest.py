@@ -2,17 +2,20 @@
 
 import gc
 import os
+import pathlib
 import tempfile
 
 import jaxlib.version
 
-# Many tests compile the same program, in this process or in one they start; the workers
-# of pytest-xdist share the folder of the process that started them.
+# Many tests compile the same program, in this process or in one they start, today or
+# tomorrow; `pytest --cache-clear` empties pytest's own folder.
+ROOT = pathlib.Path(__file__).parents[1]
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "d" / "jax")
+# The built-in data set is drawn once, and the home folder stays as it is; workers of
+# pytest-xdist share the folder of the process that started them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    CACHE = tempfile.TemporaryDirectory(prefix="cifar_flax_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-    # The built-in data set is drawn once, and the home folder stays as it is.
-    os.environ.setdefault("TFDS_DATA_DIR", CACHE.name)
+    DATA = tempfile.TemporaryDirectory(prefix="cifar_flax_tests_")
+    os.environ.setdefault("TFDS_DATA_DIR", DATA.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

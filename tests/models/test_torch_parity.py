@@ -53,7 +53,17 @@ def assert_close(actual, expected, what):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+# These take long to compile.
+DEEP = ("convbn2", "resnet", "resnet2", "airbench")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in DEEP else ())
+        for name in MODELS
+    ],
+)
 def test_logits_loss_gradients_and_statistics_agree(name):
     ours, network = probe(name), peer.make_network(name)
     names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
