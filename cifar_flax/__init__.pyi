@@ -13,6 +13,7 @@ from .data import make_dataset as make_dataset
 from .data import split_dataset as split_dataset
 from .data.augment import Augmentation as Augmentation
 from .errors import UserError as UserError
+from .layers.rule import fast_convolutions as fast_convolutions
 from .models import create_model as create_model
 from .models.nnx_model import NnxModel as NnxModel
 from .reports.page import report as report

@@ -2,19 +2,19 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.nn.initializers import Initializer
 
 from cifar_flax.errors import UserError
 from cifar_flax.layers.conv_product import conv2d_product
 from cifar_flax.layers.initializers import fan_in_uniform
 from cifar_flax.layers.native import library, primitives
+from cifar_flax.layers.native.primitives import Geometry
 from cifar_flax.layers.tiled_norm import add_bias
 from cifar_flax.layers.tiles import Images, Tiles
 
@@ -29,17 +29,16 @@ _tiling = contextvars.ContextVar("tiling", default=False)
 
 @contextlib.contextmanager
 def convolving(lowering: Lowering) -> Iterator[None]:
-    """Sets the lowering of the convolutions that are traced within the block.
+    """Sets the lowering of the layers ``Conv`` that are traced within the block.
 
-    It also applies to ``flax.linen.Conv``, and it lets ``tiled`` make tiles.
+    It lets ``tiled`` make tiles. For other layers see ``layers.rule``.
 
     Args:
       lowering: used by each layer whose own lowering is ``"auto"``.
     """
     one, other = _lowering.set(lowering), _tiling.set(True)
     try:
-        with nn.intercept_methods(_use_lowering):
-            yield
+        yield
     finally:
         _lowering.reset(one)
         _tiling.reset(other)
@@ -105,21 +104,19 @@ def conv2d(
       lowering: see ``Conv``. The native kernels compute only float32; other dtypes use
         matrix products instead.
     """
-    lowering = resolve(lowering)
+    lowering, geometry = resolve(lowering), Geometry.square(stride, padding)
     if lowering == "native" and images.dtype != jnp.float32:
         lowering = "product"
     if lowering == "native":
         if not isinstance(images, Tiles):
             tiles = Tiles.of(images)
             return conv2d(tiles, kernel, stride, padding, lowering).images
-        return images.map(
-            lambda array: primitives.convolve(array, kernel, stride, padding)
-        )
+        return images.map(lambda array: primitives.convolve(array, kernel, geometry))
     if isinstance(images, Tiles):
         return Tiles.of(conv2d(images.images, kernel, stride, padding, lowering))
     if lowering == "product":
         return conv2d_product(images, kernel, stride, padding)
-    return primitives.convolve_xla(images, kernel, stride, padding)
+    return primitives.convolve_xla(images, kernel, geometry)
 
 
 class Conv(nn.Module):
@@ -139,7 +136,7 @@ class Conv(nn.Module):
       bias_init: initialiser of the bias [F].
       dtype: computation dtype; None: that of the input. Parameters are float32.
       lowering: how to convolve: ``"native"``, the kernels for a CPU; ``"product"``,
-        matrix products; ``"xla"``, XLA's convolution; ``"auto"``, the trainer's choice
+        matrix products; ``"xla"``, ``jax.lax``'s; ``"auto"``, the trainer's choice
         or, without a trainer, the first of these that suits the device.
     """
 
@@ -180,50 +177,3 @@ class Conv(nn.Module):
         if bias is None:
             return outputs
         return add_bias(outputs, bias) if tiles else outputs + bias
-
-
-def _use_lowering(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Makes a ``flax.linen.Conv`` use the same lowering as ``Conv``."""
-    layer = context.module
-    own = "conv_general_dilated", "conv_general_dilated_cls"
-    if isinstance(layer, nn.Conv) and not any(getattr(layer, name) for name in own):
-        # The layer is a copy that exists only for this call of the model.
-        object.__setattr__(layer, own[0], _conv_general_dilated)
-    return call(*args, **kwargs)
-
-
-def _conv_general_dilated(
-    images: Array,
-    kernel: Array,
-    strides: Sequence[int],
-    padding: Any,
-    lhs_dilation: Sequence[int],
-    rhs_dilation: Sequence[int],
-    **settings: Any,
-) -> Array:
-    """Replaces ``lax.conv_general_dilated``, with ``conv2d`` if it can compute it."""
-    square = images.ndim == 4 and kernel.shape[0] == kernel.shape[1]
-    plain = {*lhs_dilation, *rhs_dilation, settings["feature_group_count"]} == {1}
-    same_type = images.dtype == kernel.dtype and settings["precision"] is None
-    if not (square and plain and same_type and len(set(strides)) == 1):
-        return lax.conv_general_dilated(
-            images,
-            kernel,
-            strides,
-            padding,
-            lhs_dilation=lhs_dilation,
-            rhs_dilation=rhs_dilation,
-            **settings,
-        )
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(
-            images.shape[1:3], kernel.shape[:2], strides, padding
-        )
-    sides = {side for pair in padding for side in pair}
-    if len(sides) > 1 or min(sides) < 0:
-        zero = jnp.zeros((), images.dtype)
-        images = lax.pad(
-            images, zero, [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
-        )
-        sides = {0}
-    return conv2d(images, kernel, strides[0], sides.pop(), _lowering.get())

@@ -16,7 +16,8 @@ from cifar_flax.data.augment import Tta, normalise, views
 from cifar_flax.data.dataset import check_images
 from cifar_flax.data.splits import DataSpec, Split
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.layers.conv import Lowering
+from cifar_flax.layers import rule
+from cifar_flax.layers.conv import Lowering, resolve
 from cifar_flax.models.calling import evaluate_logits
 from cifar_flax.training.placement import (
     MOST_PROGRAMS,
@@ -167,7 +168,8 @@ class Predictor:
         fill = [(0, -count % size)] + [(0, 0)] * 3
         batches = np.pad(images, fill).reshape(-1, size, *images.shape[1:])
         program = _program(self._step, place, jax.default_backend())
-        logits = program(place.spread(variables), place.share(batches))
+        with rule.lowering(resolve(self._step.lowering)):
+            logits = program(place.spread(variables), place.share(batches))
         return np.asarray(place.collect(logits))[:, :count]
 
 

@@ -16,6 +16,7 @@ from cifar_flax.data import DataSpec, Split
 from cifar_flax.data.augment import pad_images
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
+from cifar_flax.layers import rule
 from cifar_flax.layers.conv import Lowering, resolve
 from cifar_flax.models.check import check_image_size, check_model
 from cifar_flax.models.program import program_of
@@ -358,7 +359,7 @@ class Trainer:
         done, keys, spread = np.asarray(state.step), state.key, place.spread(state)
         going, program_end = not state.all_diverged, 0
         while step < end and going:
-            with known_settings():
+            with known_settings(), rule.lowering(self.lowering):
                 start, compiling = time.perf_counter(), 0.0
                 first = step - step % self.steps_per_epoch
                 if step >= epoch_end:

@@ -92,22 +92,20 @@ static double product(Tensor a, Tensor b) {
 
 typedef XLA_FFI_Error *Handler(XLA_FFI_CallFrame *);
 
+/* Its attribute is a number, or the shape of a convolution. */
 static void call(Handler *handler, int inputs, Tensor *in, int outputs, Tensor *out,
-                 int numbers, i64 *number) {
+                 void *attribute, int is_shape) {
   XLA_FFI_Api api = {.XLA_FFI_Error_Destroy = destroy_error,
                      .XLA_FFI_ThreadPool_NumThreads = count_threads,
                      .XLA_FFI_ThreadPool_Schedule = schedule};
   XLA_FFI_Buffer buffers[6];
-  XLA_FFI_Scalar scalars[2];
-  void *args[4], *rets[2], *attrs[2];
+  XLA_FFI_Scalar scalar = {.value = attribute};
+  XLA_FFI_Array array = {.data = attribute};
+  void *args[4], *rets[2], *attrs[1] = {is_shape ? (void *)&array : &scalar};
   for (int k = 0; k < inputs + outputs; k++) {
     Tensor *t = k < inputs ? &in[k] : &out[k - inputs];
     buffers[k] = (XLA_FFI_Buffer){.data = t->data, .dims = t->shape};
     *(k < inputs ? &args[k] : &rets[k - inputs]) = &buffers[k];
-  }
-  for (int k = 0; k < numbers; k++) {
-    scalars[k] = (XLA_FFI_Scalar){.value = number + k};
-    attrs[k] = scalars + k;
   }
   XLA_FFI_CallFrame frame = {
       .api = &api, .args = {.args = args}, .rets = {.rets = rets}, .attrs = {.attrs = attrs}};
@@ -118,37 +116,53 @@ static void call(Handler *handler, int inputs, Tensor *in, int outputs, Tensor *
   for (i64 q = 0; q < out->size; q++) check(isfinite(out->data[q]), "not all is written");
 }
 
-static void convolve(i64 tiles, i64 height, i64 width, i64 channels, i64 features, i64 size,
-                     i64 stride, i64 padding) {
-  if (min(height, width) + 2 * padding < size) return;
-  printf("%ld tiles %ldx%ldx%ld, %ld features, size %ld, stride %ld, padding %ld\n",
-         (long)tiles, (long)height, (long)width, (long)channels, (long)features, (long)size,
-         (long)stride, (long)padding);
-  i64 rows = (height + 2 * padding - size) / stride + 1;
-  i64 columns = (width + 2 * padding - size) / stride + 1, numbers[2] = {padding, stride};
-  Tensor x = random_numbers(tiles, height, width, channels, TILE);
-  Tensor w = random_numbers(size, size, channels, features, 1);
-  Tensor dy = random_numbers(tiles, rows, columns, features, TILE);
-  Tensor y[2] = {
-      make(tiles, rows, columns, features, TILE),
-      make(forward_size(tiles, height, width, channels, features, size, stride, padding), 1, 1,
-           1, 1)};
-  Tensor dx[2] = {
-      make(tiles, height, width, channels, TILE),
-      make(input_gradient_size(tiles, rows, columns, channels, features, size, stride, padding),
-           1, 1, 1, 1)};
-  Tensor dw[2] = {make(size, size, channels, features, 1),
-                  make(kernel_gradient_size(tiles, height, width, channels, features, size,
-                                            stride, padding),
-                       1, 1, 1, 1)};
-  call(conv_forward, 2, (Tensor[]){x, w}, 2, y, 2, numbers);
-  call(conv_input_gradient, 2, (Tensor[]){dy, w}, 2, dx, 2, numbers);
-  call(conv_kernel_gradient, 2, (Tensor[]){x, dy}, 2, dw, 2, numbers);
+static i64 outputs_of(Axis a, i64 after) {
+  i64 room = a.in + a.before + after - (a.size - 1) * a.dilation - 1;
+  return room < 0 ? 0 : room / a.stride + 1;
+}
+
+static void convolve(Convolution v) {
+  if (v.row.out < 1 || v.column.out < 1) return;
+  printf("%ld tiles, %ld groups of %ld channels and %ld features\n", (long)v.tiles,
+         (long)v.groups, (long)v.channels, (long)v.features);
+  for (int k = 0; k < 2; k++) {
+    Axis a = k ? v.column : v.row;
+    printf("  in %ld, out %ld, size %ld, stride %ld, dilation %ld, before %ld\n", (long)a.in,
+           (long)a.out, (long)a.size, (long)a.stride, (long)a.dilation, (long)a.before);
+  }
+  i64 features = v.groups * v.features, channels = v.groups * v.channels;
+  Tensor x = random_numbers(v.tiles, v.row.in, v.column.in, channels, TILE);
+  Tensor w = random_numbers(v.row.size, v.column.size, v.channels, features, 1);
+  Tensor dy = random_numbers(v.tiles, v.row.out, v.column.out, features, TILE);
+  Tensor y[2] = {make(v.tiles, v.row.out, v.column.out, features, TILE),
+                 make(forward_size(&v), 1, 1, 1, 1)};
+  Tensor dx[2] = {make(v.tiles, v.row.in, v.column.in, channels, TILE),
+                  make(input_gradient_size(&v), 1, 1, 1, 1)};
+  Tensor dw[2] = {make(v.row.size, v.column.size, v.channels, features, 1),
+                  make(kernel_gradient_size(&v), 1, 1, 1, 1)};
+  call(conv_forward, 2, (Tensor[]){x, w}, 2, y, &v, 1);
+  call(conv_input_gradient, 2, (Tensor[]){dy, w}, 2, dx, &v, 1);
+  call(conv_kernel_gradient, 2, (Tensor[]){x, dy}, 2, dw, &v, 1);
   double all = product(y[0], dy), scale = sqrt(product(y[0], y[0]) * product(dy, dy));
   check(fabs(product(x, dx[0]) - all) <= 1e-5 * scale, "dx is wrong");
   check(fabs(product(w, dw[0]) - all) <= 1e-5 * scale, "dw is wrong");
   Tensor everything[] = {x, w, dy, y[0], y[1], dx[0], dx[1], dw[0], dw[1]};
   for (int k = 0; k < 9; k++) free(everything[k].data);
+}
+
+/* A convolution that is the same on all sides. */
+static void convolve_square(i64 tiles, i64 height, i64 width, i64 channels, i64 features,
+                            i64 groups, i64 size, i64 stride, i64 padding) {
+  Axis row = {height, 0, size, stride, 1, padding},
+       column = {width, 0, size, stride, 1, padding};
+  row.out = outputs_of(row, padding), column.out = outputs_of(column, padding);
+  convolve((Convolution){tiles, channels, features, groups, row, column});
+}
+
+static Axis drawn_axis(void) {
+  Axis a = {draw(1, 12), 0, draw(1, 7), draw(1, 4), draw(1, 3), draw(-2, 4)};
+  a.out = outputs_of(a, draw(-2, 4));
+  return a;
 }
 
 /* Images to tiles, their sums over channels, and back. */
@@ -161,9 +175,9 @@ static void pass_over(i64 images, i64 height, i64 width, i64 channels) {
   Tensor shift = random_numbers(channels, 1, 1, 1, 1);
   Tensor sums[2] = {make(2, channels, 1, 1, 1),
                     make(tiles * 2 * channels * (1 + TILE), 1, 1, 1, 1)};
-  call(tile, 1, &from, 1, &to, 0, NULL);
-  call(channel_sums, 4, (Tensor[]){to, to, shift, shift}, 2, sums, 1, &images);
-  call(untile, 1, &to, 1, &back, 0, NULL);
+  call(tile, 1, &from, 1, &to, NULL, 0);
+  call(channel_sums, 4, (Tensor[]){to, to, shift, shift}, 2, sums, &images, 0);
+  call(untile, 1, &to, 1, &back, NULL, 0);
   for (i64 q = 0; q < from.size; q++) check(from.data[q] == back.data[q], "untile is wrong");
   Tensor everything[] = {from, to, back, shift, sums[0], sums[1]};
   for (int k = 0; k < 6; k++) free(everything[k].data);
@@ -177,19 +191,30 @@ int main(int count, char **arguments) {
   for (i64 k = atoi(arguments[2]); k > 0; k--) {
     i64 channels = draw(1, k % 4 ? 20 : 66), features = draw(1, k % 4 ? 20 : 66);
     pool.refuses_count = k % 7 == 1, pool.refuses_tasks = k % 7 == 2;
-    convolve(draw(1, 4), draw(1, 12), draw(1, 12), channels, features, k % 4 ? draw(1, 7) : 3,
-             k % 4 ? draw(1, 4) : 1, draw(0, 4));
+    if (k % 4 == 0)
+      convolve_square(draw(1, 4), draw(1, 12), draw(1, 12), channels, features, 1, 3, 1,
+                      draw(0, 4));
+    else if (k % 4 == 1)
+      convolve((Convolution){draw(1, 4), channels, features, 1, drawn_axis(), drawn_axis()});
+    else
+      convolve((Convolution){draw(1, 4), draw(1, 6), draw(1, 10), draw(2, k % 3 ? 5 : 40),
+                             drawn_axis(), drawn_axis()});
     pass_over(draw(1, 70), draw(1, 9), draw(1, 9), channels);
   }
   /* Several bands of rows, panels and parts; many small tiles; phases of a stride without
      pixels; more threads than tasks. */
-  convolve(1, 40, 37, 70, 9, 5, 1, 2);
-  convolve(2, 33, 40, 40, 50, 3, 1, 1);
-  convolve(1, 35, 35, 65, 65, 3, 2, 1);
-  convolve(21, 4, 4, 33, 33, 3, 1, 1);
-  convolve(40, 1, 1, 130, 35, 1, 1, 0);
-  convolve(2, 6, 5, 3, 4, 3, 1000000, 1);
+  convolve_square(1, 40, 37, 70, 9, 1, 5, 1, 2);
+  convolve_square(2, 33, 40, 40, 50, 1, 3, 1, 1);
+  convolve_square(1, 35, 35, 65, 65, 1, 3, 2, 1);
+  convolve_square(21, 4, 4, 33, 33, 1, 3, 1, 1);
+  convolve_square(40, 1, 1, 130, 35, 1, 1, 1, 0);
+  convolve_square(2, 6, 5, 3, 4, 1, 3, 1000000, 1);
+  /* Depthwise, with several bands of rows and several features for a channel. */
+  convolve_square(1, 80, 90, 1, 1, 9, 7, 1, 3);
+  convolve_square(2, 11, 12, 1, 5, 6, 3, 2, 1);
+  convolve_square(1, 40, 37, 33, 20, 3, 3, 1, 1);
   pool.threads = 100;
-  convolve(30, 9, 9, 36, 40, 3, 1, 1);
+  convolve_square(30, 9, 9, 36, 40, 1, 3, 1, 1);
+  convolve_square(5, 9, 9, 1, 1, 70, 3, 1, 1);
   return 0;
 }

@@ -9,8 +9,8 @@ import pytest
 
 from cifar_flax.layers import Conv, Dense, conv_product
 from cifar_flax.layers.conv_product import conv2d_product
-from cifar_flax.layers.native import library
-from cifar_flax.layers.native.primitives import convolve_xla
+from cifar_flax.layers.native import library, primitives
+from cifar_flax.layers.native.primitives import Geometry
 from tests.layers.definition import convolution, gradients
 
 # (height, width), (size, stride, padding, channels, features)
@@ -41,6 +41,10 @@ MORE_CASES = [
     ((5, 3), (2, 1, 1, 2, 3)),
     ((2, 5), (5, 2, 2, 2, 3)),
 ]
+
+
+def convolve_xla(images, kernel, stride, padding):
+    return primitives.convolve_xla(images, kernel, Geometry.square(stride, padding))
 
 
 def make_case(shape, size, channels, features, dtype=np.float64, count=2):
@@ -74,9 +78,12 @@ def with_gradients(conv2d, stride, padding, images, kernel, grad):
 def test_outputs_and_gradients_are_those_of_the_definition(conv2d, shape, setting):
     size, stride, padding, channels, features = setting
     images, kernel = make_case(shape, size, channels, features)
-    outputs = convolution(images, kernel, stride, padding)
+    outputs = convolution(images, kernel, Geometry.square(stride, padding))
     grad = np.random.default_rng(1).normal(size=outputs.shape)
-    expected = outputs, *gradients(images, kernel, stride, padding, grad)
+    expected = (
+        outputs,
+        *gradients(images, kernel, Geometry.square(stride, padding), grad),
+    )
     with jax.enable_x64(True):
         found = with_gradients(conv2d, stride, padding, images, kernel, grad)
     for ours, theirs in zip(found, expected, strict=True):
@@ -91,8 +98,8 @@ def test_windows_that_leave_the_cache_are_made_in_pieces(monkeypatch, count):
     window_bytes = 4 * 4 * 3 * 3 * 4 * 8  # of an image; more where blocks overlap
 
     whole = (
-        convolution(images, kernel, 2, 1),
-        *gradients(images, kernel, 2, 1, grad),
+        convolution(images, kernel, Geometry.square(2, 1)),
+        *gradients(images, kernel, Geometry.square(2, 1), grad),
     )
     monkeypatch.setattr(conv_product, "_CACHE_BYTES", 2 * window_bytes)
 
@@ -146,7 +153,7 @@ def test_forward_mode_is_refused_by_name():
 def test_product_in_bfloat16_rounds_like_the_native_one(stride):
     """Rounding intermediate results may not cost more than rounding inputs."""
     images, kernel = make_case((8, 8), 3, 16, 16)
-    exact = convolution(images, kernel, stride, 1)
+    exact = convolution(images, kernel, Geometry.square(stride, 1))
     images, kernel = (jnp.asarray(x, jnp.bfloat16) for x in (images, kernel))
     errors = {}
     for conv2d in (conv2d_product, convolve_xla):
@@ -192,7 +199,7 @@ def test_layer_adds_a_bias_for_each_channel():
     images, kernel = make_case((4, 4), 3, 2, 3, np.float32)
     bias = np.arange(3, dtype=np.float32)
     outputs = Conv(3).apply({"params": {"kernel": kernel, "bias": bias}}, images)
-    expected = convolution(images, kernel, 1, 0) + bias
+    expected = convolution(images, kernel, Geometry.square(1, 0)) + bias
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -17,6 +17,7 @@ from jax import lax
 from cifar_flax.layers import BatchNorm, Conv
 from cifar_flax.layers.conv import conv2d, convolving, describe, tiled
 from cifar_flax.layers.native import library, primitives
+from cifar_flax.layers.native.primitives import Geometry
 from cifar_flax.layers.tiled_norm import add_bias, batch_normalise
 from cifar_flax.layers.tiles import Tiles, on_images, relu
 from cifar_flax.models import MODELS, create_model
@@ -32,7 +33,7 @@ def draw(seed, *shape):
 
 def reference(images, kernel, stride, padding):
     """Computes the convolution with XLA in float64."""
-    return primitives.convolve_xla(images, kernel, stride, padding)
+    return primitives.convolve_xla(images, kernel, Geometry.square(stride, padding))
 
 
 def native(images, kernel, stride, padding):
@@ -58,9 +59,10 @@ def assert_native_is_the_definition(
 ):
     images = draw(0, count, height, width, channels)
     kernel = draw(1, size, size, channels, features)
-    outputs = convolution(images, kernel, stride, padding)
+    geometry = Geometry.square(stride, padding)
+    outputs = convolution(images, kernel, geometry)
     grad = draw(2, *outputs.shape)
-    expected = outputs, *gradients(images, kernel, stride, padding, grad)
+    expected = outputs, *gradients(images, kernel, geometry, grad)
     found = with_gradients(native, stride, padding, images, kernel, grad)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == jnp.float32
@@ -240,7 +242,7 @@ def test_other_types_take_another_form(dtype):
     with jax.enable_x64(True):
         images = jnp.asarray(draw(0, 16, 5, 5, 2), dtype)
         kernel = jnp.asarray(draw(1, 3, 3, 2, 3), dtype)
-        expected = convolution(images, kernel, 1, 1)
+        expected = convolution(images, kernel, Geometry.square(1, 1))
         found = jax.jit(lambda x: native(x, kernel, 1, 1))(images)
         tiles = jax.jit(lambda x: native(Tiles.of(x), kernel, 1, 1).images)(images)
     assert found.dtype == tiles.dtype == dtype

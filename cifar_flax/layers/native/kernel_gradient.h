@@ -15,39 +15,31 @@
 enum { MAX_C = 5, MAX_F = 6 };
 
 typedef struct {
-  i64 tiles, height, width, channels, out_height, out_width, features;
-  i64 size, stride, padding;
-  i64 minimal, taps;          /* by minimal filtering; products: size * size, or 36 */
-  i64 kind, c_block, f_block; /* the block */
+  const Convolution *shape;
+  i64 tiles, channels, features; /* channels and features: of a group */
+  i64 minimal, taps;             /* by minimal filtering; products: of each tap, or 36 */
+  i64 kind, c_block, f_block;    /* the block */
   /* A panel is rows of outputs (or of 4x4 of them) of one tile, or all rows of several
-     tiles, and the inputs that they need. A task takes a chunk of channels through a
-     group of panels; by minimal filtering all channels, and all rows of points or one. */
-  i64 rows, columns, panel_tiles, panel_rows, bands, panels, groups;
+     tiles, and the inputs that they need. A task takes a chunk of channels of a group
+     through a share of the panels; by minimal filtering all channels, and all rows of
+     points or one. */
+  i64 rows, columns, panel_tiles, panel_rows, bands, panels, shares;
   i64 chunk, parts;
-  i64 x_size, grad_size, sums_size; /* floats of copied panels; of the sums of all groups */
-  const float *x;                   /* [tiles, height, width, channels, 16] */
-  const float *grad;                /* [tiles, out_height, out_width, features, 16] */
-  float *dw;                        /* [size, size, channels, features] */
-  float *sums;                      /* [groups, taps, channels, features] */
+  i64 x_size, grad_size, sums_size; /* floats of copied panels; of all sums */
+  const float *x;                   /* [tiles, height, width, groups * channels, 16] */
+  const float *grad;                /* [tiles, height, width, groups * features, 16] */
+  float *dw;                        /* [size, size, channels, groups * features] */
+  float *sums;                      /* [groups, shares, taps, channels, features] */
   float *panel;                     /* [workers, x_size + grad_size] */
 } Gradient;
 
-static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i64 features,
-                              i64 size, i64 stride, i64 padding) {
-  Gradient g = {.tiles = tiles,
-                .height = height,
-                .width = width,
-                .channels = channels,
-                .features = features,
-                .size = size,
-                .stride = stride,
-                .padding = padding,
-                .out_height = (height + 2 * padding - size) / stride + 1,
-                .out_width = (width + 2 * padding - size) / stride + 1};
-  g.minimal = is_minimal(tiles, size, stride, height, width, padding, channels, features);
-  g.taps = g.minimal ? POINTS : size * size;
-  g.rows = g.minimal ? ceil_div(g.out_height, OUTS) : g.out_height;
-  g.columns = g.minimal ? ceil_div(g.out_width, OUTS) : g.out_width;
+static Gradient plan_gradient(const Convolution *v) {
+  i64 tiles = v->tiles, channels = v->channels, features = v->features;
+  Gradient g = {.shape = v, .tiles = tiles, .channels = channels, .features = features};
+  g.minimal = is_minimal(v);
+  g.taps = g.minimal ? POINTS : v->row.size * v->column.size;
+  g.rows = g.minimal ? ceil_div(v->row.out, OUTS) : v->row.out;
+  g.columns = g.minimal ? ceil_div(v->column.out, OUTS) : v->column.out;
   i64 least = INT64_MAX;
 #define COST(KIND, C, F)                                                            \
   {                                                                                 \
@@ -66,23 +58,25 @@ static Gradient plan_gradient(i64 tiles, i64 height, i64 width, i64 channels, i6
   g.panel_tiles = ceil_div(tiles, ceil_div(tiles, g.panel_tiles)); /* all alike */
   g.bands = ceil_div(g.rows, g.panel_rows);
   g.panels = ceil_div(tiles, g.panel_tiles) * g.bands;
-  i64 in_rows = min(height, (g.panel_rows - 1) * stride + size);
-  i64 pixels = g.panel_tiles * (g.minimal ? g.panel_rows * g.columns : in_rows * width);
+  i64 in_rows = (g.panel_rows - 1) * v->row.stride + (v->row.size - 1) * v->row.dilation + 1;
+  in_rows = min(v->row.in, in_rows);
+  i64 pixels = g.panel_tiles * (g.minimal ? g.panel_rows * g.columns : in_rows * v->column.in);
   i64 blocks = ceil_div(channels, g.c_block), f_blocks = ceil_div(features, g.f_block);
   /* Enough tasks for many threads, and at most 16 MB of sums. */
   i64 chunk = g.minimal ? blocks : max(1, L2 / (pixels * vector * g.c_block));
   g.parts = ceil_div(blocks, chunk);
   g.chunk = ceil_div(blocks, g.parts) * g.c_block;
-  g.groups = max(1, min(ceil_div(32, g.parts), (1 << 22) / (g.taps * channels * features)));
-  g.groups = min(g.groups, g.panels);
-  if (g.minimal && g.groups < 4) g.parts = INS;
+  i64 sums = v->groups * g.taps * channels * features;
+  g.shares = max(1, min(ceil_div(32, g.parts * v->groups), (1 << 22) / sums));
+  g.shares = min(g.shares, g.panels);
+  if (g.minimal && g.shares < 4) g.parts = INS;
   g.x_size = g.chunk * pixels * TILE;
   g.grad_size = g.f_block * g.panel_tiles * g.panel_rows * g.columns * TILE;
   if (g.minimal) {
     g.x_size = INS * (g.x_size + TILE);
     g.grad_size = INS * (g.grad_size * f_blocks + TILE);
   }
-  g.sums_size = ceil_div(g.groups * g.taps * channels * features, TILE) * TILE;
+  g.sums_size = ceil_div(g.shares * sums, TILE) * TILE;
   return g;
 }
 
@@ -142,44 +136,55 @@ static void copy_channels(float *to, const float *from, i64 pixels, i64 pixel, i
         store(to, c < count ? load(from + c * TILE + v) : (vec){0});
 }
 
+/* The outputs of an axis, from `first` to `last`, that have a tap inside the image. */
+static void outputs_of_tap(const Axis *v, i64 tap, i64 *first, i64 *last) {
+  i64 offset = tap * v->dilation - v->before;
+  *first = max(*first, ceil_div_signed(-offset, v->stride));
+  *last = min(*last, ceil_div_signed(v->in - offset, v->stride));
+}
+
 /* One panel of a chunk of channels: adds its part to dw [size, size, channels, features]. */
-static void add_panel(const Gradient *g, i64 panel, i64 part, float *x, float *grad,
+static void add_panel(const Gradient *g, i64 group, i64 panel, i64 part, float *x, float *grad,
                       float *dw) {
   AddProducts *add = add_products[g->kind];
+  const Axis *row = &g->shape->row, *column = &g->shape->column;
   i64 n0 = panel / g->bands * g->panel_tiles, tiles = min(g->panel_tiles, g->tiles - n0);
-  i64 a0 = panel % g->bands * g->panel_rows, a1 = min(a0 + g->panel_rows, g->out_height);
-  i64 c0 = part * g->chunk, c1 = min(c0 + g->chunk, g->channels), s = g->stride, p = g->padding;
-  i64 u0 = max(0, a0 * s - p), u1 = min(g->height, (a1 - 1) * s - p + g->size);
-  i64 x_row = g->width * g->c_block * TILE, x_tile = max(0, u1 - u0) * x_row;
-  i64 g_row = g->out_width * g->f_block * TILE, g_tile = (a1 - a0) * g_row;
-  i64 x_pixel = g->channels * TILE, g_pixel = g->features * TILE;
+  i64 a0 = panel % g->bands * g->panel_rows, a1 = min(a0 + g->panel_rows, row->out);
+  i64 c0 = part * g->chunk, c1 = min(c0 + g->chunk, g->channels);
+  i64 u0 = max(0, a0 * row->stride - row->before);
+  i64 u1 = (a1 - 1) * row->stride - row->before + (row->size - 1) * row->dilation + 1;
+  u1 = max(u0, min(row->in, u1));
+  i64 x_row = column->in * g->c_block * TILE, x_tile = (u1 - u0) * x_row;
+  i64 g_row = column->out * g->f_block * TILE, g_tile = (a1 - a0) * g_row;
+  i64 x_pixel = g->shape->groups * g->channels * TILE;
+  i64 g_pixel = g->shape->groups * g->features * TILE;
+  const float *from_x = g->x + group * g->channels * TILE;
+  const float *from_grad = g->grad + group * g->features * TILE;
   for (i64 c = c0; c < c1; c += g->c_block)
     for (i64 n = 0; n < tiles; n++)
       copy_channels(x + ((c - c0) / g->c_block * tiles + n) * x_tile,
-                    g->x + ((n0 + n) * g->height + u0) * g->width * x_pixel + c * TILE,
-                    max(0, u1 - u0) * g->width, x_pixel, c1 - c, g->c_block);
+                    from_x + ((n0 + n) * row->in + u0) * column->in * x_pixel + c * TILE,
+                    (u1 - u0) * column->in, x_pixel, c1 - c, g->c_block);
   for (i64 f = 0; f < g->features; f += g->f_block) {
     for (i64 n = 0; n < tiles; n++)
       copy_channels(grad + n * g_tile,
-                    g->grad + ((n0 + n) * g->out_height + a0) * g->out_width * g_pixel +
-                        f * TILE,
-                    (a1 - a0) * g->out_width, g_pixel, g->features - f, g->f_block);
-    for (i64 i = 0; i < g->size; i++)
-      for (i64 j = 0; j < g->size; j++) {
-        /* The outputs that have this tap inside the image. */
-        i64 top = max(a0, ceil_div(max(0, p - i), s));
-        i64 end = min(a1, ceil_div(max(0, g->height + p - i), s));
-        i64 left = ceil_div(max(0, p - j), s);
-        i64 right = min(g->out_width, ceil_div(max(0, g->width + p - j), s));
+                    from_grad + ((n0 + n) * row->out + a0) * column->out * g_pixel + f * TILE,
+                    (a1 - a0) * column->out, g_pixel, g->features - f, g->f_block);
+    for (i64 i = 0; i < row->size; i++)
+      for (i64 j = 0; j < column->size; j++) {
+        i64 top = a0, end = a1, left = 0, right = column->out;
+        outputs_of_tap(row, i, &top, &end);
+        outputs_of_tap(column, j, &left, &right);
         if (top >= end || left >= right) continue;
-        const float *xt =
-            x + (top * s + i - p - u0) * x_row + (left * s + j - p) * g->c_block * TILE;
+        i64 u = top * row->stride + i * row->dilation - row->before - u0;
+        i64 v = left * column->stride + j * column->dilation - column->before;
+        const float *xt = x + u * x_row + v * g->c_block * TILE;
         const float *gt = grad + (top - a0) * g_row + left * g->f_block * TILE;
         for (i64 c = c0; c < c1; c += g->c_block)
-          add(xt + (c - c0) / g->c_block * tiles * x_tile, x_tile, s * x_row,
-              s * g->c_block * TILE, gt, g_tile, g_row, tiles, end - top, right - left,
-              dw + ((i * g->size + j) * g->channels + c) * g->features + f, g->features, c1 - c,
-              g->features - f);
+          add(xt + (c - c0) / g->c_block * tiles * x_tile, x_tile, row->stride * x_row,
+              column->stride * g->c_block * TILE, gt, g_tile, g_row, tiles, end - top,
+              right - left, dw + ((i * column->size + j) * g->channels + c) * g->features + f,
+              g->features, c1 - c, g->features - f);
       }
   }
 }
@@ -242,18 +247,18 @@ static void add_minimal_panel(const Gradient *g, i64 panel, i64 part, float *x, 
   i64 blocks = (n1 - n0) * (a1 - a0) * g->columns;
   i64 x_step = g->c_block * TILE, g_step = g->f_block * TILE;
   i64 x_point = g->x_size / INS, g_point = g->grad_size / INS;
+  const Axis *down = &g->shape->row, *across = &g->shape->column;
   for (i64 i = part; i < INS; i += g->parts) {
     for (i64 b = 0; b < blocks; b++) {
       i64 n = n0 + b / g->columns / (a1 - a0), row = OUTS * (a0 + b / g->columns % (a1 - a0));
       i64 column = OUTS * (b % g->columns);
       transform_row(INS, x + b * x_step, x_point, blocks * x_step,
-                    g->x + n * g->height * g->width * g->channels * TILE, g->height, g->width,
-                    g->channels, row - g->padding, column - g->padding, INPUT_ROWS[i],
+                    g->x + n * down->in * across->in * g->channels * TILE, down->in, across->in,
+                    g->channels, row - down->before, column - across->before, INPUT_ROWS[i],
                     g->c_block);
       transform_row(OUTS, grad + b * g_step, g_point, blocks * g_step,
-                    g->grad + n * g->out_height * g->out_width * g->features * TILE,
-                    g->out_height, g->out_width, g->features, row, column, GRAD_ROWS[i],
-                    g->f_block);
+                    g->grad + n * down->out * across->out * g->features * TILE, down->out,
+                    across->out, g->features, row, column, GRAD_ROWS[i], g->f_block);
     }
     for (i64 j = 0; j < INS; j++)
       for (i64 f = 0; f < g->features; f += g->f_block)
@@ -291,9 +296,10 @@ static void finish_minimal(const float *u, i64 step, float *dw) {
 
 static void gradient_task(const void *work, i64 task, i64 worker) {
   const Gradient *g = work;
-  i64 group = task / g->parts, part = task % g->parts, pairs = g->channels * g->features;
+  i64 group = task / g->parts / g->shares, share = task / g->parts % g->shares;
+  i64 part = task % g->parts, pairs = g->channels * g->features;
   i64 c0 = part * g->chunk, count = min(g->chunk, g->channels - c0) * g->features;
-  float *dw = g->sums + group * g->taps * pairs;
+  float *dw = g->sums + (group * g->shares + share) * g->taps * pairs;
   float *x = g->panel + worker * (g->x_size + g->grad_size), *grad = x + g->x_size;
   if (g->minimal)
     for (i64 i = part; i < INS; i += g->parts)
@@ -301,26 +307,38 @@ static void gradient_task(const void *work, i64 task, i64 worker) {
   else
     for (i64 tap = 0; tap < g->taps; tap++)
       memset(dw + tap * pairs + c0 * g->features, 0, count * sizeof(float));
-  for (i64 k = group * g->panels / g->groups; k < (group + 1) * g->panels / g->groups; k++)
-    (g->minimal ? add_minimal_panel : add_panel)(g, k, part, x, grad, dw);
+  i64 last = (share + 1) * g->panels / g->shares;
+  for (i64 k = share * g->panels / g->shares; k < last; k++)
+    if (g->minimal)
+      add_minimal_panel(g, k, part, x, grad, dw);
+    else
+      add_panel(g, group, k, part, x, grad, dw);
 }
 
-/* The sums of all groups, and the gradient from them, of some pairs of a channel and a
+/* The sums of all shares, and the gradient from them, of some pairs of a channel and a
    feature. */
 enum { PAIRS = 1024 };
 
 static void finish_task(const void *work, i64 task, i64 worker) {
   (void)worker;
   const Gradient *g = work;
-  i64 pairs = g->channels * g->features, first = task * PAIRS, last = min(first + PAIRS, pairs);
-  for (i64 group = 1; group < g->groups; group++)
+  i64 pairs = g->channels * g->features, tasks = ceil_div(pairs, PAIRS);
+  i64 group = task / tasks, first = task % tasks * PAIRS, last = min(first + PAIRS, pairs);
+  float *sums = g->sums + group * g->shares * g->taps * pairs;
+  for (i64 share = 1; share < g->shares; share++)
     for (i64 tap = 0; tap < g->taps; tap++)
       for (i64 q = first; q < last; q++)
-        g->sums[tap * pairs + q] += g->sums[(group * g->taps + tap) * pairs + q];
-  if (g->minimal)
-    for (i64 q = first; q < last; q++) finish_minimal(g->sums + q, pairs, g->dw + q);
-  else
-    for (i64 tap = 0; tap < g->taps; tap++)
-      memcpy(g->dw + tap * pairs + first, g->sums + tap * pairs + first,
-             (last - first) * sizeof(float));
+        sums[tap * pairs + q] += sums[(share * g->taps + tap) * pairs + q];
+  if (g->minimal) {
+    for (i64 q = first; q < last; q++) finish_minimal(sums + q, pairs, g->dw + q);
+    return;
+  }
+  i64 row = g->shape->groups * g->features; /* of dw */
+  for (i64 tap = 0; tap < g->taps; tap++)
+    for (i64 q = first, count; q < last; q += count) {
+      i64 c = q / g->features, f = q % g->features;
+      count = min(last - q, g->features - f);
+      memcpy(g->dw + (tap * g->channels + c) * row + group * g->features + f,
+             sums + tap * pairs + q, count * sizeof(float));
+    }
 }

@@ -243,7 +243,7 @@ def _loaded(path: pathlib.Path) -> ctypes.CDLL:
     functions = ctypes.CDLL(str(path))
     for name in SIZES:
         getattr(functions, name).restype = ctypes.c_int64
-        getattr(functions, name).argtypes = [ctypes.c_int64] * 8
+        getattr(functions, name).argtypes = [ctypes.c_void_p]
     for name in HANDLERS:
         getattr(functions, name)
     return functions

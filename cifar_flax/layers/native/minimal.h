@@ -58,24 +58,25 @@ INLINE void kernel_points(const float w[3], float t[INS]) {
 /* Whether that is less work than the taps inside the image: 36 products for each 4x4
    outputs, and transforms of their inputs and outputs and of the kernel. What these cost,
    in products of vectors, was measured. */
-static int is_minimal(i64 tiles, i64 size, i64 stride, i64 height, i64 width, i64 padding,
-                      i64 channels, i64 features) {
-  if (size != 3 || stride != 1) return 0;
-  i64 taps[2], lengths[2] = {height, width}, blocks = tiles;
+static int is_minimal(const Convolution *v) {
+  i64 blocks = v->tiles, taps[2];
+  const Axis *axes[2] = {&v->row, &v->column};
+  if (v->groups > 1) return 0;
   for (int d = 0; d < 2; d++) {
-    i64 outputs = lengths[d] + 2 * padding - 2;
+    const Axis *a = axes[d];
+    if (a->size != 3 || a->stride != 1 || a->dilation != 1) return 0;
     taps[d] = 0;
     for (i64 tap = 0; tap < 3; tap++)
-      taps[d] += max(0, min(outputs, lengths[d] + padding - tap) - max(0, padding - tap));
-    blocks *= ceil_div(outputs, OUTS);
+      taps[d] += max(0, min(a->out, a->in + a->before - tap) - max(0, a->before - tap));
+    blocks *= ceil_div(a->out, OUTS);
   }
-  i64 pairs = channels * features;
-  i64 work = blocks * (POINTS * pairs + 750 * (channels + features)) + 150 * pairs;
-  return work < tiles * taps[0] * taps[1] * pairs;
+  i64 pairs = v->channels * v->features;
+  i64 work = blocks * (POINTS * pairs + 750 * (v->channels + v->features)) + 150 * pairs;
+  return work < v->tiles * taps[0] * taps[1] * pairs;
 }
 
 typedef struct {
-  i64 height, width, channels, rows, columns, features, padding;
+  i64 height, width, channels, rows, columns, features, top, left;
   i64 block, padded;       /* features of a block; of all blocks */
   i64 blocks, band, bands; /* blocks of 4x4 outputs of a tile; of a task */
   /* From one point to the next. An even number of cache lines would often put all points
@@ -88,15 +89,17 @@ typedef struct {
   float *workspace; /* [workers, 36, x_step + y_step] */
 } Minimal;
 
-static Minimal plan_minimal(i64 height, i64 width, i64 channels, i64 features, i64 padding) {
-  Minimal m = {.height = height,
-               .width = width,
+static Minimal plan_minimal(const Convolution *v) {
+  i64 channels = v->channels, features = v->features;
+  Minimal m = {.height = v->row.in,
+               .width = v->column.in,
                .channels = channels,
                .features = features,
-               .padding = padding,
-               .rows = height + 2 * padding - 2,
-               .columns = width + 2 * padding - 2,
-               .block = feature_block(features)};
+               .top = v->row.before,
+               .left = v->column.before,
+               .rows = v->row.out,
+               .columns = v->column.out,
+               .block = feature_block(1, features)};
   m.padded = ceil_div(features, m.block) * m.block;
   i64 point = POINTS * TILE * (channels + m.padded) * sizeof(float);
   m.blocks = ceil_div(m.rows, OUTS) * ceil_div(m.columns, OUTS);
@@ -189,15 +192,15 @@ static void minimal_task(const void *work, i64 task, i64 worker) {
   float *products = inputs + POINTS * m->x_step;
   i64 x_block = m->channels * TILE, y_block = m->padded * TILE;
   for (i64 b = 0; b < count; b++)
-    transform_inputs(m, x, (first + b) / across * OUTS - m->padding,
-                     (first + b) % across * OUTS - m->padding, inputs + b * x_block, m->x_step);
+    transform_inputs(m, x, (first + b) / across * OUTS - m->top,
+                     (first + b) % across * OUTS - m->left, inputs + b * x_block, m->x_step);
   for (i64 k = 0; k < POINTS; k++)
     for (i64 f = 0; f < m->features; f += m->block) {
       const float *w = m->packed + k * m->w_step + f * m->channels;
       for (i64 b = 0, pairs; b < count; b += pairs) {
         pairs = b + PAIR <= count ? PAIR : 1;
         correlate_kind(m->block, pairs)(
-            inputs + k * m->x_step + b * x_block, 0, x_block, w, 0, 1, m->channels,
+            inputs + k * m->x_step + b * x_block, 0, 0, x_block, w, 0, 1, 1, m->channels,
             products + k * m->y_step + b * y_block + f * TILE, y_block, m->block);
       }
     }
@@ -209,11 +212,6 @@ static void minimal_task(const void *work, i64 task, i64 worker) {
                         m->columns * m->features * TILE, m->features * TILE,
                         min(OUTS, m->rows - row), min(OUTS, m->columns - column));
   }
-}
-
-static i64 packed_size(i64 taps, i64 inputs, i64 outputs) {
-  i64 block = feature_block(outputs);
-  return ceil_div(taps * inputs * ceil_div(outputs, block) * block, TILE) * TILE;
 }
 
 /* Floats of the workspace: the weights, and for each worker inputs and products. */

@@ -6,6 +6,8 @@ reverse mode can differentiate them any number of times. Under ``vmap`` they run
 after the other. Programs for platforms other than a CPU use XLA's convolutions.
 """
 
+import ctypes
+import dataclasses
 import functools
 from typing import Any
 
@@ -23,6 +25,44 @@ Array = jax.Array
 # Images in a tile, one for each lane of the kernels' vectors.
 TILE = 16
 
+# Of the two spatial axes.
+Pair = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Where the taps of a convolution lie.
+
+    Along each spatial axis, with zeros outside the image,
+    ``y[a] = sum_i x[stride * a + dilation * i - before] * w[i]``.
+
+    Attributes:
+      strides: in pixels, of the two spatial axes.
+      padding: zeros before and after the image along each axis; negative values crop.
+      dilations: in pixels, between neighbouring taps.
+      groups: of channels and features; features see the channels of their group alone.
+    """
+
+    strides: Pair = (1, 1)
+    padding: tuple[tuple[int, int], ...] = ((0, 0), (0, 0))
+    dilations: Pair = (1, 1)
+    groups: int = 1
+
+    @classmethod
+    def square(cls, stride: int, padding: int) -> "Geometry":
+        """Returns the geometry that is the same on all sides."""
+        return cls((stride, stride), ((padding, padding), (padding, padding)))
+
+    def outputs(self, lengths: tuple, sizes: tuple) -> Pair:
+        """Returns height and width of the outputs, for those of images and kernel."""
+        both = zip(
+            lengths, sizes, self.strides, self.padding, self.dilations, strict=True
+        )
+        return tuple(
+            max(0, (length + sum(pads) - (size - 1) * dilation - 1) // stride + 1)
+            for length, size, stride, pads, dilation in both
+        )
+
 
 def tile(images: Array) -> Array:
     """Maps [N, H, W, C] to [ceil(N / 16), H, W, C, 16]; lanes without images are 0."""
@@ -34,28 +74,59 @@ def untile(tiles: Array, count: int) -> Array:
     return _untile.bind(tiles, count=count)
 
 
-def convolve(tiles: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Cross-correlates tiles, as ``conv2d_product`` does for images.
+def convolve(tiles: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Cross-correlates tiles; see ``Geometry``.
 
     Args:
-      tiles: float32 [T, H, W, C, 16].
-      kernel: float32 [K, K, C, F].
-      stride: in pixels.
-      padding: in pixels.
+      tiles: float32 [T, H, W, G * C, 16] with G groups.
+      kernel: float32 [K, L, C, G * F]; any sizes K and L.
+      geometry: see there.
 
     Returns:
-      [T, H', W', F, 16].
+      [T, H', W', G * F, 16].
     """
-    return _convolve.bind(tiles, kernel, stride=stride, padding=padding)
+    return _convolve.bind(tiles, kernel, geometry=geometry)
 
 
-def convolve_xla(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+def input_gradient(grad: Array, kernel: Array, size: Pair, geometry: Geometry) -> Array:
+    """Returns the gradient of ``sum(grad * convolve(tiles, kernel))`` for the tiles.
+
+    Args:
+      grad: float32 [T, H', W', G * F, 16].
+      kernel: as of ``convolve``.
+      size: height and width of the tiles.
+      geometry: of the convolution.
+
+    Returns:
+      [T, H, W, G * C, 16].
+    """
+    return _input_gradient.bind(grad, kernel, size=size, geometry=geometry)
+
+
+def kernel_gradient(tiles: Array, grad: Array, size: Pair, geometry: Geometry) -> Array:
+    """Returns the gradient of ``sum(grad * convolve(tiles, kernel))`` for the kernel.
+
+    Args:
+      tiles: as of ``convolve``.
+      grad: float32 [T, H', W', G * F, 16].
+      size: height and width of the kernel.
+      geometry: of the convolution.
+
+    Returns:
+      [K, L, C, G * F].
+    """
+    return _kernel_gradient.bind(tiles, grad, size=size, geometry=geometry)
+
+
+def convolve_xla(images: Array, kernel: Array, geometry: Geometry) -> Array:
     """Cross-correlates images [N, H, W, C] with XLA's convolution."""
     return lax.conv_general_dilated(
         images,
         kernel,
-        window_strides=(stride, stride),
-        padding=[(padding, padding)] * 2,
+        window_strides=geometry.strides,
+        padding=geometry.padding,
+        rhs_dilation=geometry.dilations,
+        feature_group_count=geometry.groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -150,7 +221,7 @@ def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
     return primitive
 
 
-def _call(handler: str, operands: tuple, shapes: tuple, **attributes: int) -> Any:
+def _call(handler: str, operands: tuple, shapes: tuple, **attributes: Any) -> Any:
     """Calls a kernel and returns its first result; a second one is its workspace."""
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     numbers = {name: np.int64(value) for name, value in attributes.items()}
@@ -159,13 +230,36 @@ def _call(handler: str, operands: tuple, shapes: tuple, **attributes: int) -> An
     return call(*operands, **numbers)[0]
 
 
-def _workspace(
-    name: str, tiles: tuple, kernel: tuple, stride: int, padding: int
-) -> tuple[int]:
-    """Returns the shape of a workspace; ``name`` is one of ``library.SIZES``."""
-    size, _, channels, features = kernel
-    function = getattr(library.load().functions, name)
-    return (function(*tiles[:3], channels, features, size, stride, padding),)
+def _call_convolution(
+    name: str,
+    operands: tuple,
+    result: tuple,
+    *,
+    tiles: tuple,
+    grad: tuple,
+    kernel: tuple,
+    geometry: Geometry,
+) -> Any:
+    """Calls one of the three kernels of a convolution.
+
+    Args:
+      name: of the kernel.
+      operands: two of tiles, gradient of the outputs and kernel.
+      result: shape of the third of these.
+      tiles: shape [T, H, W, G * C, 16].
+      grad: shape [T, H', W', G * F, 16].
+      kernel: shape [K, L, C, G * F].
+      geometry: of the convolution.
+    """
+    numbers = [tiles[0], kernel[2], kernel[3] // geometry.groups, geometry.groups]
+    for axis in range(2):
+        numbers += [tiles[1 + axis], grad[1 + axis], kernel[axis]]
+        numbers += [geometry.strides[axis], geometry.dilations[axis]]
+        numbers += [geometry.padding[axis][0]]
+    shape = np.array(numbers, np.int64)  # struct Convolution of shape.h
+    size = getattr(library.load().functions, f"{name}_size")
+    workspace = (size(shape.ctypes.data_as(ctypes.c_void_p)),)
+    return _call(f"conv_{name}", operands, (result, workspace), shape=shape)
 
 
 def _tile_xla(images: Array) -> Array:
@@ -223,51 +317,59 @@ _channel_sums = _primitive(
 )
 
 
-def _outputs_shape(tiles: tuple, kernel: tuple, stride: int, padding: int) -> tuple:
-    size, _, _, features = kernel
-    height, width = (
-        max(0, (length + 2 * padding - size) // stride + 1) for length in tiles[1:3]
+def _outputs_shape(tiles: tuple, kernel: tuple, geometry: Geometry) -> tuple:
+    height, width = geometry.outputs(tiles[1:3], kernel[:2])
+    return (tiles[0], height, width, kernel[3], TILE)
+
+
+def _convolve_on_cpu(tiles: Array, kernel: Array, geometry: Geometry) -> Array:
+    outputs = _outputs_shape(tiles.shape, kernel.shape, geometry)
+    return _call_convolution(
+        "forward",
+        (tiles, kernel),
+        outputs,
+        tiles=tiles.shape,
+        grad=outputs,
+        kernel=kernel.shape,
+        geometry=geometry,
     )
-    return (tiles[0], height, width, features, TILE)
 
 
-def _convolve_on_cpu(tiles: Array, kernel: Array, **params: int) -> Array:
-    outputs = _outputs_shape(tiles.shape, kernel.shape, **params)
-    workspace = _workspace("forward_size", tiles.shape, kernel.shape, **params)
-    return _call("conv_forward", (tiles, kernel), (outputs, workspace), **params)
-
-
-def _convolve_xla(tiles: Array, kernel: Array, stride: int, padding: int) -> Array:
+def _convolve_xla(tiles: Array, kernel: Array, geometry: Geometry) -> Array:
     images = _untile_xla(tiles, len(tiles) * TILE)
-    return _tile_xla(convolve_xla(images, kernel, stride, padding))
+    return _tile_xla(convolve_xla(images, kernel, geometry))
 
 
 _convolve = _primitive("convolve", _outputs_shape, _convolve_on_cpu, _convolve_xla)
 
 
-def _inputs_shape(
-    grad: tuple, kernel: tuple, height: int, width: int, **_: int
-) -> tuple:
-    return (grad[0], height, width, kernel[2], TILE)
+def _inputs_shape(grad: tuple, kernel: tuple, size: Pair, geometry: Geometry) -> tuple:
+    return (grad[0], *size, geometry.groups * kernel[2], TILE)
 
 
 def _input_gradient_on_cpu(
-    grad: Array, kernel: Array, height: int, width: int, **params: int
+    grad: Array, kernel: Array, size: Pair, geometry: Geometry
 ) -> Array:
-    inputs = _inputs_shape(grad.shape, kernel.shape, height, width)
-    workspace = _workspace("input_gradient_size", grad.shape, kernel.shape, **params)
-    results = (inputs, workspace)
-    return _call("conv_input_gradient", (grad, kernel), results, **params)
+    inputs = _inputs_shape(grad.shape, kernel.shape, size, geometry)
+    return _call_convolution(
+        "input_gradient",
+        (grad, kernel),
+        inputs,
+        tiles=inputs,
+        grad=grad.shape,
+        kernel=kernel.shape,
+        geometry=geometry,
+    )
 
 
 def _input_gradient_xla(
-    grad: Array, kernel: Array, height: int, width: int, stride: int, padding: int
+    grad: Array, kernel: Array, size: Pair, geometry: Geometry
 ) -> Array:
-    shape = _inputs_shape(grad.shape, kernel.shape, height, width)
+    shape = _inputs_shape(grad.shape, kernel.shape, size, geometry)
     inputs = jax.ShapeDtypeStruct(shape, grad.dtype)
 
     def convolve(tiles: Array) -> Array:
-        return _convolve_xla(tiles, kernel, stride, padding)
+        return _convolve_xla(tiles, kernel, geometry)
 
     return jax.linear_transpose(convolve, inputs)(grad)[0]
 
@@ -280,27 +382,33 @@ _input_gradient = _primitive(
 )
 
 
-def _kernel_shape(tiles: tuple, grad: tuple, size: int, **_: int) -> tuple:
-    return (size, size, tiles[3], grad[3])
+def _kernel_shape(tiles: tuple, grad: tuple, size: Pair, geometry: Geometry) -> tuple:
+    return (*size, tiles[3] // geometry.groups, grad[3])
 
 
 def _kernel_gradient_on_cpu(
-    tiles: Array, grad: Array, size: int, **params: int
+    tiles: Array, grad: Array, size: Pair, geometry: Geometry
 ) -> Array:
-    kernel = _kernel_shape(tiles.shape, grad.shape, size)
-    workspace = _workspace("kernel_gradient_size", tiles.shape, kernel, **params)
-    results = (kernel, workspace)
-    return _call("conv_kernel_gradient", (tiles, grad), results, **params)
+    kernel = _kernel_shape(tiles.shape, grad.shape, size, geometry)
+    return _call_convolution(
+        "kernel_gradient",
+        (tiles, grad),
+        kernel,
+        tiles=tiles.shape,
+        grad=grad.shape,
+        kernel=kernel,
+        geometry=geometry,
+    )
 
 
 def _kernel_gradient_xla(
-    tiles: Array, grad: Array, size: int, stride: int, padding: int
+    tiles: Array, grad: Array, size: Pair, geometry: Geometry
 ) -> Array:
-    shape = _kernel_shape(tiles.shape, grad.shape, size)
+    shape = _kernel_shape(tiles.shape, grad.shape, size, geometry)
     kernel = jax.ShapeDtypeStruct(shape, grad.dtype)
 
     def convolve(kernel: Array) -> Array:
-        return _convolve_xla(tiles, kernel, stride, padding)
+        return _convolve_xla(tiles, kernel, geometry)
 
     return jax.linear_transpose(convolve, kernel)(grad)[0]
 
@@ -313,10 +421,6 @@ _kernel_gradient = _primitive(
 )
 
 
-def _height_and_width(tiles: Any) -> dict[str, int]:
-    return {"height": tiles.aval.shape[1], "width": tiles.aval.shape[2]}
-
-
 # Let y = F(x, w), dx = D(dy, w) and dw = W(x, dy). Then <dy, y> = <dx, x> = <dw, w>, so
 # that F, D and W are transposes of each other.
 ad.deflinear2(_tile, lambda ct, x: [untile(ct, x.aval.shape[0])])
@@ -326,26 +430,22 @@ ad.deflinear2(
 )
 ad.defbilinear(
     _convolve,
-    lambda ct, x, w, **params: _input_gradient.bind(
-        ct, w, **_height_and_width(x), **params
-    ),
-    lambda ct, x, w, **params: _kernel_gradient.bind(
-        x, ct, size=w.aval.shape[0], **params
-    ),
+    lambda ct, x, w, geometry: input_gradient(ct, w, x.aval.shape[1:3], geometry),
+    lambda ct, x, w, geometry: kernel_gradient(x, ct, w.aval.shape[:2], geometry),
 )
 ad.defbilinear(
     _input_gradient,
-    lambda ct, dy, w, height, width, **params: _convolve.bind(ct, w, **params),
-    lambda ct, dy, w, height, width, **params: _kernel_gradient.bind(
-        ct, dy, size=w.aval.shape[0], **params
+    lambda ct, dy, w, size, geometry: convolve(ct, w, geometry),
+    lambda ct, dy, w, size, geometry: kernel_gradient(
+        ct, dy, w.aval.shape[:2], geometry
     ),
 )
 ad.defbilinear(
     _kernel_gradient,
-    lambda ct, x, dy, size, **params: _input_gradient.bind(
-        dy, ct, **_height_and_width(x), **params
+    lambda ct, x, dy, size, geometry: input_gradient(
+        dy, ct, x.aval.shape[1:3], geometry
     ),
-    lambda ct, x, dy, size, **params: _convolve.bind(x, ct, **params),
+    lambda ct, x, dy, size, geometry: convolve(x, ct, geometry),
 )
 
 

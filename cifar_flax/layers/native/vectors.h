@@ -17,7 +17,13 @@ enum { LANES = 8, UNIT = 1, PAIR = 1, L1 = 16 << 10, L2 = 192 << 10 };
 #else
 enum { LANES = 4, UNIT = 1, PAIR = 1, L1 = 16 << 10, L2 = 192 << 10 };
 #endif
-enum { PARTS = TILE / LANES, MAX_WORKERS = 64 };
+/* Positions of a narrow block of 1, 2 or 4 features; see correlations.h. */
+#if defined(__AVX512F__)
+enum { NARROW_1 = 8, NARROW_2 = 4, NARROW_4 = 4 };
+#else
+enum { NARROW_1 = 4, NARROW_2 = 2, NARROW_4 = 1 };
+#endif
+enum { PARTS = TILE / LANES, MAX_P = NARROW_1, MAX_WORKERS = 64 };
 
 /* XLA aligns its buffers to 64 bytes; `aligned(4)` asks for no more than a float's. */
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
