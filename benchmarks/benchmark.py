@@ -3,6 +3,7 @@
     python -m experiments.benchmark --models=all
     python -m experiments.benchmark --models=convbn,airbench --peer=torch --figure=a.png
     python -m experiments.benchmark --models=convbn --lowerings=auto,product,xla
+    python -m experiments.benchmark --models=strangers --peer=torch
 
 Each contender has its own process, because their thread pools would disturb each other.
 The contenders take turns of about a second, so that other load on the machine affects
@@ -10,8 +11,8 @@ all of them. Times are medians over the turns. A ratio is the median over the ro
 with the smallest and the largest. A step includes augmentation, forward and backward
 pass, and update. The data are random.
 
-Your own model is named as for experiments.run, and has no peer. There is also a model
-``stranger``: ``convbn`` built from Flax's own layers.
+``--models=strangers`` measures networks of flax's own layers: ``benchmarks.strangers``.
+Your own model is named as for experiments.run, and has no peer.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ import numpy as np
 from absl import flags
 from rich.table import Table
 
-from benchmarks.our_turns import OTHERS
+from benchmarks.strangers import STRANGERS
 from benchmarks.turns import Worker, WorkerEnded, worker
 from cifar_flax.commands import cli
 from cifar_flax.commands.setting_flags import check_models
@@ -53,7 +54,7 @@ PEERS = {
 def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
-        models = check_models(FLAGS.models, OTHERS)
+        models = chosen_models(FLAGS.models)
         if not FLAGS.lowerings or set(FLAGS.lowerings) - set(LOWERINGS):
             raise flags.ValidationError(
                 f"--lowerings={','.join(FLAGS.lowerings)}: give one or more of "
@@ -89,6 +90,13 @@ def main() -> int:
         if FLAGS.figure:
             draw_ratios(rows, pathlib.Path(FLAGS.figure))
     return 0
+
+
+def chosen_models(names: list[str]) -> list[str]:
+    """Returns the models of ``--models``; ``strangers`` stands for all of these."""
+    groups = [STRANGERS if name == "strangers" else [name] for name in names]
+    known = [*STRANGERS, "strangers"]
+    return check_models([name for group in groups for name in group], known)
 
 
 def contenders(model: str) -> dict[str, list[str]]:
@@ -281,7 +289,10 @@ def draw_ratios(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list(
-        "models", ["all"], "Architectures, or all of the lesson; also stranger."
+        "models",
+        ["all"],
+        "Architectures, or all of the lesson; strangers are nets of flax's own layers: "
+        f"{', '.join(STRANGERS)}.",
     )
     flags.DEFINE_list(
         "lowerings",

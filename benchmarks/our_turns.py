@@ -2,17 +2,16 @@
 
     python -m benchmarks.our_turns LOWERING BATCH_SIZE TRAIN_IMAGES EVAL_IMAGES MODEL
 
-There is also a model ``stranger``: ``convbn`` built from Flax's own layers.
+answers the requests of ``experiments.benchmark``.
 """
 
 import sys
 import time
 from typing import Any
 
-import flax.linen as nn
-import jax
 import numpy as np
 
+from benchmarks.strangers import STRANGERS
 from benchmarks.turns import serve
 from cifar_flax.data import Split, Splits
 from cifar_flax.runs.environment import device_name
@@ -21,22 +20,6 @@ from cifar_flax.sweeps.estimates import peak_gflops
 from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
-
-
-class Stranger(nn.Module):
-    """``convbn`` built from Flax's own layers."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [N, 32, 32, C] to logits [N, 10]."""
-        x = nn.Conv(10, (5, 5))(x)
-        for width in (20, 40, 80, 160):
-            x = nn.relu(nn.Conv(width, (3, 3), 2, padding=1, use_bias=False)(x))
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return nn.Dense(10)(x.max((1, 2)))
-
-
-OTHERS = {"stranger": Stranger}
 
 FIRST_TURNS = 4  # until a turn takes about a second
 
@@ -65,7 +48,10 @@ class Ours:
         self.splits = Splits(
             split(train_images), None, split(eval_images), 10, (0.5,) * 3, (0.25,) * 3
         )
-        net = OTHERS[model]() if model in OTHERS else Settings(model).make_model(10)
+        if model in STRANGERS:
+            net = STRANGERS[model]()
+        else:
+            net = Settings(model).make_model(10)
         recipe = Recipe((Constant(0.01, EPOCHS),), batch_size)
         self.trainer = Trainer(net, recipe, self.splits.spec, lowering=lowering)
 
