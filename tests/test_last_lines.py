@@ -169,12 +169,12 @@ def test_benchmark(tmp_path):
     peer = "torch" if has_torch_compile() else "none"
     sizes = ("--rounds=1", "--batch_size=16", "--train_images=64", "--eval_images=64")
     files = (f"--json={tmp_path / 'rows.json'}", f"--figure={tmp_path / 'ratios.png'}")
-    words = ("--models=simplenet", "--lowerings=auto,xla", f"--peer={peer}")
+    words = ("--models=simplenet,vit", "--lowerings=auto,xla", f"--peer={peer}")
     line = last_line_of(command("benchmark", *words, *sizes, *files))
     assert "batch 16, 1 rounds; evaluation of 64 images." in line
     assert line.endswith(" GFLOP/s.")
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert len(rows) == (5 if peer == "torch" else 2)
+    assert len(rows) == (10 if peer == "torch" else 4)
     for row in rows:
         for name in ("step_seconds", "images_per_second", "gflops", "eval_seconds"):
             assert row[name] > 0, name

@@ -9,9 +9,12 @@ import pytest
 from flax import nnx
 
 from benchmarks import strangers
+from benchmarks.benchmark import chosen_models
 from benchmarks.strangers import FORMS, STRANGERS
 from cifar_flax.models.calling import evaluate_logits
+from cifar_flax.models.check import check_model
 from cifar_flax.models.summary import layer_rows, trace_layers
+from cifar_flax.training.named_recipes import LESSON
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
 
@@ -23,6 +26,13 @@ def test_they_are_written_without_this_project():
     assert {name.split(".")[0] for name in modules} <= {
         *("collections", "typing", "flax", "jax", "optax")
     }
+
+
+def test_their_group_and_their_names_choose_them():
+    assert chosen_models(["strangers"]) == list(STRANGERS)
+    assert chosen_models(["vit", "convbn"]) == ["vit", "convbn"]
+    assert chosen_models(["strangers", "convbn"]) == [*STRANGERS, "convbn"]
+    assert chosen_models(["all"]) == list(LESSON)
 
 
 def peer_of(name):
@@ -44,6 +54,18 @@ def test_parameters_and_operations_are_those_that_pytorch_counts(name):
     count = sum(one.numel() for one in network.parameters())
     assert count == sum(row.num_params for row in rows)
     assert counted.get_total_flops() == sum(row.flops for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRANGERS)
+def test_they_train_here_and_in_pytorch(name):
+    check_model(STRANGERS[name](), (32, 32, 3), 10)
+    peer_of(name)
+    peer = pytest.importorskip("benchmarks.torch_peer")
+    trainer = peer.PeerTrainer(name, "channels_last", 4, 8, "cpu")
+    assert trainer.train(2) > 0
+    assert trainer.evaluate(8) > 0
+    assert all(one.isfinite().all() for one in trainer.network.parameters())
 
 
 def draw(variables):
