@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from cifar_flax.models.check import check_model
 from cifar_flax.models.summary import layer_rows, trace_layers
 from cifar_flax.training.named_recipes import LESSON
 
+ROOT = pathlib.Path(__file__).parents[2]
 IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
 
 
@@ -52,8 +54,13 @@ def test_parameters_and_operations_are_those_that_pytorch_counts(name):
     with counter(display=False) as counted, torch.no_grad(), plain:
         network(torch.zeros(1, 3, 32, 32))
     count = sum(one.numel() for one in network.parameters())
+    flops = sum(row.flops for row in rows)
     assert count == sum(row.num_params for row in rows)
-    assert counted.get_total_flops() == sum(row.flops for row in rows)
+    assert counted.get_total_flops() == flops
+    page = (ROOT / "docs" / "speed.md").read_text()
+    assert re.search(
+        rf"^\| `{name}` .* \| {count:,} \| {flops / 1e6:,.1f} \|$", page, re.M
+    )
 
 
 @pytest.mark.slow
