@@ -84,7 +84,8 @@ def command(name, *flags):
 
 def module_of(name):
     """Returns the module of a command, as users start it."""
-    package = "benchmarks" if name in ("lr_grid", "torch_airbench") else "experiments"
+    ours = ("forms", "lr_grid", "torch_airbench")
+    package = "benchmarks" if name in ours else "experiments"
     return f"{package}.{name}"
 
 

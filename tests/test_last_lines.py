@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from cifar_flax import records
+from cifar_flax.layers.native import library
 from tests import archives
 from tests.forked import command
 
@@ -192,6 +194,17 @@ def test_benchmark_of_a_net_of_flax_layers(tmp_path):
     (row,) = json.loads(rows.read_text())["rows"]
     assert row["model"] == "vit"
     assert row["gflops"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not library.available(), reason="no kernels here")
+def test_forms():
+    words = ("--batch_size=16", "--rounds=1", "--steps=1")
+    done = command("forms", *words)
+    assert "batch 16, medians of 1 turns" in " ".join(done.stdout.split())
+    assert last_line_of(done).endswith("jitted.")
+    for form in ("linen", "nnx", "lax"):
+        assert re.search(rf"{form}( +\d+\.\d+){{4}}", done.stdout)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ tell them apart.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -57,6 +56,8 @@ class Form:
       rhs_dilation: of the kernel.
       groups: ``feature_group_count``.
       batch_groups: ``batch_group_count``.
+      sums_over_images: whether to compute it as the gradient of a kernel is, whose sums
+        run over images; with several ``batch_groups`` it must be so.
     """
 
     images: tuple[int, ...]
@@ -68,19 +69,14 @@ class Form:
     rhs_dilation: tuple[int, ...]
     groups: int
     batch_groups: int
-
-    @property
-    def sums_over_images(self) -> bool:
-        """Whether its sums are those of the gradient of a kernel."""
-        positions = math.prod(self.kernel[:-2]), math.prod(self.outputs[1:-1])
-        return self.batch_groups > 1 or positions[0] > positions[1]
+    sums_over_images: bool
 
     def problem(self, how: Computing) -> str | None:
         """Says in a few words why a lowering cannot compute this; else None."""
         flat = self._with_two_axes()
-        if flat._dilates_twice():
+        if flat.dilates_twice:
             flat = flat._with_dilated_images()
-        return how.problem(*flat._geometry_and_size())
+        return how.problem(*flat.geometry_and_size())
 
     def compute(self, how: Computing, images: Array, kernel: Array) -> Array:
         """Computes it by a lowering that has no ``problem`` with it."""
@@ -90,29 +86,36 @@ class Form:
             return flat.compute(how, images, kernel).reshape(self.outputs)
         if len(self.strides) > 2:
             return self._by_slices(how, images, kernel)
-        if self._dilates_twice():
+        if self.dilates_twice:
             zero = jnp.zeros((), images.dtype)
             between = [(0, 0, step - 1) for step in (1, *self.lhs_dilation, 1)]
             images = lax.pad(images, zero, between)
             return self._with_dilated_images().compute(how, images, kernel)
-        geometry, size = self._geometry_and_size()
+        geometry, size = self.geometry_and_size()
         dilated = self.lhs_dilation != (1, 1)
         if not self.sums_over_images:
             if not dilated:
                 return how.convolve(images, kernel, geometry)
-            kernel = _transposed(kernel, self.groups)
+            kernel = transposed(kernel, self.groups)
             return how.input_gradient(images, kernel, self.outputs[1:3], geometry)
-        images, grad = self._summed(images), kernel.transpose(2, 0, 1, 3)
-        if not dilated:
-            sums = how.kernel_gradient(images, grad, size, geometry)
+        operands = self._summed(images), kernel.transpose(2, 0, 1, 3)
+        operands = operands[::-1] if dilated else operands
+        sums = how.kernel_gradient(*operands, size, geometry)
+        return self.of_kernel_gradient(sums, geometry.groups)
+
+    def of_kernel_gradient(self, sums: Array, groups: int) -> Array:
+        """Returns the outputs, (N, H', W', F), from the gradient of a kernel.
+
+        Of dilated images it is that of the other operand, with reversed taps.
+        """
+        if self.lhs_dilation == (1, 1):
             return sums.transpose(2, 0, 1, 3)
-        # Of the other operand, with the taps reversed.
-        sums = how.kernel_gradient(grad, images, size, geometry)
-        sums = jnp.flip(sums, (0, 1))
-        sums = sums.reshape(*size, sums.shape[2], geometry.groups, -1)
+        rows, columns, inputs, _ = sums.shape
+        sums = jnp.flip(sums, (0, 1)).reshape(rows, columns, inputs, groups, -1)
         return sums.transpose(4, 0, 1, 3, 2).reshape(self.outputs)
 
-    def _dilates_twice(self) -> bool:
+    @property
+    def dilates_twice(self) -> bool:
         """Whether the images are dilated where no kernel computes it."""
         steps = self.rhs_dilation if self.sums_over_images else self.strides
         return self.lhs_dilation != (1, 1) and steps != (1, 1)
@@ -213,7 +216,7 @@ class Form:
             -1, height, width, self.groups * channels
         )
 
-    def _geometry_and_size(self) -> tuple[Geometry, Pair]:
+    def geometry_and_size(self) -> tuple[Geometry, Pair]:
         """Returns those of the convolution whose outputs or gradient this form is."""
         groups = max(self.groups, self.batch_groups)
         dilated = self.lhs_dilation != (1, 1)
@@ -253,7 +256,7 @@ def _without_first_axis(form: Form) -> Form:
     )
 
 
-def _transposed(kernel: Array, groups: int) -> Array:
+def transposed(kernel: Array, groups: int) -> Array:
     """Reverses taps and exchanges the channels of each group with its features."""
     rows, columns, inputs, _ = kernel.shape
     kernel = jnp.flip(kernel, (0, 1)).reshape(rows, columns, inputs, groups, -1)

@@ -175,6 +175,8 @@ def form_of(images: Any, kernel: Any, outputs: Any, params: Any) -> Form | str:
         rhs_dilation=tuple(params["rhs_dilation"]),
         groups=params["feature_group_count"],
         batch_groups=params["batch_group_count"],
+        # Images come first nearly everywhere. So does what JAX sums over for a kernel.
+        sums_over_images=params["batch_group_count"] > 1 or specs.lhs_spec[1] == 0,
     )
 
 

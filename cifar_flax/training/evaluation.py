@@ -18,6 +18,7 @@ from cifar_flax.data.splits import DataSpec, Split
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.layers import rule
 from cifar_flax.layers.conv import Lowering, resolve
+from cifar_flax.layers.tiling import in_tiles
 from cifar_flax.models.calling import evaluate_logits
 from cifar_flax.training.placement import (
     MOST_PROGRAMS,
@@ -94,8 +95,11 @@ class _LogitsStep:
         """Returns the logits [M * B, K] of images [M, B, H, W, C]."""
 
         def of_batch(images: jax.Array) -> jax.Array:
-            images, how = split_batch(images), (self.lowering, self.tta)
-            return logits_of_pixels(self.model, variables, images, self.spec, *how)
+            how = self.spec, self.lowering, self.tta
+            return logits_of_pixels(self.model, variables, split_batch(images), *how)
+
+        if resolve(self.lowering) == "native":
+            of_batch = in_tiles(of_batch)
 
         logits = lax.map(of_batch, batches).astype(jnp.float32)
         return logits.reshape(-1, self.spec.num_classes)

@@ -20,6 +20,7 @@ from cifar_flax.data.augment import (
 )
 from cifar_flax.data.splits import DataSpec
 from cifar_flax.layers.conv import Lowering
+from cifar_flax.layers.tiling import in_tiles
 from cifar_flax.models.calling import train_logits
 from cifar_flax.models.streams import Stream
 from cifar_flax.training.optimizers import path_in_words
@@ -210,7 +211,10 @@ class TrainStep:
         if varied.mixes:
             images, share = mix(Stream.MIX.of(key), images, varied)
         loss_fn = functools.partial(self._loss, state, images, labels, key, share)
-        grads, aux = jax.grad(loss_fn, has_aux=True)(state.params)
+        gradient = jax.grad(loss_fn, has_aux=True)
+        if self.lowering == "native":
+            gradient = in_tiles(gradient)
+        grads, aux = gradient(state.params)
         loss, logits, collections = aux
         updates, opt_state = self.make_tx(rate).update(
             grads, state.opt_state, state.params

@@ -1,0 +1,150 @@
+"""The transformation that keeps arrays in tiles: same values, and few changes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import cifar_flax as cf
+from cifar_flax.layers.native import library
+from cifar_flax.layers.tiling import in_tiles
+
+pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels here")
+
+IMAGES = (32, 6, 8, 3)
+ONE_TAP = np.random.default_rng(1).normal(size=(1, 1, 3, 5)).astype(np.float32)
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def changes(function, *operands):
+    """The numbers of changes to tiles, and back, in a program."""
+    with cf.fast_convolutions():
+        text = jax.jit(lambda *given: function(*given)).lower(*operands).as_text()
+    return [text.count(f"@cifar_flax_{name}(") for name in ("tile", "untile")]
+
+
+def convolved(images):
+    """Images in tiles, once the transformation has seen this."""
+    return lax.conv_general_dilated(
+        images, ONE_TAP, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+OPERATIONS = {
+    "elementwise": lambda y: jnp.where(y > 0, jnp.exp(y) / 3, y**2 - jax.nn.gelu(y)),
+    "with plain": lambda y: y * jnp.linspace(0, 1, y.size).reshape(y.shape),
+    "with one row": lambda y: y + jnp.arange(8.0)[None, None, :, None],
+    "each image": lambda y: y * jnp.arange(32.0)[:, None, None, None],
+    "each image and channel": lambda y: y + y.mean((1, 2), keepdims=True),
+    "sums over images": lambda y: (y - y.mean((0, 1, 2))) / (y * y).mean((0, 1, 2)),
+    "sums over all": lambda y: y.sum() + jnp.square(y).sum(0) + y.max((0, 3)).sum(),
+    "layer norm": lambda y: (y - y.mean(-1, keepdims=True)) * y.var(-1, keepdims=True),
+    "order of axes": lambda y: jnp.transpose(y, (3, 1, 0, 2)) * 2,
+    "flat": lambda y: jnp.sin(y.reshape(32, -1)),
+    "patches": lambda y: y.reshape(32, 3, 2, 4, 2, 5).transpose(0, 1, 3, 2, 4, 5) + 1,
+    "images side by side": lambda y: y.reshape(8, 4 * 6, 8, 5) + 1,
+    "squeezed": lambda y: jnp.squeeze(y[:, 2:3], 1) + 1,
+    "padded": lambda y: jnp.pad(y, ((0, 0), (1, 2), (3, 0), (0, 1)), mode="reflect"),
+    "padded images": lambda y: jnp.pad(y, ((1, 0), (0, 0), (0, 0), (0, 0))),
+    "sliced": lambda y: y[:, 1::2, ::-1] * y[3:4, ::2],
+    "joined": lambda y: jnp.concatenate([y, jnp.ones_like(y), 2 * y], axis=-1),
+    "joined images": lambda y: jnp.concatenate([y, y]),
+    "pooled": lambda y: nn.max_pool(y, (2, 2), (2, 2)) + nn.avg_pool(y, (2, 2), (2, 2)),
+    "dense": lambda y: jnp.tanh(y @ draw(2, 5, 7)),
+    "dense of all": lambda y: y.reshape(32, -1) @ draw(2, 240, 7),
+    "products of images": lambda y: jnp.einsum("nhwc,nhwd->ncd", y, y),
+    "types": lambda y: y.astype(jnp.bfloat16).astype(jnp.float32) * (y > 0),
+    "sorted": lambda y: jnp.sort(y, -1) + y,
+    "loop": lambda y: lax.fori_loop(0, 3, lambda _, x: x * 2 + y, y),
+    "condition": lambda y: lax.cond(y.sum() > 0, jnp.sin, jnp.cos, y),
+    "own gradient": lambda y: nn.relu(y) * jax.nn.silu(y) + nn.standardize(y),
+    "checkpoint": jax.checkpoint(lambda y: jnp.sin(convolved(y[..., :3]))),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_on_tiles_have_the_same_values(name):
+    images, operation = draw(0, *IMAGES), OPERATIONS[name]
+
+    def function(images):
+        y = convolved(images)
+        return operation(y), y
+
+    def gradient(images):
+        return jax.grad(lambda x: jnp.cos(operation(convolved(x))).sum())(images)
+
+    for one in (function, gradient):
+        expected = jax.jit(one)(images)
+        found = jax.jit(in_tiles(one))(images)
+        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        for features in (8, 16):
+            x = nn.Conv(features, (3, 3), strides=(2, 2), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(not train)(x))
+            y = nn.Conv(features, (5, 5), feature_group_count=features)(x)
+            y = nn.Dense(features)(nn.gelu(nn.Dense(2 * features)(nn.LayerNorm()(y))))
+            x = nn.Dropout(0.5, deterministic=not train)(x + y)
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def net():
+    images = draw(0, 32, 16, 16, 3)
+    return Net(), images, Net().init(jax.random.key(0), images, False)
+
+
+def step(model, variables, images):
+    def loss(params):
+        logits, updates = model.apply(
+            {**variables, "params": params},
+            images,
+            True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(1)},
+        )
+        return jax.nn.log_softmax(logits)[:, 0].mean(), updates
+
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+
+def test_a_network_stays_in_tiles_from_the_images_to_the_last_layer(net):
+    model, images, variables = net
+
+    def train(variables, images):
+        return step(model, variables, images)
+
+    def evaluate(variables, images):
+        return model.apply(variables, images, False)
+
+    # The images; in training the masks of dropout, too. Back: the mean, [N, C].
+    assert changes(in_tiles(evaluate), variables, images) == [1, 1]
+    assert sum(changes(evaluate, variables, images)) == 8
+    tiles, back = changes(in_tiles(train), variables, images)
+    assert tiles <= 4
+    assert back <= 2
+    for one in (train, evaluate):
+        expected = jax.jit(one)(variables, images)
+        found = jax.jit(in_tiles(one))(variables, images)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_other_batches_are_computed_as_they_were(net):
+    model, images, variables = net
+
+    def evaluate(variables, images):
+        return model.apply(variables, images, False)
+
+    assert changes(in_tiles(evaluate), variables, images[:20]) == [4, 4]
