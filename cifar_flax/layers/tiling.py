@@ -404,19 +404,38 @@ def _concatenate(self: _Interpreter, equation: Any, values: list[Value]) -> Any:
 
 @_rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")
 def _window(self: _Interpreter, equation: Any, values: list[Value]) -> Value | None:
-    (value,), params = values, dict(equation.params)
-    for name, neutral in (
-        ("window_dimensions", 1),
-        ("window_strides", 1),
-        ("padding", (0, 0)),
-        ("base_dilation", 1),
-        ("window_dilation", 1),
-    ):
-        parts = list(params[name])
-        if parts.pop(value.axis) != neutral:
-            return None
-        params[name] = (neutral, *parts, neutral)
+    (value,) = values
+    params = _window_of_tiles(equation.params, value.axis)
+    if params is None:
+        return None
     return Tiled(equation.primitive.bind(value.array, **params), value.axis)
+
+
+@_rule("select_and_scatter_add")
+def _window_gradient(
+    self: _Interpreter, equation: Any, values: list[Value]
+) -> Value | None:
+    """The gradient of a largest value goes where that was."""
+    axis = next(value.axis for value in values if isinstance(value, Tiled))
+    source, operand = (self.tiled(value, axis) for value in values)
+    params = _window_of_tiles(equation.params, axis)
+    if source is None or operand is None or params is None:
+        return None
+    array = equation.primitive.bind(source.array, operand.array, **params)
+    return Tiled(array, axis)
+
+
+def _window_of_tiles(params: dict[str, Any], axis: int) -> dict[str, Any] | None:
+    """Returns the parameters of a window on tiles; None if it spans several images."""
+    found = dict(params)
+    for name in params:
+        if name.startswith("window_") or name in ("padding", "base_dilation"):
+            parts = list(params[name])
+            neutral = (0, 0) if name == "padding" else 1
+            if parts.pop(axis) != neutral:
+                return None
+            found[name] = (neutral, *parts, neutral)
+    return found
 
 
 @_rule("conv_general_dilated")

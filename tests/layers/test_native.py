@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies
 from jax import lax
 
-from cifar_flax.layers import BatchNorm, Conv
+from cifar_flax.layers import BatchNorm, Conv, rule
 from cifar_flax.layers.conv import conv2d, convolving, describe, tiled
 from cifar_flax.layers.native import library, primitives
 from cifar_flax.layers.native.primitives import Geometry
@@ -425,32 +425,53 @@ class Stranger(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lowering", ["native", "product"])
-def test_layers_of_flax_take_the_same_form(lowering):
+@pytest.mark.parametrize(("lowering", "left"), [("native", 0), ("product", 4)])
+def test_layers_of_flax_are_lowered_alike(lowering, left):
+    """Matrix products leave those with groups, dilation or unequal sides to XLA."""
     if lowering == "native" and not library.available():
         pytest.skip("no kernels here")
     model, images = Stranger(), draw(0, 16, 12, 12, 3)
     key = jax.random.key(0)
     variables = init_variables(model, key, images)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def results(lowering):
+    @jax.jit
+    def results(params):
         def loss(params):
-            logits, _ = train_logits(
-                model, variables | {"params": params}, images, key, lowering
-            )
+            logits, _ = train_logits(model, variables | {"params": params}, images, key)
             return jnp.square(logits).mean()
 
-        return jax.value_and_grad(loss)(variables["params"])
+        return jax.value_and_grad(loss)(params)
 
-    program = str(
-        jax.make_jaxpr(lambda x: evaluate_logits(model, variables, x, lowering))(images)
-    )
-    assert program.count("conv_general_dilated") == 4  # grouped, dilated, oblong
-    ours, theirs = results(lowering), results("xla")
-    for a, b in zip(*(jax.tree.leaves(x) for x in (ours, theirs)), strict=True):
+    @jax.jit
+    def evaluated(params):
+        return evaluate_logits(model, variables | {"params": params}, images)
+
+    params = variables["params"]
+    expected = results(params)
+    with rule.lowering(lowering):
+        text = evaluated.lower(params).as_text()
+        found = results(params)
+    assert text.count("stablehlo.convolution") == left
+    for a, b in zip(*(jax.tree.leaves(x) for x in (found, expected)), strict=True):
         assert_close(a, b, 1e-4)
-    assert model == Stranger()  # the input was not changed
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("Linux", "apt install gcc"),
+        ("Darwin", "xcode-select --install"),
+        ("Windows", "need Linux or macOS"),
+        ("", "install gcc or clang"),
+    ],
+)
+def test_without_a_compiler_a_line_says_what_to_install(
+    system, words, load_anew, monkeypatch, caplog
+):
+    monkeypatch.setattr(library.shutil, "which", lambda _: None)
+    monkeypatch.setattr(library.platform, "system", lambda: system)
+    assert words in load_anew("")
+    assert "twice as long" in caplog.text
 
 
 @needs_kernels

@@ -1,5 +1,6 @@
 """Builds the kernels for this processor, caches the result and loads it."""
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -100,7 +101,7 @@ def _load() -> Library | BuildError:
     except (BuildError, OSError, AttributeError) as error:
         logger.warning(
             "no native kernels for this CPU: %s; convolutions use matrix products, "
-            "which are slower",
+            "which take about twice as long",
             one_line(error),
         )
         return BuildError(one_line(error))
@@ -108,6 +109,16 @@ def _load() -> Library | BuildError:
     version = found[0].split('"')[1] if found else "of unknown version"
     name = shlex.join([pathlib.Path(compiler[0]).name, *compiler[1:]])
     return Library(functions, f"{name} {version}, {instructions}")
+
+
+# What gives a compiler, by the name of the system.
+_INSTALL = collections.defaultdict(
+    lambda: "install gcc or clang",
+    Linux="install one with `apt install gcc` (Debian, Ubuntu) or `dnf install gcc` "
+    "(Fedora)",
+    Darwin="install one with `xcode-select --install`",
+    Windows="the kernels need Linux or macOS, such as the Windows Subsystem for Linux",
+)
 
 
 def _find_compiler() -> list[str]:
@@ -119,7 +130,9 @@ def _find_compiler() -> list[str]:
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]
-    raise BuildError("no C compiler is found (CC, cc, gcc, clang)")
+    raise BuildError(
+        f"no C compiler is found (CC, cc, gcc, clang); {_INSTALL[platform.system()]}"
+    )
 
 
 def _flags() -> list[str]:
