@@ -1,0 +1,307 @@
+"""What operations of JAX are on arrays in tiles; see ``tiling``."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cifar_flax.layers.forms import transposed
+from cifar_flax.layers.native import primitives
+from cifar_flax.layers.native.primitives import TILE, Geometry
+from cifar_flax.layers.rule import form_of
+from cifar_flax.layers.tiled_values import Spread, Tiled, Tiler, Value, plain
+
+Array = jax.Array
+
+# Of an equation and the values of its operands, of which one is tiled for most rules,
+# returns the result, or None if plain arrays must be used.
+Rule = Callable[[Tiler, Any, list[Value]], Value | None]
+RULES: dict[str, Rule] = {}
+
+
+def _rule(*names: str) -> Callable[[Any], Any]:
+    def keep(rule: Any) -> Any:
+        RULES.update(dict.fromkeys(names, rule))
+        return rule
+
+    return keep
+
+
+@_rule(
+    *("add", "add_any", "sub", "mul", "div", "rem", "max", "min", "neg", "sign", "abs"),
+    *("exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erfc"),
+    *("sqrt", "rsqrt", "cbrt", "square", "pow", "integer_pow", "sin", "cos", "tan"),
+    *("floor", "ceil", "round", "is_finite", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("and", "or", "xor", "not", "select_n", "clamp", "convert_element_type", "copy"),
+    *("stop_gradient", "copy_p", "atan2", "asinh", "acosh", "atanh", "sinh", "cosh"),
+)
+def _elementwise(tiler: Tiler, equation: Any, values: list[Value]) -> Value:
+    tiled = [value for value in values if isinstance(value, Tiled)]
+    axis, operands = tiled[0].axis, []
+    for value in values:
+        shape = jnp.shape(value) if jnp.isscalar(value) else value.shape
+        if shape == ():
+            operands.append(plain(value))
+        elif shape[axis] == 1:  # the same for all images
+            rest = [n for k, n in enumerate(shape) if k != axis]
+            operands.append(plain(value).reshape(1, *rest, 1))
+        else:
+            operand = tiler.tiled(value, axis)
+            if operand is None:
+                return None
+            operands.append(operand.array)
+    params = equation.params
+    if params.get("sharding", None) is not None:
+        return None
+    array = equation.primitive.bind(*operands, **params)
+    factors = None
+    if equation.primitive.name == "mul" and len(tiled) == 2:
+        if tiled[0].array.shape == tiled[1].array.shape:
+            factors = tiled[0], tiled[1]
+    elif equation.primitive.name == "square" or (
+        equation.primitive.name == "integer_pow" and params["y"] == 2
+    ):
+        factors = tiled[0], tiled[0]
+    return Tiled(array, axis, factors)
+
+
+@_rule("broadcast_in_dim")
+def _broadcast(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    (value, *_), params = values, equation.params
+    shape, axes = tuple(params["shape"]), tuple(params["broadcast_dimensions"])
+    if params.get("sharding") is not None or len(values) > 1:
+        return None
+    if not isinstance(value, Tiled):
+        if isinstance(value, Spread):
+            value = value.plain()
+        return Spread(value, shape, axes)
+    axis = axes[value.axis]
+    if shape[axis] != value.shape[value.axis]:
+        return None
+    rest = [n for k, n in enumerate(shape) if k != axis]
+    whole = (value.array.shape[0], *rest, TILE)
+    between = [a + 1 if a < axis else a for a in axes if a != axis]
+    places = (0, *between, len(whole) - 1)
+    return Tiled(lax.broadcast_in_dim(value.array, whole, places), axis)
+
+
+@_rule("reshape")
+def _reshape(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    (value, *more), shape = values, tuple(equation.params["new_sizes"])
+    if more or equation.params["dimensions"] is not None:
+        return None
+    before = math.prod(value.shape[: value.axis])
+    for axis, length in enumerate(shape):
+        if length == value.shape[value.axis] and math.prod(shape[:axis]) == before:
+            rest = [n for k, n in enumerate(shape) if k != axis]
+            return Tiled(value.array.reshape(-1, *rest, TILE), axis)
+    return None
+
+
+@_rule("squeeze")
+def _squeeze(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    (value,), gone = values, equation.params["dimensions"]
+    if value.axis in gone:
+        return None
+    rest = [n for k, n in enumerate(value.shape) if k not in gone and k != value.axis]
+    axis = value.axis - sum(k < value.axis for k in gone)
+    return Tiled(value.array.reshape(-1, *rest, TILE), axis)
+
+
+@_rule("transpose")
+def _transpose(tiler: Tiler, equation: Any, values: list[Value]) -> Value:
+    (value,), order = values, equation.params["permutation"]
+    places = [value.place(k) for k in order if k != value.axis]
+    last = value.array.ndim - 1
+    return Tiled(value.array.transpose(0, *places, last), order.index(value.axis))
+
+
+@_rule(
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"
+)
+def _reduce(tiler: Tiler, equation: Any, values: list[Value]) -> Value:
+    (value,), axes = values, equation.params["axes"]
+    places = [value.place(k) for k in axes if k != value.axis]
+    if value.axis not in axes:
+        array = equation.primitive.bind(
+            value.array, **{**equation.params, "axes": tuple(places)}
+        )
+        return Tiled(array, value.axis - sum(k < value.axis for k in axes))
+    last = value.array.ndim - 1
+    over_all = sorted(places) == list(range(1, last - 1)) and last > 2
+    is_sum = equation.primitive.name == "reduce_sum"
+    if is_sum and over_all and value.array.dtype == jnp.float32:
+        if value.factors:
+            return tiler.channel_sums(*value.factors)[1]
+        return tiler.channel_sums(value, value)[0]
+    return equation.primitive.bind(
+        value.array, **{**equation.params, "axes": (0, *sorted(places), last)}
+    )
+
+
+@_rule("pad")
+def _pad(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    (value, fill), sides = values, equation.params["padding_config"]
+    if not isinstance(value, Tiled) or sides[value.axis] != (0, 0, 0):
+        return None
+    rest = [side for k, side in enumerate(sides) if k != value.axis]
+    ends = (0, 0, 0)
+    return Tiled(lax.pad(value.array, plain(fill), [ends, *rest, ends]), value.axis)
+
+
+@_rule("slice")
+def _slice(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    (value,), params = values, equation.params
+    strides = params["strides"] or (1,) * len(value.shape)
+    parts = list(
+        zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    )
+    if parts.pop(value.axis) != (0, value.shape[value.axis], 1):
+        return None
+    index = tuple(slice(*part) for part in parts)
+    return Tiled(value.array[(slice(None), *index)], value.axis)
+
+
+@_rule("rev")
+def _rev(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    (value,), axes = values, equation.params["dimensions"]
+    if value.axis in axes:
+        return None
+    return Tiled(lax.rev(value.array, [value.place(k) for k in axes]), value.axis)
+
+
+@_rule("concatenate")
+def _concatenate(tiler: Tiler, equation: Any, values: list[Value]) -> Any:
+    along = equation.params["dimension"]
+    axis = next(value.axis for value in values if isinstance(value, Tiled))
+    if axis == along:
+        return None
+    parts = [part for value in values if (part := tiler.tiled(value, axis))]
+    if len(parts) < len(values):
+        return None
+    place = parts[0].place(along)
+    return Tiled(lax.concatenate([part.array for part in parts], place), axis)
+
+
+@_rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def _window(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    (value,) = values
+    params = _window_of_tiles(equation.params, value.axis)
+    if params is None:
+        return None
+    return Tiled(equation.primitive.bind(value.array, **params), value.axis)
+
+
+@_rule("select_and_scatter_add")
+def _window_gradient(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    """The gradient of a largest value goes where that was."""
+    axis = next(value.axis for value in values if isinstance(value, Tiled))
+    source, operand = (tiler.tiled(value, axis) for value in values)
+    params = _window_of_tiles(equation.params, axis)
+    if source is None or operand is None or params is None:
+        return None
+    array = equation.primitive.bind(source.array, operand.array, **params)
+    return Tiled(array, axis)
+
+
+def _window_of_tiles(params: dict[str, Any], axis: int) -> dict[str, Any] | None:
+    """Returns the parameters of a window on tiles; None if it spans several images."""
+    found = dict(params)
+    for name in params:
+        if name.startswith("window_") or name in ("padding", "base_dilation"):
+            parts = list(params[name])
+            neutral = (0, 0) if name == "padding" else 1
+            if parts.pop(axis) != neutral:
+                return None
+            found[name] = (neutral, *parts, neutral)
+    return found
+
+
+@_rule("conv_general_dilated")
+def _convolve(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    first, second = (v.aval for v in equation.invars)
+    avals = first, second, equation.outvars[0].aval
+    params = equation.params
+    specs = params["dimension_numbers"]
+    form = form_of(*avals, params)
+    if isinstance(form, str) or len(form.strides) != 2 or form.dilates_twice:
+        return None
+    if any(aval.dtype != jnp.float32 for aval in avals):
+        return None
+    geometry, size = form.geometry_and_size()
+    if form.sums_over_images:
+        return _kernel_gradient(tiler, form, specs, values, geometry, size)
+    images = tiler.tiled(values[0], specs.lhs_spec[0])
+    if images is None:
+        return None
+    order = [images.place(k) for k in (*specs.lhs_spec[2:], specs.lhs_spec[1])]
+    array = images.array.transpose(0, *order, 4)
+    kernel = plain(values[1])
+    kernel = kernel.transpose(*specs.rhs_spec[2:], specs.rhs_spec[1], specs.rhs_spec[0])
+    if form.lhs_dilation == (1, 1):
+        outputs = primitives.convolve(array, kernel, geometry)
+    else:
+        kernel = transposed(kernel, form.groups)
+        outputs = primitives.input_gradient(array, kernel, form.outputs[1:3], geometry)
+    found = Tiled(outputs, specs.out_spec[0])
+    places = (*specs.out_spec[2:], specs.out_spec[1])
+    back = [1 + places.index(k) for k in range(4) if k != specs.out_spec[0]]
+    return dataclasses.replace(found, array=outputs.transpose(0, *back, 4))
+
+
+def _kernel_gradient(
+    tiler: Tiler, form: Any, specs: Any, values: list, geometry: Any, size: Any
+) -> Array | None:
+    """Its sums run over the images, so both operands are in tiles."""
+    if form.groups > 1:
+        return None
+    images = tiler.tiled(values[0], specs.lhs_spec[1])
+    grad = tiler.tiled(values[1], specs.rhs_spec[1])
+    if images is None or grad is None:
+        return None
+    first = [images.place(k) for k in (*specs.lhs_spec[2:], specs.lhs_spec[0])]
+    second = [grad.place(k) for k in (*specs.rhs_spec[2:], specs.rhs_spec[0])]
+    x, dy = images.array.transpose(0, *first, 4), grad.array.transpose(0, *second, 4)
+    if form.lhs_dilation != (1, 1):
+        x, dy = dy, x
+    sums = primitives.kernel_gradient(x, dy, size, geometry)
+    outputs = form.of_kernel_gradient(sums, geometry.groups)
+    places = (specs.out_spec[0], *specs.out_spec[2:], specs.out_spec[1])
+    return outputs.transpose([places.index(k) for k in range(4)])
+
+
+@_rule("dot_general")
+def _dot(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    """A dense layer for each pixel is a convolution with one tap."""
+    (left, right), (batch, _) = equation.params["dimension_numbers"]
+    avals = [v.aval for v in (*equation.invars, *equation.outvars)]
+    if batch or any(aval.dtype != jnp.float32 for aval in avals):
+        return None
+    lhs, rhs = values
+    last = len(avals[0].shape) - 1
+    if last < 2:
+        return None
+    if isinstance(lhs, Tiled) and lhs.axis == 0 and left == (last,):
+        kernel = plain(rhs)
+        if kernel.ndim != 2:
+            return None
+        kernel = (kernel if right == (0,) else kernel.T)[None, None]
+        outputs = primitives.convolve(_pixels(lhs), kernel, Geometry())
+        return Tiled(outputs.reshape(*lhs.array.shape[:-2], -1, TILE), 0)
+    if left == right == tuple(range(last)) and len(avals[1].shape) == last + 1:
+        x, dy = tiler.tiled(lhs, 0), tiler.tiled(rhs, 0)
+        if x is None or dy is None:
+            return None
+        sums = primitives.kernel_gradient(_pixels(x), _pixels(dy), (1, 1), Geometry())
+        return sums[0, 0]
+    return None
+
+
+def _pixels(value: Tiled) -> Array:
+    """Returns tiles with all axes between batch and channels as one."""
+    tiles, *rest, channels, _ = value.array.shape
+    return value.array.reshape(tiles, math.prod(rest), 1, channels, TILE)
