@@ -18,7 +18,7 @@ from jax import lax
 from jax.interpreters import mlir
 
 from cifar_flax.errors import UserError
-from cifar_flax.layers.forms import NATIVE, PRODUCT, Form
+from cifar_flax.layers.forms import NATIVE, PRODUCT, XLA, Computing, Form
 from cifar_flax.layers.native import library
 
 Array = jax.Array
@@ -114,12 +114,16 @@ def _lower(generic: Any, ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
         _tell(f"of {shapes} {ctx.name_stack}".rstrip(), problem)
         return generic(ctx, lhs, rhs, **params)
 
+    if how is NATIVE and form.suits_xla:
+        how = XLA
+
     def computed(lhs: Array, rhs: Array) -> Array:
         lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
         found = _compute(form, how, params["dimension_numbers"], lhs, rhs)
         return found.astype(outputs.dtype)
 
-    return mlir.lower_fun(computed, multiple_results=False)(ctx, lhs, rhs)
+    with _lowering("xla"):  # of the convolutions in ``computed``
+        return mlir.lower_fun(computed, multiple_results=False)(ctx, lhs, rhs)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -190,7 +194,7 @@ def _ordered(shape: tuple[int, ...], spec: tuple[int, ...], order: str) -> Any:
     return tuple(shape[axis] for axis in _axes(spec, order))
 
 
-def _compute(form: Form, how: Any, specs: Any, lhs: Array, rhs: Array) -> Array:
+def _compute(form: Form, how: Computing, specs: Any, lhs: Array, rhs: Array) -> Array:
     """Computes a form on operands whose axes have the order of their specifications."""
     lhs = lhs.transpose(_axes(specs.lhs_spec, "NSC"))
     rhs = rhs.transpose(_axes(specs.rhs_spec, "SCN"))
