@@ -16,7 +16,7 @@ import pathlib
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from cifar_flax.errors import UserError, in_words, one_line
@@ -40,13 +40,18 @@ def label_of(name: str) -> str:
     return name.rpartition(":")[2] if is_own(name) else name
 
 
-def whole_name(name: str) -> str:
-    """Returns the name with the absolute path of its file, valid in any folder."""
+def whole_name(name: str, folder: pathlib.Path = pathlib.Path()) -> str:
+    """Returns the name with the absolute path of its file, valid in any folder.
+
+    Args:
+      name: as a user gave it.
+      folder: to which a relative path of a file belongs.
+    """
     place, _, what = name.rpartition(":")
     if not is_own(name) or not place.endswith(".py"):
         return name
     # If the home folder is unknown, the file is missing, which loading reports.
-    return f"{os.path.abspath(os.path.expanduser(place))}:{what}"
+    return f"{os.path.abspath(folder / os.path.expanduser(place))}:{what}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +75,6 @@ class Source:
 class OwnCode:
     """A user's function with its source; it is called as the function is.
 
-    Two are equal if their names and sources are.
-
     Attributes:
       name: the place that a user named, or the name of a function that a program gave.
       function: the function.
@@ -79,12 +82,35 @@ class OwnCode:
     """
 
     name: str
-    function: Callable[..., Any] = dataclasses.field(compare=False)
-    source: Source
+    function: Callable[..., Any] = dataclasses.field(hash=False, repr=False)
+    source: Source = dataclasses.field(hash=False, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function."""
         return self.function(*args, **kwargs)
+
+
+def is_code(value: Any) -> bool:
+    """Returns whether a value is own code: a function, or the place of one."""
+    return is_own(value) if isinstance(value, str) else callable(value)
+
+
+def code_in_words(value: Any, known: Collection[str] = ()) -> Any:
+    """Returns own code as text for a record, and other values unchanged.
+
+    Args:
+      value: the value of a setting that may be own code.
+      known: names with another meaning, which a function may have, too.
+    """
+    if isinstance(value, str) or not callable(value):
+        return value
+    name = value.name if isinstance(value, OwnCode) else _name_of(value)
+    return f"own {name}" if name in known else name
+
+
+def label_of_code(value: Any) -> str:
+    """Returns the name of a function or of a named one, for display."""
+    return label_of(code_in_words(value))
 
 
 def load_code(given: str | Callable[..., Any], flag: str) -> OwnCode:

@@ -62,8 +62,9 @@ def settings_of(definition: type[Definition], names: Iterable[str], unset: str) 
         text, words = one.about.help, unset or one.default
         if words is not dataclasses.MISSING:
             text = f"{text.removesuffix('.')} (default: {words})."
-        about = Hyper(text, choices=one.about.choices)
-        optional: Any = Optional[one.kind]  # noqa: UP045 (a type that is not known here)
+        about = Hyper(text, choices=one.about.choices, own=one.about.own)
+        given = str if one.about.own else one.kind  # a record holds no function
+        optional: Any = Optional[given]  # noqa: UP045 (a type that is not known here)
         kind: Any = Annotated[optional, about]
         fields.append((name, kind, dataclasses.field(default=None)))
     title = f"{definition.__name__}Settings"

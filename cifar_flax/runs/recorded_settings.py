@@ -35,9 +35,8 @@ class RecordedSettings(AllFields):
         """
         values = {name: getattr(self, name) for name in SETTINGS}
         own = {n: copy.deepcopy(v) for n, v in values.items() if isinstance(v, dict)}
-        record = {**values, **own, "seeds": list(self.seeds)}
-        if self.seeds_vary is not None:
-            record["seeds_vary"] = list(self.seeds_vary)
+        lists = {n: list(v) for n, v in values.items() if isinstance(v, tuple)}
+        record = {**values, **own, **lists}
         if self.val_size is None and not has_validation:
             record["val_size"] = VAL_SIZE
         own_values = _own(self.model, self.recipe)
@@ -47,7 +46,9 @@ class RecordedSettings(AllFields):
 
     def own_code(self) -> dict[str, str]:
         """Returns the places of the own code that the settings name, by the setting."""
-        return {"model": self.model} if is_own(self.model) else {}
+        places = self._recipe.code()
+        places |= {"model": self.model} if is_own(self.model) else {}
+        return places
 
     @classmethod
     def from_record(
@@ -101,12 +102,16 @@ class RecordedSettings(AllFields):
         """
         config = records.read_config(folder)
         settings = cls.from_record(config, str(folder / records.CONFIG))
+        needed: dict[str, str] = {}
         for name, place in settings.own_code().items():
-            if name not in given:
-                raise UserError(
-                    f"the run in {folder} trains with {place}, and its code runs only "
-                    f"if you name it: add --{name}={place} (in Python {name}=)"
-                )
+            of_file = getattr(settings, name) is None and settings.recipe is not None
+            needed |= {"recipe": settings.recipe} if of_file else {name: place}
+        if missing := {n: value for n, value in needed.items() if n not in given}:
+            flags = " ".join(f"--{name}={value}" for name, value in missing.items())
+            raise UserError(
+                f"the run in {folder} trains with code of your own, which runs only if "
+                f"you name it: add {flags} (in Python {next(iter(missing))}=)"
+            )
         return settings
 
     @classmethod

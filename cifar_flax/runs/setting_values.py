@@ -11,10 +11,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from cifar_flax.definitions import Hyperparameter, is_optional, without_none
+from cifar_flax.definitions import PLACE, Hyperparameter, is_optional, without_none
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text
 from cifar_flax.json_files import short_repr
+from cifar_flax.own_code import is_own, whole_name
 
 _TABLES = (dict, collections.abc.Mapping)
 
@@ -30,11 +31,14 @@ def parse_value(setting: Hyperparameter, text: str) -> Any:
     """
     try:
         kind = without_none(setting.kind)
-        origin = typing.get_origin(kind)
+        origin, args = typing.get_origin(kind), typing.get_args(kind)
         if origin in _TABLES:
             return msgspec.json.decode(text, type=kind)
         if origin is tuple:
             return msgspec.convert(text.split(","), kind, strict=False)
+        tuples = [one for one in args if typing.get_origin(one) is tuple]
+        if tuples and not re.search("[a-z]", text):
+            return msgspec.convert(text.split(","), tuples[0], strict=False)
         if float in (kind, *typing.get_args(kind)) and _LOOSE_NUMBER.fullmatch(text):
             text = msgspec.json.encode(float(text)).decode()  # null if it is infinite
         # msgspec also takes 3.0 as a whole number.
@@ -94,8 +98,10 @@ def _check_choice(setting: Hyperparameter, value: Any) -> Any:
             raise ValueError(value)
         return value
     choices = choices_of(setting)
-    if choices and value not in choices:
-        raise ValueError(value)
+    if (choices or setting.about.own) and value not in choices:
+        if not (setting.about.own and is_own(value)):
+            raise ValueError(value)
+        value = whole_name(value)
     if not isinstance(value, str):
         return value
     if setting.about.valid is not None and not setting.about.valid.test(value):
@@ -122,13 +128,17 @@ def what_to_give(setting: Hyperparameter) -> str:
     if origin is tuple:
         names = typing.get_args(args[0])
         return f"{', '.join(names)}, or {','.join(names)}"
-    if choices := choices_of(setting):
-        return f"one of {', '.join(choices)}"
+    choices = [*choices_of(setting), *([PLACE] if setting.about.own else [])]
+    if choices:
+        return f"one of {', '.join(choices)}" if choices[1:] else choices[0]
     if kind is str and setting.about.valid is not None:
         return setting.about.valid.words
     if origin in (typing.Union, types.UnionType):
-        literals = [text for one in args for text in typing.get_args(one)]
-        return ", or ".join(["a number", *literals])
+        several = any(typing.get_origin(one) is tuple for one in args)
+        named = [one for one in args if typing.get_origin(one) is Literal]
+        literals = [text for one in named for text in typing.get_args(one)]
+        first = "numbers such as 1,2,0.5" if several else "a number"
+        return ", or ".join([first, *literals])
     words: dict[Any, str] = {
         bool: "true or false",
         int: "a whole number",

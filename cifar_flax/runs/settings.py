@@ -33,7 +33,10 @@ from cifar_flax.training.trainer import check_seeds
 PATHS = ("data_dir", "data_archive")
 
 # Settings that have only one value in a sweep, because the value may contain a comma.
-SINGLE = (*PATHS, "model_args", "optimizer_args", "freeze", "seeds_vary")
+SINGLE = (
+    *(*PATHS, "model_args", "optimizer_args", "loss_args", "class_weights"),
+    *("freeze", "seeds_vary"),
+)
 
 # The seeds of a range test; five show whether they agree.
 RANGE_SEEDS = (0, 1, 2, 3, 4)

@@ -217,7 +217,7 @@ def make_cell(
     except UserError as error:
         cell = ", ".join(f"{name}={as_text(value)}" for name, value in given.items())
         raise UserError(f"{error} (in the cell {cell})") from error
-    words = [f"{n}{as_text(given[n])}" for n in varied if n != "model"]
+    words = [f"{n}{_shown(given[n])}" for n in varied if n != "model"]
     words += [f"seed{seed}" for seed in seeds if settings.seeds_vary is not None]
     deciding = {
         name: value
@@ -229,6 +229,11 @@ def make_cell(
     words = [settings.model_label, *words, digest]
     name = "-".join(words).replace("/", "_")
     return Cell(name, settings, folder / name, given=given, varied=varied)
+
+
+def _shown(value: Any) -> str:
+    text = as_text(value)
+    return label_of(text) if isinstance(value, str) else text
 
 
 def pace_of(cells: Sequence[Cell], seconds: float) -> str:
