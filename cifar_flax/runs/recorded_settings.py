@@ -104,8 +104,8 @@ class RecordedSettings(AllFields):
         settings = cls.from_record(config, str(folder / records.CONFIG))
         needed: dict[str, str] = {}
         for name, place in settings.own_code().items():
-            of_file = getattr(settings, name) is None and settings.recipe is not None
-            needed |= {"recipe": settings.recipe} if of_file else {name: place}
+            path = settings.recipe if getattr(settings, name) is None else None
+            needed |= {name: place} if path is None else {"recipe": path}
         if missing := {n: value for n, value in needed.items() if n not in given}:
             flags = " ".join(f"--{name}={value}" for name, value in missing.items())
             raise UserError(
