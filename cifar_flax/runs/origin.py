@@ -132,6 +132,11 @@ def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -
     different = differences(now, was)
     if before.dataset.fingerprint != config.dataset.fingerprint:
         different.append(f"the data set was {before.dataset.source}")
+    different += [
+        f"the code of {name} has changed"
+        for name, code in config.codes.items()
+        if name != "model" and before.codes.get(name, code) != code
+    ]
     if different:
         raise UserError(
             f"{where}: {'; '.join(different)}; --init_from takes over only the "
