@@ -179,7 +179,9 @@ def test_a_function_that_a_program_gives_is_no_name(tmp_path, dataset):
     recipe = dataclasses.replace(settings_of().make_recipe(), loss=focal)
     go(tmp_path / "run", dataset, recipe=recipe)
     assert records.read_config(tmp_path / "run").recipe["loss"] == "own focal"
-    with pytest.raises(UserError, match="own focal, custom code that a file cannot"):
+    with pytest.raises(
+        UserError, match="the recipe has focal, custom code that a file"
+    ):
         to_toml(recipe)
     with pytest.raises(UserError, match="loss is 'own focal'; it must be one of"):
         go(tmp_path / "more", dataset, continue_from=str(tmp_path / "run"))
