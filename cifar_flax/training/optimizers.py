@@ -117,15 +117,15 @@ def check_options(name: str | Factory, options: Options) -> None:
     for option, value in options.items():
         plain = isinstance(value, bool | int | float | str | None)
         require(plain, f"{option} of {title}", value, "a number, a text, true or false")
+    if not isinstance(name, str):
+        return  # it may ask for the parameters of a certain network
     problem = _problem_with(name, tuple(sorted(options.items())))
     if problem is not None:
         raise UserError(f"{title} cannot be used with {dict(options)}: {problem}")
 
 
 @functools.lru_cache(1_000)  # a sweep checks the same options thousands of times
-def _problem_with(
-    name: str | Factory, options: tuple[tuple[str, Any], ...]
-) -> str | None:
+def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None:
     """Returns what an optimizer says against its options in one line, or None."""
     shapes = {"kernel": (2, 2), "bias": (2,)}
 

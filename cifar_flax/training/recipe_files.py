@@ -33,7 +33,7 @@ from cifar_flax.files import expand_user, open_plain
 from cifar_flax.identity import OF_RECIPE
 from cifar_flax.own_code import code_in_words, is_own, whole_name
 from cifar_flax.training.optimizers import Group
-from cifar_flax.training.phases import PHASES
+from cifar_flax.training.phases import PHASES, Constant
 from cifar_flax.training.recipes import Recipe
 
 MAX_BYTES = 2**16  # far more than any recipe needs
@@ -101,12 +101,15 @@ def from_plain(plain: Any, where: str) -> Recipe:
 def completed(plain: dict[str, Any]) -> dict[str, Any]:
     """Adds the fields that an older version did not write to a recorded recipe.
 
-    A recipe with custom code, from which no recipe can be made, is returned unchanged.
+    No recipe can be made from one with custom code; its missing fields get their
+    defaults.
     """
     try:
         return to_plain(from_plain(plain, "the recorded recipe"))
     except UserError:
-        return plain
+        usual = to_plain(Recipe((Constant(0.0, 1),)))
+        inner = {**usual["augmentation"], **plain.get("augmentation", {})}
+        return {**usual, **plain, "augmentation": inner}
 
 
 def read_recipe(path: str | pathlib.Path) -> Recipe:

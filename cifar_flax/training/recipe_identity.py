@@ -78,7 +78,9 @@ def custom_programs(
     programs = []
     is_ours = {type(one) for one in (recipe, *recipe.phases)} <= ours
     if not is_ours or "optimizer" in code:
-        programs += _of_optimizer(recipe, steps_per_epoch, variables["params"])
+        own = code.get("optimizer")
+        with naming("optimizer", own) if own else contextlib.nullcontext():
+            programs += _of_optimizer(recipe, steps_per_epoch, variables["params"])
     if "loss" in code:
         programs += _of_loss(recipe, spec)
     if "augment" in code:
@@ -92,10 +94,15 @@ def _of_optimizer(recipe: Recipe, steps_per_epoch: int, params: Any) -> list[Any
     schedule, tx = _optimizer(recipe, steps_per_epoch)
     rates = jax.make_jaxpr(schedule)(jnp.int32(0))
     init, state = jax.make_jaxpr(tx.init, return_shape=True)(params)
-    given, update = {}, tx.update
-    if isinstance(tx, optax.GradientTransformationExtraArgs):
-        given = {"value": jax.ShapeDtypeStruct((), jnp.float32)}
-    return [rates, init, jax.make_jaxpr(update)(params, state, params, **given)]
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+    update = jax.make_jaxpr(optax.with_extra_args_support(tx).update)
+    updated = update(params, state, params, value=value)
+    program = updated.jaxpr
+    used = [program.outvars, *(equation.invars for equation in program.eqns)]
+    if not any(program.invars[-1] in one for one in used):
+        # It does not use the loss, which older versions did not give it.
+        updated = jax.make_jaxpr(tx.update)(params, state, params)
+    return [rates, init, updated]
 
 
 def _optimizer(

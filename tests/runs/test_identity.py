@@ -97,6 +97,20 @@ def test_a_program_is_what_is_computed_and_not_how_it_is_written():
     assert program_of(Linear(num_classes=5), SHAPE) != program()
 
 
+def test_a_program_holds_the_constants_of_compiled_functions():
+    """Such as the variables of a teacher."""
+
+    def multiplied(number):
+        kernel = jax.numpy.full(192, number)
+        return jax.jit(lambda x: x * kernel)
+
+    assert program(multiplied(2.0)) == program(multiplied(2.0))
+    assert program(multiplied(2.0)) != program(multiplied(3.0))
+    assert program(jax.checkpoint(multiplied(2.0))) != program(
+        jax.checkpoint(multiplied(3.0))
+    )
+
+
 def test_a_program_holds_the_rules_of_gradients():
     def with_gradient(factor):
         @jax.custom_vjp

@@ -258,3 +258,21 @@ def test_the_commands_take_functions_of_ones_own(own, tmp_path):
     done = command("prepare_data", *data[:3], flags[1], f"--picture={picture}")
     assert done.returncode == 0, done.stderr
     assert picture.exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_a_function_of_a_program_goes_on(tmp_path, dataset):
+    """Also if an older version, which knew fewer hyperparameters, began it."""
+    recipe = dataclasses.replace(
+        settings_of().make_recipe(), loss=lambda logits, batch: (logits**2).sum(-1)
+    )
+    go(tmp_path / "run", dataset, recipe=recipe, stopped=True)
+    config = records.read_config(tmp_path / "run")
+    del config.recipe["class_weights"], config.recipe["augmentation"]["cutout"]
+    records.write_config(tmp_path / "run", config)
+    again = go(tmp_path / "run", dataset, recipe=recipe, resume=True)
+    assert again.status == "finished"
+    other = dataclasses.replace(recipe, loss=lambda logits, batch: (logits**4).sum(-1))
+    go(tmp_path / "more", dataset, recipe=recipe, stopped=True)
+    with pytest.raises(UserError, match="the code of the recipe has changed"):
+        go(tmp_path / "more", dataset, recipe=other, resume=True)

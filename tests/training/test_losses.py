@@ -11,6 +11,7 @@ from cifar_flax.data.augment import NO_AUGMENTATION, Augmentation, normalise
 from cifar_flax.errors import UserError
 from cifar_flax.models.simplenet import SimpleNet
 from cifar_flax.training.losses import Batch, balanced_weights, cross_entropy, values_of
+from cifar_flax.training.lr_range import RangeSettings, range_curves
 from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.trainer import Trainer
@@ -211,3 +212,21 @@ def test_a_recipe_says_its_loss():
     assert recipe.loss_in_words == (
         "cross_entropy, class weights 1, 2.5, label smoothing 0.1"
     )
+
+
+@pytest.mark.slow
+def test_a_range_test_takes_a_negative_loss(splits):
+    """Without the sign, the smallest rise of the loss would end it."""
+
+    def shifted(logits, batch):
+        return cross_entropy(logits, batch.labels) - 1_000
+
+    lengths = [
+        range_curves(
+            Trainer(SimpleNet(4), dataclasses.replace(RECIPE, loss=loss), splits.spec),
+            splits.train,
+            RangeSettings(1e-5, 1e-2, num_steps=40),
+        ).losses.shape
+        for loss in (shifted, "cross_entropy")
+    ]
+    assert lengths == [(1, 40), (1, 40)]

@@ -166,10 +166,24 @@ def test_an_optimizer_decays_as_it_says():
         ("sgdd", {}, "optimizer is 'sgdd'; it must be one of .*, or your own as FILE"),
     ],
 )
-def test_what_is_no_optimizer_is_one_line(optimizer, options, words):
+def test_what_is_no_optimizer_is_one_line(splits, optimizer, options, words):
     with pytest.raises(UserError, match=words) as caught:
-        changed(optimizer=optimizer, options=options)
+        recipe = changed(optimizer=optimizer, options=options)
+        Trainer(SimpleNet(4), recipe, splits.spec)
     assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_may_ask_for_the_parameters_of_a_network(splits):
+    """It is tried only with these."""
+
+    def of_head(rate):
+        labels = {"hidden0": "others", "head": "head"}
+        return optax.partition(
+            {"head": optax.sgd(rate), "others": optax.set_to_zero()}, labels
+        )
+
+    trainer = Trainer(SimpleNet(4), changed(optimizer=of_head), splits.spec)
+    assert trainer.recipe_program.unknown is None
 
 
 @pytest.mark.slow
