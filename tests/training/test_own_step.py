@@ -167,9 +167,12 @@ def test_an_optimizer_decays_as_it_says():
     ],
 )
 def test_what_is_no_optimizer_is_one_line(splits, optimizer, options, words):
-    with pytest.raises(UserError, match=words) as caught:
+    def make():
         recipe = changed(optimizer=optimizer, options=options)
         Trainer(SimpleNet(4), recipe, splits.spec)
+
+    with pytest.raises(UserError, match=words) as caught:
+        make()
     assert "\n" not in str(caught.value)
 
 
