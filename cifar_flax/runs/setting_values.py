@@ -5,7 +5,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -37,7 +37,7 @@ def parse_value(setting: Hyperparameter, text: str) -> Any:
         if origin is tuple:
             return msgspec.convert(text.split(","), kind, strict=False)
         tuples = [one for one in args if typing.get_origin(one) is tuple]
-        if tuples and not re.search("[a-z]", text):
+        if tuples and text not in _literals(args):
             return msgspec.convert(text.split(","), tuples[0], strict=False)
         if float in (kind, *typing.get_args(kind)) and _LOOSE_NUMBER.fullmatch(text):
             text = msgspec.json.encode(float(text)).decode()  # null if it is infinite
@@ -55,6 +55,11 @@ def check_value(setting: Hyperparameter, value: Any) -> Any:
     Raises:
       UserError: the value has another type, or is out of range.
     """
+    if setting.about.own and callable(value):
+        raise UserError(
+            f"{setting.name} is a function; settings take its place, FILE.py:NAME, and "
+            "a Recipe (recipe=) takes functions"
+        )
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, range | list):
@@ -117,6 +122,11 @@ def choices_of(setting: Hyperparameter) -> tuple[str, ...]:
     return setting.about.choices() if setting.about.choices else ()
 
 
+def _literals(kinds: Sequence[Any]) -> list[Any]:
+    named = [one for one in kinds if typing.get_origin(one) is Literal]
+    return [text for one in named for text in typing.get_args(one)]
+
+
 def what_to_give(setting: Hyperparameter) -> str:
     """Returns a description of the valid values of a setting."""
     kind = without_none(setting.kind)
@@ -135,10 +145,8 @@ def what_to_give(setting: Hyperparameter) -> str:
         return setting.about.valid.words
     if origin in (typing.Union, types.UnionType):
         several = any(typing.get_origin(one) is tuple for one in args)
-        named = [one for one in args if typing.get_origin(one) is Literal]
-        literals = [text for one in named for text in typing.get_args(one)]
         first = "numbers such as 1,2,0.5" if several else "a number"
-        return ", or ".join([first, *literals])
+        return ", or ".join([first, *_literals(args)])
     words: dict[Any, str] = {
         bool: "true or false",
         int: "a whole number",
