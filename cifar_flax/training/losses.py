@@ -87,10 +87,14 @@ def check_args(name: str, args: Mapping[str, Any]) -> None:
     if wrong := [arg for arg in args if arg not in known]:
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise UserError(f"the loss {name} has no argument {wrong[0]}; {has}")
-    one, key = jnp.zeros(1, jnp.int32), jax.random.key(0)
-    batch = Batch(jnp.zeros((1, 1, 1, 1)), one, one, key)
+
+    def values() -> jax.Array:
+        one, key = jnp.zeros(1, jnp.int32), jax.random.key(0)
+        batch = Batch(jnp.zeros((1, 1, 1, 1)), one, one, key)
+        return LOSSES[name](jnp.zeros((1, 2)), batch, **args)
+
     try:
-        jax.eval_shape(lambda: LOSSES[name](jnp.zeros((1, 2)), batch, **args))
+        jax.eval_shape(values)
     except Exception as error:  # a value of any type, such as a text
         raise UserError(
             f"the loss {name} cannot be used with {dict(args)}: {one_line(error)}"

@@ -133,7 +133,7 @@ def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None
         params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
         tx = make_optimizer(name, dict(options), lambda step: 0.1 + 0 * step, 0.1)
         extended = optax.with_extra_args_support(tx)
-        return extended.update(params, tx.init(params), params, value=jnp.float32(1))
+        return extended.update(params, tx.init(params), params, value=jnp.zeros(()))
 
     try:
         jax.eval_shape(update)

@@ -185,7 +185,9 @@ class RecipeFields(Definition):
             Valid(
                 _are_weights,
                 "balanced, or a number for each class, 0 or more and not all 0",
-                lambda value: value if value == "balanced" else tuple(value),
+                lambda value: (
+                    value if value == "balanced" else tuple(map(float, value))
+                ),
             ),
             more="Balanced weights are N / (K n_k), with a mean of 1 over the images.",
         ),

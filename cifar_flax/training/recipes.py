@@ -130,7 +130,7 @@ class Recipe(RecipeFields):
         """The function that gives the variables to evaluate; None without one."""
         if self.average is not None:
             return load_code(self.average, "average")
-        return schedule_free if self.optimizer in SCHEDULE_FREE else None
+        return schedule_free if self._is_schedule_free else None
 
     @property
     def has_average(self) -> bool:
@@ -139,7 +139,11 @@ class Recipe(RecipeFields):
 
     @property
     def _gives_average(self) -> bool:
-        return self.average is not None or self.optimizer in SCHEDULE_FREE
+        return self.average is not None or self._is_schedule_free
+
+    @property
+    def _is_schedule_free(self) -> bool:
+        return self.optimizer in SCHEDULE_FREE and not self.has_own_optimizer
 
     @property
     def has_own_optimizer(self) -> bool:
