@@ -127,7 +127,10 @@ class RecordedSettings(AllFields):
           UserError: there is no such run, or the settings contradict each other.
         """
         folder = expand_user(folder)
-        before = cls.of_run(folder, changes)
+        try:
+            before = cls.of_run(folder, changes)
+        except UserError as error:
+            raise UserError(f"--continue_from={folder}: {error}") from error
         values = {name: getattr(before, name) for name in SETTINGS}
         if changes.get("epochs") is not None:
             values |= dict.fromkeys(OF_CYCLES)
