@@ -127,12 +127,12 @@ class Subject:
             )
         if is_named:
             _ = subject.net  # made before the file may change again
-        _ = subject.code
         if needs_schedule and not subject.has_schedule:
             raise UserError(
                 "your own model has no default recipe; give --recipe=modern or a file "
                 "(in Python recipe=), or --lr with --epochs or --cycles"
             )
+        _ = subject.code  # loaded before its file may change again
         return subject
 
     @property
