@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cifar_flax.errors import UserError, in_words
+from cifar_flax.own_code import is_code, load_code, whole_name
 
 # Rates and penalties are float32 in the compiled program, steps int32. Below the
 # smallest normal number a rate would silently be 0.
@@ -157,6 +158,7 @@ class Hyper:
       label: its name in an error; None: that of the field.
       more: further sentences for the documentation, such as the source.
       choices: returns the valid texts, if they are not those of the type.
+      own: whether a value may also be own code: a function, or its place.
     """
 
     help: str
@@ -165,6 +167,7 @@ class Hyper:
     label: str | None = None
     more: str = ""
     choices: Callable[[], tuple[str, ...]] | None = None
+    own: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +227,8 @@ def hyperparameters(definition: Any) -> dict[str, Hyperparameter]:
             default = field.default_factory()
         flag = about.flag if isinstance(about.flag, str) else field.name
         valid = about.valid or _valid_of(without_none(kind))
+        if about.own:
+            valid = _valid_code(about.choices)
         found[field.name] = Hyperparameter(
             *(field.name, kind, default, about, flag if about.flag else None, valid)
         )
@@ -235,6 +240,22 @@ def _valid_of(kind: Any) -> Valid | None:
         return SWITCH
     return (
         one_of(*typing.get_args(kind)) if typing.get_origin(kind) is Literal else None
+    )
+
+
+PLACE = "FILE.py:NAME or MODULE:NAME"
+
+
+def _valid_code(choices: Callable[[], tuple[str, ...]] | None) -> Valid:
+    """Returns the names of some functions, and own code."""
+    names = choices() if choices is not None else ()
+    words = f"one of {', '.join(names)}, or " if names else ""
+    return Valid(
+        lambda value: is_code(value) or (isinstance(value, str) and value in names),
+        f"{words}your own as {PLACE} (in Python a function)",
+        lambda value: (
+            whole_name(value) if isinstance(value, str) else load_code(value, "")
+        ),
     )
 
 
@@ -263,7 +284,8 @@ class Definition:
 
     def __init_subclass__(cls) -> None:
         """Adds the fields to the docstring."""
-        hints = [(n, typing.get_args(h)) for n, h in cls.__annotations__.items()]
+        every = [getattr(one, "__annotations__", {}) for one in reversed(cls.__mro__)]
+        hints = [(n, typing.get_args(h)) for one in every for n, h in one.items()]
         abouts = {n: one for n, args in hints for one in args if type(one) is Hyper}
         cls.__doc__ = with_fields(cls.__doc__, abouts)
 

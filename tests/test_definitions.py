@@ -51,9 +51,9 @@ class Tiny(nn.Module):
 
 
 MODEL = Tiny()
-PARAMS = jax.eval_shape(
+VARIABLES = jax.eval_shape(
     lambda: MODEL.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-)["params"]
+)
 
 # In these recipes every field of a definition has an effect: SGD for its options, a
 # moving average for Lookahead, a frozen group for batch norms, two phases for the
@@ -78,6 +78,11 @@ VALUES = {
     ("Recipe", "options"): {"accumulator_dtype": "bfloat16"},
     ("Recipe", "groups"): (Group("head"),),
     ("Recipe", "ema"): 0.25,
+    ("Recipe", "average"): "tests.own_functions:mean",
+    ("Recipe", "loss"): "tests.own_functions:hinge",
+    ("Recipe", "loss_args"): {"gamma": 3},
+    ("Recipe", "class_weights"): (1.0, 2.0, 3.0, 4.0),
+    ("Augmentation", "augment"): "tests.own_functions:darker",
     ("Recipe", "augmentation"): Augmentation(flip=False),
     ("Group", "pattern"): "bias",
     ("Cosine", "warmup"): 0.5,
@@ -128,7 +133,9 @@ def program_of(step):
     recipe = step.recipe
     images = jnp.zeros((2, 32, 32, 3))
     state = jax.eval_shape(
-        lambda: init_state(jax.random.key(0), MODEL, step.make_tx(), images, recipe.ema)
+        lambda: init_state(
+            *(jax.random.key(0), MODEL, step.make_tx(), images, recipe.has_average)
+        )
     )
     padded = pad_images(SPLITS.train.images, recipe.augmentation)
     data = (jnp.asarray(padded), jnp.asarray(SPLITS.train.labels))
@@ -175,12 +182,17 @@ def test_a_field_reaches_all(definition, instance, one):
     fields = {one.name: other_value(definition, one, now)}
     if one.name == "alternate":
         fields["flip"] = True
+    if one.name == "loss_args":
+        instance = dataclasses.replace(instance, loss="focal")
+    if one.name == "average":  # instead of ours
+        instance = dataclasses.replace(instance, ema=0, lookahead=0)
     before = recipe_with(definition, instance)
     after = recipe_with(definition, dataclasses.replace(instance, **fields))
     assert trained(before) != trained(after)
     plain = json.loads(json.dumps(to_plain(after)))
     assert plain != json.loads(json.dumps(to_plain(before)))
-    assert identify(before, 12, PARAMS) != identify(after, 12, PARAMS)
+    parts = 12, VARIABLES, SPLITS.spec
+    assert identify(before, *parts) != identify(after, *parts)
     # Written to a file or to a record, it comes back.
     assert from_plain(plain, "the record") == after
     assert from_plain(tomllib.loads(to_toml(after)), "the file") == after
@@ -193,13 +205,15 @@ def test_a_flag_sets_its_field(definition):
         part = recipe if definition is Recipe else recipe.augmentation
         value = other_value(definition, one, getattr(part, one.name))
         given = {"ema": 0.9} if name == "lookahead" else {}
+        given |= {"loss": "focal"} if name == "loss_args" else {}
         settings = Settings(**given, **{name: value})
         made = settings.make_recipe()
         part = made if definition is Recipe else made.augmentation
         assert getattr(part, one.name) == value, name
         words = dict(flag[2:].split("=", 1) for flag in settings.as_flags())
         assert parse_value(SETTINGS[name], words[name]) == value
-        assert settings.record()[name] == value
+        recorded = [*value] if isinstance(value, tuple) else value
+        assert settings.record()[name] == recorded
         assert one.about.help.removesuffix(".") in SETTINGS[name].about.help
 
 

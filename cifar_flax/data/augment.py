@@ -1,6 +1,7 @@
 """Pad, crop, flip and normalise: pure functions on batches, for use inside ``jit``."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
@@ -16,6 +17,7 @@ from cifar_flax.definitions import (
     whole,
 )
 from cifar_flax.errors import UserError
+from cifar_flax.own_code import label_of_code, load_code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,16 @@ class Augmentation(Definition):
             "two with equal probability.",
         ),
     ] = 0.0
+    augment: Annotated[
+        str | Callable[..., jax.Array] | None,
+        Hyper(
+            "Your own augmentation, as FILE.py:NAME or MODULE:NAME, after the others "
+            "and before mixup and cutmix.",
+            own=True,
+            more="A function ``(key, images, labels) -> images`` of a batch, float32 "
+            "[B, H, W, C] with 0 for black and 1 for white.",
+        ),
+    ] = None
     last_offset: Annotated[
         bool,
         Hyper(
@@ -114,6 +126,20 @@ class Augmentation(Definition):
     def mixes(self) -> bool:
         """Whether images are mixed with others."""
         return bool(self.mixup or self.cutmix)
+
+    def __str__(self) -> str:
+        border = f"of up to {self.padding} pixels with a {self.padding_mode} border"
+        shown = {
+            f"shifts {border}": self.padding,
+            "flips in every second epoch" if self.alternate else "flips": self.flip,
+            f"contrast {self.contrast:g}": self.contrast,
+            f"brightness {self.brightness:g}": self.brightness,
+            f"cutout of {self.cutout} pixels": self.cutout,
+            label_of_code(self.augment or ""): self.augment,
+            f"mixup {self.mixup:g}": self.mixup,
+            f"cutmix {self.cutmix:g}": self.cutmix,
+        }
+        return ", ".join(words for words, on in shown.items() if on) or "none"
 
 
 NO_AUGMENTATION = Augmentation(padding=0, flip=False)
@@ -218,6 +244,32 @@ def vary(
         inside = _rectangle(centres, augmentation.cutout, height, width)
         images = jnp.where(inside[..., None], 0.0, images)
     return images
+
+
+def vary_further(
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    mean: Any,
+    std: Any,
+    augmentation: Augmentation,
+) -> jax.Array:
+    """Applies the user's own augmentation, if there is one, to normalised images.
+
+    Args:
+      key: PRNG key.
+      images: [B, H, W, C].
+      labels: [B].
+      mean: of the data, see ``normalise``.
+      std: of the data.
+      augmentation: see ``Augmentation.augment``.
+    """
+    if augmentation.augment is None:
+        return images
+    mean, std = np.float32(mean), np.float32(std)
+    function = load_code(augmentation.augment, "augment")
+    varied = function(key, images * std + mean, labels)
+    return (varied.astype(jnp.float32) - mean) / std
 
 
 def mix(

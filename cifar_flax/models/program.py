@@ -10,13 +10,14 @@ not with its comments.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
@@ -78,6 +79,15 @@ def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
     )
 
 
+def _constants(program: Any) -> Iterator[Any]:
+    """Yields the constants of a program, then those of the functions that it calls."""
+    yield from getattr(program, "consts", ())
+    for equation in getattr(program, "jaxpr", program).eqns:
+        for leaf in jax.tree.leaves([*equation.params.values()]):
+            if isinstance(leaf, ClosedJaxpr | Jaxpr):
+                yield from _constants(leaf)
+
+
 def digest_programs(
     programs: Sequence[jax.extend.core.ClosedJaxpr], of: str
 ) -> Program:
@@ -91,7 +101,7 @@ def digest_programs(
     for program in programs:
         text = str(program)
         digest.update(text.encode())
-        for array in map(np.asarray, program.consts):
+        for array in map(np.asarray, _constants(program)):
             digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         if opaque := _OPAQUE.search(text):
             unknown = f"{of} calls code that JAX does not see ({opaque[1]})"

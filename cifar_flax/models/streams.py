@@ -21,8 +21,10 @@ class Stream(enum.Enum):
     AUGMENT = ("step", 0, "crops and flips")
     MODEL = ("step", 1, "dropout")
     VARY = ("augment", 1, "contrast, brightness and cutout")
+    FURTHER = ("augment", 2, "an augmentation of the user's own")
     LAYERS = ("model", 1, "streams of the model with names of their own")
     MIX = ("model", 2, "mixup and cutmix")
+    LOSS = ("model", 3, "a loss of the user's own")
 
     def of(self, key: jax.Array) -> jax.Array:
         """Returns the key of this stream from the key that it is derived from."""

@@ -13,7 +13,8 @@ from cifar_flax import records
 from cifar_flax.analysis.predictions import Scores, score
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import shell_word
-from cifar_flax.identity import configuration_of, recorded_of
+from cifar_flax.identity import OF_RECIPE, configuration_of, recorded_of
+from cifar_flax.own_code import label_of
 from cifar_flax.reports.checks import check_records, check_scores
 
 
@@ -87,9 +88,15 @@ class RunRecord:
         own = {**recipe, **recipe.get("augmentation", {}), "lr": max(rates, default=0)}
         own |= {"epochs": self.result.epochs, "optimizer_args": recipe.get("options")}
         own["phases"] = len(recipe.get("phases", []))
-        return {
+        used = {
             name: own.get(name, value) if value in (None, "auto") else value
             for name, value in self.settings.items()
+        }
+        return {
+            name: label_of(value)
+            if name in OF_RECIPE and isinstance(value, str)
+            else value
+            for name, value in used.items()
         }
 
     @property

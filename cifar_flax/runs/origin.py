@@ -15,8 +15,8 @@ from cifar_flax import records
 from cifar_flax.data import Split
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.identity import run_of
-from cifar_flax.models.own import is_own
 from cifar_flax.models.program import shapes_of
+from cifar_flax.own_code import is_own
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.recipe_choice import OF_SCHEDULE
@@ -132,6 +132,11 @@ def _continued(trainer: Trainer, folder: pathlib.Path, config: records.Config) -
     different = differences(now, was)
     if before.dataset.fingerprint != config.dataset.fingerprint:
         different.append(f"the data set was {before.dataset.source}")
+    different += [
+        f"the code of {name} has changed"
+        for name, code in config.codes.items()
+        if name != "model" and before.codes.get(name, code) != code
+    ]
     if different:
         raise UserError(
             f"{where}: {'; '.join(different)}; --init_from takes over only the "

@@ -17,7 +17,7 @@ from cifar_flax.definitions import (
 )
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
-from cifar_flax.models.own import label_of
+from cifar_flax.own_code import label_of
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.training.named_recipes import NAMES, models_of, own_name, recipe_for
 from cifar_flax.training.optimizers import Group
@@ -62,8 +62,9 @@ def settings_of(definition: type[Definition], names: Iterable[str], unset: str) 
         text, words = one.about.help, unset or one.default
         if words is not dataclasses.MISSING:
             text = f"{text.removesuffix('.')} (default: {words})."
-        about = Hyper(text, choices=one.about.choices)
-        optional: Any = Optional[one.kind]  # noqa: UP045 (a type that is not known here)
+        about = Hyper(text, choices=one.about.choices, own=one.about.own)
+        given = str if one.about.own else one.kind  # a record holds no function
+        optional: Any = Optional[given]  # noqa: UP045 (a type that is not known here)
         kind: Any = Annotated[optional, about]
         fields.append((name, kind, dataclasses.field(default=None)))
     title = f"{definition.__name__}Settings"

@@ -2,7 +2,7 @@
 
 import copy
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Self
 
 from cifar_flax import records
@@ -11,7 +11,7 @@ from cifar_flax.definitions import Hyperparameter, hyperparameters
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.models import norm_fields
-from cifar_flax.models.own import is_own
+from cifar_flax.own_code import is_own
 from cifar_flax.runs.recipe_choice import OF_CYCLES
 from cifar_flax.runs.setting_fields import AllFields
 from cifar_flax.training.named_recipes import bn_momentum_for, own_name
@@ -35,15 +35,20 @@ class RecordedSettings(AllFields):
         """
         values = {name: getattr(self, name) for name in SETTINGS}
         own = {n: copy.deepcopy(v) for n, v in values.items() if isinstance(v, dict)}
-        record = {**values, **own, "seeds": list(self.seeds)}
-        if self.seeds_vary is not None:
-            record["seeds_vary"] = list(self.seeds_vary)
+        lists = {n: list(v) for n, v in values.items() if isinstance(v, tuple)}
+        record = {**values, **own, **lists}
         if self.val_size is None and not has_validation:
             record["val_size"] = VAL_SIZE
         own_values = _own(self.model, self.recipe)
         for name, value in {**own_values, "tta": self._recipe.tta}.items():
             record[name] = value if record[name] is None else record[name]
         return record
+
+    def own_code(self) -> dict[str, str]:
+        """Returns the places of the own code that the settings name, by the setting."""
+        places = self._recipe.code()
+        places |= {"model": self.model} if is_own(self.model) else {}
+        return places
 
     @classmethod
     def from_record(
@@ -84,23 +89,28 @@ class RecordedSettings(AllFields):
             raise UserError(f"{where}: {error}") from error
 
     @classmethod
-    def of_run(cls, folder: pathlib.Path, *, names_model: bool) -> Self:
+    def of_run(cls, folder: pathlib.Path, given: Collection[str]) -> Self:
         """Returns the settings of the run in a folder.
 
         Args:
           folder: of the run.
-          names_model: whether the user also names the model, which allows its code to
-            run.
+          given: names of the settings that the user gives, too, which allows the own
+            code that they name to run.
 
         Raises:
-          UserError: there is no such run, or the user must name its model.
+          UserError: there is no such run, or the user must name its own code.
         """
         config = records.read_config(folder)
         settings = cls.from_record(config, str(folder / records.CONFIG))
-        if is_own(settings.model) and not names_model:
+        needed: dict[str, str] = {}
+        for name, place in settings.own_code().items():
+            path = settings.recipe if getattr(settings, name) is None else None
+            needed |= {name: place} if path is None else {"recipe": path}
+        if missing := {n: value for n, value in needed.items() if n not in given}:
+            flags = " ".join(f"--{name}={value}" for name, value in missing.items())
             raise UserError(
-                f"the run in {folder} trains {settings.model}, and its code runs only "
-                f"if you name it: add --model={settings.model} (in Python model=)"
+                f"the run in {folder} trains with code of your own, which runs only if "
+                f"you name it: add {flags} (in Python {next(iter(missing))}=)"
             )
         return settings
 
@@ -117,7 +127,10 @@ class RecordedSettings(AllFields):
           UserError: there is no such run, or the settings contradict each other.
         """
         folder = expand_user(folder)
-        before = cls.of_run(folder, names_model="model" in changes)
+        try:
+            before = cls.of_run(folder, changes)
+        except UserError as error:
+            raise UserError(f"--continue_from={folder}: {error}") from error
         values = {name: getattr(before, name) for name in SETTINGS}
         if changes.get("epochs") is not None:
             values |= dict.fromkeys(OF_CYCLES)

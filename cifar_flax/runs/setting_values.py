@@ -5,16 +5,17 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from cifar_flax.definitions import Hyperparameter, is_optional, without_none
+from cifar_flax.definitions import PLACE, Hyperparameter, is_optional, without_none
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import PRINTABLE, check_text
 from cifar_flax.json_files import short_repr
+from cifar_flax.own_code import is_own, whole_name
 
 _TABLES = (dict, collections.abc.Mapping)
 
@@ -30,11 +31,14 @@ def parse_value(setting: Hyperparameter, text: str) -> Any:
     """
     try:
         kind = without_none(setting.kind)
-        origin = typing.get_origin(kind)
+        origin, args = typing.get_origin(kind), typing.get_args(kind)
         if origin in _TABLES:
             return msgspec.json.decode(text, type=kind)
         if origin is tuple:
             return msgspec.convert(text.split(","), kind, strict=False)
+        tuples = [one for one in args if typing.get_origin(one) is tuple]
+        if tuples and text not in _literals(args):
+            return msgspec.convert(text.split(","), tuples[0], strict=False)
         if float in (kind, *typing.get_args(kind)) and _LOOSE_NUMBER.fullmatch(text):
             text = msgspec.json.encode(float(text)).decode()  # null if it is infinite
         # msgspec also takes 3.0 as a whole number.
@@ -51,6 +55,11 @@ def check_value(setting: Hyperparameter, value: Any) -> Any:
     Raises:
       UserError: the value has another type, or is out of range.
     """
+    if setting.about.own and callable(value):
+        raise UserError(
+            f"{setting.name} is a function; settings take its place, FILE.py:NAME, and "
+            "a Recipe (recipe=) takes functions"
+        )
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, range | list):
@@ -94,8 +103,10 @@ def _check_choice(setting: Hyperparameter, value: Any) -> Any:
             raise ValueError(value)
         return value
     choices = choices_of(setting)
-    if choices and value not in choices:
-        raise ValueError(value)
+    if (choices or setting.about.own) and value not in choices:
+        if not (setting.about.own and is_own(value)):
+            raise ValueError(value)
+        value = whole_name(value)
     if not isinstance(value, str):
         return value
     if setting.about.valid is not None and not setting.about.valid.test(value):
@@ -111,6 +122,11 @@ def choices_of(setting: Hyperparameter) -> tuple[str, ...]:
     return setting.about.choices() if setting.about.choices else ()
 
 
+def _literals(kinds: Sequence[Any]) -> list[Any]:
+    named = [one for one in kinds if typing.get_origin(one) is Literal]
+    return [text for one in named for text in typing.get_args(one)]
+
+
 def what_to_give(setting: Hyperparameter) -> str:
     """Returns a description of the valid values of a setting."""
     kind = without_none(setting.kind)
@@ -122,13 +138,15 @@ def what_to_give(setting: Hyperparameter) -> str:
     if origin is tuple:
         names = typing.get_args(args[0])
         return f"{', '.join(names)}, or {','.join(names)}"
-    if choices := choices_of(setting):
-        return f"one of {', '.join(choices)}"
+    choices = [*choices_of(setting), *([PLACE] if setting.about.own else [])]
+    if choices:
+        return f"one of {', '.join(choices)}" if choices[1:] else choices[0]
     if kind is str and setting.about.valid is not None:
         return setting.about.valid.words
     if origin in (typing.Union, types.UnionType):
-        literals = [text for one in args for text in typing.get_args(one)]
-        return ", or ".join(["a number", *literals])
+        several = any(typing.get_origin(one) is tuple for one in args)
+        first = "numbers such as 1,2,0.5" if several else "a number"
+        return ", or ".join([first, *_literals(args)])
     words: dict[Any, str] = {
         bool: "true or false",
         int: "a whole number",

@@ -14,7 +14,8 @@ from cifar_flax.definitions import with_fields
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.models import make_model
-from cifar_flax.models.own import is_own, label_of, make_own, whole_name
+from cifar_flax.models.own import make_own
+from cifar_flax.own_code import is_own, label_of, whole_name
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.recipe_choice import (
     AUTO,
@@ -32,7 +33,10 @@ from cifar_flax.training.trainer import check_seeds
 PATHS = ("data_dir", "data_archive")
 
 # Settings that have only one value in a sweep, because the value may contain a comma.
-SINGLE = (*PATHS, "model_args", "optimizer_args", "freeze", "seeds_vary")
+SINGLE = (
+    *(*PATHS, "model_args", "optimizer_args", "loss_args", "class_weights"),
+    *("freeze", "seeds_vary"),
+)
 
 # The seeds of a range test; five show whether they agree.
 RANGE_SEEDS = (0, 1, 2, 3, 4)

@@ -18,8 +18,8 @@ from cifar_flax.data.own import is_own as is_own_data
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.models import has_norm
 from cifar_flax.models.calling import fields_in_words
-from cifar_flax.models.own import Source, is_own, source_of
 from cifar_flax.models.program import Program, shapes_of
+from cifar_flax.own_code import OwnCode, Source, is_own, load_code, source_of
 from cifar_flax.runs.data_record import describe_data
 from cifar_flax.runs.environment import describe_environment, describe_source
 from cifar_flax.runs.flag_text import as_text
@@ -52,7 +52,7 @@ class Subject:
       recipe: the recipe that a program gave; None for that of the settings.
       dataset: the data set.
       splits: the splits of the data set.
-      source: the code of a custom model, if the settings name it.
+      source: the code of a custom model, if the settings name it; see also ``code``.
       devices: number of devices, see ``placement.make_mesh``.
       mesh: shape of the mesh, see there.
     """
@@ -132,6 +132,7 @@ class Subject:
                 "your own model has no default recipe; give --recipe=modern or a file "
                 "(in Python recipe=), or --lr with --epochs or --cycles"
             )
+        _ = subject.code  # loaded before its file may change again
         return subject
 
     @property
@@ -177,8 +178,21 @@ class Subject:
     def unit_recipe(self) -> Recipe | None:
         """The recipe with a rate of 1, if each seed has its own rate; else None."""
         varies = self.settings.varies("rate") and self.recipe is None
-        of_ours = self.model is None
-        return self.settings.make_recipe(1.0, of_ours=of_ours) if varies else None
+        return self._recipe(1.0) if varies else None
+
+    def _recipe(self, found_lr: float | None = None) -> Recipe:
+        """Returns the recipe with its own code loaded."""
+        recipe, of_ours = self.recipe, self.model is None
+        if recipe is None:
+            recipe = self.settings.make_recipe(found_lr, of_ours=of_ours)
+        return recipe.with_code(self.code) if self.code else recipe
+
+    @functools.cached_property
+    def code(self) -> dict[str, OwnCode]:
+        """Own code besides the model, by the name of its flag; it is loaded once."""
+        recipe = self.recipe or self.settings.make_recipe(of_ours=self.model is None)
+        named = recipe.code() if isinstance(recipe, Recipe) else {}
+        return {name: load_code(value, name) for name, value in named.items()}
 
     def make_trainer(
         self, found_lr: float | None = None, seeds: tuple[int, ...] | None = None
@@ -189,9 +203,7 @@ class Subject:
           found_lr: the rate that ``--lr=auto`` found; see ``Settings.make_recipe``.
           seeds: replace those of the settings.
         """
-        settings, recipe = self.settings, self.recipe
-        if recipe is None:
-            recipe = settings.make_recipe(found_lr, of_ours=self.model is None)
+        settings, recipe = self.settings, self._recipe(found_lr)
         check_recipe(recipe, self.splits.spec)
         seeds = seeds or settings.seeds
         mesh = make_mesh(len(seeds), recipe.batch_size, self.devices, self.mesh)
@@ -239,12 +251,14 @@ class Subject:
         # Our kernels keep the order of every sum; other code may not.
         is_native = trainer.lowering == "native" and self.settings.dtype == "float32"
         any_cores = is_native and self.model is None and self.source is None
+        any_cores = any_cores and not self.code
         config = records.Config(
             kind=kind,
             settings=self._settings_record(),
             recipe=None,
             dataset=describe_data(self.dataset, self.splits),
             model_source=None if source is None else describe_source(source),
+            sources={n: describe_source(code.source) for n, code in self.code.items()},
             identity=self.identity(trainer.program, needs_origin=not resume),
             num_params=sum(row.num_params for row in trainer.layers),
             flops_per_image=sum(row.flops for row in trainer.layers),
@@ -297,8 +311,8 @@ def with_recipe(
     if config.identity is not None:  # an older run goes on without one
         program = trainer.recipe_program
         if recipe is not None:
-            params = shapes_of(trainer.model, trainer.spec.image_shape)["params"]
-            program = identify(recipe, per_epoch, params)
+            variables = shapes_of(trainer.model, trainer.spec.image_shape)
+            program = identify(recipe, per_epoch, variables, trainer.spec)
         config.identity.recipe = program.sha256
         config.identity.unknown = config.identity.unknown or program.unknown
     config.schedule = records.Schedule(

@@ -248,14 +248,14 @@ def header(plan: Plan) -> list[tuple[str, str]]:
     )
     steps = f"{trainer.total_steps:,} steps of {recipe.batch_size}"
     training = [("recipe", f"{recipe} ({steps})")] if plan.kind == "run" else []
-    smoothing = recipe.label_smoothing
-    extra = f", label smoothing {smoothing:g}" if smoothing else ""
     dtype = f", {settings['dtype']}" if settings["dtype"] else ""
     return [
         ("model", size),
         *data_in_words(config.dataset),
         *training,
-        ("optimizer", recipe.optimizer_in_words + extra),
+        ("optimizer", recipe.optimizer_in_words),
+        ("loss", recipe.loss_in_words),
+        ("augmentation", str(recipe.augmentation)),
         ("seeds", ", ".join(map(str, trainer.seeds))),
         ("device", f"{config.device}{dtype}"),
         ("convolutions", describe(trainer.lowering)),

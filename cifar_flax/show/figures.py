@@ -19,6 +19,7 @@ from cifar_flax.data.augment import (
     pad_images,
     sample_images,
     vary,
+    vary_further,
 )
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, replacing
@@ -138,13 +139,15 @@ def plot_images(dataset: Dataset, augmentation: Augmentation) -> "Figure":
     """
     classes = range(min(dataset.num_classes, 10))
     first = [int(np.argmax(dataset.train_labels == label)) for label in classes]
-    images = dataset.train_images[first]
+    images, labels = dataset.train_images[first], dataset.train_labels[first]
     padded = jnp.asarray(pad_images(images, augmentation))
     rows = [images]
     for key in jax.random.split(jax.random.key(0), VARIANTS):
         batch = sample_images(key, padded, jnp.arange(len(first)), augmentation)
         batch = normalise(batch, dataset.mean, dataset.std)
         batch = vary(Stream.VARY.of(key), batch, dataset.std, augmentation)
+        own = Stream.FURTHER.of(key), batch, jnp.asarray(labels)
+        batch = vary_further(*own, dataset.mean, dataset.std, augmentation)
         if augmentation.mixes:
             batch, _ = mix(Stream.MIX.of(key), batch, augmentation)
         rows.append(denormalise(batch, dataset.mean, dataset.std))

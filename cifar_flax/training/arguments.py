@@ -52,6 +52,12 @@ def check_recipe(recipe: Recipe, spec: DataSpec) -> None:
             f"batch_size is {recipe.batch_size}, but there are only "
             f"{spec.train_size} training images; lower it"
         )
+    weights = recipe.class_weights
+    if isinstance(weights, tuple) and len(weights) != spec.num_classes:
+        raise UserError(
+            f"class_weights has {len(weights)} numbers, and the data have "
+            f"{spec.num_classes} classes; give one number for each class"
+        )
 
 
 def check_rates(recipe: Recipe, steps_per_epoch: int) -> None:

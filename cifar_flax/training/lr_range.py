@@ -230,5 +230,10 @@ class Curves:
             self._average = self._beta * self._average + (1 - self._beta) * loss
             smoothed = self._average / (1 - self._beta ** len(self.losses))
             self._best = np.fmin(self._best, smoothed)
-            self._going = smoothed <= self._factor * self._best  # False for NaN
+            # The loss of a user's own may be negative.
+            rise = (self._factor - 1) * np.abs(self._best)
+            most = np.where(
+                self._best < 0, self._best + rise, self._factor * self._best
+            )
+            self._going = smoothed <= most  # False for NaN
         return bool(np.any(self._going))

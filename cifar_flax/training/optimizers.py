@@ -21,20 +21,29 @@ from cifar_flax.definitions import (
     require,
 )
 from cifar_flax.errors import UserError, one_line
+from cifar_flax.own_code import is_code, label_of_code, load_code
 from cifar_flax.training.muon import muon
 from cifar_flax.training.stages import Spans
 
-# These optimizers need more than gradients and a schedule, or must be evaluated at
-# other values than the parameters.
+# These optimizers need more than gradients, the loss and a schedule.
 _OTHERS = (
-    *("dpsgd", "galore", "lbfgs", "momo", "momo_adam", "noisy_sgd", "optimistic_adam"),
-    *("rprop", "schedule_free_adamw", "schedule_free_sgd", "sm3", "sophia"),
+    *("dpsgd", "galore", "lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3"),
+    "sophia",
 )
+
+# These must be evaluated at other values than the parameters.
+SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
 
 FROZEN = "frozen"  # label of the parameters that are not trained
 
 Options = Mapping[str, bool | int | float | str | None]
 
+
+# Makes an optimizer from its schedule and options.
+Factory = Callable[..., optax.GradientTransformation]
+
+# (average, variables, opt_state, step) -> average; see ``Recipe``.
+Average = Callable[[Any, Any, Any, jax.Array], Any]
 
 _FACTOR = float32()
 
@@ -89,32 +98,33 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def options_of(name: str) -> list[str]:
+def options_of(name: str | Factory) -> list[str]:
     """Returns the options of an optimizer besides learning rate and weight decay.
 
     Raises:
       UserError: no optimizer has that name.
     """
-    ours = ("learning_rate", "weight_decay")
-    return [option for option in _parameters(_factory(name)) if option not in ours]
+    options = _parameters(_factory(name))[1:]
+    return [option for option in options if option != "weight_decay"]
 
 
-def check_options(name: str, options: Options) -> None:
+def check_options(name: str | Factory, options: Options) -> None:
     """Raises a UserError if an optimizer does not accept the options."""
-    known = options_of(name)
+    known, title = options_of(name), label_of_code(name)
     if wrong := [option for option in options if option not in known]:
-        raise UserError(
-            f"{name} has no option {wrong[0]}; its options are {', '.join(known)}"
-        )
+        has = f"its options are {', '.join(known)}" if known else "it has none"
+        raise UserError(f"{title} has no option {wrong[0]}; {has}")
     for option, value in options.items():
         plain = isinstance(value, bool | int | float | str | None)
-        require(plain, f"{option} of {name}", value, "a number, a text, true or false")
+        require(plain, f"{option} of {title}", value, "a number, a text, true or false")
+    if not isinstance(name, str):
+        return  # it may ask for the parameters of a certain network
     problem = _problem_with(name, tuple(sorted(options.items())))
     if problem is not None:
-        raise UserError(f"{name} cannot be used with {dict(options)}: {problem}")
+        raise UserError(f"{title} cannot be used with {dict(options)}: {problem}")
 
 
-@functools.cache  # a sweep checks the same options thousands of times
+@functools.lru_cache(1_000)  # a sweep checks the same options thousands of times
 def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None:
     """Returns what an optimizer says against its options in one line, or None."""
     shapes = {"kernel": (2, 2), "bias": (2,)}
@@ -122,7 +132,8 @@ def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None
     def update() -> Any:
         params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
         tx = make_optimizer(name, dict(options), lambda step: 0.1 + 0 * step, 0.1)
-        return tx.update(params, tx.init(params), params)
+        extended = optax.with_extra_args_support(tx)
+        return extended.update(params, tx.init(params), params, value=jnp.zeros(()))
 
     try:
         jax.eval_shape(update)
@@ -131,27 +142,57 @@ def _problem_with(name: str, options: tuple[tuple[str, Any], ...]) -> str | None
     return None
 
 
+def schedule_free(average: Any, variables: Any, opt_state: Any, step: Any) -> Any:
+    """Returns the variables to evaluate of a schedule-free optimizer; an ``Average``.
+
+    ``x = (y - (1 - b1) z) / b1`` of the parameters y and the state's z; groups of
+    parameters have states of their own (Defazio et al. 2024,
+    https://arxiv.org/abs/2405.15682).
+    """
+    del average, step
+
+    def is_state(leaf: Any) -> bool:
+        return isinstance(leaf, optax.contrib.ScheduleFreeState)
+
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    params = variables["params"]
+    for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
+        params = jax.tree.map(
+            lambda z, y, b1=state.b1: y if is_masked(z) else (y - (1 - b1) * z) / b1,
+            *(state.z, params),
+            is_leaf=is_masked,
+        )
+    return {**variables, "params": params}
+
+
 def make_optimizer(
-    name: str, options: Options, schedule: optax.Schedule, weight_decay: float
+    name: str | Factory,
+    options: Options,
+    schedule: optax.Schedule,
+    weight_decay: float,
 ) -> optax.GradientTransformation:
-    """Makes an optimizer of optax.
+    """Makes an optimizer of optax, or a user's own.
 
     If the optimizer has decoupled weight decay, ``weight_decay`` is its factor:
     ``parameter -= rate * weight_decay * parameter``. Otherwise ``weight_decay`` is the
     factor of an L2 penalty: ``gradient += weight_decay * parameter``.
 
     Args:
-      name: one of ``names()``.
+      name: one of ``names()``, or a function of the schedule and the options.
       options: see ``options_of``.
       schedule: the learning rate at each step.
       weight_decay: see above.
     """
     factory = _factory(name)
-    if "weight_decay" in _parameters(factory):
-        return factory(schedule, **options, weight_decay=weight_decay)
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), factory(schedule, **options)
-    )
+    decays = "weight_decay" in _parameters(factory)
+    given = {"weight_decay": weight_decay} if decays else {}
+    tx = factory(schedule, **options, **given)
+    if not isinstance(tx, optax.GradientTransformation):
+        must = "an optax.GradientTransformation"
+        raise TypeError(f"it gives a {type(tx).__name__}; it must give {must}")
+    return tx if decays else optax.chain(optax.add_decayed_weights(weight_decay), tx)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +244,11 @@ def by_kind(
         tree = jax.tree.unflatten(jax.tree.structure(params), labels)
         return optax.partition({**transforms, FROZEN: optax.set_to_zero()}, tree)
 
-    return optax.GradientTransformation(
+    return optax.GradientTransformationExtraArgs(
         lambda params: of(params).init(params),
-        lambda grads, state, params=None: of(grads).update(grads, state, params),
+        lambda grads, state, params=None, **extra: of(grads).update(
+            grads, state, params, **extra
+        ),
     )
 
 
@@ -236,7 +279,9 @@ def _parameters(factory: Callable[..., Any]) -> list[str]:
         return []
 
 
-def _factory(name: str) -> Callable[..., optax.GradientTransformation]:
+def _factory(name: str | Factory) -> Factory:
+    if not isinstance(name, str) or is_code(name):
+        return load_code(name, "optimizer").function
     if name not in names():
         known = ", ".join(names())
         raise UserError(f"optimizer is {name!r}; it must be one of {known}")

@@ -65,12 +65,15 @@ def training(step: TrainStep, place: Placement, backend: str) -> Any:
 def initial(step: TrainStep, backend: str) -> Any:
     """Returns a program: seeds [R], images uint8 [N, H, W, C] -> the first states."""
     del backend
-    model, spec, tx, ema = step.model, step.spec, step.make_tx(), step.recipe.ema
+    model, spec, tx = step.model, step.spec, step.make_tx()
+
+    averages = step.recipe.has_average
 
     def init_of_all(seeds: jax.Array, images: jax.Array) -> TrainState:
         images = normalise(images, spec.mean, spec.std)
         return replica_map()(
-            lambda seed: init_state(jax.random.key(seed), model, tx, images, ema), seeds
+            lambda seed: init_state(jax.random.key(seed), model, tx, images, averages),
+            seeds,
         )
 
     # The program runs once, and optimising it would take seconds.

@@ -30,8 +30,10 @@ from cifar_flax.data.augment import Augmentation
 from cifar_flax.definitions import as_plain, hyperparameters
 from cifar_flax.errors import UserError, in_words, one_line
 from cifar_flax.files import expand_user, open_plain
+from cifar_flax.identity import OF_RECIPE
+from cifar_flax.own_code import code_in_words, is_own, whole_name
 from cifar_flax.training.optimizers import Group
-from cifar_flax.training.phases import PHASES
+from cifar_flax.training.phases import PHASES, Constant
 from cifar_flax.training.recipes import Recipe
 
 MAX_BYTES = 2**16  # far more than any recipe needs
@@ -44,17 +46,26 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     for name in names:
         value = getattr(recipe, name, None)
         fields[name] = value if name in known else as_plain(value)
+        if name in known and known[name].about.own:
+            choices = known[name].about.choices
+            fields[name] = code_in_words(value, choices() if choices else ())
     if recipe.optimizer != "sgd":  # only SGD has these
         for name in ("momentum", "nesterov", "restart_momentum"):
             del fields[name]
+    weights = recipe.class_weights
     return fields | {
         "phases": [_phase_to_plain(phase) for phase in recipe.phases],
         "optimizer": recipe.optimizer_in_words
         if recipe.has_own_optimizer
-        else recipe.optimizer,
+        else fields["optimizer"],
         "options": dict(recipe.options),
+        "loss_args": dict(recipe.loss_args),
+        "class_weights": list(weights) if isinstance(weights, tuple) else weights,
         "groups": [dataclasses.asdict(group) for group in recipe.groups],
-        "augmentation": dataclasses.asdict(recipe.augmentation),
+        "augmentation": {
+            field.name: code_in_words(getattr(recipe.augmentation, field.name))
+            for field in dataclasses.fields(recipe.augmentation)
+        },
     }
 
 
@@ -90,12 +101,15 @@ def from_plain(plain: Any, where: str) -> Recipe:
 def completed(plain: dict[str, Any]) -> dict[str, Any]:
     """Adds the fields that an older version did not write to a recorded recipe.
 
-    A recipe with custom code, from which no recipe can be made, is returned unchanged.
+    No recipe can be made from one with custom code; its missing fields get their
+    defaults.
     """
     try:
         return to_plain(from_plain(plain, "the recorded recipe"))
     except UserError:
-        return plain
+        usual = to_plain(Recipe((Constant(0.0, 1),)))
+        inner = {**usual["augmentation"], **plain.get("augmentation", {})}
+        return {**usual, **plain, "augmentation": inner}
 
 
 def read_recipe(path: str | pathlib.Path) -> Recipe:
@@ -116,7 +130,18 @@ def read_recipe(path: str | pathlib.Path) -> Recipe:
         plain = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or too deep
         raise UserError(f"{path} is not a TOML file: {one_line(error)}") from error
-    return from_plain(plain, str(path))
+    return from_plain(_placed(plain, path.parent), str(path))
+
+
+def _placed(plain: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the values of a file, with its own code beside the file."""
+    placed = dict(plain)
+    for name, value in plain.items():
+        if name == "augmentation" and isinstance(value, dict):
+            placed[name] = _placed(value, folder)
+        elif name in OF_RECIPE and isinstance(value, str) and is_own(value):
+            placed[name] = whole_name(value, folder)
+    return placed
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -127,12 +152,19 @@ def to_toml(recipe: Recipe) -> str:
     """
     plain = to_plain(recipe)
     unknown = [p["kind"] for p in plain["phases"] if p["kind"] not in PHASES]
-    if unknown or plain["optimizer"] != recipe.optimizer:
-        own = unknown[0] if unknown else plain["optimizer"]
-        raise UserError(f"the recipe has {own}, custom code that a file cannot hold")
-    return tomli_w.dumps(
-        {name: value for name, value in plain.items() if value not in (None, {}, [])}
-    )
+    code = map(code_in_words, recipe.code().values())
+    unknown += [name for name in code if not is_own(name)]
+    unknown += [plain["optimizer"]] if recipe.has_own_optimizer else []
+    if unknown:
+        raise UserError(
+            f"the recipe has {unknown[0]}, custom code that a file cannot hold"
+        )
+    plain["augmentation"] = _given(plain["augmentation"])
+    return tomli_w.dumps(_given(plain))
+
+
+def _given(table: dict[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in table.items() if one not in (None, {}, [])}
 
 
 def _phase_to_plain(phase: Any) -> dict[str, Any]:

@@ -4,28 +4,24 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_flax.data.augment import Augmentation, Tta
 from cifar_flax.definitions import (
     LENGTH,
     MAX_STEPS,
-    SHARE,
-    Definition,
-    Hyper,
-    Valid,
-    between,
-    float32,
     plain,
     require,
-    whole,
 )
 from cifar_flax.errors import UserError, in_words
+from cifar_flax.own_code import OwnCode, is_code, label_of_code, load_code
+from cifar_flax.training.losses import LOSSES, check_args
 from cifar_flax.training.optimizers import (
+    SCHEDULE_FREE,
+    Average,
     Group,
     Kind,
     Options,
@@ -34,9 +30,10 @@ from cifar_flax.training.optimizers import (
     check_patterns,
     group_of,
     make_optimizer,
-    names,
+    schedule_free,
 )
-from cifar_flax.training.phases import PHASES, Phase, count_steps
+from cifar_flax.training.phases import PHASES, count_steps
+from cifar_flax.training.recipe_fields import RecipeFields
 from cifar_flax.training.schedules import chain_schedules
 from cifar_flax.training.stages import (
     Stage,
@@ -47,146 +44,15 @@ from cifar_flax.training.stages import (
 )
 
 
-def _is_several(phases: Any) -> bool:
-    return isinstance(phases, tuple | list) and len(phases) > 0
-
-
-def _is_sequence(groups: Any) -> bool:
-    return isinstance(groups, tuple | list)
-
-
-def _is_mapping(options: Any) -> bool:
-    return isinstance(options, Mapping)
-
-
 @dataclasses.dataclass(frozen=True)
-class Recipe(Definition):
+class Recipe(RecipeFields):
     """Consecutive phases with one optimizer.
 
     The optimizer keeps its state from one phase to the next, unless
-    ``restart_momentum`` is set. A subclass may override ``make_optimizer`` to train
-    with its own optimizer; the record then contains the name of the subclass.
+    ``restart_momentum`` is set. Own functions may take the place of the optimizer, of
+    the loss and of others. A subclass may override ``make_optimizer`` to train with its
+    own optimizer for given rates; the record then contains the name of the subclass.
     """
-
-    phases: Annotated[
-        tuple[Phase, ...],
-        Hyper(
-            "One or more phases.",
-            Valid(_is_several, "a tuple of one or more phases", tuple),
-            flag=False,
-        ),
-    ]
-    batch_size: Annotated[int, Hyper("Images in a step of each seed.", whole())] = 256
-    optimizer: Annotated[
-        str, Hyper("Name of an optimizer of optax.", choices=names)
-    ] = "sgd"
-    options: Annotated[
-        Options,
-        Hyper(
-            """Options of the optimizer as JSON, such as '{"b1": 0.95}'.""",
-            Valid(_is_mapping, "a dictionary"),
-            flag="optimizer_args",
-            more="Its rate and weight decay are not among them.",
-        ),
-    ] = dataclasses.field(default_factory=dict, hash=False)
-    momentum: Annotated[float, Hyper("Momentum of SGD; 0: none.", SHARE)] = 0.9
-    nesterov: Annotated[bool, Hyper("Use Nesterov's momentum in SGD.")] = False
-    restart_momentum: Annotated[
-        bool,
-        Hyper("Each phase starts SGD with a momentum buffer of zeros.", flag=False),
-    ] = False
-    weight_decay: Annotated[
-        float,
-        Hyper(
-            "Weight decay: decoupled if the optimizer supports it, else an L2 penalty.",
-            float32(),
-            more="See ``optimizers.make_optimizer``.",
-        ),
-    ] = 0.0
-    decay: Annotated[
-        Literal["all", "kernels"],
-        Hyper(
-            "Parameters that decay: all, or only kernels, without norms and biases.",
-            more="Kernels are the parameters with two or more axes.",
-        ),
-    ] = "all"
-    groups: Annotated[
-        tuple[Group, ...],
-        Hyper(
-            "Groups of parameters with their own rate and decay.",
-            Valid(_is_sequence, "a tuple of Groups", tuple),
-            flag=False,
-            more="A parameter belongs to the first group that matches.",
-        ),
-    ] = ()
-    freeze_norms: Annotated[
-        bool,
-        Hyper(
-            "Batch norms with frozen parameters normalise with their running "
-            "statistics and do not update them.",
-            flag=False,
-        ),
-    ] = True
-    clip_norm: Annotated[
-        float | None,
-        Hyper("Scale gradients with a larger norm to this.", float32(1e-30)),
-    ] = None
-    accumulate: Annotated[
-        int,
-        Hyper(
-            "Number of steps whose mean gradient makes one optimizer step.",
-            whole(),
-            more="The rates are those of a batch that is larger by this factor.",
-        ),
-    ] = 1
-    ema: Annotated[
-        float,
-        Hyper(
-            "Evaluate a moving average of the variables that keeps this share per "
-            "step; 0: no average.",
-            SHARE,
-        ),
-    ] = 0.0
-    lookahead: Annotated[
-        int,
-        Hyper(
-            "Continue from the moving average every so many steps; 0: never.",
-            whole(0),
-            more="Zhang et al. 2019, https://arxiv.org/abs/1907.08610; see "
-            "``steps.lookahead_share``.",
-        ),
-    ] = 0
-    lookahead_start: Annotated[
-        float | None,
-        Hyper(
-            "Epoch from which the average of Lookahead is formed.",
-            between(0, MAX_STEPS),
-            flag=False,
-            more="Until then the average is a copy of the variables, and afterwards "
-            "training also continues from it at the end of every epoch (Jordan 2024). "
-            "None: from the first step, and not at the ends of epochs.",
-        ),
-    ] = None
-    label_smoothing: Annotated[
-        float, Hyper("Share of the target that is spread over all classes.", SHARE)
-    ] = 0.0
-    augmentation: Annotated[
-        Augmentation,
-        Hyper(
-            "Of the training images.",
-            Valid(lambda value: isinstance(value, Augmentation), "an Augmentation"),
-            flag=False,
-        ),
-    ] = Augmentation()  # noqa: RUF009 (frozen)
-    tta: Annotated[
-        Tta,
-        Hyper(
-            "Test-time augmentation: evaluate the mean logits of several views. flip: "
-            "the image and its mirror image; multicrop: these, also moved by a pixel "
-            "in two directions.",
-            more="See ``augment.views``.",
-        ),
-    ] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,6 +68,11 @@ class Recipe(Definition):
         elif self.lookahead_start is not None:
             must = "given together with lookahead"
             require(False, "lookahead_start", self.lookahead_start, must)
+        own = label_of_code(self.average or self.optimizer)
+        must = f"0, because {own} gives the variables to evaluate"
+        require(not (self.ema and self._gives_average), "ema", self.ema, must)
+        if self.loss_args and self.loss in LOSSES:
+            check_args(str(self.loss), self.loss_args)
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:
@@ -212,18 +83,67 @@ class Recipe(Definition):
             restarts = self.restart_momentum
             require(not restarts, "restart_momentum", restarts, must)
             return
+        name = label_of_code(self.optimizer)
         if self.optimizer != "sgd" and (self.momentum, self.nesterov) != (0.9, False):
             raise UserError(
                 f"momentum={self.momentum} and nesterov={self.nesterov} are options of "
-                f"sgd; give the options of {self.optimizer} instead"
+                f"sgd; give the options of {name} instead"
             )
         if self.restart_momentum and self.optimizer != "sgd":
             raise UserError(
-                f"restart_momentum is true and the optimizer is {self.optimizer}; it "
-                "needs sgd"
+                f"restart_momentum is true and the optimizer is {name}; it needs sgd"
             )
-        if self.optimizer != "sgd" or self.options:
+        unknown = isinstance(self.optimizer, str) and is_code(self.optimizer)
+        if not unknown and (self.optimizer != "sgd" or self.options):
             check_options(self.optimizer, self._options)
+
+    def code(self) -> dict[str, Any]:
+        """Returns the own code that the recipe names or holds, by its flag."""
+        given = {n: getattr(self, n) for n in ("optimizer", "loss", "average")}
+        given |= {"augment": self.augmentation.augment}
+        return {name: value for name, value in given.items() if is_code(value)}
+
+    def with_code(self, loaded: Mapping[str, OwnCode] | None = None) -> "Recipe":
+        """Returns the recipe with loaded functions in place of their names.
+
+        Args:
+          loaded: the functions by their flags; None: this loads them.
+
+        Raises:
+          UserError: the code cannot be loaded.
+        """
+        named = self.code()
+        if not named:
+            return self
+        if loaded is None:
+            loaded = {name: load_code(value, name) for name, value in named.items()}
+        own = {name: loaded[name] for name in named}
+        augmentation = self.augmentation
+        if "augment" in own:
+            augment = own.pop("augment")
+            augmentation = dataclasses.replace(augmentation, augment=augment)
+        changed: dict[str, Any] = {**own, "augmentation": augmentation}
+        return dataclasses.replace(self, **changed)
+
+    @property
+    def own_average(self) -> Average | None:
+        """The function that gives the variables to evaluate; None without one."""
+        if self.average is not None:
+            return load_code(self.average, "average")
+        return schedule_free if self._is_schedule_free else None
+
+    @property
+    def has_average(self) -> bool:
+        """Whether evaluation reads other variables than those that are trained."""
+        return bool(self.ema) or self._gives_average
+
+    @property
+    def _gives_average(self) -> bool:
+        return self.average is not None or self._is_schedule_free
+
+    @property
+    def _is_schedule_free(self) -> bool:
+        return self.optimizer in SCHEDULE_FREE and not self.has_own_optimizer
 
     @property
     def has_own_optimizer(self) -> bool:
@@ -382,6 +302,19 @@ class Recipe(Definition):
         return {"momentum": momentum, "nesterov": self.nesterov, **self.options}
 
     @property
+    def loss_in_words(self) -> str:
+        """Description of the loss."""
+        words = [label_of_code(self.loss)]
+        words += [f"{name} {value}" for name, value in self.loss_args.items()]
+        if self.class_weights is not None:
+            weights = self.class_weights
+            each = [] if isinstance(weights, str) else [f"{w:g}" for w in weights]
+            words += [f"class weights {', '.join(each) or weights}"]
+        if self.label_smoothing:
+            words += [f"label smoothing {self.label_smoothing:g}"]
+        return ", ".join(words)
+
+    @property
     def optimizer_in_words(self) -> str:
         """Description of the optimizer that ``make_optimizer`` makes."""
         if self.has_own_optimizer:
@@ -407,7 +340,9 @@ class Recipe(Definition):
             + _decay_in_words(group.decay)
             for group in self.groups
         ]
-        name = "SGD" if self.optimizer == "sgd" else self.optimizer
+        if self.average is not None:
+            words += [f"evaluated at {label_of_code(self.average)}"]
+        name = "SGD" if self.optimizer == "sgd" else label_of_code(self.optimizer)
         return ", ".join([name, *words])
 
     def __str__(self) -> str:

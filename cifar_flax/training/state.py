@@ -51,7 +51,7 @@ class TrainState:
       key: the replica's key; every random number is a function of it and of the step.
       totals: sums since the last log point; they are part of the state so that a
         resumed run reports the same numbers.
-      average: moving average of the variables; None if the recipe has none.
+      average: variables to evaluate, such as a moving average; None: the trained ones.
     """
 
     step: jax.Array
@@ -69,7 +69,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables to evaluate: the moving average if there is one."""
+        """The variables to evaluate: an average, or those of the optimizer, if any."""
         return self.trained if self.average is None else self.average
 
     @property
@@ -114,7 +114,7 @@ def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     images: jax.Array,
-    ema: float = 0.0,
+    averages: bool = False,
 ) -> TrainState:
     """Returns the state of one replica before its first step.
 
@@ -124,7 +124,7 @@ def init_state(
       tx: the optimizer.
       images: normalised images [N, H, W, C] that initialise the model; an initialiser
         may compute its values from them.
-      ema: see ``Recipe``.
+      averages: whether evaluation reads other variables, see ``Recipe.average``.
     """
     variables = init_variables(model, Stream.INIT.of(key), images)
     params = variables.pop("params")
@@ -135,12 +135,12 @@ def init_state(
         opt_state=tx.init(params),
         key=Stream.REPLICA.of(key),
         totals=Totals.zero(),
-        average={"params": params, **variables} if ema else None,
+        average={"params": params, **variables} if averages else None,
     )
 
 
 def shapes_of_state(
-    variables: Any, tx: optax.GradientTransformation, ema: float, replicas: int
+    variables: Any, tx: optax.GradientTransformation, averages: bool, replicas: int
 ) -> TrainState:
     """Returns the shapes of a state of R replicas without tracing the model again."""
     params = variables["params"]
@@ -151,7 +151,7 @@ def shapes_of_state(
         opt_state=jax.eval_shape(tx.init, params),
         key=jax.eval_shape(lambda: jax.random.key(0)),
         totals=jax.eval_shape(Totals.zero),
-        average=variables if ema else None,
+        average=variables if averages else None,
     )
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), one

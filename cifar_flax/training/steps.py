@@ -17,12 +17,14 @@ from cifar_flax.data.augment import (
     normalise,
     sample_images,
     vary,
+    vary_further,
 )
 from cifar_flax.data.splits import DataSpec
 from cifar_flax.layers.conv import Lowering
 from cifar_flax.layers.tiling import in_tiles
 from cifar_flax.models.calling import train_logits
 from cifar_flax.models.streams import Stream
+from cifar_flax.training.losses import Batch, balanced_weights, values_of
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.placement import split_batch
 from cifar_flax.training.recipes import Recipe
@@ -36,27 +38,6 @@ DeviceData = tuple[jax.Array, jax.Array]
 
 # A replica's state and the losses of its steps, float32 [S].
 Carry = tuple[TrainState, jax.Array]
-
-
-def cross_entropy(
-    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
-) -> jax.Array:
-    """Computes ``-sum_k t_k log softmax(logits)_k`` of each example.
-
-    The target t is one-hot; with label smoothing it is ``(1 - s) * onehot + s / K``.
-
-    Args:
-      logits: [N, K].
-      labels: [N], integers.
-      label_smoothing: s, in [0, 1).
-
-    Returns:
-      [N].
-    """
-    targets = jax.nn.one_hot(labels, logits.shape[-1])
-    if label_smoothing:
-        targets = optax.smooth_labels(targets, label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
@@ -206,23 +187,27 @@ class TrainStep:
           rate: see ``make_tx``.
         """
         (state, losses), varied = carry, self.recipe.augmentation
-        images, labels, key = self.batch(state, order, data)
-        share = jnp.float32(1)
+        batch = self.batch(state, order, data)
+        labels, share = batch.labels, jnp.float32(1)
         if varied.mixes:
-            images, share = mix(Stream.MIX.of(key), images, varied)
-        loss_fn = functools.partial(self._loss, state, images, labels, key, share)
+            mix_key = Stream.MIX.of(batch.key)
+            images, share = mix(mix_key, batch.images, varied)
+            batch = batch._replace(images=images)
+        weights = self._class_weights(data)
+        loss_fn = functools.partial(self._loss, state, batch, share, weights)
         gradient = jax.grad(loss_fn, has_aux=True)
         if self.lowering == "native":
             gradient = in_tiles(gradient)
         grads, aux = gradient(state.params)
         loss, logits, collections = aux
-        updates, opt_state = self.make_tx(rate).update(
-            grads, state.opt_state, state.params
-        )
+        mean = loss / labels.size
+        # Some optimizers also use the loss.
+        tx = optax.with_extra_args_support(self.make_tx(rate))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean)
         params = optax.apply_updates(state.params, updates)
-        losses = losses.at[state.step % losses.size].set(loss / labels.size)
+        losses = losses.at[state.step % losses.size].set(mean)
         trained = {"params": params, **collections}
-        trained, average = self._averaged(trained, state.average, state.step)
+        trained, average = self._averaged(trained, state, opt_state)
         params = trained.pop("params")
         state = dataclasses.replace(
             state,
@@ -242,10 +227,9 @@ class TrainStep:
     def _loss(
         self,
         state: TrainState,
-        images: jax.Array,
-        labels: jax.Array,
-        key: jax.Array,
+        batch: Batch,
         share: jax.Array,
+        weights: jax.Array | None,
         params: Any,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
         """Returns the mean loss of a batch; and its sum, logits [B, K], collections."""
@@ -255,21 +239,43 @@ class TrainStep:
         logits, collections = train_logits(
             self.model,
             {"params": held, **state.collections},
-            images,
-            key,
+            batch.images,
+            batch.key,
             self.lowering,
             self.is_frozen if freezes and recipe.freeze_norms else None,
         )
         logits = logits.astype(jnp.float32)
-        each = cross_entropy(logits, labels, recipe.label_smoothing)
+        given = batch._replace(key=Stream.LOSS.of(batch.key))
+        how = recipe.label_smoothing, weights, self.lowering
+        each = values_of(recipe.loss, recipe.loss_args, logits, given, *how)
         if recipe.augmentation.mixes:  # ``mix`` takes the previous image of the batch
-            before = jnp.roll(labels, 1)
-            others = cross_entropy(logits, before, recipe.label_smoothing)
+            before = given.before()
+            others = values_of(recipe.loss, recipe.loss_args, logits, before, *how)
             each = share * each + (1 - share) * others
         return each.mean(), (each.sum(), logits, collections)
 
-    def _averaged(self, trained: Any, average: Any, step: jax.Array) -> tuple[Any, Any]:
-        """Returns the variables for the next step, and their average."""
+    def _class_weights(self, data: DeviceData) -> jax.Array | None:
+        """Returns the factor of the loss for each class, [K], or None."""
+        weights = self.recipe.class_weights
+        if weights == "balanced":
+            return balanced_weights(data[1], self.spec.num_classes)
+        return None if weights is None else jnp.asarray(weights, jnp.float32)
+
+    def _averaged(
+        self, trained: Any, state: TrainState, opt_state: Any
+    ) -> tuple[Any, Any]:
+        """Returns the variables for the next step, and those to evaluate or None.
+
+        Args:
+          trained: variables after the step.
+          state: before the step.
+          opt_state: state of the optimizer after the step.
+        """
+        average, step, own = state.average, state.step, self.recipe.own_average
+        if own is not None:
+            average = own(average, trained, opt_state, step + 1)
+            same = jax.tree.map(lambda a, v: a.astype(v.dtype), average, trained)
+            return trained, same
         ema, every = self.recipe.ema, self.recipe.lookahead
         if not every:
             return trained, update_average(average, trained, step, ema)
@@ -293,14 +299,10 @@ class TrainStep:
             params,
         )
 
-    def batch(
-        self, state: TrainState, order: jax.Array, data: DeviceData
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def batch(self, state: TrainState, order: jax.Array, data: DeviceData) -> Batch:
         """Makes the batch of a replica's step; arguments as in ``__call__``.
 
-        Returns:
-          Augmented and normalised images [B, H, W, C], labels [B], and a key for the
-          random numbers of the model.
+        Its key is for the random numbers of the model.
         """
         step_key = jax.random.fold_in(Stream.STEPS.of(state.key), state.step)
         augment_key = Stream.AUGMENT.of(step_key)
@@ -317,7 +319,10 @@ class TrainStep:
         images = sample_images(augment_key, padded, indices, varied, flips)
         images = normalise(images, self.spec.mean, self.spec.std)
         images = vary(Stream.VARY.of(augment_key), images, self.spec.std, varied)
+        labels, key = labels[indices], Stream.FURTHER.of(augment_key)
+        about = self.spec.mean, self.spec.std
+        images = vary_further(key, images, labels, *about, varied)
         if self.image_size is not None:
             shape = (len(images), self.image_size, self.image_size, images.shape[-1])
             images = jax.image.resize(images, shape, "linear")
-        return images, labels[indices], Stream.MODEL.of(step_key)
+        return Batch(images, labels, indices, Stream.MODEL.of(step_key))

@@ -120,6 +120,7 @@ class Trainer:
           UserError: model, recipe, data or seeds do not fit together.
         """
         check_recipe(recipe, spec)
+        recipe = recipe.with_code()
         check_memory(spec, recipe.augmentation.padding)
         self.model, self.recipe, self.spec = model, recipe, spec
         self.seeds = check_seeds(seeds)
@@ -139,9 +140,7 @@ class Trainer:
             if size is not None:
                 check_image_size(model, variables, (size, size, spec.image_shape[-1]))
         self.program = program_of(model, spec.image_shape)
-        self.recipe_program = identify(
-            recipe, self.steps_per_epoch, variables["params"]
-        )
+        self.recipe_program = identify(recipe, self.steps_per_epoch, variables, spec)
         known = self.program.unknown is None
         self.predictor = Predictor(
             model,
@@ -169,7 +168,7 @@ class Trainer:
             for kind in {stage.kind for stage in self.stages}
         }
         self.template = shapes_of_state(
-            self._variables, step.make_tx(), self.recipe.ema, len(self.seeds)
+            self._variables, step.make_tx(), self.recipe.has_average, len(self.seeds)
         )
 
     @known_settings()
@@ -268,7 +267,7 @@ class Trainer:
             params=params,
             collections={n: value for n, value in variables.items() if n != "params"},
             opt_state=self._optimizer_state(params),
-            average=variables if self.recipe.ema else None,
+            average=variables if self.recipe.has_average else None,
         )
 
     @known_settings()

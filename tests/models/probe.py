@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cifar_flax.models import create_model
-from cifar_flax.training.steps import cross_entropy
+from cifar_flax.training.losses import cross_entropy
 
 BATCH = 8
 

@@ -15,8 +15,9 @@ import cifar_flax as cf
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.identity import configuration_of
-from cifar_flax.models.own import make_own, source_of
+from cifar_flax.models.own import make_own
 from cifar_flax.models.program import program_of
+from cifar_flax.own_code import source_of
 from cifar_flax.reports.page import write_markdown
 from cifar_flax.reports.studies import read_studies
 from tests.conftest import make_split
@@ -94,6 +95,20 @@ def test_a_program_is_what_is_computed_and_not_how_it_is_written():
     other[100] = 2
     assert program(lambda x: x * ones) != program(lambda x: x * other)
     assert program_of(Linear(num_classes=5), SHAPE) != program()
+
+
+def test_a_program_holds_the_constants_of_compiled_functions():
+    """Such as the variables of a teacher."""
+
+    def multiplied(number):
+        kernel = jax.numpy.full(192, number)
+        return jax.jit(lambda x: x * kernel)
+
+    assert program(multiplied(2.0)) == program(multiplied(2.0))
+    assert program(multiplied(2.0)) != program(multiplied(3.0))
+    assert program(jax.checkpoint(multiplied(2.0))) != program(
+        jax.checkpoint(multiplied(3.0))
+    )
 
 
 def test_a_program_holds_the_rules_of_gradients():

@@ -129,6 +129,16 @@ def test_a_val_size_that_is_not_given_is_the_number_it_stands_for():
         ({"optimizer": "adamw", "optimizer_args": {"b3": 1}}, "no option b3"),
         ({"optimizer_args": {"b1": 0.9}}, "sgd has no option b1"),
         ({"optimizer_args": 3}, "--optimizer_args=3: give names and values as JSON"),
+        (
+            {"loss": "focus"},
+            "--loss='focus': give one of cross_entropy, focal, FILE.py",
+        ),
+        ({"loss": np.sum}, "loss is a function; settings take its place, FILE.py:NAME"),
+        ({"loss": "focal", "loss_args": {"g": 1}}, "focal has no argument g"),
+        ({"average": "mean"}, "--average='mean': give FILE.py:NAME or MODULE:NAME"),
+        ({"augment": 3}, "--augment=3: give FILE.py:NAME or MODULE:NAME"),
+        ({"class_weights": "even"}, "--class_weights='even': give numbers such as 1,2"),
+        ({"class_weights": (1, -1)}, "class_weights is .*; it must be balanced, or a"),
         ({"recipe": "none.toml"}, "cannot read the recipe /.*none.toml"),
         ({"data_dir": ""}, "--data_dir='': give non-empty text"),
         ({"dtype": "int8"}, "--dtype='int8': give one of float32"),
@@ -156,6 +166,10 @@ def test_wrong_and_contradictory_settings_are_named(settings, words):
         ("model", "convbn", "convbn"),
         ("data_dir", "1", "1"),
         ("seeds", "3,-1", (3, -1)),
+        ("class_weights", "1,2e-1,0", (1.0, 0.2, 0.0)),
+        ("class_weights", "balanced", "balanced"),
+        ("loss", "focal", "focal"),
+        ("optimizer", "my.optimizers:make", "my.optimizers:make"),
     ],
 )
 def test_a_text_stands_for_a_value_of_its_setting(name, text, value):
@@ -170,6 +184,7 @@ def test_a_text_stands_for_a_value_of_its_setting(name, text, value):
         ("lr", "fast", "give a number, or auto"),
         ("epochs", "1.5x", "give a number"),
         ("optimizer", "adamx", "give one of .*adamw"),
+        ("class_weights", "1,a", "give numbers such as 1,2,0.5, or balanced"),
         ("optimizer_args", "{", "give names and values as JSON"),
         ("model_args", '{"a":' * 9_000, "give names and values as JSON"),
         ("optimizer_args", '{"b1": [1]}', "give names and values as JSON"),
@@ -195,6 +210,19 @@ def test_flags_give_the_settings_back():
     given = dict(flag[2:].split("=", 1) for flag in settings.as_flags())
     values = {name: parse_value(SETTINGS[name], text) for name, text in given.items()}
     assert Settings(**values) == settings
+
+
+def test_own_code_is_named_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = dict.fromkeys(("loss", "optimizer", "average", "augment"), "own.py:f")
+    settings = Settings(**names, class_weights=[1, 2], loss_args={"a": 1})
+    assert settings.loss == f"{tmp_path}/own.py:f"
+    assert settings.own_code() == dict.fromkeys(names, f"{tmp_path}/own.py:f")
+    flags = dict(flag[2:].split("=", 1) for flag in settings.as_flags())
+    monkeypatch.chdir("/")
+    values = {name: parse_value(SETTINGS[name], text) for name, text in flags.items()}
+    assert Settings(**values) == settings
+    assert json.loads(json.dumps(settings.record())) == settings.record()
 
 
 def test_epochs_alone_stretch_the_recipe():

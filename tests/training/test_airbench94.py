@@ -98,7 +98,7 @@ def test_both_renderings_take_the_same_steps(monkeypatch):
         if start > 145:
             theirs.slow = {n: v.clone() for n, v in network.state_dict().items()}
         for k in range(start, stop):
-            images, targets, _ = batch_of(state, order, data)
+            images, targets, _, _ = batch_of(state, order, data)
             images = torch.tensor(np.asarray(images).transpose(0, 3, 1, 2).copy())
             theirs.step(k, images, torch.tensor(np.asarray(targets), dtype=torch.int64))
             state, losses = programs[k >= 144]((state, losses), order, data)

@@ -10,6 +10,7 @@ import pytest
 
 from cifar_flax.errors import UserError
 from cifar_flax.models import SimpleNet
+from cifar_flax.training.losses import cross_entropy
 from cifar_flax.training.lr_range import (
     Curves,
     Ramp,
@@ -23,7 +24,7 @@ from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.schedules import ramp
 from cifar_flax.training.stages import Stage
-from cifar_flax.training.steps import cross_entropy, epoch_order
+from cifar_flax.training.steps import epoch_order
 from cifar_flax.training.trainer import Trainer
 from tests.training.nets import PooledNet
 
@@ -78,7 +79,7 @@ def test_losses_are_those_of_a_loop_by_hand(splits):
         epoch, place = divmod(step, trainer.steps_per_epoch)
         order = epoch_order(state.key, epoch, 96)[place * 8 : place * 8 + 8]
         now = state.replace(step=jnp.int32(step))
-        images, labels, _ = trainer.train_step.batch(now, order, data)
+        images, labels, *_ = trainer.train_step.batch(now, order, data)
 
         def loss_fn(params, images=images, labels=labels):
             logits = trainer.model.apply({"params": params}, images, train=True)

@@ -42,11 +42,12 @@ GRADS = [jax.tree.map(lambda p: RNG.normal(size=p.shape), PARAMS) for _ in range
 
 
 def train(recipe, grads=GRADS, rate=lambda step: 0.1):
-    tx = recipe.make_optimizer(rate)
+    tx = optax.with_extra_args_support(recipe.make_optimizer(rate))
     params = jax.tree.map(jnp.float32, PARAMS)
     state, update = tx.init(params), jax.jit(tx.update)
     for grad in grads:
-        updates, state = update(jax.tree.map(jnp.float32, grad), state, params)
+        grad = jax.tree.map(jnp.float32, grad)
+        updates, state = update(grad, state, params, value=1.0)
         params = optax.apply_updates(params, updates)
     return params
 

@@ -276,7 +276,7 @@ def test_streams_are_those_of_a_split():
         for stream in streams:
             found = jax.random.key_data(stream.of(key))
             np.testing.assert_array_equal(found, expected)
-    assert len({stream.name for stream in Stream}) == len(Stream) == 10
+    assert len({stream.name for stream in Stream}) == len(Stream) == 12
     assert jnp.array_equal(
         jax.random.key_data(Stream.MIX.of(key)),
         jax.random.key_data(jax.random.fold_in(key, 2)),

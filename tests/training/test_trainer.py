@@ -22,10 +22,11 @@ from cifar_flax.models.streams import Stream
 from cifar_flax.training import programs
 from cifar_flax.training import trainer as trainer_module
 from cifar_flax.training.evaluation import Predictor
+from cifar_flax.training.losses import cross_entropy
 from cifar_flax.training.phases import Constant, Sgdr
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.state import init_state
-from cifar_flax.training.steps import TrainStep, cross_entropy, epoch_order
+from cifar_flax.training.steps import TrainStep, epoch_order
 from cifar_flax.training.trainer import Trainer
 
 RECIPE = Recipe((Constant(0.02, 2), Sgdr(0.05, 1)), batch_size=16)
@@ -375,7 +376,7 @@ def test_the_loss_of_a_step_is_of_the_images_and_targets_as_mixed(splits, change
     step, data = trainer.train_step, trainer.put(splits.train)
     state = jax.tree.map(lambda leaf: leaf[0], trainer.init())
     order = jnp.arange(len(splits.train))
-    images, labels, key = step.batch(state, order, data)
+    images, labels, _, key = step.batch(state, order, data)
     share, before = 1.0, np.roll(labels, 1)
     if "cutout" not in changes:
         images, share = mix(Stream.MIX.of(key), images, recipe.augmentation)
