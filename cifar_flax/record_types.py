@@ -52,6 +52,7 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
       std: as ``mean``.
       class_sizes: number of images of each class in the training split; older records
         do not have it, nor the following.
+      test_class_sizes: as ``class_sizes``, of the test images.
       values: lowest and highest value found; see ``data.values.Reading``.
       white: value of the source that became 255; null if it has bytes.
       notes: how the source was read, and what was left out and why.
@@ -68,6 +69,7 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
     val_size: Count
     test_size: Size
     class_sizes: list[Count] = []
+    test_class_sizes: list[Count] = []
     values: tuple[Number, Number] | None = None
     white: Positive | None = None
     notes: list[str] = []
@@ -199,8 +201,10 @@ class LogPoint(msgspec.Struct, kw_only=True):
 
     The learning rate is that of the epoch's last step; ``steps.npz`` has all.
     Losses and accuracies are lists with a number for each seed, which is NaN if the
-    seed has diverged. Without validation, its two metrics are None. In the file, a list
-    of one number is that number, and NaN is null.
+    seed has diverged. The training accuracy is that of the augmented images;
+    an image that mixup or cutmix has mixed counts by its own label. Without validation,
+    its two metrics are None. In the file, a list of one number is that number, and NaN
+    is null.
     """
 
     step: Count
@@ -243,6 +247,8 @@ class Result(Record, kw_only=True):
       test_accuracy_ci95: half the width of the 95 % interval of that mean; null for
         fewer than two seeds.
       test_size: number of test images.
+      largest_class: share of the test images that are of the largest class; null if the
+        classes are equal, and in older records.
       epochs: length of the recipe.
       steps: number of steps of the replica that took the most.
       train_seconds: training time of all replicas together, without compilation.
@@ -266,6 +272,7 @@ class Result(Record, kw_only=True):
     test_accuracy_mean: Share | None
     test_accuracy_ci95: NotNegative | None
     test_size: Size
+    largest_class: Share | None = None
     epochs: Length
     steps: Count
     train_seconds: Positive

@@ -274,6 +274,7 @@ def _overview(study: Study) -> dict[str, Any]:
         "basis": verdicts.basis(study) if study.comparisons else None,
         "matrix": verdicts.matrix(study),
         "given": verdicts.given(study),
+        "largest": verdicts.of_largest_class(study),
         "cautions": verdicts.cautions(study),
         "made": study.everything if len(study.everything) <= WHOLE else study.shown,
         "devices": sorted({e.first.result.device for e in study.entries}),
@@ -322,7 +323,10 @@ def _charts(study: Study) -> list[Chart]:
         charts.trade_off(name, study.entries, cost, label, most)
         for name, (label, cost) in COSTS.items()
     ]
-    lines = [charts.learning_curves(study.shown, *curve) for curve in CURVES.items()]
+    curves = dict(CURVES)
+    if any(entry.first.mixes for entry in study.shown):
+        curves["train_accuracy"] = "training accuracy, %\n(augmented or mixed images)"
+    lines = [charts.learning_curves(study.shown, *curve) for curve in curves.items()]
     lines.append(charts.schedules(study.shown))
     return made + [chart for chart in lines if chart is not None]
 
@@ -347,6 +351,7 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
     calibration = entry.calibration
     return {
         **_row(entry),
+        "mixes": entry.first.mixes,
         "names": names,
         "confusion": shares.tolist(),
         "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=True)),

@@ -38,6 +38,7 @@ class RunRecord:
       right_bits: whether each replica classifies each test image correctly, as bits:
         ``numpy.packbits`` of bool [R, N] along the images.
       labels_sha256: SHA-256 of the labels of the test images.
+      class_sizes: number of test images of each class.
       replicas: indices of the replicas that count; another run may have the others.
     """
 
@@ -48,6 +49,7 @@ class RunRecord:
     scores: list[Scores]
     right_bits: np.ndarray
     labels_sha256: str
+    class_sizes: list[int]
     replicas: tuple[int, ...]
 
     @functools.cached_property
@@ -97,6 +99,12 @@ class RunRecord:
         """Whether each finished seed classifies each image correctly, bool [n, N]."""
         bits, count = self.right_bits[self.finished], self.result.test_size
         return np.unpackbits(bits, axis=1, count=count).astype(bool)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it was trained on mixed images, of which its training accuracy is."""
+        augmentation: Any = (self.config.recipe or {}).get("augmentation") or {}
+        return bool(augmentation.get("mixup") or augmentation.get("cutmix"))
 
     @property
     def command(self) -> str:
@@ -239,6 +247,7 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
         scores=scores,
         right_bits=np.packbits(logits.argmax(-1) == labels, axis=1),
         labels_sha256=hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
+        class_sizes=np.bincount(labels, minlength=logits.shape[-1]).tolist(),
         replicas=tuple(range(len(logits))),
     )
     configuration_of(config, str(folder))

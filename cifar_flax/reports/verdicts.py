@@ -4,6 +4,7 @@ import itertools
 import statistics
 from typing import Any
 
+from cifar_flax.analysis.predictions import largest_class
 from cifar_flax.analysis.statistics import (
     LEVEL,
     MOST_SEEDS,
@@ -140,6 +141,19 @@ def given(study: Study) -> str:
         return "this rate, split and test set"
     other = "split" if fixed == ["rate"] else "rate"
     return f"this {fixed[0]} and test set; each seed has its own {other}"
+
+
+def of_largest_class(study: Study) -> str | None:
+    """Says how accurate an answer that ignores the image is, if classes are unequal."""
+    largest = largest_class(study.entries[0].first.class_sizes)
+    if largest is None:
+        return None
+    index, share = largest
+    name = study.dataset.class_names[index]
+    return (
+        f"Always answering the largest class, {name}, would have a test accuracy of "
+        f"{100 * share:.2f} %."
+    )
 
 
 def matrix(study: Study) -> dict[str, Any]:

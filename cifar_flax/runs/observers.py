@@ -10,8 +10,8 @@ from cifar_flax import records
 from cifar_flax.analysis.range_curve import Consensus, RangeResult
 from cifar_flax.data import Dataset, Splits
 from cifar_flax.runs.tables import (
+    accuracy_in_words,
     as_html,
-    mean_and_interval,
     result_table,
     suggestions_table,
 )
@@ -86,7 +86,7 @@ class RunResult:
     def _repr_html_(self) -> str:
         if self.record is None:
             return f"stopped after step {int(self.state.step.max())}"
-        line = f"test accuracy {mean_and_interval(self.record)}"
+        line = f"test accuracy {accuracy_in_words(self.record)}"
         return as_html(result_table(self.record)) + html.escape(line)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.analysis.predictions import largest_class
 from cifar_flax.analysis.statistics import ci95_of_mean
 from cifar_flax.models.summary import LayerRow
 from cifar_flax.runs.environment import device_name
@@ -53,6 +54,7 @@ def outcome(
         for step, at, loss in pairs
     ]
     images = int(steps.sum()) * trainer.recipe.batch_size
+    largest = largest_class(config.dataset.test_class_sizes)
     finished = test.accuracy[[at is None for at in diverged_at]]
     return records.Result(
         model=subject.name,
@@ -70,6 +72,7 @@ def outcome(
         test_accuracy_mean=float(finished.mean()) if len(finished) else None,
         test_accuracy_ci95=ci95_of_mean(finished),
         test_size=len(subject.splits.test),
+        largest_class=None if largest is None else largest[1],
         epochs=trainer.recipe.epochs,
         steps=int(steps.max()),
         train_seconds=seconds,

@@ -167,6 +167,13 @@ def mean_and_interval(result: records.Result) -> str:
     return text + some
 
 
+def accuracy_in_words(result: records.Result) -> str:
+    """Returns ``mean_and_interval``, and the share of the largest class beside it."""
+    share = result.largest_class
+    beside = "" if share is None else f" (largest class {100 * share:.2f} %)"
+    return mean_and_interval(result) + beside
+
+
 def loss_in_words(value: float) -> str:
     """Returns a loss as text."""
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"

@@ -173,6 +173,9 @@ class ConsoleDisplay(Observer):
             step = f"step {plan.step} of {plan.total_steps}"
             self._console.print(f"continuing after {step}")
         self._plan = plan
+        # An image that is mixed with another counts by its own label.
+        mixes = plan.trainer.recipe.augmentation.mixes
+        self._accuracy = "accuracy on mixed images" if mixes else "accuracy"
         if plan.kind == "run":
             self._rates = plan.trainer.rates(plan.total_steps)
         bar = steps_bar(self._console, plan.total_steps, plan.step)
@@ -186,7 +189,7 @@ class ConsoleDisplay(Observer):
         self._move(
             progress.step,
             f"loss {mean_of_finite(progress.train_loss):.3f}  "
-            f"accuracy {100 * mean_of_finite(progress.train_accuracy):.1f} %  "
+            f"{self._accuracy} {100 * mean_of_finite(progress.train_accuracy):.1f} %  "
             f"{progress.images / progress.seconds:,.0f} images/s",
         )
 
@@ -200,7 +203,7 @@ class ConsoleDisplay(Observer):
             f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  "
             f"rate {rate:<9.3g}"
             f"train loss {loss_in_words(mean_of_finite(line.train_loss))}  "
-            f"accuracy {100 * mean_of_finite(line.train_accuracy):5.2f} %"
+            f"{self._accuracy} {100 * mean_of_finite(line.train_accuracy):5.2f} %"
         )
         if line.val_loss is not None:
             text += (
@@ -273,8 +276,13 @@ def print_result(
     if finished == 1:
         what = "one seed; 95 % interval over test images, not over seeds"
     what = f" ({what})" if result.finished else ""
+    largest = []
+    if result.largest_class is not None:
+        words = f"{100 * result.largest_class:.2f} % of the test images"
+        largest.append(("largest class", words))
     pairs = [
         ("test accuracy", mean_and_interval(result) + what),
+        *largest,
         (
             "time",
             f"{result.train_seconds:.1f} s of training, "
