@@ -33,7 +33,7 @@ from cifar_flax.commands import cli
 from cifar_flax.commands.setting_flags import check_models
 from cifar_flax.errors import UserError
 from cifar_flax.json_files import write_json
-from cifar_flax.models.own import is_own
+from cifar_flax.own_code import is_own
 from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.setting_values import choices_of
 from cifar_flax.runs.tables import make_table

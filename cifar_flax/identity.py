@@ -18,6 +18,9 @@ from cifar_flax.records import Config
 # The versions that decide what JAX traces from the same code.
 TRACERS = ("jax", "flax", "cifar-flax")
 
+# Own code whose programs are part of the recipe's checksum.
+OF_RECIPE = ("optimizer", "loss", "augment", "average")
+
 _SIZES = ("train_size", "val_size", "test_size")
 
 
@@ -38,12 +41,12 @@ def configuration_of(config: Config, run: str) -> str:
 
 def recorded_of(config: Config) -> str:
     """Returns a text that is equal if all is equal that records of any version hold."""
-    recipe, source = _flat(config.recipe or {}), config.model_source
+    recipe = _flat(config.recipe or {})
     vary: Any = config.settings.get("seeds_vary") or []
     if "rate" in vary:  # the rates are part of what the seeds vary
         recipe = {n: v for n, v in recipe.items() if not n.endswith("_rate")}
     given = {n: v for n, v in config.deciding_settings.items() if v is not None}
-    return digest([given, recipe, source and source.sha256, _data_of(config)])
+    return digest([given, recipe, config.codes, _data_of(config)])
 
 
 def _data_of(config: Config) -> list[Any]:
@@ -96,11 +99,11 @@ class Model(NamedTuple):
 
 def model_of(config: Config) -> Model:
     """Returns what a record tells of the model."""
-    own, source = config.identity, config.model_source
+    own = config.identity
     return Model(
         program=None if own is None else own.model,
         fields=config.settings.get("model_fields"),
-        code=None if source is None else source.all_sha256,
+        code=config.codes.get("model"),
         versions=config.versions,
     )
 
@@ -111,7 +114,7 @@ def model_differs(now: Model, before: Model) -> str | None:
     The programs of two models are compared if the same versions traced them, otherwise
     their fields and source texts.
     """
-    same = all(now.versions.get(n) == before.versions.get(n) for n in TRACERS)
+    same = _same_tracers(now.versions, before.versions)
     if same and None not in (now.program, before.program):
         return None if now.program == before.program else "it computes something else"
     if None not in (now.fields, before.fields) and now.fields != before.fields:
@@ -119,6 +122,28 @@ def model_differs(now: Model, before: Model) -> str | None:
     if None not in (now.code, before.code) and now.code != before.code:
         return "its code differs"
     return None
+
+
+def _same_tracers(now: Mapping[str, str], before: Mapping[str, str]) -> bool:
+    return all(now.get(n) == before.get(n) for n in TRACERS)
+
+
+def code_differs(now: Config, before: Config) -> str | None:
+    """Returns what differs in the own code of two runs besides the model, or None.
+
+    The programs of two recipes are compared if the same versions traced them, otherwise
+    the source texts of their code.
+    """
+    ours, theirs = (one.identity and one.identity.recipe for one in (now, before))
+    known = ours is not None and theirs is not None
+    if known and _same_tracers(now.versions, before.versions):
+        if ours != theirs:
+            return "the code of the recipe has changed"
+        compared = now.codes.keys() - {"model", *OF_RECIPE}
+    else:
+        compared = now.codes.keys() - {"model"}
+    changed = [n for n in compared if before.codes.get(n, now.codes[n]) != now.codes[n]]
+    return f"the code of {min(changed)} has changed" if changed else None
 
 
 def custom_model_of(config: Config) -> str | None:
@@ -136,6 +161,7 @@ def differing_parts(now: Config, before: Config) -> list[str]:
     names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
     # Checksums tell something only where nothing else does.
     recipe = {*_flat(now.recipe or {}), *_flat(before.recipe or {})}
+    recipe |= {f"{name}_code" for name in OF_RECIPE}
     needless = {"recipe_code"} if recipe & set(names) else set()
     needless |= (
         {"model_program"} if {"model_code", "model_fields"} & set(names) else set()
@@ -145,7 +171,7 @@ def differing_parts(now: Config, before: Config) -> list[str]:
 
 def parts_of(config: Config) -> dict[str, Any]:
     """Returns what tells configurations of equal settings apart, by dotted names."""
-    own, source = config.identity, config.model_source
+    own = config.identity
 
     def short(checksum: str | None) -> str | None:
         return checksum and checksum[:8]
@@ -153,7 +179,7 @@ def parts_of(config: Config) -> dict[str, Any]:
     return {
         **_flat(config.recipe or {}),
         "model_fields": config.settings.get("model_fields"),
-        "model_code": short(source.all_sha256) if source else None,
+        **{f"{name}_code": short(sha256) for name, sha256 in config.codes.items()},
         "model_program": short(own.model) if own else None,
         "recipe_code": short(own.recipe) if own else None,
         "start": short(own.start) if own else None,

@@ -91,7 +91,7 @@ class Schedule(msgspec.Struct, kw_only=True):
 
 
 class ModelSource(msgspec.Struct, kw_only=True):
-    """The code of a custom model; see ``models.own.Source``. It is never run."""
+    """The source of own code; see ``own_code.Source``. It is never run."""
 
     path: str | None = None
     sha256: str | None = None
@@ -140,6 +140,7 @@ class Config(Record, kw_only=True):
       flops_per_image: floating-point operations for one image of this size; a
         multiplication and an addition count as 2.
       model_source: the code of a custom model that the settings name.
+      sources: other own code by what it is, such as ``loss``.
       versions: versions of the packages that affect the results, and the
         implementation of the convolutions.
       python: version of Python.
@@ -158,6 +159,7 @@ class Config(Record, kw_only=True):
     num_params: Count = 0
     flops_per_image: NotNegative = 0
     model_source: ModelSource | None = None
+    sources: dict[str, ModelSource] = {}
     versions: dict[str, str]
     python: str | None = None
     device: str | None = None
@@ -177,6 +179,13 @@ class Config(Record, kw_only=True):
     def model(self) -> str:
         """Name of the model, without the path of its code."""
         return str(self.settings["model"]).rpartition(":")[2]
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """Checksums of the own code whose source is known, by what it is."""
+        model = {} if self.model_source is None else {"model": self.model_source}
+        every = {**model, **self.sources}
+        return {n: one.all_sha256 for n, one in every.items() if one.all_sha256}
 
     @property
     def deciding_settings(self) -> dict[str, Setting]:

@@ -28,7 +28,7 @@ ORDER = [
     ["data", "records"],
     ["record_types"],
     ["definitions", "json_files", "jax_settings"],
-    ["files", "forks"],
+    ["files", "forks", "own_code"],
     ["errors"],
 ]
 ALONE = {
@@ -38,11 +38,12 @@ ALONE = {
     "identity": {"records"},
     "definitions": {"errors"},
     "reports": {"analysis", "identity", "records", "files", "errors"},
-    "data": {"definitions", "files", "errors"},
+    "data": {"definitions", "files", "own_code", "errors"},
+    "own_code": {"errors"},
     "json_files": {"files", "errors"},
     "jax_settings": {"errors", "forks"},
     "layers": {"files", "errors"},
-    "models": {"layers", "jax_settings", "errors"},
+    "models": {"layers", "jax_settings", "own_code", "errors"},
 }
 
 

@@ -16,7 +16,7 @@ from cifar_flax.commands import cli
 from cifar_flax.data.load import load_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.files import open_plain
-from cifar_flax.models.own import source_of
+from cifar_flax.own_code import source_of
 from cifar_flax.reports.page import report
 from cifar_flax.runs.checkpoint import MANIFEST, open_checkpoints
 from cifar_flax.runs.inference import Run

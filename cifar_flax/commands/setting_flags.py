@@ -11,7 +11,7 @@ from absl import flags
 from cifar_flax.commands import cli
 from cifar_flax.definitions import Hyperparameter, without_none
 from cifar_flax.models import MODELS
-from cifar_flax.models.own import is_own
+from cifar_flax.own_code import is_own
 from cifar_flax.runs.recipe_choice import OF_RECIPE
 from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.setting_values import choices_of, parse_value, what_to_give
@@ -126,7 +126,7 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
 
 def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
     """Returns the settings of a run to continue, with the given flags."""
-    recorded = Settings.of_run(folder, names_model="model" in given)
+    recorded = Settings.of_run(folder, given)
     values = {name: getattr(recorded, name) for name in SETTINGS} | given
     # The file or the run that the recipe came from may not exist any more.
     recipe = recorded.trained_recipe

@@ -182,7 +182,7 @@ def check_cells(cells: list[Cell], load: bool) -> None:
         if (load or cell.is_begun) and source not in datasets:
             datasets[source] = settings.load_data()
         try:
-            cell.code = contents.code_of(settings.model)
+            cell.codes = contents.codes_of(settings)
             if cell.is_begun:
                 cell.check(datasets[source])
                 contents.check(cell, datasets[source])

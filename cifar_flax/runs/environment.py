@@ -21,7 +21,7 @@ import msgspec
 from cifar_flax import records
 from cifar_flax.files import private_folder
 from cifar_flax.layers.conv import Lowering, describe
-from cifar_flax.models.own import Source
+from cifar_flax.own_code import Source
 from cifar_flax.training.placement import Placement
 
 PACKAGES = ("cifar-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -60,7 +60,7 @@ def describe_environment(
 
 
 def describe_source(source: Source) -> records.ModelSource:
-    """Returns the code of a custom model for ``config.json``."""
+    """Returns the source of own code for ``config.json``."""
     return msgspec.convert(dataclasses.asdict(source), records.ModelSource)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from cifar_flax import files, records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
-from cifar_flax.identity import model_differs, model_of
+from cifar_flax.identity import code_differs, model_differs, model_of
 from cifar_flax.records import CONFIG
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.recorded_settings import differences
@@ -297,10 +297,7 @@ def content_differs(now: records.Config, recorded: records.Config) -> str | None
     starts = [one and one.start for one in (ours, theirs)]
     if None not in starts and starts[0] != starts[1]:
         return "the run that it starts from has changed"
-    recipes = [one and one.recipe for one in (ours, theirs)]
-    if None not in recipes and recipes[0] != recipes[1]:
-        return "the code of the recipe has changed"
-    return None
+    return code_differs(now, recorded)
 
 
 def another_run(folder: pathlib.Path, different: list[str]) -> UserError:

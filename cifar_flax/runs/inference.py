@@ -23,8 +23,9 @@ from cifar_flax.jax_settings import known_settings
 from cifar_flax.models import MODELS
 from cifar_flax.models.calling import fields_in_words
 from cifar_flax.models.check import check_model
-from cifar_flax.models.own import is_own, make_own, source_of
+from cifar_flax.models.own import make_own
 from cifar_flax.models.program import program_of
+from cifar_flax.own_code import is_own, source_of
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.environment import describe_source, package_versions
 from cifar_flax.runs.settings import OF_MODEL, Settings

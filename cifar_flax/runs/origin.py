@@ -15,8 +15,8 @@ from cifar_flax import records
 from cifar_flax.data import Split
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.identity import run_of
-from cifar_flax.models.own import is_own
 from cifar_flax.models.program import shapes_of
+from cifar_flax.own_code import is_own
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.recipe_choice import OF_SCHEDULE

@@ -17,7 +17,7 @@ from cifar_flax.definitions import (
 )
 from cifar_flax.errors import UserError
 from cifar_flax.models import MODELS
-from cifar_flax.models.own import label_of
+from cifar_flax.own_code import label_of
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.training.named_recipes import NAMES, models_of, own_name, recipe_for
 from cifar_flax.training.optimizers import Group

@@ -2,7 +2,7 @@
 
 import copy
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Self
 
 from cifar_flax import records
@@ -11,7 +11,7 @@ from cifar_flax.definitions import Hyperparameter, hyperparameters
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.models import norm_fields
-from cifar_flax.models.own import is_own
+from cifar_flax.own_code import is_own
 from cifar_flax.runs.recipe_choice import OF_CYCLES
 from cifar_flax.runs.setting_fields import AllFields
 from cifar_flax.training.named_recipes import bn_momentum_for, own_name
@@ -44,6 +44,10 @@ class RecordedSettings(AllFields):
         for name, value in {**own_values, "tta": self._recipe.tta}.items():
             record[name] = value if record[name] is None else record[name]
         return record
+
+    def own_code(self) -> dict[str, str]:
+        """Returns the places of the own code that the settings name, by the setting."""
+        return {"model": self.model} if is_own(self.model) else {}
 
     @classmethod
     def from_record(
@@ -84,24 +88,25 @@ class RecordedSettings(AllFields):
             raise UserError(f"{where}: {error}") from error
 
     @classmethod
-    def of_run(cls, folder: pathlib.Path, *, names_model: bool) -> Self:
+    def of_run(cls, folder: pathlib.Path, given: Collection[str]) -> Self:
         """Returns the settings of the run in a folder.
 
         Args:
           folder: of the run.
-          names_model: whether the user also names the model, which allows its code to
-            run.
+          given: names of the settings that the user gives, too, which allows the own
+            code that they name to run.
 
         Raises:
-          UserError: there is no such run, or the user must name its model.
+          UserError: there is no such run, or the user must name its own code.
         """
         config = records.read_config(folder)
         settings = cls.from_record(config, str(folder / records.CONFIG))
-        if is_own(settings.model) and not names_model:
-            raise UserError(
-                f"the run in {folder} trains {settings.model}, and its code runs only "
-                f"if you name it: add --model={settings.model} (in Python model=)"
-            )
+        for name, place in settings.own_code().items():
+            if name not in given:
+                raise UserError(
+                    f"the run in {folder} trains with {place}, and its code runs only "
+                    f"if you name it: add --{name}={place} (in Python {name}=)"
+                )
         return settings
 
     @classmethod
@@ -117,7 +122,7 @@ class RecordedSettings(AllFields):
           UserError: there is no such run, or the settings contradict each other.
         """
         folder = expand_user(folder)
-        before = cls.of_run(folder, names_model="model" in changes)
+        before = cls.of_run(folder, changes)
         values = {name: getattr(before, name) for name in SETTINGS}
         if changes.get("epochs") is not None:
             values |= dict.fromkeys(OF_CYCLES)

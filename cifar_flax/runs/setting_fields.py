@@ -7,7 +7,7 @@ from cifar_flax.data.augment import Augmentation
 from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.definitions import MAX_FLOAT, MAX_SIDE, MIN_FLOAT, SHARE, Hyper, Valid
 from cifar_flax.models import MODELS
-from cifar_flax.models.own import is_own
+from cifar_flax.own_code import is_own
 from cifar_flax.runs.recipe_choice import (
     OF_AUGMENTATION,
     OF_CYCLES,

@@ -14,7 +14,8 @@ from cifar_flax.definitions import with_fields
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.models import make_model
-from cifar_flax.models.own import is_own, label_of, make_own, whole_name
+from cifar_flax.models.own import make_own
+from cifar_flax.own_code import is_own, label_of, whole_name
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.recipe_choice import (
     AUTO,

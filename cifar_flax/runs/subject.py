@@ -18,8 +18,8 @@ from cifar_flax.data.own import is_own as is_own_data
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.models import has_norm
 from cifar_flax.models.calling import fields_in_words
-from cifar_flax.models.own import Source, is_own, source_of
 from cifar_flax.models.program import Program, shapes_of
+from cifar_flax.own_code import Source, is_own, source_of
 from cifar_flax.runs.data_record import describe_data
 from cifar_flax.runs.environment import describe_environment, describe_source
 from cifar_flax.runs.flag_text import as_text

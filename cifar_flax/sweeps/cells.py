@@ -15,6 +15,7 @@ from rich.table import Table
 from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.errors import UserError
+from cifar_flax.own_code import label_of
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.folder import check_same_settings, recipe_differences
 from cifar_flax.runs.recipe_choice import AUTO
@@ -59,7 +60,7 @@ class Cell:
       node: the machine that trains it, in a cluster.
       given: the settings besides the seeds, as they were given.
       varied: the settings in which the cells of the sweep differ.
-      code: checksum of the code of a custom model when the sweep began.
+      codes: checksums of own code when the sweep began, by the setting that names it.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Cell:
     node: str | None = None
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     varied: Sequence[str] = ()
-    code: str | None = None
+    codes: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     @property
     def is_running(self) -> bool:
@@ -97,9 +98,11 @@ class Cell:
         recorded = records.read_config(self.folder)
         recipe = self.settings.recipe_of(records.read_range_test(self.folder))
         different = recipe_differences(recipe, recorded)
-        source = recorded.model_source
-        if self.code and source is not None and source.all_sha256 != self.code:
-            different.append(f"the code of {recorded.model} is another one")
+        different += [
+            f"the code of {label_of(self.settings.own_code()[name])} is another one"
+            for name, code in self.codes.items()
+            if code is not None and recorded.codes.get(name, code) != code
+        ]
         if different:
             raise UserError(
                 f"its files changed after the sweep began: {'; '.join(different)}; "

@@ -10,10 +10,10 @@ from cifar_flax import records
 from cifar_flax.data import Dataset
 from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.errors import UserError
-from cifar_flax.identity import model_of
-from cifar_flax.models.own import is_own, source_of
+from cifar_flax.own_code import source_of
 from cifar_flax.runs.environment import describe_source
 from cifar_flax.runs.folder import another_run, content_differs
+from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject
 from cifar_flax.sweeps.cells import Cell, make_cell
 
@@ -86,24 +86,24 @@ class Contents:
         self._seen: dict[str, records.Config] = {}
         self._codes: dict[str, str | None] = {}
 
-    def code_of(self, model: str) -> str | None:
-        """Returns the checksum of the code of a custom model; None for other models."""
-        if not is_own(model):
-            return None
-        if model not in self._codes:
-            self._codes[model] = describe_source(source_of(model)).all_sha256
-        return self._codes[model]
+    def codes_of(self, settings: Settings) -> dict[str, str | None]:
+        """Returns checksums of the own code that settings name, by the setting."""
+        places = settings.own_code()
+        for name, place in places.items():
+            if place not in self._codes:
+                source = describe_source(source_of(place, name))
+                self._codes[place] = source.all_sha256
+        return {name: self._codes[place] for name, place in places.items()}
 
     def check(self, cell: Cell, dataset: Dataset) -> None:
         """Raises a UserError if model or starting point of a begun cell has changed."""
         settings, recorded = cell.settings, records.read_config(cell.folder)
         starts = settings.init_from is not None or settings.continue_from is not None
-        code = self.code_of(settings.model)
-        same = code is not None and code == model_of(recorded).code
-        if not starts and (not is_own(settings.model) or same):
+        codes = self.codes_of(settings)
+        same = all(code and code == recorded.codes.get(n) for n, code in codes.items())
+        if same and not starts:
             return
-        deciding = ("model", "model_args", "init_from", "continue_from", "image_size")
-        key = repr([dataset.fingerprint, *(getattr(settings, n) for n in deciding)])
+        key = repr([dataset.fingerprint, dataclasses.replace(settings, seeds=(0,))])
         if key not in self._seen:
             subject = Subject.prepare(settings, dataset=dataset)
             self._seen[key] = subject.config("run", subject.make_trainer())

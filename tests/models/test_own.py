@@ -9,7 +9,8 @@ import pytest
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
-from cifar_flax.models.own import is_own, label_of, make_own, source_of, whole_name
+from cifar_flax.models.own import make_own
+from cifar_flax.own_code import is_own, label_of, source_of, whole_name
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings

@@ -15,8 +15,9 @@ import cifar_flax as cf
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.identity import configuration_of
-from cifar_flax.models.own import make_own, source_of
+from cifar_flax.models.own import make_own
 from cifar_flax.models.program import program_of
+from cifar_flax.own_code import source_of
 from cifar_flax.reports.page import write_markdown
 from cifar_flax.reports.studies import read_studies
 from tests.conftest import make_split
