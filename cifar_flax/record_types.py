@@ -13,6 +13,9 @@ from cifar_flax.json_files import short_repr
 # Settings that are paths. No result depends on them, and they differ between machines.
 PLACES = ("data_dir", "data_archive", "archive_sha256")
 
+# Settings of what a trained network is evaluated on and by.
+OF_EVALUATION = ("also_test", "metrics")
+
 # Increased when the meaning of a file changes, so that a reader can tell.
 FORMAT = 1
 
@@ -190,7 +193,7 @@ class Config(Record, kw_only=True):
     @property
     def deciding_settings(self) -> dict[str, Setting]:
         """The settings that affect the results of a seed."""
-        without = (*PLACES, "seeds")
+        without = (*PLACES, *OF_EVALUATION, "seeds")
         return {n: value for n, value in self.settings.items() if n not in without}
 
 
@@ -237,6 +240,28 @@ class Layer(msgspec.Struct, kw_only=True):
     flops: NotNegative
 
 
+class AlsoTested(msgspec.Struct, kw_only=True):
+    """The result on further labelled images; ``predictions-NAME.npz`` has the logits.
+
+    Attributes:
+      source: where the images come from.
+      fingerprint: SHA-256 of images and labels, in hex.
+      size: number of images.
+      largest_class: see ``Result``.
+      accuracy: as ``Result.test_accuracy``.
+      loss: as ``Result.test_loss``.
+      notes: how the images were read.
+    """
+
+    source: str
+    fingerprint: str
+    size: Size
+    largest_class: Share | None = None
+    accuracy: list[Share | None]
+    loss: list[Number | None]
+    notes: list[str] = []
+
+
 class Result(Record, kw_only=True):
     """``result.json``: the result of a run.
 
@@ -267,6 +292,7 @@ class Result(Record, kw_only=True):
       diverged_at: the step at which a replica's loss became NaN or infinite; null for a
         finished replica.
       status: ``diverged`` if all replicas diverged, otherwise ``finished``.
+      also_test: the results on further labelled images, by their name.
     """
 
     model: Name
@@ -290,6 +316,7 @@ class Result(Record, kw_only=True):
     device: str
     diverged_at: list[Count | None]
     status: Literal["finished", "diverged"]
+    also_test: dict[str, AlsoTested] = {}
 
     def __post_init__(self):
         super().__post_init__()
@@ -300,6 +327,9 @@ class Result(Record, kw_only=True):
                 "test_accuracy, test_loss and diverged_at do not have "
                 f"{count} seeds each"
             )
+        for name, also in self.also_test.items():
+            if {len(also.accuracy), len(also.loss)} != {count}:
+                raise ValueError(f"also_test.{name} does not have {count} seeds")
         if len(set(self.seeds)) < count:
             raise ValueError("a seed appears twice")
         for name in ("test_accuracy", "test_loss"):

@@ -7,7 +7,8 @@
 ``lr_find.json``     ``RangeTest``
 ``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]; the most
                      confidently misclassified images [M, H, W, C] and their indices
-                     [M]; the checksum of their run, except in older files
+                     [M]; the checksum of their run, except in older files;
+                     ``predictions-NAME.npz`` of further test images
 ``checkpoints/``     see ``runs.checkpoint``
 
 Whole files are replaced atomically; lines are appended and flushed to the disk. JSON
@@ -38,7 +39,9 @@ from cifar_flax.json_files import (
 )
 from cifar_flax.record_types import (
     FORMAT,
+    OF_EVALUATION,
     PLACES,
+    AlsoTested,
     Config,
     DatasetInfo,
     Identity,
@@ -60,7 +63,9 @@ from cifar_flax.record_types import (
 # The types that other modules know from here.
 __all__ = [
     "FORMAT",
+    "OF_EVALUATION",
     "PLACES",
+    "AlsoTested",
     "Config",
     "DatasetInfo",
     "Identity",
@@ -247,6 +252,7 @@ def write_predictions(
     images: np.ndarray,
     indices: np.ndarray,
     run: str | None = None,
+    name: str | None = None,
 ) -> None:
     """Writes ``predictions.npz``.
 
@@ -258,10 +264,11 @@ def write_predictions(
       images: the most confidently misclassified images, uint8 [M, H, W, C].
       indices: indices of these images in the test set, [M].
       run: checksum of the run, see ``identity.run_of``; None if it is not known.
+      name: of further test images; None for those of the data set.
     """
     bound = {} if run is None else {"run": np.asarray(run)}
     _write_arrays(
-        folder / PREDICTIONS,
+        folder / predictions_of(name),
         logits=logits,
         labels=labels,
         seeds=np.asarray(seeds),
@@ -271,9 +278,22 @@ def write_predictions(
     )
 
 
-def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads ``predictions.npz``; raises a UserError if it is missing or damaged."""
-    path = folder / PREDICTIONS
+def predictions_of(name: str | None) -> str:
+    """Returns the file of the predictions of further test images, or of the usual."""
+    stem, dot, ending = PREDICTIONS.rpartition(".")
+    return PREDICTIONS if name is None else f"{stem}-{name}{dot}{ending}"
+
+
+def read_predictions(
+    folder: pathlib.Path, name: str | None = None
+) -> dict[str, np.ndarray]:
+    """Reads ``predictions.npz``; raises a UserError if it is missing or damaged.
+
+    Args:
+      folder: of the run.
+      name: of further test images; None for those of the data set.
+    """
+    path = folder / predictions_of(name)
     arrays = _read_arrays(path)
     try:
         replicas, count, _ = arrays["logits"].shape

@@ -104,6 +104,19 @@ class _ModelAndData:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Evaluation:
+    also_test: Annotated[
+        dict[str, str] | None,
+        Hyper(
+            "Further labelled images to evaluate the trained network on, each with a "
+            "name: corrupt=npz:PATH,new=folder:PATH. They are given as --dataset is; a "
+            "file or a folder may hold only these images. They have the classes of "
+            "the training images, or some of them."
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Schedule:
     recipe: Annotated[
         str | None,
@@ -152,7 +165,7 @@ _Recipe: Any = settings_of(Recipe, flags_of(Recipe), _RECIPE)
 
 
 @dataclasses.dataclass(frozen=True)
-class AllFields(_Recipe, _Cycles, _Schedule, _Augmentation, _ModelAndData):
+class AllFields(_Recipe, _Cycles, _Schedule, _Augmentation, _Evaluation, _ModelAndData):
     """All fields, in the order of the flags."""
 
     init_from: Annotated[

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from cifar_flax import records
-from cifar_flax.data import Dataset, Splits, split_dataset
+from cifar_flax.data import Dataset, DataSpec, Split, Splits, split_dataset
 from cifar_flax.data.cifar import CIFARS
+from cifar_flax.data.labelled import Labelled, Like, load_labelled
 from cifar_flax.data.own import is_own as is_own_data
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.models import has_norm
@@ -26,7 +27,9 @@ from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.origin import Start, first_start, load_origin
 from cifar_flax.runs.recipe_choice import AUTO, OF_RECIPE
-from cifar_flax.runs.settings import OF_MODEL, Settings
+from cifar_flax.runs.settings import OF_MODEL, Settings, check_test_name
+from cifar_flax.training import processes
+from cifar_flax.training.arguments import check_split
 from cifar_flax.training.named_recipes import own_name, recipe_for
 from cifar_flax.training.placement import make_mesh
 from cifar_flax.training.recipe_files import to_plain
@@ -53,6 +56,7 @@ class Subject:
       dataset: the data set.
       splits: the splits of the data set.
       source: the code of a custom model, if the settings name it.
+      also_test: further labelled images to evaluate on, by their name.
       devices: number of devices, see ``placement.make_mesh``.
       mesh: shape of the mesh, see there.
     """
@@ -63,6 +67,7 @@ class Subject:
     dataset: Dataset
     splits: Splits
     source: Source | None
+    also_test: Mapping[str, Labelled] = dataclasses.field(default_factory=dict)
     devices: int | None = None
     mesh: Mapping[str, int] | None = None
 
@@ -77,6 +82,7 @@ class Subject:
         devices: int | None = None,
         mesh: Mapping[str, int] | None = None,
         needs_schedule: bool = True,
+        also_test: Mapping[str, Split] | None = None,
     ) -> "Subject":
         """Checks that the arguments do not contradict each other, and loads the data.
 
@@ -88,6 +94,7 @@ class Subject:
           devices: number of devices.
           mesh: shape of the mesh.
           needs_schedule: False for a range test, which has its own rates.
+          also_test: further labelled images, besides those of the settings.
 
         Raises:
           UserError: the arguments contradict each other, or the data cannot be loaded.
@@ -119,7 +126,12 @@ class Subject:
         )
         is_named = model is None and is_own(settings.model)
         source = source_of(settings.model) if is_named else None
-        subject = cls(settings, model, recipe, dataset, splits, source, devices, mesh)
+        further = {}
+        if needs_schedule:  # a range test evaluates nothing
+            further = _also_test(settings, also_test or {}, dataset, splits.spec)
+        subject = cls(
+            *(settings, model, recipe, dataset, splits, source, further, devices, mesh)
+        )
         if not _NAME.fullmatch(subject.name):
             raise UserError(
                 f"the model is called {one_line(repr(subject.name), 60)}; a record "
@@ -312,6 +324,31 @@ def _gives(given: str, found: str) -> bool:
     """Returns whether the name that was given may mean the data set that was found."""
     names = ("auto", found)
     return given in names or given.replace("/", "_") in names or is_own_data(given)
+
+
+def _also_test(
+    settings: Settings, given: Mapping[str, Split], dataset: Dataset, spec: DataSpec
+) -> dict[str, Labelled]:
+    """Returns the further test images of settings, and those that a program gives."""
+    like = Like(dataset.class_names, spec.image_shape, dataset.reading.white)
+    named = settings.also_test or {}
+    found = {}
+    for name, split in given.items():
+        check_test_name(name)
+        if name in named:
+            raise UserError(f"also_test has {name!r} twice; give one of them")
+        check_split(f"also_test {name!r}", split, spec)
+        found[name] = Labelled.of(split, "a program")
+    for name, place in named.items():
+        try:
+            found[name] = processes.in_turn(
+                functools.partial(
+                    load_labelled, place, like, data_dir=settings.data_dir
+                )
+            )
+        except UserError as error:
+            raise UserError(f"--also_test={name}={place}: {error}") from error
+    return found
 
 
 def _check_model(settings: Settings, changed: Mapping[str, Any]) -> None:

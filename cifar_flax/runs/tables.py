@@ -146,14 +146,21 @@ def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
 
 def result_table(result: records.Result) -> Table:
     """Makes a table with a row for each seed of a run."""
-    table = make_table("model", "data", "seed", "test accuracy", "test loss")
+    also = [f"{name} accuracy" for name in result.also_test]
+    table = make_table("model", "data", "seed", "test accuracy", "test loss", *also)
     columns = (result.seeds, result.test_accuracy, result.test_loss, result.diverged_at)
-    for seed, accuracy, loss, diverged_at in zip(*columns, strict=True):
-        outcome = ["-", f"diverged at step {diverged_at}"]
-        if diverged_at is None and accuracy is not None and loss is not None:
-            outcome = [f"{100 * accuracy:.2f} %", loss_in_words(loss)]
+    for index, (seed, accuracy, loss, at) in enumerate(zip(*columns, strict=True)):
+        outcome = ["-", f"diverged at step {at}"]
+        if at is None and accuracy is not None and loss is not None:
+            outcome = [percent(accuracy), loss_in_words(loss)]
+        outcome += [percent(one.accuracy[index]) for one in result.also_test.values()]
         table.add_row(result.model, result.dataset, str(seed), *outcome)
     return table
+
+
+def percent(share: float | None) -> str:
+    """Returns a share in per cent, or a dash."""
+    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def mean_and_interval(result: records.Result) -> str:

@@ -251,12 +251,17 @@ def header(plan: Plan) -> list[tuple[str, str]]:
     )
     steps = f"{trainer.total_steps:,} steps of {recipe.batch_size}"
     training = [("recipe", f"{recipe} ({steps})")] if plan.kind == "run" else []
+    also = [
+        (f"also {name}", f"{len(one.split):,} images ({one.source})")
+        for name, one in plan.also_test.items()
+    ]
     smoothing = recipe.label_smoothing
     extra = f", label smoothing {smoothing:g}" if smoothing else ""
     dtype = f", {settings['dtype']}" if settings["dtype"] else ""
     return [
         ("model", size),
         *data_in_words(config.dataset),
+        *also,
         *training,
         ("optimizer", recipe.optimizer_in_words + extra),
         ("seeds", ", ".join(map(str, trainer.seeds))),
