@@ -212,11 +212,11 @@ class LogPoint(msgspec.Struct, kw_only=True):
     """A line of ``metrics.jsonl``: the metrics at the end of an epoch.
 
     The learning rate is that of the epoch's last step; ``steps.npz`` has all.
-    Losses and accuracies are lists with a number for each seed, which is NaN if the
-    seed has diverged. The training accuracy is that of the augmented images;
-    an image that mixup or cutmix has mixed counts by its own label. Without validation,
-    its two metrics are None. In the file, a list of one number is that number, and NaN
-    is null.
+    Losses, accuracies and other metrics, by their name, are lists with a number for
+    each seed, which is NaN if the seed has diverged. The training accuracy is that of
+    the augmented images; an image that mixup or cutmix has mixed counts by its own
+    label. Without validation, what begins with ``val_`` is None. In the file, a list of
+    one number is that number, and NaN is null.
     """
 
     step: Count
@@ -226,6 +226,7 @@ class LogPoint(msgspec.Struct, kw_only=True):
     train_accuracy: list[float]
     val_loss: list[float] | None
     val_accuracy: list[float] | None
+    val_metrics: dict[str, list[float]] | None = None
     images_per_second: NotNegative
     seconds: NotNegative
 
@@ -250,6 +251,7 @@ class AlsoTested(msgspec.Struct, kw_only=True):
       largest_class: see ``Result``.
       accuracy: as ``Result.test_accuracy``.
       loss: as ``Result.test_loss``.
+      metrics: as ``Result.test_metrics``.
       notes: how the images were read.
     """
 
@@ -259,6 +261,7 @@ class AlsoTested(msgspec.Struct, kw_only=True):
     largest_class: Share | None = None
     accuracy: list[Share | None]
     loss: list[Number | None]
+    metrics: dict[str, list[Number | None]] = {}
     notes: list[str] = []
 
 
@@ -292,6 +295,8 @@ class Result(Record, kw_only=True):
       diverged_at: the step at which a replica's loss became NaN or infinite; null for a
         finished replica.
       status: ``diverged`` if all replicas diverged, otherwise ``finished``.
+      test_metrics: the value of each seed by the name of the metric; null if the seed
+        has diverged or has none.
       also_test: the results on further labelled images, by their name.
     """
 
@@ -316,6 +321,7 @@ class Result(Record, kw_only=True):
     device: str
     diverged_at: list[Count | None]
     status: Literal["finished", "diverged"]
+    test_metrics: dict[str, list[Number | None]] = {}
     also_test: dict[str, AlsoTested] = {}
 
     def __post_init__(self):
@@ -327,9 +333,11 @@ class Result(Record, kw_only=True):
                 "test_accuracy, test_loss and diverged_at do not have "
                 f"{count} seeds each"
             )
-        for name, also in self.also_test.items():
-            if {len(also.accuracy), len(also.loss)} != {count}:
-                raise ValueError(f"also_test.{name} does not have {count} seeds")
+        known = [*self.test_metrics.values()]
+        for also in self.also_test.values():
+            known += [also.accuracy, also.loss, *also.metrics.values()]
+        if any(len(one) != count for one in known):
+            raise ValueError(f"test_metrics and also_test do not have {count} seeds")
         if len(set(self.seeds)) < count:
             raise ValueError("a seed appears twice")
         for name in ("test_accuracy", "test_loss"):

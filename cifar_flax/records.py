@@ -23,6 +23,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -96,19 +97,20 @@ MAX_ARRAYS = 2**30
 
 _OF_SEEDS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
+# The values of seeds as they are in the file.
+_Values = Number | None | list[Number | None]
+
 # A ``LogPoint`` as it is in the file.
 _Line = msgspec.defstruct(
     "_Line",
     [
-        (
-            field.name,
-            Number | None | list[Number | None]
-            if field.name in _OF_SEEDS
-            else field.type,
-        )
+        (field.name, _Values if field.name in _OF_SEEDS else field.type)
         for field in msgspec.structs.fields(LogPoint)
-    ],
+        if field.name != "val_metrics"
+    ]
+    + [("val_metrics", dict[str, _Values] | None, None)],
     kw_only=True,
+    omit_defaults=True,
 )
 
 
@@ -332,11 +334,15 @@ def _to_lines(points: Sequence[LogPoint]) -> bytes:
 
 def _to_line(point: LogPoint) -> msgspec.Struct:
     fields = msgspec.structs.asdict(point)
-    for name in _OF_SEEDS:
-        values = fields[name]
-        if values is not None and len(values) == 1:
-            fields[name] = values[0]
+    fields |= {name: _short(fields[name]) for name in _OF_SEEDS}
+    if point.val_metrics is not None:
+        short = {name: _short(values) for name, values in point.val_metrics.items()}
+        fields["val_metrics"] = short
     return _Line(**fields)
+
+
+def _short(values: list[float] | None) -> list[float] | float | None:
+    return values[0] if values is not None and len(values) == 1 else values
 
 
 def _from_line(line: msgspec.Struct) -> LogPoint:
@@ -345,6 +351,13 @@ def _from_line(line: msgspec.Struct) -> LogPoint:
         values = fields[name]
         if values is None and name in ("val_loss", "val_accuracy"):
             continue
-        values = values if isinstance(values, list) else [values]
-        fields[name] = [math.nan if value is None else value for value in values]
+        fields[name] = _long(values)
+    if fields["val_metrics"] is not None:
+        every = fields["val_metrics"].items()
+        fields["val_metrics"] = {name: _long(values) for name, values in every}
     return LogPoint(**fields)
+
+
+def _long(values: Any) -> list[float]:
+    values = values if isinstance(values, list) else [values]
+    return [math.nan if value is None else value for value in values]

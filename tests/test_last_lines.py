@@ -143,7 +143,9 @@ def test_predict(data, runs, tmp_path):
     (tmp_path / "new" / "cat").mkdir(parents=True)
     (tmp_path / "red.png").rename(tmp_path / "new" / "cat" / "red.png")
     labelled = f"--dataset=folder:{tmp_path / 'new'}"
-    line = json.loads(last_line_of(command("predict", words[0], labelled, "--json")))
+    words = (words[0], labelled, "--metrics=ece,top5", "--json")
+    line = json.loads(last_line_of(command("predict", *words)))
+    assert 0 <= line["ece"] <= 1
     assert (line["seed"], line["images"]) == (1, 1)
     assert line["accuracy"] in (0, 1)
 

@@ -18,6 +18,7 @@ import sys
 import numpy as np
 from absl import flags
 
+from cifar_flax.analysis.metrics import check_metric
 from cifar_flax.analysis.predictions import largest_class, mean_of_seeds
 from cifar_flax.analysis.statistics import (
     interval_of_accuracy,
@@ -30,7 +31,8 @@ from cifar_flax.data.folders import find_images
 from cifar_flax.data.images import read_image
 from cifar_flax.errors import UserError
 from cifar_flax.runs.inference import Run
-from cifar_flax.runs.tables import loss_in_words, make_table, percent
+from cifar_flax.runs.own_metrics import check_metric_names, load_metrics
+from cifar_flax.runs.tables import loss_in_words, make_table, number, percent
 from cifar_flax.show.console import make_console, print_pairs
 
 FLAGS = flags.FLAGS
@@ -84,34 +86,41 @@ def print_evaluation(run: Run) -> None:
         archive=FLAGS.data_archive,
         archive_sha256=FLAGS.archive_sha256,
     )
-    found, count = run.evaluate(labelled.split), len(labelled.split)
-    rows = list(zip(run.seeds, found.accuracy, found.loss, strict=True))
+    with cli.usage_errors():
+        names = check_metric_names(FLAGS.metrics or ())
+    metrics, _ = load_metrics(names)
+    labels, count = labelled.split.labels, len(labelled.split)
+    for metric in metrics:
+        check_metric(metric, labels, len(run.class_names))
+    found = run.evaluate(labelled.split, metrics)
+    figures = {"accuracy": found.accuracy, "loss": found.loss, **found.metrics}
     if FLAGS.json:
-        for seed, accuracy, loss in rows:
-            known = {"accuracy": accuracy, "loss": loss}
-            line = {n: float(v) if np.isfinite(v) else None for n, v in known.items()}
+        for index, seed in enumerate(run.seeds):
+            known = {name: float(values[index]) for name, values in figures.items()}
+            line = {n: v if np.isfinite(v) else None for n, v in known.items()}
             print(json.dumps({"seed": seed, "images": count, **line}, allow_nan=False))
         return
-    table = make_table("seed", "accuracy", "loss")
-    for seed, accuracy, loss in rows:
-        shown = accuracy if np.isfinite(accuracy) else None
-        table.add_row(str(seed), percent(shown), loss_in_words(loss))
-    labels, screen = labelled.split.labels, make_console()
+    table = make_table("seed", *figures)
+    for index, seed in enumerate(run.seeds):
+        accuracy, loss, *others = (values[index] for values in figures.values())
+        shown = percent(accuracy if np.isfinite(accuracy) else None)
+        table.add_row(str(seed), shown, loss_in_words(loss), *map(number, others))
+    screen = make_console()
     screen.print(table)
     accuracies = found.accuracy[np.isfinite(found.accuracy)].tolist()
-    pairs = [("images", f"{count:,} ({labelled.source})")]
-    pairs += [("note", note) for note in labelled.notes]
+    about = [("images", f"{count:,} ({labelled.source})")]
+    about += [("note", note) for note in labelled.notes]
     if interval := interval_of_accuracy(accuracies, count):
         over = "seeds" if len(accuracies) > 1 else "images, not over seeds"
         words = percent_with_interval(mean_of_finite(accuracies), interval)
-        pairs.append(("accuracy", f"{words} % (95 % interval over {over})"))
+        about.append(("accuracy", f"{words} % (95 % interval over {over})"))
     sizes = np.bincount(labels, minlength=len(run.class_names))
     if largest := largest_class(sizes):
         index, share = largest
         words = f"{percent(share)} of the images are {run.class_names[index]}"
-        pairs.append(("largest class", words))
+        about.append(("largest class", words))
     screen.print()
-    print_pairs(screen, pairs)
+    print_pairs(screen, about)
 
 
 def print_rows(rows: list[tuple[str, list[tuple[str, float]]]], top: int) -> None:
@@ -141,7 +150,7 @@ if __name__ == "__main__":
         "Labelled images to evaluate on: npz:PATH, folder:PATH, cifar10 or the name of "
         "another data set.",
     )
-    define_settings("data_dir", "data_archive", "archive_sha256")
+    define_settings("data_dir", "data_archive", "archive_sha256", "metrics")
     flags.DEFINE_bool("best", False, "Use the checkpoint of best validation accuracy.")
     flags.DEFINE_integer("top", 3, "Number of the most likely classes to print.", 1)
     flags.DEFINE_bool("json", False, "Print a line of JSON for each picture or seed.")

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import numpy as np
 from scipy.special import softmax
 
 from cifar_flax import records
+from cifar_flax.analysis.metrics import Metric
 from cifar_flax.data import DataSpec, Split
 from cifar_flax.data.augment import Tta
 from cifar_flax.data.labelled import Labelled, Like, load_labelled
@@ -158,18 +160,19 @@ class Run:
             return softmax(logits, axis=-1)
 
     @known_settings()
-    def evaluate(self, split: Split) -> Evaluation:
-        """Computes loss and accuracy of each replica on labelled images.
+    def evaluate(self, split: Split, metrics: Sequence[Metric] = ()) -> Evaluation:
+        """Computes loss, accuracy and other metrics of each replica.
 
         Args:
           split: images as for ``predict``, with labels that are classes of the run;
             ``load_labelled`` loads some by name.
+          metrics: such as ``METRICS["ece"]``; see ``analysis.metrics``.
 
         Raises:
           UserError: the images or the labels do not fit.
         """
         check_split("split to evaluate", split, self.spec)
-        return evaluate(self.predictor, self.variables, split)
+        return evaluate(self.predictor, self.variables, split, metrics)
 
     @known_settings()
     def load_labelled(

@@ -84,6 +84,7 @@ def outcome(
         device=device_name(trainer.placement),
         diverged_at=diverged_at,
         status="finished" if None in diverged_at else "diverged",
+        test_metrics=_metrics(test, diverged_at),
         also_test={
             name: _also_tested(subject.also_test[name], evaluation, diverged_at)
             for name, evaluation in also.items()
@@ -104,8 +105,15 @@ def _also_tested(
         largest_class=None if largest is None else largest[1],
         accuracy=_of_finished(found.accuracy, diverged_at),
         loss=_of_finished(found.loss, diverged_at),
+        metrics=_metrics(found, diverged_at),
         notes=list(labelled.notes),
     )
+
+
+def _metrics(
+    found: Evaluation, diverged_at: Sequence[int | None]
+) -> dict[str, list[float | None]]:
+    return {n: _of_finished(one, diverged_at) for n, one in found.metrics.items()}
 
 
 def _of_finished(

@@ -11,7 +11,7 @@ from cifar_flax.definitions import Hyperparameter, hyperparameters
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.models import norm_fields
-from cifar_flax.own_code import is_own
+from cifar_flax.own_code import is_own, label_of
 from cifar_flax.runs.recipe_choice import OF_CYCLES
 from cifar_flax.runs.setting_fields import AllFields
 from cifar_flax.training.named_recipes import bn_momentum_for, own_name
@@ -38,6 +38,8 @@ class RecordedSettings(AllFields):
         record = {**values, **own, "seeds": list(self.seeds)}
         if self.seeds_vary is not None:
             record["seeds_vary"] = list(self.seeds_vary)
+        if self.metrics is not None:
+            record["metrics"] = list(self.metrics)
         if self.val_size is None and not has_validation:
             record["val_size"] = VAL_SIZE
         own_values = _own(self.model, self.recipe)
@@ -47,7 +49,10 @@ class RecordedSettings(AllFields):
 
     def own_code(self) -> dict[str, str]:
         """Returns the places of the own code that the settings name, by the setting."""
-        return {"model": self.model} if is_own(self.model) else {}
+        own = {"model": self.model} if is_own(self.model) else {}
+        for name in filter(is_own, self.metrics or ()):
+            own[f"metrics.{label_of(name)}"] = name
+        return own
 
     @classmethod
     def from_record(
@@ -102,6 +107,7 @@ class RecordedSettings(AllFields):
         config = records.read_config(folder)
         settings = cls.from_record(config, str(folder / records.CONFIG))
         for name, place in settings.own_code().items():
+            name = name.partition(".")[0]  # of several metrics
             if name not in given:
                 raise UserError(
                     f"the run in {folder} trains with {place}, and its code runs only "

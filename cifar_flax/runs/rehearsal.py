@@ -50,7 +50,8 @@ def rehearse(subject: Subject, trainer: Trainer, config: records.Config) -> None
     _check_state(subject, state)
     ends = np.full(count, trainer.total_steps), (None,) * count
     logits = np.empty((count, 0, trainer.spec.num_classes))
-    test = Evaluation(logits, np.zeros(count), np.zeros(count))
+    metrics = {metric.name: np.zeros(count) for metric in subject.metrics}
+    test = Evaluation(logits, np.zeros(count), np.zeros(count), metrics)
     also = dict.fromkeys(subject.also_test, test)
     result = outcome(subject, trainer, config, ends, test, also, 1.0)
     check_survives(result, records.RESULT)
@@ -144,6 +145,7 @@ def _check_sizes(subject: Subject, trainer: Trainer) -> None:
         train_accuracy=numbers,
         val_loss=numbers,
         val_accuracy=numbers,
+        val_metrics={metric.name: numbers for metric in subject.metrics},
         images_per_second=1e5 / 3,
         seconds=1e5 / 3,
     )

@@ -9,13 +9,14 @@ import functools
 import logging
 import pathlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import flax.linen as nn
 import msgspec
 import numpy as np
 
 from cifar_flax import records
+from cifar_flax.analysis.metrics import Function
 from cifar_flax.data import Dataset, Split
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
@@ -52,6 +53,7 @@ def run(
     recipe: Recipe | None = None,
     dataset: Dataset | None = None,
     also_test: Mapping[str, Split] | None = None,
+    metrics: Sequence[Function] = (),
     observers: Iterable[Observer] = (),
     stop: threading.Event | None = None,
     resume: bool = False,
@@ -69,6 +71,8 @@ def run(
       dataset: replaces the data set of the settings.
       also_test: further labelled images to evaluate on, besides those of the settings,
         by a name of each.
+      metrics: functions to compute besides those of the settings; see
+        ``analysis.metrics``.
       observers: watch the run; see ``Observer``.
       stop: if this event is set, the run saves its state within about a second and
         returns. A KeyboardInterrupt (Ctrl-C) does the same.
@@ -87,6 +91,7 @@ def run(
         devices=devices,
         mesh=mesh,
         also_test=also_test,
+        metrics=metrics,
     )
     # Making a trainer checks the model.
     finds_rate = subject.finds_rate
@@ -223,9 +228,10 @@ class _Session:
                 steps = self._steps(self._losses)
                 self._journal.save_stopped(self.state, steps, self._seconds)
         else:  # the test split is used only here
-            test = self._trainer.evaluate(self.state, self._subject.splits.test)
+            metrics, split = self._subject.metrics, self._subject.splits.test
+            test = self._trainer.evaluate(self.state, split, metrics)
             also = {
-                name: self._trainer.evaluate(self.state, one.split)
+                name: self._trainer.evaluate(self.state, one.split, metrics)
                 for name, one in self._subject.also_test.items()
             }
             record = self._recorded or self._outcome(test, also)
@@ -264,9 +270,9 @@ class _Session:
 
     def _log_point(self, progress: Progress, seconds: float) -> records.LogPoint:
         """Returns the line of ``metrics.jsonl`` at the end of an epoch."""
-        trainer, val = self._trainer, None
+        trainer, val, metrics = self._trainer, None, self._subject.metrics
         if self._subject.splits.val is not None:
-            val = trainer.evaluate(progress.state, self._subject.splits.val)
+            val = trainer.evaluate(progress.state, self._subject.splits.val, metrics)
 
         def of_seeds(values: np.ndarray) -> list[float]:
             """Returns the value of each seed; NaN if the seed has diverged."""
@@ -284,6 +290,9 @@ class _Session:
             train_accuracy=of_seeds(progress.train_accuracy),
             val_loss=None if val is None else of_seeds(val.loss),
             val_accuracy=None if val is None else of_seeds(val.accuracy),
+            val_metrics=None
+            if val is None or not metrics
+            else {name: of_seeds(values) for name, values in val.metrics.items()},
             images_per_second=images / elapsed,
             seconds=seconds,
         )

@@ -132,6 +132,8 @@ def what_to_give(setting: Hyperparameter) -> str:
         return """names and values as JSON, such as {"name": 0.95}"""
     if origin is tuple and args[0] is int:
         return "whole numbers, such as 0,1,2"
+    if origin is tuple and args[0] is str:
+        return "one or more names, such as a,b"
     if origin is tuple:
         names = typing.get_args(args[0])
         return f"{', '.join(names)}, or {','.join(names)}"

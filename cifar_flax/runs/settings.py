@@ -18,6 +18,7 @@ from cifar_flax.models import make_model
 from cifar_flax.models.own import make_own
 from cifar_flax.own_code import is_own, label_of, whole_name
 from cifar_flax.runs.flag_text import as_text
+from cifar_flax.runs.own_metrics import check_metric_names
 from cifar_flax.runs.recipe_choice import (
     AUTO,
     choose_recipe,
@@ -36,7 +37,7 @@ PATHS = ("data_dir", "data_archive")
 # Settings that have only one value in a sweep, because the value may contain a comma.
 SINGLE = (
     *PATHS,
-    *("model_args", "optimizer_args", "freeze", "seeds_vary", "also_test"),
+    *("model_args", "optimizer_args", "freeze", "seeds_vary", "also_test", "metrics"),
 )
 
 # The seeds of a range test; five show whether they agree.
@@ -45,7 +46,7 @@ RANGE_SEEDS = (0, 1, 2, 3, 4)
 # The settings of model and data, which a program may replace by its own.
 _OF_OUR_MODELS = ("dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
 OF_MODEL = ("model", "model_args", *_OF_OUR_MODELS)
-OF_EVALUATION = ("also_test",)
+OF_EVALUATION = ("also_test", "metrics")
 OF_DATA = ("dataset", *PATHS, "archive_sha256", "image_size", "val_size", "train_size")
 
 
@@ -92,6 +93,8 @@ class Settings(RecordedSettings):
         check_name(self.dataset)
         object.__setattr__(self, "dataset", whole_dataset(self.dataset))
         self._check_also_test()
+        whole = check_metric_names(self.metrics or ())
+        object.__setattr__(self, "metrics", whole or None)
         if self.init_from is not None and self.continue_from is not None:
             raise UserError(
                 f"--init_from={self.init_from} and --continue_from="

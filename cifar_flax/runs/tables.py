@@ -146,16 +146,26 @@ def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
 
 def result_table(result: records.Result) -> Table:
     """Makes a table with a row for each seed of a run."""
+    further = dict(result.test_metrics)
+    for name, one in result.also_test.items():
+        further |= {f"{name} {n}": values for n, values in one.metrics.items()}
     also = [f"{name} accuracy" for name in result.also_test]
-    table = make_table("model", "data", "seed", "test accuracy", "test loss", *also)
+    names = [*also, *further]
+    table = make_table("model", "data", "seed", "test accuracy", "test loss", *names)
     columns = (result.seeds, result.test_accuracy, result.test_loss, result.diverged_at)
     for index, (seed, accuracy, loss, at) in enumerate(zip(*columns, strict=True)):
         outcome = ["-", f"diverged at step {at}"]
         if at is None and accuracy is not None and loss is not None:
             outcome = [percent(accuracy), loss_in_words(loss)]
         outcome += [percent(one.accuracy[index]) for one in result.also_test.values()]
+        outcome += [number(values[index]) for values in further.values()]
         table.add_row(result.model, result.dataset, str(seed), *outcome)
     return table
+
+
+def number(value: float | None) -> str:
+    """Returns a number, or a dash."""
+    return "-" if value is None or not np.isfinite(value) else f"{value:.4g}"
 
 
 def percent(share: float | None) -> str:

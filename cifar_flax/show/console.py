@@ -210,6 +210,8 @@ class ConsoleDisplay(Observer):
                 f"   val loss {loss_in_words(mean_of_finite(line.val_loss))}  "
                 f"accuracy {100 * mean_of_finite(line.val_accuracy):5.2f} %"
             )
+        for name, values in (line.val_metrics or {}).items():
+            text += f"  {name} {mean_of_finite(values):.4g}"
         self._console.print(f"{text}   {line.images_per_second:,.0f} images/s")
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
