@@ -18,7 +18,6 @@ import sys
 import numpy as np
 from absl import flags
 
-from cifar_flax.analysis.metrics import check_metric
 from cifar_flax.analysis.predictions import largest_class, mean_of_seeds
 from cifar_flax.analysis.statistics import (
     interval_of_accuracy,
@@ -31,7 +30,7 @@ from cifar_flax.data.folders import find_images
 from cifar_flax.data.images import read_image
 from cifar_flax.errors import UserError
 from cifar_flax.runs.inference import Run
-from cifar_flax.runs.own_metrics import check_metric_names, load_metrics
+from cifar_flax.runs.own_metrics import check_metric_names
 from cifar_flax.runs.tables import loss_in_words, make_table, number, percent
 from cifar_flax.show.console import make_console, print_pairs
 
@@ -88,11 +87,8 @@ def print_evaluation(run: Run) -> None:
     )
     with cli.usage_errors():
         names = check_metric_names(FLAGS.metrics or ())
-    metrics, _ = load_metrics(names)
     labels, count = labelled.split.labels, len(labelled.split)
-    for metric in metrics:
-        check_metric(metric, labels, len(run.class_names))
-    found = run.evaluate(labelled.split, metrics)
+    found = run.evaluate(labelled.split, names)
     figures = {"accuracy": found.accuracy, "loss": found.loss, **found.metrics}
     if FLAGS.json:
         for index, seed in enumerate(run.seeds):

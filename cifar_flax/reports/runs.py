@@ -14,7 +14,7 @@ from cifar_flax.analysis.predictions import Scores, score
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import shell_word
 from cifar_flax.identity import configuration_of, recorded_of
-from cifar_flax.reports.checks import check_records, check_scores
+from cifar_flax.reports.checks import check_also_tested, check_records, check_scores
 
 
 class Seed(NamedTuple):
@@ -239,6 +239,7 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
     logits, labels = arrays["logits"], arrays["labels"]
     scores = [score(replica[None], labels) for replica in logits]
     check_scores(folder, result, scores)
+    check_also_tested(folder, config, result)
     run = RunRecord(
         folder,
         config,

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import softmax
 
 from cifar_flax import records
-from cifar_flax.analysis.metrics import Metric
+from cifar_flax.analysis.metrics import Function, check_metric
 from cifar_flax.data import DataSpec, Split
 from cifar_flax.data.augment import Tta
 from cifar_flax.data.labelled import Labelled, Like, load_labelled
@@ -31,6 +31,7 @@ from cifar_flax.models.program import program_of
 from cifar_flax.own_code import is_own, source_of
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.environment import describe_source, package_versions
+from cifar_flax.runs.own_metrics import load_metrics
 from cifar_flax.runs.settings import OF_MODEL, Settings
 from cifar_flax.training.arguments import check_split
 from cifar_flax.training.evaluation import Evaluation, Predictor, evaluate
@@ -160,19 +161,24 @@ class Run:
             return softmax(logits, axis=-1)
 
     @known_settings()
-    def evaluate(self, split: Split, metrics: Sequence[Metric] = ()) -> Evaluation:
+    def evaluate(
+        self, split: Split, metrics: Sequence[str | Function] = ()
+    ) -> Evaluation:
         """Computes loss, accuracy and other metrics of each replica.
 
         Args:
           split: images as for ``predict``, with labels that are classes of the run;
             ``load_labelled`` loads some by name.
-          metrics: such as ``METRICS["ece"]``; see ``analysis.metrics``.
+          metrics: names, places and functions; see ``analysis.metrics``.
 
         Raises:
           UserError: the images or the labels do not fit.
         """
         check_split("split to evaluate", split, self.spec)
-        return evaluate(self.predictor, self.variables, split, metrics)
+        wanted, _ = load_metrics(metrics)
+        for metric in wanted:
+            check_metric(metric, split.labels, len(self.class_names))
+        return evaluate(self.predictor, self.variables, split, wanted)
 
     @known_settings()
     def load_labelled(

@@ -28,18 +28,18 @@ def check_metric_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def load_metrics(
-    names: Sequence[str], functions: Sequence[Function] = ()
+    given: Sequence[str | Function],
 ) -> tuple[list[Metric], list[OwnCode]]:
     """Returns metrics, and the code of those that are not named ones.
 
     Args:
-      names: named ones, and places of others, whose code this runs.
-      functions: that a program gives.
+      given: names, places of functions, whose code this runs, and functions.
 
     Raises:
-      UserError: the code cannot be loaded, or two metrics have the same name.
+      UserError: a name is unknown, the code cannot be loaded, or two metrics have the
+        same name.
     """
-    given: list[str | Function] = [*names, *functions]
+    check_metric_names([one for one in given if isinstance(one, str)])
     own = {
         index: load_code(one, "metrics")
         for index, one in enumerate(given)

@@ -137,7 +137,7 @@ class Subject:
         given = (settings, model, recipe, dataset, splits, source)
         if needs_schedule:  # a range test evaluates nothing
             further = _also_test(settings, also_test or {}, dataset, splits.spec)
-            named, own = load_metrics(settings.metrics or (), metrics)
+            named, own = load_metrics([*(settings.metrics or ()), *metrics])
             for metric in named:
                 check_metric(metric, splits.test.labels, splits.num_classes)
             subject = cls(*given, further, named, own, devices, mesh)

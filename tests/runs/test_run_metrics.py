@@ -131,10 +131,14 @@ def test_code_that_has_changed_is_another_run(place, tmp_path):
 def test_a_loaded_run_is_measured(done):
     result, _ = done
     run = Run.load(result.folder, model=TinyNet())
-    found = run.evaluate(FURTHER, [METRICS["ece"]])
+    found = run.evaluate(FURTHER, ["ece", worst_class])
     recorded = result.record.also_test["new"].metrics["ece"]
     np.testing.assert_allclose(found.metrics["ece"], recorded, atol=1e-6)
+    wanted_worst = result.record.also_test["new"].metrics["worst_class"]
+    assert found.metrics["worst_class"].tolist() == wanted_worst
     assert "ece=" in repr(found)
+    with pytest.raises(UserError, match="--metrics=auc: give some of"):
+        run.evaluate(FURTHER, ["auc"])
 
 
 @pytest.mark.parametrize(
