@@ -105,22 +105,28 @@ class Column:
     def interval(self, entry: Entry) -> tuple[float, float] | None:
         """Returns the 95 % interval of the mean over seeds.
 
-        That of an accuracy is over the images for one seed, as for the test accuracy;
-        another metric of one seed has none.
+        As for the test accuracy, the deviation of a share is at least one image, and
+        the interval of one seed's accuracy is over the images. Other metrics of one
+        seed have none, nor has a metric without a known scale whose values are equal.
         """
-        values = list(self.values(entry).values())
-        if values and self.figure.metric == ACCURACY:
-            sizes = [
-                run.result.also_test[str(self.figure.test)].size
-                for run in entry.runs
-                if self.figure.of(run) is not None
-            ]
-            return interval_of_accuracy(values, sizes[0])
-        half, mean = ci95_of_mean(values), self.mean(entry)
-        if half is None or mean is None:
+        values, mean = list(self.values(entry).values()), self.mean(entry)
+        if mean is None:
+            return None
+        size = next(size for size in map(self._size, entry.runs) if size)
+        if self.figure.metric == ACCURACY:
+            return interval_of_accuracy(values, size)
+        half = ci95_of_mean(values, 1 / size if self.is_share else 0.0)
+        if not half:
             return None
         ends = mean - half, mean + half
         return (max(0.0, ends[0]), min(1.0, ends[1])) if self.is_share else ends
+
+    def _size(self, run: RunRecord) -> int | None:
+        """Returns the number of images of a run; None if it has no such figure."""
+        if self.figure.of(run) is None:
+            return None
+        test = self.figure.test
+        return run.result.test_size if test is None else run.result.also_test[test].size
 
     def cell(self, entry: Entry) -> str:
         """Returns mean and interval as text, and of how many seeds if not of all."""

@@ -12,6 +12,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.models import norm_fields
 from cifar_flax.own_code import is_own, label_of
+from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.recipe_choice import OF_CYCLES
 from cifar_flax.runs.setting_fields import AllFields
 from cifar_flax.training.named_recipes import bn_momentum_for, own_name
@@ -109,9 +110,10 @@ class RecordedSettings(AllFields):
         for name, place in settings.own_code().items():
             name = name.partition(".")[0]  # of several metrics
             if name not in given:
+                value = as_text(getattr(settings, name))
                 raise UserError(
                     f"the run in {folder} trains with {place}, and its code runs only "
-                    f"if you name it: add --{name}={place} (in Python {name}=)"
+                    f"if you name it: add --{name}={value} (in Python {name}=)"
                 )
         return settings
 

@@ -146,11 +146,8 @@ def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
 
 def result_table(result: records.Result) -> Table:
     """Makes a table with a row for each seed of a run."""
-    further = dict(result.test_metrics)
-    for name, one in result.also_test.items():
-        further |= {f"{name} {n}": values for n, values in one.metrics.items()}
-    also = [f"{name} accuracy" for name in result.also_test]
-    names = [*also, *further]
+    names = [f"{name} accuracy" for name in result.also_test]
+    names += [name.replace("_", " ") for name in result.test_metrics]
     table = make_table("model", "data", "seed", "test accuracy", "test loss", *names)
     columns = (result.seeds, result.test_accuracy, result.test_loss, result.diverged_at)
     for index, (seed, accuracy, loss, at) in enumerate(zip(*columns, strict=True)):
@@ -158,7 +155,7 @@ def result_table(result: records.Result) -> Table:
         if at is None and accuracy is not None and loss is not None:
             outcome = [percent(accuracy), loss_in_words(loss)]
         outcome += [percent(one.accuracy[index]) for one in result.also_test.values()]
-        outcome += [number(values[index]) for values in further.values()]
+        outcome += [number(values[index]) for values in result.test_metrics.values()]
         table.add_row(result.model, result.dataset, str(seed), *outcome)
     return table
 

@@ -18,6 +18,7 @@ from cifar_flax import records
 from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.files import printable
 from cifar_flax.layers.conv import describe
+from cifar_flax.own_code import label_of
 from cifar_flax.runs.data_record import data_in_words
 from cifar_flax.runs.observers import (
     Observer,
@@ -257,6 +258,8 @@ def header(plan: Plan) -> list[tuple[str, str]]:
         (f"also {name}", f"{len(one.split):,} images ({one.source})")
         for name, one in plan.also_test.items()
     ]
+    metrics: Any = settings.get("metrics") or []
+    measured = [("metrics", ", ".join(map(label_of, metrics)))] if metrics else []
     smoothing = recipe.label_smoothing
     extra = f", label smoothing {smoothing:g}" if smoothing else ""
     dtype = f", {settings['dtype']}" if settings["dtype"] else ""
@@ -266,6 +269,7 @@ def header(plan: Plan) -> list[tuple[str, str]]:
         *also,
         *training,
         ("optimizer", recipe.optimizer_in_words + extra),
+        *measured,
         ("seeds", ", ".join(map(str, trainer.seeds))),
         ("device", f"{config.device}{dtype}"),
         ("convolutions", describe(trainer.lowering)),

@@ -98,6 +98,16 @@ def test_csv_and_rows_have_them(folder):
     assert float(first["test_ece_low"]) > 0
 
 
+def test_equal_values_of_a_few_seeds_do_not_show_that_the_next_has_it(tmp_path):
+    run = make_run(tmp_path / "a", "neta", (0.7, 0.7))
+    measured(run, {"ece": [0.5, 0.5], "kappa": [3.0, 3.0]})
+    (study,), _ = read_studies(tmp_path)
+    share, own = (column.cell(study.entries[0]) for column in study.columns)
+    half = stats.t.ppf(0.975, 1) / COUNT / np.sqrt(2)
+    assert share == f"50.00 ± {100 * half:.2f}"
+    assert own == "3"
+
+
 def test_a_run_without_them_has_empty_cells(folder):
     make_run(folder / "d", "netd", ACCURACIES)
     text = markdown(folder)

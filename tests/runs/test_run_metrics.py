@@ -86,7 +86,8 @@ def test_they_are_shown(done):
     mean = np.mean(result.metrics[-1].val_metrics["kappa"])
     assert f"  kappa {mean:.4g}" in line
     end = text.partition("epoch 2/2")[2]
-    assert "new worst_class" in end
+    assert "worst class" in end
+    assert "metrics        balanced_accuracy, ece, kappa, worst_class" in text
     assert f"{result.record.test_metrics['ece'][1]:.4g}" in end
 
 
