@@ -204,3 +204,28 @@ def test_predictions_must_be_those_of_the_result(folder):
     _, (line,) = read_runs(folder)
     assert "seed 2 has the accuracy 0.5 and" in line
     assert "predictions-new.npz" in line
+
+
+def test_what_is_measured_makes_no_other_configuration(tmp_path):
+    make_run(tmp_path / "a", "net", (0.7, 0.7))
+    settings = {"also_test": {"new": "npz:/new.npz"}, "metrics": ["ece"]}
+    run = make_run(tmp_path / "b", "net", (0.7, 0.7), seeds=[5, 6], **settings)
+    measured(run, {"ece": [0.1, 0.1]}, (0.5, 0.6))
+    (study,), left_out = read_studies(tmp_path)
+    assert (names(study), left_out) == (["net"], [])
+    assert study.entries[0].seeds == [0, 1, 5, 6]
+
+
+def test_epochs_with_other_metrics_or_seeds_are_damaged(folder):
+    for name, values in (("a", {"ece": 0.1}), ("b", {"ece": 0.1})):
+        measured(folder / name, {}, val=values)
+    lines = records.read_metrics(folder / "a")
+    lines[1].val_metrics = {"ece": [0.1, 0.1]}
+    others = records.read_metrics(folder / "b")
+    others[1].val_metrics = None
+    for name, changed in (("a", lines), ("b", others)):
+        records.cut_metrics(folder / name, 0)
+        records.append_metrics(folder / name, changed)
+    runs, left_out = read_runs(folder)
+    assert [run.folder.name for run in runs] == ["c"]
+    assert all("not every val_metrics is of 3 seeds" in line for line in left_out)
