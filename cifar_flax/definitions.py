@@ -11,6 +11,7 @@ hyperparameter is a field, and the line that uses it.
 
 import dataclasses
 import functools
+import inspect
 import math
 import numbers
 import re
@@ -262,8 +263,11 @@ class Definition:
     """
 
     def __init_subclass__(cls) -> None:
-        """Adds the fields to the docstring."""
-        hints = [(n, typing.get_args(h)) for n, h in cls.__annotations__.items()]
+        """Adds the fields to the docstring, also those of its bases."""
+        every: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            every |= inspect.get_annotations(base)
+        hints = [(n, typing.get_args(h)) for n, h in every.items()]
         abouts = {n: one for n, args in hints for one in args if type(one) is Hyper}
         cls.__doc__ = with_fields(cls.__doc__, abouts)
 

@@ -38,6 +38,7 @@ from cifar_flax.json_files import (
     replace,
     write_json,
 )
+from cifar_flax.range_records import RangeTest, RateTrial, Suggestion
 from cifar_flax.record_types import (
     FORMAT,
     OF_EVALUATION,
@@ -51,14 +52,11 @@ from cifar_flax.record_types import (
     ModelSource,
     Number,
     Positive,
-    RangeTest,
-    RateTrial,
     Record,
     Result,
     Schedule,
     Setting,
     Share,
-    Suggestion,
 )
 
 # The types that other modules know from here.

@@ -137,7 +137,11 @@ class RangeTestResult:
 
 @dataclasses.dataclass(frozen=True)
 class RangeProgress:
-    """The number of steps of a range test that are done."""
+    """How far a range test is.
+
+    Attributes:
+      step: number of steps that are done.
+    """
 
     step: int
 
