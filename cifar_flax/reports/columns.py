@@ -148,12 +148,22 @@ class Column:
         return {seed: sign * value for seed, value in self.values(entry).items()}
 
     def validation(self, entry: Entry) -> float | None:
-        """Returns its mean on the validation images, with the sign of ``better``."""
+        """Returns its mean on the validation images at the end of training.
+
+        It has the sign of ``better``, and is None if a run has not measured it.
+        """
         if self.figure.metric == ACCURACY:
             return entry.validation
-        _, values = entry.curve(f"val_metrics.{self.figure.metric}")
+        values: list[float] = []
+        for run in entry.runs:
+            if not run.finished:
+                continue
+            of_seeds = (run.metrics[-1].val_metrics or {}).get(self.figure.metric)
+            if of_seeds is None:
+                return None
+            values += [of_seeds[index] for index in run.finished]
         sign = -1 if self.lower_is_better else 1
-        return sign * float(values[:, -1].mean()) if len(values) else None
+        return sign * float(np.mean(values)) if values else None
 
 
 def columns_of(entries: Iterable[Entry]) -> list[Column]:

@@ -16,7 +16,6 @@ from cifar_flax.identity import (
     parts_of,
     recorded_of,
 )
-from cifar_flax.records import LogPoint
 from cifar_flax.reports.runs import RunRecord
 
 # Parts of a recipe that a name tells.
@@ -135,7 +134,7 @@ class Entry:
         """Returns a metric over the epochs.
 
         Args:
-          name: name in ``metrics.jsonl``, such as ``val_metrics.ece``.
+          name: name in ``metrics.jsonl``.
 
         Returns:
           Epochs [E], and the values [R, E] of the finished seeds; R is 0 if the metric
@@ -147,18 +146,12 @@ class Entry:
         epochs = np.array([line.epoch for line in whole[0].metrics])
         rows = []
         for run in whole:
-            values = [np.atleast_1d(_of_line(line, name)) for line in run.metrics]
+            values = [np.atleast_1d(getattr(line, name)) for line in run.metrics]
             columns = np.array(values, dtype=np.float64).T  # None becomes NaN
             was_recorded = len(columns) == len(run.result.seeds)
             rows.append(columns[list(run.replicas)] if was_recorded else columns)
         table = np.concatenate(rows)
         return epochs, table[~np.isnan(table).any(1)]
-
-
-def _of_line(line: LogPoint, name: str) -> Any:
-    field, _, metric = name.partition(".")
-    values = getattr(line, field)
-    return (values or {}).get(metric) if metric else values
 
 
 def make_entries(runs: list[RunRecord], left_out: list[str]) -> list[Entry]:

@@ -216,16 +216,26 @@ def test_what_is_measured_makes_no_other_configuration(tmp_path):
     assert study.entries[0].seeds == [0, 1, 5, 6]
 
 
-def test_epochs_with_other_metrics_or_seeds_are_damaged(folder):
-    for name, values in (("a", {"ece": 0.1}), ("b", {"ece": 0.1})):
-        measured(folder / name, {}, val=values)
+def test_epochs_with_other_seeds_are_damaged(folder):
+    measured(folder / "a", {}, val={"ece": 0.1})
     lines = records.read_metrics(folder / "a")
     lines[1].val_metrics = {"ece": [0.1, 0.1]}
-    others = records.read_metrics(folder / "b")
-    others[1].val_metrics = None
-    for name, changed in (("a", lines), ("b", others)):
-        records.cut_metrics(folder / name, 0)
-        records.append_metrics(folder / name, changed)
-    runs, left_out = read_runs(folder)
-    assert [run.folder.name for run in runs] == ["c"]
-    assert all("not every val_metrics is of 3 seeds" in line for line in left_out)
+    records.cut_metrics(folder / "a", 0)
+    records.append_metrics(folder / "a", lines)
+    runs, (line,) = read_runs(folder)
+    assert [run.folder.name for run in runs] == ["b", "c"]
+    assert "not every val_metrics is of 3 seeds" in line
+
+
+def test_the_first_epochs_may_have_measured_less(tmp_path):
+    """As those of a run that another one continues."""
+    for name, accuracy, error in (("a", 0.7, 0.3), ("b", 0.6, 0.1)):
+        run = make_run(tmp_path / name, "net", (accuracy,) * 2, lr=accuracy)
+        measured(run, {"ece": [0.5, 0.5]}, val={"ece": error})
+        lines = records.read_metrics(run)
+        lines[0].val_metrics = None
+        records.cut_metrics(run, 0)
+        records.append_metrics(run, lines)
+    (study,), left_out = read_studies(tmp_path, rank_by="ece")
+    assert not left_out
+    assert [entry.first.folder.name for entry in study.entries] == ["b"]
