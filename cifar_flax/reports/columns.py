@@ -163,7 +163,8 @@ class Column:
                 return None
             values += [of_seeds[index] for index in run.finished]
         sign = -1 if self.lower_is_better else 1
-        return sign * float(np.mean(values)) if values else None
+        mean = float(np.mean(values)) if values else np.nan
+        return sign * mean if np.isfinite(mean) else None
 
 
 def columns_of(entries: Iterable[Entry]) -> list[Column]:
