@@ -15,6 +15,7 @@ from cifar_flax.reports.columns import Column, columns_of
 from cifar_flax.reports.entries import Entry
 from cifar_flax.reports.runs import RunRecord
 from cifar_flax.reports.studies import Study, read_studies
+from cifar_flax.reports.verdicts import of_largest_class
 
 
 def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -113,6 +114,7 @@ def write_tex(studies: list[Study]) -> str:
         parts += [
             f"% {' '.join(study.dataset.name.split())}: test accuracy in per cent, 95 "
             "% intervals over seeds (for one seed over images)",
+            *_largest_in_tex(study),
             r"\begin{tabular}{lrrrrr}",
             r"\toprule",
             r"& seeds & test accuracy & parameters & epochs & seconds per seed \\",
@@ -123,6 +125,11 @@ def write_tex(studies: list[Study]) -> str:
             "",
         ]
     return "\n".join(parts)
+
+
+def _largest_in_tex(study: Study) -> list[str]:
+    text = of_largest_class(study)
+    return [] if text is None else [f"% {' '.join(text.split())}"]
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

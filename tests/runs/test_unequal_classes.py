@@ -48,6 +48,7 @@ def test_unequal_classes_are_beside_the_accuracy_everywhere(tmp_path):
     assert words in made.markdown
     assert words in (tmp_path / "report.html").read_text()
     assert words in made._repr_html_()
+    assert words in (tmp_path / "ranking.tex").read_text()
 
 
 @pytest.mark.slow
