@@ -42,6 +42,8 @@ from .training.phases import Linear as Linear
 from .training.phases import OneCycle as OneCycle
 from .training.phases import Sgdr as Sgdr
 from .training.phases import Trapezoid as Trapezoid
+from .training.pieces import batches as batches
+from .training.pieces import range_curves as range_curves
 from .training.recipe_files import read_recipe as read_recipe
 from .training.recipes import Recipe as Recipe
 from .training.trainer import Trainer as Trainer

@@ -46,7 +46,12 @@ def recorded_of(config: Config) -> str:
     if "rate" in vary:  # the rates are part of what the seeds vary
         recipe = {n: v for n, v in recipe.items() if not n.endswith("_rate")}
     given = {n: v for n, v in config.deciding_settings.items() if v is not None}
-    return digest([given, recipe, config.codes, _data_of(config)])
+    return digest([given, recipe, _trained_codes(config), _data_of(config)])
+
+
+def _trained_codes(config: Config) -> dict[str, str]:
+    """Returns the checksums of own code except metrics, which train nothing."""
+    return {n: one for n, one in config.codes.items() if not n.startswith("metrics.")}
 
 
 def _data_of(config: Config) -> list[Any]:
@@ -179,7 +184,10 @@ def parts_of(config: Config) -> dict[str, Any]:
     return {
         **_flat(config.recipe or {}),
         "model_fields": config.settings.get("model_fields"),
-        **{f"{name}_code": short(sha256) for name, sha256 in config.codes.items()},
+        **{
+            f"{name}_code": short(sha256)
+            for name, sha256 in _trained_codes(config).items()
+        },
         "model_program": short(own.model) if own else None,
         "recipe_code": short(own.recipe) if own else None,
         "start": short(own.start) if own else None,

@@ -4,7 +4,6 @@ import hashlib
 from typing import Annotated, Any, Literal
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
 from cifar_flax.errors import one_line
@@ -12,6 +11,9 @@ from cifar_flax.json_files import short_repr
 
 # Settings that are paths. No result depends on them, and they differ between machines.
 PLACES = ("data_dir", "data_archive", "archive_sha256")
+
+# Settings of what a trained network is evaluated on and by.
+OF_EVALUATION = ("also_test", "metrics")
 
 # Increased when the meaning of a file changes, so that a reader can tell.
 FORMAT = 1
@@ -48,10 +50,19 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
     """The data set and its splits.
 
     Attributes:
+      name: see ``data.Dataset``, also for the next three.
+      fingerprint: of images, labels and names.
+      source: where the data come from.
+      class_names: one for each label.
+      image_shape: (H, W, C).
       mean: per channel, of pixels / 255.
       std: as ``mean``.
+      train_size: number of training images.
+      val_size: number of validation images; 0 without validation.
+      test_size: number of test images.
       class_sizes: number of images of each class in the training split; older records
         do not have it, nor the following.
+      test_class_sizes: as ``class_sizes``, of the test images.
       values: lowest and highest value found; see ``data.values.Reading``.
       white: value of the source that became 255; null if it has bytes.
       notes: how the source was read, and what was left out and why.
@@ -68,6 +79,7 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
     val_size: Count
     test_size: Size
     class_sizes: list[Count] = []
+    test_class_sizes: list[Count] = []
     values: tuple[Number, Number] | None = None
     white: Positive | None = None
     notes: list[str] = []
@@ -78,7 +90,12 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
 
 
 class Schedule(msgspec.Struct, kw_only=True):
-    """Learning rates sampled over the recipe, from its first step to its last."""
+    """Learning rates sampled over the recipe, from its first step to its last.
+
+    Attributes:
+      epochs: time of each sample.
+      rates: learning rate of each sample.
+    """
 
     epochs: Annotated[list[NotNegative], OneOrMore]
     rates: Annotated[list[NotNegative], OneOrMore]
@@ -89,7 +106,14 @@ class Schedule(msgspec.Struct, kw_only=True):
 
 
 class ModelSource(msgspec.Struct, kw_only=True):
-    """The source of own code; see ``own_code.Source``. It is never run."""
+    """The source of own code; see ``own_code.Source``. It is never run.
+
+    Attributes:
+      path: path of the file; null if there is none.
+      sha256: SHA-256 of the file, in hex.
+      text: its text; null if it is too large.
+      helpers: the modules of its own folder that it imports.
+    """
 
     path: str | None = None
     sha256: str | None = None
@@ -128,6 +152,7 @@ class Config(Record, kw_only=True):
     """``config.json``: settings, recipe, data and versions.
 
     Attributes:
+      format: version of the file's format.
       kind: command that made the folder: ``run``, ``lr_find`` or ``lr_grid``.
       settings: all settings by name; ``model`` and ``seeds`` always exist.
       recipe: the recipe as trained; null until ``--lr=auto`` has found the rate, and
@@ -188,7 +213,7 @@ class Config(Record, kw_only=True):
     @property
     def deciding_settings(self) -> dict[str, Setting]:
         """The settings that affect the results of a seed."""
-        without = (*PLACES, "seeds")
+        without = (*PLACES, *OF_EVALUATION, "seeds")
         return {n: value for n, value in self.settings.items() if n not in without}
 
 
@@ -207,9 +232,23 @@ class LogPoint(msgspec.Struct, kw_only=True):
     """A line of ``metrics.jsonl``: the metrics at the end of an epoch.
 
     The learning rate is that of the epoch's last step; ``steps.npz`` has all.
-    Losses and accuracies are lists with a number for each seed, which is NaN if the
-    seed has diverged. Without validation, its two metrics are None. In the file, a list
-    of one number is that number, and NaN is null.
+    Losses, accuracies and other metrics, by their name, are lists with a number for
+    each seed, which is NaN if the seed has diverged. The training accuracy is that of
+    the augmented images; an image that mixup or cutmix has mixed counts by its own
+    label. Without validation, what begins with ``val_`` is None. In the file, a list of
+    one number is that number, and NaN is null.
+
+    Attributes:
+      step: number of steps at the end of the epoch.
+      epoch: its number, from 1.
+      learning_rate: of its last step.
+      train_loss: mean loss of its training images.
+      train_accuracy: share of them that was classified correctly.
+      val_loss: mean cross-entropy on the validation images.
+      val_accuracy: share of them that is classified correctly.
+      val_metrics: other metrics of them; None if there are none.
+      images_per_second: speed of training in the epoch, over all replicas.
+      seconds: training time of all epochs so far.
     """
 
     step: Count
@@ -219,12 +258,21 @@ class LogPoint(msgspec.Struct, kw_only=True):
     train_accuracy: list[float]
     val_loss: list[float] | None
     val_accuracy: list[float] | None
+    val_metrics: dict[str, list[float]] | None = None
     images_per_second: NotNegative
     seconds: NotNegative
 
 
 class Layer(msgspec.Struct, kw_only=True):
-    """See ``models.summary.LayerRow``."""
+    """A layer of a model; see ``models.summary.LayerRow``.
+
+    Attributes:
+      path: its path in the model.
+      kind: name of its class.
+      output_shape: shape of what it returns for one image.
+      num_params: number of its parameters.
+      flops: floating-point operations for one image.
+    """
 
     path: str
     kind: str
@@ -233,10 +281,35 @@ class Layer(msgspec.Struct, kw_only=True):
     flops: NotNegative
 
 
+class AlsoTested(msgspec.Struct, kw_only=True):
+    """The result on further labelled images; ``predictions-NAME.npz`` has the logits.
+
+    Attributes:
+      source: where the images come from.
+      fingerprint: SHA-256 of images and labels, in hex.
+      size: number of images.
+      largest_class: see ``Result``.
+      accuracy: as ``Result.test_accuracy``.
+      loss: as ``Result.test_loss``.
+      metrics: as ``Result.test_metrics``.
+      notes: how the images were read.
+    """
+
+    source: str
+    fingerprint: str
+    size: Size
+    largest_class: Share | None = None
+    accuracy: list[Share | None]
+    loss: list[Number | None]
+    metrics: dict[str, list[Number | None]] = {}
+    notes: list[str] = []
+
+
 class Result(Record, kw_only=True):
     """``result.json``: the result of a run.
 
     Attributes:
+      format: version of the file's format.
       model: name of the model.
       dataset: name of the data set.
       num_params: number of parameters of the model.
@@ -252,6 +325,8 @@ class Result(Record, kw_only=True):
       test_accuracy_ci95: half the width of the 95 % interval of that mean; null for
         fewer than two seeds.
       test_size: number of test images.
+      largest_class: share of the test images that are of the largest class; null if the
+        classes are equal, and in older records.
       epochs: length of the recipe.
       steps: number of steps of the replica that took the most.
       train_seconds: training time of all replicas together, without compilation.
@@ -261,6 +336,9 @@ class Result(Record, kw_only=True):
       diverged_at: the step at which a replica's loss became NaN or infinite; null for a
         finished replica.
       status: ``diverged`` if all replicas diverged, otherwise ``finished``.
+      test_metrics: the value of each seed by the name of the metric; null if the seed
+        has diverged or has none.
+      also_test: the results on further labelled images, by their name.
     """
 
     model: Name
@@ -275,6 +353,7 @@ class Result(Record, kw_only=True):
     test_accuracy_mean: Share | None
     test_accuracy_ci95: NotNegative | None
     test_size: Size
+    largest_class: Share | None = None
     epochs: Length
     steps: Count
     train_seconds: Positive
@@ -283,6 +362,8 @@ class Result(Record, kw_only=True):
     device: str
     diverged_at: list[Count | None]
     status: Literal["finished", "diverged"]
+    test_metrics: dict[str, list[Number | None]] = {}
+    also_test: dict[str, AlsoTested] = {}
 
     def __post_init__(self):
         super().__post_init__()
@@ -293,6 +374,11 @@ class Result(Record, kw_only=True):
                 "test_accuracy, test_loss and diverged_at do not have "
                 f"{count} seeds each"
             )
+        known = [*self.test_metrics.values()]
+        for also in self.also_test.values():
+            known += [also.accuracy, also.loss, *also.metrics.values()]
+        if any(len(one) != count for one in known):
+            raise ValueError(f"test_metrics and also_test do not have {count} seeds")
         if len(set(self.seeds)) < count:
             raise ValueError("a seed appears twice")
         for name in ("test_accuracy", "test_loss"):
@@ -321,81 +407,3 @@ class Result(Record, kw_only=True):
             for index, at in enumerate(self.diverged_at)
             if at is None or (step is not None and at > step)
         ]
-
-
-class Suggestion(msgspec.Struct, kw_only=True):
-    """The suggestion of a method of the range test; see ``range_curve.Consensus``."""
-
-    method: str
-    rates: list[Positive | None]
-    rate: Positive | None
-    spread: Positive | None
-    problem: str | None
-
-
-class RateTrial(msgspec.Struct, kw_only=True):
-    """The beginning of training with a rate; see ``rate_check.Trial``.
-
-    Attributes:
-      rate: the highest rate of the schedule.
-      losses: mean loss of the last steps for each seed, which are the first seeds of
-        the range test.
-      breaks: whether each seed diverged.
-    """
-
-    rate: Positive
-    losses: list[Number | None]
-    breaks: list[bool]
-
-
-class RangeTest(Record, kw_only=True):
-    """``lr_find.json``: the curves of a range test, and their suggestions.
-
-    Attributes:
-      model: name of the model.
-      settings: of the test.
-      seeds: one per replica, R.
-      num_steps: planned number of steps.
-      rates: rising rates of the S steps that were done.
-      losses: [R, S]; null after the replica has stopped.
-      smoothed: moving average of the losses, [R, S].
-      seconds: duration of the steps.
-      compile_seconds: duration of the compilation.
-      suggestions: the suggestion of each method.
-      checked: the checks by training, with the suggested rate, with half of it, and so
-        on; empty in older records, and without a training that follows.
-      suggested_lr: the resulting rate; null if the test is inconclusive.
-    """
-
-    model: Name | None = None
-    settings: dict[str, Setting] = {}
-    seeds: Annotated[list[Seed], OneOrMore]
-    num_steps: Int32
-    rates: Annotated[list[Positive], OneOrMore]
-    losses: list[list[Number | None]]
-    smoothed: list[list[Number | None]]
-    seconds: NotNegative
-    compile_seconds: NotNegative
-    suggestions: list[Suggestion] = []
-    checked: list[RateTrial] = []
-    suggested_lr: Positive | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        count, steps = len(self.seeds), len(self.rates)
-        curves = (self.losses, self.smoothed)
-        if (
-            any(len(curve) != steps for one in curves for curve in one)
-            or any(len(one) != count for one in curves)
-            or (np.diff(self.rates) <= 0).any()
-            or steps > self.num_steps
-        ):
-            raise ValueError("its rates and curves do not belong together")
-        # A curve may end early but has no gaps; the longest has all of the steps.
-        losses, smoothed = (~np.isnan(np.array(one, np.float64)) for one in curves)
-        if (
-            (losses != smoothed).any()
-            or (losses[:, 1:] > losses[:, :-1]).any()
-            or not losses[:, -1].any()
-        ):
-            raise ValueError("a curve has gaps")

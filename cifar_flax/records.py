@@ -7,7 +7,8 @@
 ``lr_find.json``     ``RangeTest``
 ``predictions.npz``  test logits [R, N, K], labels [N] and seeds [R]; the most
                      confidently misclassified images [M, H, W, C] and their indices
-                     [M]; the checksum of their run, except in older files
+                     [M]; the checksum of their run, except in older files;
+                     ``predictions-NAME.npz`` of further test images
 ``checkpoints/``     see ``runs.checkpoint``
 
 Whole files are replaced atomically; lines are appended and flushed to the disk. JSON
@@ -22,6 +23,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,9 +38,12 @@ from cifar_flax.json_files import (
     replace,
     write_json,
 )
+from cifar_flax.range_records import RangeTest, RateTrial, Suggestion
 from cifar_flax.record_types import (
     FORMAT,
+    OF_EVALUATION,
     PLACES,
+    AlsoTested,
     Config,
     DatasetInfo,
     Identity,
@@ -47,20 +52,19 @@ from cifar_flax.record_types import (
     ModelSource,
     Number,
     Positive,
-    RangeTest,
-    RateTrial,
     Record,
     Result,
     Schedule,
     Setting,
     Share,
-    Suggestion,
 )
 
 # The types that other modules know from here.
 __all__ = [
     "FORMAT",
+    "OF_EVALUATION",
     "PLACES",
+    "AlsoTested",
     "Config",
     "DatasetInfo",
     "Identity",
@@ -91,19 +95,20 @@ MAX_ARRAYS = 2**30
 
 _OF_SEEDS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
+# The values of seeds as they are in the file.
+_Values = Number | None | list[Number | None]
+
 # A ``LogPoint`` as it is in the file.
 _Line = msgspec.defstruct(
     "_Line",
     [
-        (
-            field.name,
-            Number | None | list[Number | None]
-            if field.name in _OF_SEEDS
-            else field.type,
-        )
+        (field.name, _Values if field.name in _OF_SEEDS else field.type)
         for field in msgspec.structs.fields(LogPoint)
-    ],
+        if field.name != "val_metrics"
+    ]
+    + [("val_metrics", dict[str, _Values] | None, None)],
     kw_only=True,
+    omit_defaults=True,
 )
 
 
@@ -247,6 +252,7 @@ def write_predictions(
     images: np.ndarray,
     indices: np.ndarray,
     run: str | None = None,
+    name: str | None = None,
 ) -> None:
     """Writes ``predictions.npz``.
 
@@ -258,10 +264,11 @@ def write_predictions(
       images: the most confidently misclassified images, uint8 [M, H, W, C].
       indices: indices of these images in the test set, [M].
       run: checksum of the run, see ``identity.run_of``; None if it is not known.
+      name: of further test images; None for those of the data set.
     """
     bound = {} if run is None else {"run": np.asarray(run)}
     _write_arrays(
-        folder / PREDICTIONS,
+        folder / predictions_of(name),
         logits=logits,
         labels=labels,
         seeds=np.asarray(seeds),
@@ -271,9 +278,22 @@ def write_predictions(
     )
 
 
-def read_predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads ``predictions.npz``; raises a UserError if it is missing or damaged."""
-    path = folder / PREDICTIONS
+def predictions_of(name: str | None) -> str:
+    """Returns the file of the predictions of further test images, or of the usual."""
+    stem, dot, ending = PREDICTIONS.rpartition(".")
+    return PREDICTIONS if name is None else f"{stem}-{name}{dot}{ending}"
+
+
+def read_predictions(
+    folder: pathlib.Path, name: str | None = None
+) -> dict[str, np.ndarray]:
+    """Reads ``predictions.npz``; raises a UserError if it is missing or damaged.
+
+    Args:
+      folder: of the run.
+      name: of further test images; None for those of the data set.
+    """
+    path = folder / predictions_of(name)
     arrays = _read_arrays(path)
     try:
         replicas, count, _ = arrays["logits"].shape
@@ -312,11 +332,15 @@ def _to_lines(points: Sequence[LogPoint]) -> bytes:
 
 def _to_line(point: LogPoint) -> msgspec.Struct:
     fields = msgspec.structs.asdict(point)
-    for name in _OF_SEEDS:
-        values = fields[name]
-        if values is not None and len(values) == 1:
-            fields[name] = values[0]
+    fields |= {name: _short(fields[name]) for name in _OF_SEEDS}
+    if point.val_metrics is not None:
+        short = {name: _short(values) for name, values in point.val_metrics.items()}
+        fields["val_metrics"] = short
     return _Line(**fields)
+
+
+def _short(values: list[float] | None) -> list[float] | float | None:
+    return values[0] if values is not None and len(values) == 1 else values
 
 
 def _from_line(line: msgspec.Struct) -> LogPoint:
@@ -325,6 +349,13 @@ def _from_line(line: msgspec.Struct) -> LogPoint:
         values = fields[name]
         if values is None and name in ("val_loss", "val_accuracy"):
             continue
-        values = values if isinstance(values, list) else [values]
-        fields[name] = [math.nan if value is None else value for value in values]
+        fields[name] = _long(values)
+    if fields["val_metrics"] is not None:
+        every = fields["val_metrics"].items()
+        fields["val_metrics"] = {name: _long(values) for name, values in every}
     return LogPoint(**fields)
+
+
+def _long(values: Any) -> list[float]:
+    values = values if isinstance(values, list) else [values]
+    return [math.nan if value is None else value for value in values]

@@ -31,6 +31,8 @@ def shelf(tmp_path_factory):
             (folder / name[1]).write_text(text)
     images = np.random.default_rng(0).integers(0, 256, (240, 9, 9), dtype=np.uint8)
     np.savez(folder / "arrays.npz", images=images, labels=np.arange(240) % 3)
+    further = make_split(2, 30)
+    np.savez(folder / "corrupt.npz", images=further.images, labels=further.labels)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "picture.png")
     for number, (split, label) in enumerate(itertools.product(SPLITS, "ab")):
         place = folder / "pictures" / split / label
@@ -48,7 +50,7 @@ def test_every_command_of_the_page_runs(shelf):
     data = archives.tiny_data(shelf)
     text = "\n".join(text for kind, text in BLOCKS if kind == "sh")
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line]
-    assert len(lines) == 32
+    assert len(lines) == 36
     for number, line in enumerate(lines):
         python, option, module, *words = shlex.split(line, comments=True)
         assert (python, option) == ("python", "-m")

@@ -1,10 +1,15 @@
 """The commands, programs and links of the pages, and the notebook."""
 
+import contextlib
+import dataclasses
 import importlib
+import inspect
 import pathlib
 import re
 import shlex
+import typing
 
+import flax.linen as nn
 import pytest
 
 import cifar_flax
@@ -47,16 +52,66 @@ def test_every_flag_of_every_command_on_the_pages_is_known(run):
             assert name in names or name.removeprefix("no") in names, (module, flag)
 
 
+def listed_names():
+    """Returns what the reference lists by name: public names, and what they hold."""
+    public, _, held = (DOCS / "api.md").read_text().partition("## What these objects")
+    for text in (public, held):
+        found = {}
+        for path in re.findall(r"^::: cifar_flax\.([\w.]+)$", text, re.M):
+            module, _, name = path.rpartition(".")
+            module = importlib.import_module(f"cifar_flax.{module}")
+            found[name] = getattr(module, name)
+        yield found
+
+
 def test_every_public_name_has_its_place_in_the_reference_and_a_docstring():
-    listed = re.findall(
-        r"^::: cifar_flax\.([\w.]+)$", (DOCS / "api.md").read_text(), re.M
-    )
-    assert sorted(path.rpartition(".")[2] for path in listed) == cifar_flax.__all__
-    for path in listed:
-        module, _, name = path.rpartition(".")
-        found = getattr(importlib.import_module(f"cifar_flax.{module}"), name)
+    public, held = listed_names()
+    assert sorted(public) == cifar_flax.__all__
+    for name, found in public.items():
         assert found is getattr(cifar_flax, name)
         assert found.__doc__
+    assert not public.keys() & held.keys()
+
+
+def fields_of(one):
+    """Returns the names of the fields of a class."""
+    if dataclasses.is_dataclass(one):
+        names = [field.name for field in dataclasses.fields(one)]
+    else:
+        names = getattr(one, "__struct_fields__", ())
+    is_linen = issubclass(one, nn.Module)
+    return [n for n in names if not (is_linen and n in ("parent", "name"))]
+
+
+def described_in(one):
+    """Returns the names that the docstring of a class describes as attributes."""
+    found = re.search(r"^Attributes:\n((  .*\n?|\n)*)", inspect.getdoc(one) or "", re.M)
+    return re.findall(r"^  (\w+)(?: \(.*?\))?:", found[1], re.M) if found else []
+
+
+def classes_in(hint):
+    """Yields our classes in the type of a field."""
+    for argument in typing.get_args(hint):
+        yield from classes_in(argument)
+    if isinstance(hint, type) and hint.__module__.startswith("cifar_flax"):
+        yield hint
+
+
+def test_the_reference_describes_every_field_and_lists_its_class():
+    public, held = listed_names()
+    listed = {**public, **held}
+    for name, one in listed.items():
+        if not isinstance(one, type):
+            continue
+        fields = fields_of(one)
+        missing = set(fields) - set(described_in(one))
+        assert not missing, f"describe {missing} in the docstring of {name}"
+        with contextlib.suppress(NameError):  # optax's own types have no names
+            hints = typing.get_type_hints(one)
+            for field in fields:
+                for other in classes_in(hints[field]):
+                    where = f"{name}.{field} is a {other.__name__}"
+                    assert other in listed.values(), f"{where}; list it in api.md"
 
 
 def test_every_link_between_the_pages_leads_somewhere():

@@ -181,6 +181,10 @@ def test_a_sweep_takes_what_it_accepts_as_it_was_given(name, text):
         assert value is (text.lower() in ("true", "1"))
     elif isinstance(value, float) and math.isnan(value):
         assert math.isnan(float(text))
+    elif isinstance(value, dict):
+        assert value == parse_value(SETTINGS[name], json.dumps(value))
+    elif isinstance(value, tuple) and name == "metrics":
+        assert value == tuple(text.split(","))
     elif isinstance(value, tuple):
         assert value == tuple(map(int, text.split(",")))
     else:

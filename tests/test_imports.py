@@ -26,13 +26,14 @@ ORDER = [
     ["analysis"],
     ["identity"],
     ["data", "records"],
+    ["range_records"],
     ["record_types"],
     ["definitions", "json_files", "jax_settings"],
     ["files", "forks", "own_code"],
     ["errors"],
 ]
 ALONE = {
-    "records": {"record_types", "json_files", "errors"},
+    "records": {"range_records", "record_types", "json_files", "errors"},
     "record_types": {"json_files", "errors"},
     "analysis": {"records", "files", "errors"},
     "identity": {"records"},

@@ -132,12 +132,24 @@ def test_summary():
 
 
 @pytest.mark.slow
-def test_predict(runs, tmp_path):
+def test_predict(data, runs, tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     words = (f"--run={runs[0] / 'a'}", tmp_path / "red.png")
     assert "%" in last_line_of(command("predict", *words))
     likeliest = json.loads(last_line_of(command("predict", *words, "--json")))
     assert all(0 < one["probability"] <= 1 for one in likeliest["classes"])
+    done = command("predict", words[0], "--dataset=cifar10", *data[:3])
+    result = records.read_result(runs[0] / "a")
+    for accuracy in result.test_accuracy:
+        assert f"{100 * accuracy:.2f} %" in done.stdout
+    (tmp_path / "new" / "cat").mkdir(parents=True)
+    (tmp_path / "red.png").rename(tmp_path / "new" / "cat" / "red.png")
+    labelled = f"--dataset=folder:{tmp_path / 'new'}"
+    words = (words[0], labelled, "--metrics=ece,top5", "--json")
+    line = json.loads(last_line_of(command("predict", *words)))
+    assert 0 <= line["ece"] <= 1
+    assert (line["seed"], line["images"]) == (1, 1)
+    assert line["accuracy"] in (0, 1)
 
 
 @pytest.mark.slow

@@ -131,12 +131,28 @@ def test_metrics_of_seeds_are_lists_and_those_of_one_are_a_number_in_the_file(
     records.append_metrics(tmp_path, [line])
     text = (tmp_path / records.METRICS).read_text()
     assert json.loads(text)["val_loss"] == written
-    assert list(json.loads(text)) == list(records.LogPoint.__struct_fields__)
+    always = [n for n in records.LogPoint.__struct_fields__ if n != "val_metrics"]
+    assert list(json.loads(text)) == always
     (read,) = records.read_metrics(tmp_path)
     assert read.train_loss == losses
     assert (read.val_loss is None) == (values is None)
     if values is not None:
         np.testing.assert_array_equal(read.val_loss, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "written"), [([0.5], 0.5), ([float("nan"), 0.25], [None, 0.25])]
+)
+def test_other_metrics_are_written_by_name_if_there_are_some(tmp_path, values, written):
+    losses = [1.0] * len(values)
+    given = {"train_loss": losses, "train_accuracy": losses}
+    line = make_point(1, **given, val_metrics={"ece": values})
+    records.cut_metrics(tmp_path, 0)
+    records.append_metrics(tmp_path, [line])
+    text = (tmp_path / records.METRICS).read_text()
+    assert json.loads(text)["val_metrics"] == {"ece": written}
+    (read,) = records.read_metrics(tmp_path)
+    np.testing.assert_array_equal(read.val_metrics["ece"], values)
 
 
 def test_a_single_seed_that_diverged_is_a_list_too(tmp_path):

@@ -1,6 +1,7 @@
 """Computes calibration, confusions and mistakes from the test logits of a run."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import log_softmax
@@ -85,6 +86,25 @@ class Scores:
             nll=float(self.nll / total),
             brier=float(self.brier / total),
         )
+
+
+def largest_class(sizes: Sequence[int] | np.ndarray) -> tuple[int, float] | None:
+    """Returns the largest class and its share of the images, if classes are unequal.
+
+    A network that always answers this class has this accuracy.
+
+    Args:
+      sizes: number of images of each class.
+
+    Returns:
+      None if the classes are as equal as whole numbers allow.
+    """
+    counts = np.asarray(sizes)
+    total = int(counts.sum())
+    if not total or counts.max() <= -(-total // len(counts)):
+        return None
+    index = int(counts.argmax())
+    return index, float(counts[index] / total)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:

@@ -26,7 +26,7 @@ from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.folder import folder_for
 from cifar_flax.runs.range_tests import range_test
 from cifar_flax.runs.recipe_choice import OF_SCHEDULE, flags_of
-from cifar_flax.runs.settings import RANGE_SEEDS
+from cifar_flax.runs.settings import OF_EVALUATION, RANGE_SEEDS
 from cifar_flax.show.console import ConsoleDisplay, make_console
 from cifar_flax.show.figures import RangeFigure
 from cifar_flax.training.lr_range import RangeSettings
@@ -62,8 +62,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # A range test does not use the settings of the schedule.
-    define_settings(without=(*OF_SCHEDULE, "lr_check", "seeds_vary"))
+    # A range test does not use the settings of the schedule, and evaluates nothing.
+    unused = (*OF_SCHEDULE, *OF_EVALUATION, "lr_check", "seeds_vary")
+    define_settings(without=unused)
     FLAGS.set_default("seeds", RANGE_SEEDS)
     define_devices()
     cli.define_path(

@@ -25,7 +25,8 @@ def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
         made = report(
-            FLAGS.runs, FLAGS.output, FLAGS.baseline, FLAGS.compare, FLAGS.figures
+            *(FLAGS.runs, FLAGS.output, FLAGS.baseline, FLAGS.compare, FLAGS.figures),
+            rank_by=FLAGS.rank_by,
         )
         for line in made.left_out:
             cli.logger.warning("left out: %s", line)
@@ -50,6 +51,13 @@ if __name__ == "__main__":
         [],
         "Settings whose values are compared, such as optimizer,weight_decay (default: "
         "none; in runs of one model, all settings that differ except the rate).",
+    )
+    cli.define_text(
+        "rank_by",
+        None,
+        "Rank and compare by another column than the test accuracy, such as ece or "
+        "corrupt_accuracy; with a minus in front, such as -my_error, if lower is "
+        "better.",
     )
     cli.define_path("figures", None, "Folder for the figures as PNG, SVG and PDF.")
     sys.exit(main())

@@ -15,7 +15,7 @@ from cifar_flax.own_code import is_own
 from cifar_flax.runs.recipe_choice import OF_RECIPE
 from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.setting_values import choices_of, parse_value, what_to_give
-from cifar_flax.runs.settings import OF_DATA, OF_MODEL, SINGLE, Settings
+from cifar_flax.runs.settings import OF_DATA, OF_EVALUATION, OF_MODEL, SINGLE, Settings
 from cifar_flax.training import processes
 from cifar_flax.training.named_recipes import LESSON
 from cifar_flax.training.placement import parse_mesh
@@ -24,7 +24,7 @@ FLAGS = flags.FLAGS
 
 cli.GROUPS |= {
     "Model": (*OF_MODEL, "lowering"),
-    "Data": OF_DATA,
+    "Data": (*OF_DATA, *OF_EVALUATION),
     "Recipe": (*OF_RECIPE, "lr_check"),
 }
 

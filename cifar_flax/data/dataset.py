@@ -151,7 +151,7 @@ def make_dataset(
         class_names=names,
         mean=mean,
         std=std,
-        fingerprint=fingerprint or _fingerprint(pairs, names),
+        fingerprint=fingerprint or fingerprint_of(pairs, names),
         source=source,
         reading=reading or as_it_is(pairs),
         **by_field(pairs),
@@ -218,7 +218,7 @@ def channel_statistics(images: np.ndarray) -> tuple[Statistics, Statistics]:
     return tuple(mean), tuple(std)
 
 
-def _fingerprint(pairs: Mapping[str, Pair], names: tuple[str, ...]) -> str:
+def fingerprint_of(pairs: Mapping[str, Pair], names: tuple[str, ...]) -> str:
     """Computes ``Dataset.fingerprint``."""
     digest = hashlib.sha256()
     for split, (images, labels) in pairs.items():

@@ -5,12 +5,13 @@ have the other names of ``SPLITS``, in upper or lower case.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import printable
@@ -139,6 +140,53 @@ def list_folder(folder: pathlib.Path) -> Listing:
     return Listing(folder, found, names, left_out.notes)
 
 
+def list_labelled(
+    folder: pathlib.Path, names: Sequence[str]
+) -> tuple[list[tuple[pathlib.Path, int]], tuple[str, ...]]:
+    """Returns the pictures of a folder of known classes, of all or of some of them.
+
+    They are in ``test/CLASS/``, else in the folder for validation, else in ``CLASS/``.
+
+    Args:
+      folder: where to look.
+      names: of the classes, in the order of their labels.
+
+    Returns:
+      The files with their labels, and what was left out and why.
+
+    Raises:
+      UserError: there is no folder, no picture, or a folder that is not of a class.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give folder:PATH")
+    held = [path for split in ("test", "val") for path in _splits_in(folder, split)]
+    place = next((path for path in held if path.name not in names), folder)
+    left_out, seen = LeftOut(), dict[str, tuple[str, str]]()
+    found: list[tuple[pathlib.Path, int]] = []
+    for path in _folders(place):
+        if path.name not in names:
+            near = difflib.get_close_matches(path.name, names, n=3, cutoff=0)
+            raise UserError(
+                f"{path} is not a class of the training images; the most similar are "
+                f"{', '.join(near)}"
+            )
+        pictures = _pictures_in(path, ("test", path.name), left_out, seen)
+        found += [(picture, names.index(path.name)) for picture in pictures]
+    if not found:
+        raise UserError(
+            f"{place} has no pictures in folders of the classes {', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}"
+        )
+    _leave_out(place, left_out)
+    return found, left_out.notes
+
+
+def _splits_in(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """Returns the folders of a split, in the order of its names."""
+    inside = _folders(folder)
+    return [p for name in SPLITS[split] for p in inside if p.name.lower() == name]
+
+
 def find_images(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     """Returns the given files, and all pictures in the given folders at any depth.
 
@@ -225,10 +273,7 @@ def _find_splits(folder: pathlib.Path, left_out: LeftOut) -> dict[str, pathlib.P
     Without a folder of training images, the folder itself has them.
     """
     inside = _folders(folder)
-    found = {
-        split: [p for name in names for p in inside if p.name.lower() == name]
-        for split, names in SPLITS.items()
-    }
+    found = {split: _splits_in(folder, split) for split in SPLITS}
     others = [p for p in inside if not any(p in places for places in found.values())]
     trains, held = found["train"], found["test"] + found["val"]
     if not trains:

@@ -93,6 +93,33 @@ def load_own(name: str, data_dir: pathlib.Path, size: int | None) -> Dataset:
 
 
 def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
+    pairs, names, notes = read_arrays(path)
+    if "train" not in pairs:
+        raise UserError(
+            f"{path} has no training images; it needs images and labels, or "
+            "train_images and train_labels, and test_images and test_labels if any"
+        )
+    count = max(int(labels.max()) for _, labels in pairs.values()) + 1
+    classes = _class_names(names, count, str(path))
+    reading = dataclasses.replace(as_it_is(pairs), notes=notes)
+    if size is not None:
+        from cifar_flax.data.images import fit_array  # Pillow takes a while to load
+
+        pairs = {split: (fit_array(x, size), y) for split, (x, y) in pairs.items()}
+    return _make(title, str(path), pairs, path.name, classes, reading)
+
+
+def read_arrays(
+    path: pathlib.Path,
+) -> tuple[dict[str, Pair], np.ndarray | None, tuple[str, ...]]:
+    """Reads the images and labels of each split of an .npz file.
+
+    Returns:
+      The splits, the array ``class_names`` if there is one, and notes.
+
+    Raises:
+      UserError: the file cannot be read, or has no images with labels.
+    """
     try:
         if not path.is_file():
             raise UserError(f"there is no file {path}; give npz:PATH of an .npz file")
@@ -112,7 +139,7 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
                 pairs[split], is_first = _checked_pair(where, images, labels)
                 if is_first:
                     notes.append(f"{names[0]} had the channels first")
-    if "train" not in pairs:
+    if not pairs:
         raise UserError(
             f"{path} has the arrays {', '.join(arrays)}; it needs images and labels, "
             "or train_images and train_labels, and test_images and test_labels if any"
@@ -120,14 +147,7 @@ def _read_npz(path: pathlib.Path, title: str, size: int | None) -> Dataset:
     if others := [name for name in arrays if name not in used]:
         shown = ", ".join(one_line(printable(name), 60) for name in others[:3])
         notes.append(f"left out: other arrays: {len(others)} ({shown})")
-    count = max(int(labels.max()) for _, labels in pairs.values()) + 1
-    classes = _class_names(arrays.get("class_names"), count, str(path))
-    reading = dataclasses.replace(as_it_is(pairs), notes=tuple(notes))
-    if size is not None:
-        from cifar_flax.data.images import fit_array  # Pillow takes a while to load
-
-        pairs = {split: (fit_array(x, size), y) for split, (x, y) in pairs.items()}
-    return _make(title, str(path), pairs, path.name, classes, reading)
+    return pairs, arrays.get("class_names"), tuple(notes)
 
 
 def _checked_pair(
@@ -217,7 +237,7 @@ def _read_folder(title: str, listing: Listing, size: int | None) -> Dataset:
     facts = {path: facts_of(path) for path in listing.paths}
     shape, notes = _common_shape(facts, size)
     where, white = str(listing.folder), None
-    _check_memory(where, len(facts), shape)
+    check_memory(where, len(facts), shape)
     if _all_deep(facts):
         ranges = np.array([extremes(path) for path in facts])
         low, high = float(ranges[:, 0].min()), float(ranges[:, 1].max())
@@ -278,7 +298,7 @@ def _all_deep(facts: dict[pathlib.Path, "Facts"]) -> bool:
     return True in kinds
 
 
-def _check_memory(where: str, count: int, shape: tuple[int, ...]) -> None:
+def check_memory(where: str, count: int, shape: tuple[int, ...]) -> None:
     """Raises a UserError if the images would take more than half of the memory."""
     needed, memory = count * int(np.prod(shape)), _memory()
     if memory is not None and needed > memory / 2:

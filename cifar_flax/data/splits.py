@@ -46,7 +46,11 @@ class DataSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, H, W, C] and labels int32 [N]; the constructor checks them.
+    """Images with labels; the constructor checks them.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      labels: int32 [N].
 
     Raises:
       UserError: a type or shape is wrong, the lengths differ, or there are no images.

@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 from cifar_flax.analysis.range_curve import RangeResult
 from cifar_flax.analysis.statistics import ci95_of_mean
 from cifar_flax.files import replacing
+from cifar_flax.reports.columns import Column
 from cifar_flax.reports.entries import Entry
 
 # The colours of Okabe and Ito that are visible on a light and on a dark background.
@@ -132,17 +133,18 @@ def style_of(number: int) -> dict[str, Any]:
     }
 
 
-def ranking(entries: list[Entry]) -> Chart:
-    """Makes a chart of the accuracies of entries with their intervals."""
-    entries = [entry for entry in entries if entry.accuracies]
+def ranking(entries: list[Entry], by: Column | None = None) -> Chart:
+    """Makes a chart of what ranks entries with its intervals, usually the accuracy."""
+    entries = [e for e in entries if (by.values(e) if by else e.accuracies)]
     names = [f"{n}  {plain(e.name)}" for n, e in enumerate(entries, start=1)]
+    label = "test accuracy, %" if by is None else plain(by.heading)
 
     def draw(axis: Axes) -> None:
         for number, entry in enumerate(entries):
             axis.errorbar(
-                100 * entry.mean,
+                _centre(entry, by),
                 number,
-                xerr=_sides(entry),
+                xerr=_sides(entry, by),
                 marker="o",
                 capsize=3,
                 color=COLOURS[0],
@@ -150,17 +152,32 @@ def ranking(entries: list[Entry]) -> Chart:
         axis.set_yticks(range(len(entries)), names)
         axis.set_ylim(len(entries) - 0.5, -0.5)
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.set_xlabel("test accuracy, %")
+        axis.set_xlabel(label)
 
     most = max((1 + name.count("\n") for name in names), default=1)
     height = 0.9 + (0.12 + 0.16 * most) * len(entries)
-    return Chart("ranking", "Test accuracies with intervals", (5.6, height), draw)
+    title = "Test accuracies with intervals"
+    if by is not None:
+        title = f"Intervals of {by.words}"
+    return Chart("ranking", title, (5.6, height), draw)
 
 
-def _sides(entry: Entry) -> list[list[float]]:
-    """Returns the two sides of an entry's interval in per cent, [2, 1]."""
-    low, high = entry.interval or (entry.mean, entry.mean)
-    return [[100 * max(0, entry.mean - low)], [100 * max(0, high - entry.mean)]]
+def _unit(by: Column | None) -> float:
+    """Returns the factor by which values are shown; shares are in per cent."""
+    return 100 if by is None or by.is_share else 1
+
+
+def _centre(entry: Entry, by: Column | None) -> float:
+    """Returns the mean of an entry as it is shown."""
+    mean = entry.mean if by is None else by.mean(entry)
+    return np.nan if mean is None else _unit(by) * mean
+
+
+def _sides(entry: Entry, by: Column | None = None) -> list[list[float]]:
+    """Returns the two sides of an entry's interval as they are shown, [2, 1]."""
+    mean, ends = _centre(entry, by), by.interval(entry) if by else entry.interval
+    low, high = (_unit(by) * end for end in ends) if ends else (mean, mean)
+    return [[max(0, mean - low)], [max(0, high - mean)]]
 
 
 def trade_off(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cifar_flax import records
-from cifar_flax.analysis.predictions import Scores
+from cifar_flax.analysis.predictions import Scores, score
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.identity import run_of
 
@@ -31,11 +31,7 @@ def check_records(
         raise UserError(f"{folder / records.CONFIG}: recipe is null in a finished run")
     _check_predictions(str(folder / records.PREDICTIONS), predictions)
     _, count, classes = predictions["logits"].shape
-    run = run_of(config)
-    if "run" in predictions and run is not None and predictions["run"].tolist() != run:
-        raise UserError(
-            f"{folder / records.PREDICTIONS} holds the predictions of another run"
-        )
+    _check_bound(str(folder / records.PREDICTIONS), config, predictions)
     seeds, data = predictions["seeds"].tolist(), config.dataset
     of_result, of_predictions = records.RESULT, records.PREDICTIONS
     told = {
@@ -86,6 +82,39 @@ def _check_agreement(folder: pathlib.Path, told: dict[str, dict[str, Any]]) -> N
                 )
 
 
+def check_also_tested(
+    folder: pathlib.Path, config: records.Config, result: records.Result
+) -> None:
+    """Checks the predictions of further test images, and that they are the result's.
+
+    Raises:
+      UserError: they are missing or damaged, or contradict the result.
+    """
+    for name, also in result.also_test.items():
+        arrays = records.read_predictions(folder, name)
+        where = str(folder / records.predictions_of(name))
+        _check_predictions(where, arrays)
+        _check_bound(where, config, arrays)
+        logits, labels = arrays["logits"], arrays["labels"]
+        if (len(logits), len(labels)) != (len(result.seeds), also.size):
+            raise UserError(f"{where} has not the seeds and images of {records.RESULT}")
+        scores = [score(replica[None], labels) for replica in logits]
+        for index in result.alive():
+            accuracy, loss = also.accuracy[index], also.loss[index]
+            if accuracy is not None and loss is not None:
+                told = result.seeds[index], (accuracy, loss), scores[index]
+                _check_score(folder, *told, records.predictions_of(name))
+
+
+def _check_bound(
+    where: str, config: records.Config, arrays: dict[str, np.ndarray]
+) -> None:
+    """Raises a UserError if predictions are bound to another run."""
+    run = run_of(config)
+    if "run" in arrays and run is not None and arrays["run"].tolist() != run:
+        raise UserError(f"{where} holds the predictions of another run")
+
+
 def check_scores(
     folder: pathlib.Path, result: records.Result, scores: list[Scores]
 ) -> None:
@@ -108,14 +137,26 @@ def check_scores(
                 "infinite"
             )
         told = result.test_accuracy[index] or 0.0, result.test_loss[index] or 0.0
-        found = one.right.sum() / count, one.nll / count
-        # Older versions may have rounded to float32.
-        if not np.allclose(told, found, rtol=(1e-6, 1e-4), atol=1e-6):
-            raise UserError(
-                f"{folder}: seed {result.seeds[index]} has the accuracy {told[0]:.6g} "
-                f"and the loss {told[1]:.6g} in {records.RESULT}, but {found[0]:.6g} "
-                f"and {found[1]:.6g} by its logits in {records.PREDICTIONS}"
-            )
+        _check_score(folder, result.seeds[index], told, one)
+
+
+def _check_score(
+    folder: pathlib.Path,
+    seed: int,
+    told: tuple[float, float],
+    one: Scores,
+    file: str = records.PREDICTIONS,
+) -> None:
+    """Raises a UserError if accuracy and loss are not those of the predictions."""
+    count = max(1, int(one.counts.sum()))
+    found = one.right.sum() / count, one.nll / count
+    # Older versions may have rounded to float32.
+    if not np.allclose(told, found, rtol=(1e-6, 1e-4), atol=1e-6):
+        raise UserError(
+            f"{folder}: seed {seed} has the accuracy {told[0]:.6g} and the loss "
+            f"{told[1]:.6g} in {records.RESULT}, but {found[0]:.6g} and "
+            f"{found[1]:.6g} by its logits in {file}"
+        )
 
 
 def _check_metrics(
@@ -131,6 +172,10 @@ def _check_metrics(
             value is not None for value in values
         ):
             raise UserError(f"{where}: not every {name} is of {replicas} seeds")
+    # The epochs of a run that this one continues may have measured less.
+    others = [line.val_metrics or {} for line in metrics]
+    if any(len(values) != replicas for one in others for values in one.values()):
+        raise UserError(f"{where}: not every val_metrics is of {replicas} seeds")
     for line in metrics:
         # The last step may make parameters NaN after its loss was computed.
         alive = result.alive(line.step - 1)

@@ -78,7 +78,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         pages = [
-            {**_overview(study), "ranking": charts.ranking(study.best)}
+            {**_overview(study), "ranking": charts.ranking(study.best, study.by)}
             for study in self.studies
         ]
         return _template("notebook.html.j2", autoescape=True).render(studies=pages)
@@ -90,6 +90,7 @@ def report(
     baseline: str | None = None,
     compared: Sequence[str] = (),
     figures: str | pathlib.Path | None = None,
+    rank_by: str | None = None,
 ) -> Report:
     """Compares the finished runs below a folder.
 
@@ -106,6 +107,9 @@ def report(
         ``studies.read_studies``.
       figures: folder for the figures as PNG, SVG and PDF; None: only the page has
         figures.
+      rank_by: what ranks and compares the configurations instead of the test accuracy:
+        ``ece``, ``corrupt_accuracy`` or another column; with a minus in front if
+        lower is better.
 
     Raises:
       UserError: there is no finished run, no such baseline or setting, the report
@@ -114,7 +118,7 @@ def report(
     folder = expand_user(runs)
     output = folder if output is None else expand_user(output)
     check_replaceable(output)
-    studies, left_out = read_studies(folder, baseline, compared)
+    studies, left_out = read_studies(folder, baseline, compared, rank_by)
     markdown = write_markdown(studies, left_out)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -266,14 +270,17 @@ def _overview(study: Study) -> dict[str, Any]:
     return {
         "study": study,
         "rows": [
-            {**_row(entry), "against": against.get(id(entry))}
+            {**_row(entry, study), "against": against.get(id(entry))}
             for entry in study.entries
         ],
-        "apart": [_row(entry) for entry in study.apart],
+        "apart": [_row(entry, study) for entry in study.apart],
+        "columns": [column.heading for column in study.columns],
+        "ranked_by": verdicts.ranked_by(study),
         "sentences": verdicts.sentences(study),
         "basis": verdicts.basis(study) if study.comparisons else None,
         "matrix": verdicts.matrix(study),
         "given": verdicts.given(study),
+        "largest": verdicts.of_largest_class(study),
         "cautions": verdicts.cautions(study),
         "made": study.everything if len(study.everything) <= WHOLE else study.shown,
         "devices": sorted({e.first.result.device for e in study.entries}),
@@ -295,8 +302,8 @@ def _rates(entry: Entry) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
-def _row(entry: Entry) -> dict[str, Any]:
-    """Returns a row of the ranking."""
+def _row(entry: Entry, study: Study | None = None) -> dict[str, Any]:
+    """Returns a row of the ranking; without a study, what a section shows of it."""
     recipe: Any = entry.first.config.recipe
     kinds = dict.fromkeys(phase.get("kind", "") for phase in recipe["phases"])
     return {
@@ -310,6 +317,10 @@ def _row(entry: Entry) -> dict[str, Any]:
         "optimizer": recipe.get("optimizer", "sgd"),
         "recipe": entry.first.settings.get("recipe") or " + ".join(kinds),
         "calibration": entry.calibration,
+        "further": [
+            (column.cell(entry), column.mean(entry))
+            for column in (study.columns if study else ())
+        ],
         "commands": [run.command for run in entry.runs],
     }
 
@@ -317,12 +328,15 @@ def _row(entry: Entry) -> dict[str, Any]:
 def _charts(study: Study) -> list[Chart]:
     """Returns all figures of a study, without those of its entries."""
     most = BEST if study.is_large else None
-    made = [charts.ranking(study.best)]
+    made = [charts.ranking(study.best, study.by)]
     made += [
         charts.trade_off(name, study.entries, cost, label, most)
         for name, (label, cost) in COSTS.items()
     ]
-    lines = [charts.learning_curves(study.shown, *curve) for curve in CURVES.items()]
+    curves = dict(CURVES)
+    if any(entry.first.mixes for entry in study.shown):
+        curves["train_accuracy"] = "training accuracy, %\n(augmented or mixed images)"
+    lines = [charts.learning_curves(study.shown, *curve) for curve in curves.items()]
     lines.append(charts.schedules(study.shown))
     return made + [chart for chart in lines if chart is not None]
 
@@ -347,6 +361,7 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
     calibration = entry.calibration
     return {
         **_row(entry),
+        "mixes": entry.first.mixes,
         "names": names,
         "confusion": shares.tolist(),
         "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=True)),

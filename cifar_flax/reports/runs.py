@@ -15,7 +15,7 @@ from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import shell_word
 from cifar_flax.identity import OF_RECIPE, configuration_of, recorded_of
 from cifar_flax.own_code import label_of
-from cifar_flax.reports.checks import check_records, check_scores
+from cifar_flax.reports.checks import check_also_tested, check_records, check_scores
 
 
 class Seed(NamedTuple):
@@ -39,6 +39,7 @@ class RunRecord:
       right_bits: whether each replica classifies each test image correctly, as bits:
         ``numpy.packbits`` of bool [R, N] along the images.
       labels_sha256: SHA-256 of the labels of the test images.
+      class_sizes: number of test images of each class.
       replicas: indices of the replicas that count; another run may have the others.
     """
 
@@ -49,6 +50,7 @@ class RunRecord:
     scores: list[Scores]
     right_bits: np.ndarray
     labels_sha256: str
+    class_sizes: list[int]
     replicas: tuple[int, ...]
 
     @functools.cached_property
@@ -104,6 +106,12 @@ class RunRecord:
         """Whether each finished seed classifies each image correctly, bool [n, N]."""
         bits, count = self.right_bits[self.finished], self.result.test_size
         return np.unpackbits(bits, axis=1, count=count).astype(bool)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it was trained on mixed images, of which its training accuracy is."""
+        augmentation: Any = (self.config.recipe or {}).get("augmentation") or {}
+        return bool(augmentation.get("mixup") or augmentation.get("cutmix"))
 
     @property
     def command(self) -> str:
@@ -238,6 +246,7 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
     logits, labels = arrays["logits"], arrays["labels"]
     scores = [score(replica[None], labels) for replica in logits]
     check_scores(folder, result, scores)
+    check_also_tested(folder, config, result)
     run = RunRecord(
         folder,
         config,
@@ -246,6 +255,7 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
         scores=scores,
         right_bits=np.packbits(logits.argmax(-1) == labels, axis=1),
         labels_sha256=hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
+        class_sizes=np.bincount(labels, minlength=logits.shape[-1]).tolist(),
         replicas=tuple(range(len(logits))),
     )
     configuration_of(config, str(folder))

@@ -26,6 +26,7 @@ from cifar_flax.errors import UserError, one_line
 from cifar_flax.identity import (
     custom_model_of,
 )
+from cifar_flax.reports.columns import Column, columns_of, find_column
 from cifar_flax.reports.entries import Entry, differing, make_entries
 from cifar_flax.reports.runs import RunRecord, read_runs
 
@@ -51,6 +52,7 @@ class Study:
       compared: settings besides the model whose values are compared.
       baseline: the entry with which all others are compared; None: the entries of
         ``best`` are compared with each other.
+      by: what ranks and compares the entries; None: the test accuracy.
     """
 
     dataset: records.DatasetInfo
@@ -60,6 +62,12 @@ class Study:
     apart: list[Entry]
     compared: tuple[str, ...] = ()
     baseline: Entry | None = None
+    by: Column | None = None
+
+    @functools.cached_property
+    def columns(self) -> list[Column]:
+        """Columns beside the test accuracy."""
+        return columns_of(self.everything)
 
     @property
     def everything(self) -> list[Entry]:
@@ -90,13 +98,21 @@ class Study:
         best entries, the better one first. Entries with one seed or with a diverged
         seed are not compared, because they have no valid interval.
         """
-        able = [e for e in self.entries if len(e.accuracies) > 1 and not e.diverged]
+        by, able = self.by, [e for e in self.entries if not e.diverged]
+        values = {id(e): by.better(e) if by else e.accuracies for e in able}
+        able = [entry for entry in able if len(values[id(entry)]) > 1]
+        if by is not None and not by.is_share:
+            return []  # what differences matter is not known
         pairs = list(itertools.combinations([e for e in able if e in self.best], 2))
         if self.baseline is not None:
             others = [entry for entry in able if entry is not self.baseline]
             pairs = [(e, self.baseline) for e in others if self.baseline in able]
         found = [
-            compare(first.accuracies, second.accuracies, (first.right, second.right))
+            compare(
+                values[id(first)],
+                values[id(second)],
+                (first.right, second.right) if by is None else None,
+            )
             for first, second in pairs
         ]
         adjusted = holm([one for one in found if one is not None])
@@ -112,6 +128,7 @@ def read_studies(
     folder: pathlib.Path,
     baseline: str | None = None,
     compared: Sequence[str] = (),
+    rank_by: str | None = None,
 ) -> tuple[list[Study], list[str]]:
     """Reads the studies of all finished runs below a folder, the largest first.
 
@@ -122,6 +139,8 @@ def read_studies(
         entry, and the ranking is the usual one.
       compared: settings whose values are compared besides the models. The default is
         none, or, in a study of one model, all that differ except the rate.
+      rank_by: a metric, or the accuracy on further test images, which ranks and
+        compares instead of the test accuracy; see ``columns.find_column``.
 
     Returns:
       The studies, and a line with the reason for each run that is left out.
@@ -139,9 +158,15 @@ def read_studies(
     ]
     _check_names(made, baseline, compared)
     studies = [
-        _make_study(key, group[0], entries, baseline, compared)
+        _make_study(key, group[0], entries, baseline, compared, rank_by)
         for key, group, entries in made
     ]
+    if rank_by is not None and all(study.by is None for study in studies):
+        names = [one.name for study in studies for one in study.columns]
+        raise UserError(
+            f"--rank_by={one_line(rank_by, 100)}: no run has measured it; measured: "
+            f"{', '.join(dict.fromkeys(names)) or 'only the test accuracy'}"
+        )
     if baseline is not None and all(study.baseline is None for study in studies):
         _ask_for_one(baseline, studies)
     return sorted(studies, key=lambda study: -len(study.entries)), left_out
@@ -207,28 +232,34 @@ def _make_study(
     entries: list[Entry],
     baseline: str | None,
     compared: Sequence[str],
+    rank_by: str | None,
 ) -> Study:
+    by = None if rank_by is None else find_column(rank_by, columns_of(entries))
     by_name = {entry.name: entry for entry in entries}
     base = None if baseline is None else by_name.get(baseline)
     told_apart = tuple(compared) or _compared_by_default(entries)
-    ranked = entries if base is not None else _chosen(entries, told_apart)
+    ranked = entries if base is not None else _chosen(entries, told_apart, by)
     if base is None:
         of_model = [e for e in ranked if e.first.result.model == baseline]
         base = of_model[0] if len(of_model) == 1 else None
-    kept = set(map(id, ranked))
+    kept, rank = set(map(id, ranked)), functools.partial(_rank, by=by)
     return Study(
         dataset=run.config.dataset,
         version=run.config.versions.get("cifar-flax", "of no known version"),
         key=key,
-        entries=sorted(ranked, key=_rank),
-        apart=sorted((e for e in entries if id(e) not in kept), key=_rank),
+        entries=sorted(ranked, key=rank),
+        apart=sorted((e for e in entries if id(e) not in kept), key=rank),
         compared=told_apart,
         baseline=base,
+        by=by,
     )
 
 
-def _rank(entry: Entry) -> tuple[bool, float]:
-    return bool(entry.diverged), -np.nan_to_num(entry.mean)
+def _rank(entry: Entry, by: Column | None) -> tuple[bool, bool, float]:
+    if by is None:
+        return bool(entry.diverged), False, -np.nan_to_num(entry.mean)
+    values = list(by.better(entry).values())
+    return bool(entry.diverged), not values, -float(np.mean(values)) if values else 0.0
 
 
 def _compared_by_default(entries: list[Entry]) -> tuple[str, ...]:
@@ -238,12 +269,15 @@ def _compared_by_default(entries: list[Entry]) -> tuple[str, ...]:
     return tuple(name for name in names if name != "lr")
 
 
-def _chosen(entries: list[Entry], compared: Sequence[str]) -> list[Entry]:
+def _chosen(
+    entries: list[Entry], compared: Sequence[str], by: Column | None
+) -> list[Entry]:
     """Chooses the best entry of each group on the validation split.
 
     Without a validation split, all entries are ranked.
     """
     groups: dict[str, list[Entry]] = {}
+    validation = {id(e): by.validation(e) if by else e.validation for e in entries}
     for entry in entries:
         names = (*OF_MODEL, *compared)
         values = [entry.first.settings.get(name) for name in names]
@@ -251,13 +285,16 @@ def _chosen(entries: list[Entry], compared: Sequence[str]) -> list[Entry]:
         groups.setdefault(key, []).append(entry)
     chosen = []
     for group in groups.values():
-        if any(entry.validation is None and entry.accuracies for entry in group):
+        if any(validation[id(entry)] is None and entry.accuracies for entry in group):
             chosen += group
             continue
         chosen.append(
             min(
                 group,
-                key=lambda e: (len(e.diverged) / len(e.seeds), -(e.validation or 0)),
+                key=lambda e: (
+                    len(e.diverged) / len(e.seeds),
+                    -(validation[id(e)] or 0),
+                ),
             )
         )
     return chosen

@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from cifar_flax.analysis.predictions import largest_class
 from cifar_flax.analysis.statistics import percent_with_interval
 from cifar_flax.files import expand_user
+from cifar_flax.reports.columns import Column, columns_of
 from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.runs import RunRecord
 from cifar_flax.reports.studies import Study, read_studies
+from cifar_flax.reports.verdicts import of_largest_class
 
 
 def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -19,6 +23,9 @@ def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
 
     ``pandas.DataFrame`` accepts the rows directly. Accuracies are shares. The
     validation accuracy is that of the last epoch, and None without a validation split.
+    Further test images and metrics have columns such as ``corrupt_accuracy`` and
+    ``test_ece``. Each is followed by ``_low`` and ``_high``, the ends of the 95 %
+    interval of the mean over the seeds of the configuration.
 
     Args:
       folder: folder that holds the runs, at any depth.
@@ -32,6 +39,7 @@ def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
 
 def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
     """Returns the rows of studies; see ``load_results``."""
+    columns = columns_of(entry for study in studies for entry in study.everything)
     return [
         {
             "dataset": study.dataset.name,
@@ -42,6 +50,8 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
             "test_accuracy": None if at is not None else result.test_accuracy[index],
             "test_loss": result.test_loss[index],
             "val_accuracy": _last(run.metrics, index),
+            "largest_class": _largest(run),
+            **_further(columns, entry, run, index),
             "diverged_at": at,
             "epochs": result.epochs,
             "parameters": result.num_params,
@@ -58,6 +68,24 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
         for index in run.replicas
         for at in [result.diverged_at[index]]
     ]
+
+
+def _largest(run: RunRecord) -> float | None:
+    """Returns the share of the largest class of the test images, if it is larger."""
+    largest = largest_class(run.class_sizes)
+    return None if largest is None else largest[1]
+
+
+def _further(
+    columns: list[Column], entry: Entry, run: RunRecord, index: int
+) -> dict[str, float | None]:
+    """Returns what a replica has measured, and the intervals of its entry."""
+    found: dict[str, float | None] = {}
+    for column in columns:
+        values, ends = column.figure.of(run), column.interval(entry) or (None, None)
+        found[column.name] = None if values is None else values[index]
+        found |= zip((f"{column.name}_low", f"{column.name}_high"), ends, strict=True)
+    return found
 
 
 def write_csv(studies: list[Study]) -> str:
@@ -86,6 +114,7 @@ def write_tex(studies: list[Study]) -> str:
         parts += [
             f"% {' '.join(study.dataset.name.split())}: test accuracy in per cent, 95 "
             "% intervals over seeds (for one seed over images)",
+            *_largest_in_tex(study),
             r"\begin{tabular}{lrrrrr}",
             r"\toprule",
             r"& seeds & test accuracy & parameters & epochs & seconds per seed \\",
@@ -96,6 +125,11 @@ def write_tex(studies: list[Study]) -> str:
             "",
         ]
     return "\n".join(parts)
+
+
+def _largest_in_tex(study: Study) -> list[str]:
+    text = of_largest_class(study)
+    return [] if text is None else [f"% {' '.join(text.split())}"]
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

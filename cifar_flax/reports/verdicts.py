@@ -4,6 +4,7 @@ import itertools
 import statistics
 from typing import Any
 
+from cifar_flax.analysis.predictions import largest_class
 from cifar_flax.analysis.statistics import (
     LEVEL,
     MOST_SEEDS,
@@ -99,6 +100,8 @@ def what_can_be_shown(study: Study) -> str | None:
         "probability, given the median deviation of these pairs. It often misses "
         "smaller differences."
     )
+    if study.by is not None:  # it is no multiple of one image
+        return text
     images = study.entries[0].first.result.test_size
     least = smallest_shown(images, seeds, LEVEL / comparisons)
     if least <= RELEVANT:
@@ -140,6 +143,31 @@ def given(study: Study) -> str:
         return "this rate, split and test set"
     other = "split" if fixed == ["rate"] else "rate"
     return f"this {fixed[0]} and test set; each seed has its own {other}"
+
+
+def ranked_by(study: Study) -> str | None:
+    """Says what ranks and compares the entries, unless it is the test accuracy."""
+    by = study.by
+    if by is None:
+        return None
+    order = "lower is better" if by.lower_is_better else "higher is better"
+    text = f"Ranked and compared by {by.words} ({order}), not by the test accuracy."
+    if not by.is_share:
+        text += " Its values are not shares, so no differences are judged."
+    return text
+
+
+def of_largest_class(study: Study) -> str | None:
+    """Says how accurate an answer that ignores the image is, if classes are unequal."""
+    largest = largest_class(study.entries[0].first.class_sizes)
+    if largest is None:
+        return None
+    index, share = largest
+    name = study.dataset.class_names[index]
+    return (
+        f"Always answering the largest class, {name}, would have a test accuracy of "
+        f"{100 * share:.2f} %."
+    )
 
 
 def matrix(study: Study) -> dict[str, Any]:
@@ -305,7 +333,7 @@ def _of_single_seeds(study: Study) -> list[str]:
         f"One seed cannot show a rank. These configurations have only one: {names}. "
         "Their intervals are over the test images; another seed may lie outside."
     ]
-    if len(single) > 1:
+    if len(single) > 1 and study.by is None:
         first, second = single[:2]
         p = mcnemar(first.right[0], second.right[0])
         texts.append(

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cifar_flax.analysis.predictions import largest_class
 from cifar_flax.data import Dataset, Splits
 from cifar_flax.records import DatasetInfo
 
@@ -10,7 +11,10 @@ _MAX_NAMES = 10  # classes that the header names
 
 def describe_data(dataset: Dataset, splits: Splits) -> DatasetInfo:
     """Returns the record of a data set and its splits."""
-    sizes = np.bincount(splits.train.labels, minlength=splits.num_classes)
+    train, test = (
+        np.bincount(split.labels, minlength=splits.num_classes).tolist()
+        for split in (splits.train, splits.test)
+    )
     reading = dataset.reading
     return DatasetInfo(
         name=dataset.name,
@@ -23,7 +27,8 @@ def describe_data(dataset: Dataset, splits: Splits) -> DatasetInfo:
         train_size=len(splits.train),
         val_size=len(splits.val) if splits.val else 0,
         test_size=len(splits.test),
-        class_sizes=sizes.tolist(),
+        class_sizes=train,
+        test_class_sizes=test,
         values=(reading.low, reading.high),
         white=reading.white,
         notes=list(reading.notes),
@@ -42,7 +47,16 @@ def data_in_words(info: DatasetInfo) -> list[tuple[str, str]]:
     if info.values is not None:
         pixels += f", values {values_in_words(*info.values, info.white)}"
     notes = [("note", note) for note in info.notes]
-    return [("data", data), ("classes", _classes(info)), ("images", pixels), *notes]
+    classes = [("classes", _classes(info))]
+    if largest := largest_class(info.test_class_sizes):
+        index, share = largest
+        classes.append(
+            (
+                "largest class",
+                f"{100 * share:.2f} % of the test images are {info.class_names[index]}",
+            )
+        )
+    return [("data", data), *classes, ("images", pixels), *notes]
 
 
 def values_in_words(low: float, high: float, white: float | None) -> str:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import flax.linen as nn
@@ -14,8 +15,10 @@ import numpy as np
 from scipy.special import softmax
 
 from cifar_flax import records
-from cifar_flax.data import DataSpec
+from cifar_flax.analysis.metrics import Function, check_metric
+from cifar_flax.data import DataSpec, Split
 from cifar_flax.data.augment import Tta
+from cifar_flax.data.labelled import Labelled, Like, load_labelled
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.identity import Model, model_differs, model_of, run_of
@@ -28,8 +31,10 @@ from cifar_flax.models.program import program_of
 from cifar_flax.own_code import is_own, source_of
 from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.environment import describe_source, package_versions
+from cifar_flax.runs.own_metrics import load_metrics
 from cifar_flax.runs.settings import OF_MODEL, Settings
-from cifar_flax.training.evaluation import Predictor
+from cifar_flax.training.arguments import check_split
+from cifar_flax.training.evaluation import Evaluation, Predictor, evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +159,54 @@ class Run:
         logits = self.predictor(self.variables, images)
         with np.errstate(invalid="ignore"):  # an infinite logit gives NaN
             return softmax(logits, axis=-1)
+
+    @known_settings()
+    def evaluate(
+        self, split: Split, metrics: Sequence[str | Function] = ()
+    ) -> Evaluation:
+        """Computes loss, accuracy and other metrics of each replica.
+
+        Args:
+          split: images as for ``predict``, with labels that are classes of the run;
+            ``load_labelled`` loads some by name.
+          metrics: names, places and functions; see ``analysis.metrics``.
+
+        Raises:
+          UserError: the images or the labels do not fit.
+        """
+        check_split("split to evaluate", split, self.spec)
+        wanted, _ = load_metrics(metrics)
+        for metric in wanted:
+            check_metric(metric, split.labels, len(self.class_names))
+        return evaluate(self.predictor, self.variables, split, wanted)
+
+    @known_settings()
+    def load_labelled(
+        self,
+        name: str,
+        *,
+        data_dir: str | pathlib.Path | None = None,
+        archive: str | pathlib.Path | None = None,
+        archive_sha256: str | None = None,
+    ) -> Labelled:
+        """Loads labelled images for ``evaluate``; see ``data.labelled``.
+
+        Args:
+          name: such as ``npz:PATH``, ``folder:PATH`` or ``cifar10``.
+          data_dir: see ``load_dataset``, also for the arguments below.
+          archive: an archive of CIFAR-10 or CIFAR-100.
+          archive_sha256: its checksum.
+
+        Raises:
+          UserError: they cannot be loaded, or a class is not one of the run.
+        """
+        like = Like(self.class_names, self.image_shape, self.white)
+        return load_labelled(
+            *(name, like),
+            data_dir=data_dir,
+            archive=archive,
+            archive_sha256=archive_sha256,
+        )
 
     @functools.cached_property
     def sha256(self) -> str:

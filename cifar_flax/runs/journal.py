@@ -8,6 +8,7 @@ from typing import Any
 
 from cifar_flax import records
 from cifar_flax.analysis.predictions import confidently_wrong
+from cifar_flax.data import Split
 from cifar_flax.errors import UserError
 from cifar_flax.files import Lock
 from cifar_flax.identity import run_of
@@ -16,6 +17,7 @@ from cifar_flax.runs.folder import keep_folder
 from cifar_flax.runs.observers import Observer, RangeTestResult, RunResult
 from cifar_flax.runs.origin import Start, read_losses
 from cifar_flax.runs.space import check_space, size_of
+from cifar_flax.training.evaluation import Evaluation
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Trainer
 
@@ -117,20 +119,31 @@ class Journal(Observer):
             self.unwritten = []
         if not result.state.all_diverged:
             self._save_last(result)
-        split, logits = result.splits.test, result.test.logits
-        counting = logits[result.record.alive()]
+        self._write_predictions(result.record, result.splits.test, result.test)
+        for name, (split, evaluation) in result.also_test.items():
+            self._write_predictions(result.record, split, evaluation, name)
+        records.write_result(self._folder, result.record)
+
+    def _write_predictions(
+        self,
+        record: records.Result,
+        split: Split,
+        evaluation: Evaluation,
+        name: str | None = None,
+    ) -> None:
+        counting = evaluation.logits[record.alive()]
         most = min(WORST_IMAGES, WORST_BYTES // split.images[0].nbytes)
         worst = confidently_wrong(counting, split.labels, most)
         records.write_predictions(
             self._folder,
-            logits,
+            evaluation.logits,
             split.labels,
-            list(result.trainer.seeds),
+            record.seeds,
             split.images[worst],
             worst,
             self._run,
+            name,
         )
-        records.write_result(self._folder, result.record)
 
     def _save_last(self, result: RunResult) -> None:
         """Saves the last state if needed, so that every result has its network."""

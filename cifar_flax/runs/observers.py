@@ -3,15 +3,16 @@
 import dataclasses
 import html
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from cifar_flax import records
 from cifar_flax.analysis.range_curve import Consensus, RangeResult
-from cifar_flax.data import Dataset, Splits
+from cifar_flax.data import Dataset, Split, Splits
+from cifar_flax.data.labelled import Labelled
 from cifar_flax.runs.tables import (
+    accuracy_in_words,
     as_html,
-    mean_and_interval,
     result_table,
     suggestions_table,
 )
@@ -37,6 +38,7 @@ class Plan:
       folder: of the records; None if nothing is written.
       step: number of steps that are already done.
       total_steps: number of steps at the end.
+      also_test: further test images, by their name.
     """
 
     kind: Literal["run", "lr_find"]
@@ -47,6 +49,7 @@ class Plan:
     folder: pathlib.Path | None
     step: int
     total_steps: int
+    also_test: Mapping[str, Labelled] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +67,7 @@ class RunResult:
       trainer: the trainer, which can evaluate ``state`` and predict with it.
       splits: of the data.
       folder: of the records; None if nothing was written.
+      also_test: further test images, and the evaluation on them, by their name.
     """
 
     status: Status
@@ -75,6 +79,9 @@ class RunResult:
     trainer: Trainer
     splits: Splits
     folder: pathlib.Path | None
+    also_test: Mapping[str, tuple[Split, Evaluation]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def __repr__(self) -> str:
         accuracy = None if self.record is None else self.record.test_accuracy
@@ -86,7 +93,7 @@ class RunResult:
     def _repr_html_(self) -> str:
         if self.record is None:
             return f"stopped after step {int(self.state.step.max())}"
-        line = f"test accuracy {mean_and_interval(self.record)}"
+        line = f"test accuracy {accuracy_in_words(self.record)}"
         return as_html(result_table(self.record)) + html.escape(line)
 
 
@@ -130,7 +137,11 @@ class RangeTestResult:
 
 @dataclasses.dataclass(frozen=True)
 class RangeProgress:
-    """The number of steps of a range test that are done."""
+    """How far a range test is.
+
+    Attributes:
+      step: number of steps that are done.
+    """
 
     step: int
 

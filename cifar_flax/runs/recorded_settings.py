@@ -11,7 +11,8 @@ from cifar_flax.definitions import Hyperparameter, hyperparameters
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user
 from cifar_flax.models import norm_fields
-from cifar_flax.own_code import is_own
+from cifar_flax.own_code import is_own, label_of
+from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.recipe_choice import OF_CYCLES
 from cifar_flax.runs.setting_fields import AllFields
 from cifar_flax.training.named_recipes import bn_momentum_for, own_name
@@ -48,6 +49,8 @@ class RecordedSettings(AllFields):
         """Returns the places of the own code that the settings name, by the setting."""
         places = self._recipe.code()
         places |= {"model": self.model} if is_own(self.model) else {}
+        for name in filter(is_own, self.metrics or ()):
+            places[f"metrics.{label_of(name)}"] = name
         return places
 
     @classmethod
@@ -103,7 +106,11 @@ class RecordedSettings(AllFields):
         config = records.read_config(folder)
         settings = cls.from_record(config, str(folder / records.CONFIG))
         needed: dict[str, str] = {}
-        for name, place in settings.own_code().items():
+        for code, place in settings.own_code().items():
+            name = code.partition(".")[0]  # of several metrics
+            if name == "metrics":
+                needed[name] = as_text(settings.metrics)
+                continue
             path = settings.recipe if getattr(settings, name) is None else None
             needed |= {name: place} if path is None else {"recipe": path}
         if missing := {n: value for n, value in needed.items() if n not in given}:

@@ -49,8 +49,11 @@ def rehearse(subject: Subject, trainer: Trainer, config: records.Config) -> None
     state, count = trainer.template, len(trainer.seeds)
     _check_state(subject, state)
     ends = np.full(count, trainer.total_steps), (None,) * count
-    test = Evaluation(np.empty(0), np.zeros(count), np.zeros(count))
-    result = outcome(subject, trainer, config, ends, test, 1.0)
+    logits = np.empty((count, 0, trainer.spec.num_classes))
+    metrics = {metric.name: np.zeros(count) for metric in subject.metrics}
+    test = Evaluation(logits, np.zeros(count), np.zeros(count), metrics)
+    also = dict.fromkeys(subject.also_test, test)
+    result = outcome(subject, trainer, config, ends, test, also, 1.0)
     check_survives(result, records.RESULT)
     _check_sizes(subject, trainer)
 
@@ -142,6 +145,7 @@ def _check_sizes(subject: Subject, trainer: Trainer) -> None:
         train_accuracy=numbers,
         val_loss=numbers,
         val_accuracy=numbers,
+        val_metrics={metric.name: numbers for metric in subject.metrics},
         images_per_second=1e5 / 3,
         seconds=1e5 / 3,
     )
@@ -158,13 +162,16 @@ def _check_sizes(subject: Subject, trainer: Trainer) -> None:
         MAX_ARRAYS,
         f"{steps} steps of {seeds} seeds; lower the epochs, or {fewer}",
     )
-    images, classes = len(subject.splits.test), spec.num_classes
-    _check_size(
-        records.PREDICTIONS,
-        4 * images * (seeds * classes + 2) + WORST_BYTES,
-        MAX_ARRAYS,
-        f"{seeds} seeds, {images} test images and {classes} classes; {fewer}",
-    )
+    sizes: dict[str | None, int] = {None: len(subject.splits.test)}
+    sizes |= {name: len(one.split) for name, one in subject.also_test.items()}
+    classes = spec.num_classes
+    for name, images in sizes.items():
+        _check_size(
+            records.predictions_of(name),
+            4 * images * (seeds * classes + 2) + WORST_BYTES,
+            MAX_ARRAYS,
+            f"{seeds} seeds, {images} test images and {classes} classes; {fewer}",
+        )
 
 
 def _check_size(name: str, size: int, limit: int, why: str) -> None:

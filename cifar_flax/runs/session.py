@@ -9,14 +9,15 @@ import functools
 import logging
 import pathlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import flax.linen as nn
 import msgspec
 import numpy as np
 
 from cifar_flax import records
-from cifar_flax.data import Dataset
+from cifar_flax.analysis.metrics import Function
+from cifar_flax.data import Dataset, Split
 from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.runs.folder import opened_folder, whole_path
@@ -51,6 +52,8 @@ def run(
     model: nn.Module | None = None,
     recipe: Recipe | None = None,
     dataset: Dataset | None = None,
+    also_test: Mapping[str, Split] | None = None,
+    metrics: Sequence[Function] = (),
     observers: Iterable[Observer] = (),
     stop: threading.Event | None = None,
     resume: bool = False,
@@ -66,6 +69,10 @@ def run(
       model: replaces the model of the settings; see ``models.calling``.
       recipe: replaces the recipe of the settings.
       dataset: replaces the data set of the settings.
+      also_test: further labelled images to evaluate on, besides those of the settings,
+        by a name of each.
+      metrics: functions to compute besides those of the settings; see
+        ``analysis.metrics``.
       observers: watch the run; see ``Observer``.
       stop: if this event is set, the run saves its state within about a second and
         returns. A KeyboardInterrupt (Ctrl-C) does the same.
@@ -80,7 +87,11 @@ def run(
     """
     folder = whole_path(folder)
     subject = Subject.prepare(
-        settings, model, recipe, dataset, devices=devices, mesh=mesh
+        *(settings, model, recipe, dataset),
+        devices=devices,
+        mesh=mesh,
+        also_test=also_test,
+        metrics=metrics,
     )
     # Making a trainer checks the model.
     finds_rate = subject.finds_rate
@@ -177,6 +188,7 @@ class _Session:
                 folder=self._folder,
                 step=int(self.state.step.max()),
                 total_steps=self._trainer.total_steps,
+                also_test=self._subject.also_test,
             )
         )
 
@@ -186,8 +198,9 @@ class _Session:
         )
         if self._journal is None:
             return first()
-        test_size = len(self._subject.splits.test)
-        return self._journal.restore(self._trainer, first, test_size)
+        also = self._subject.also_test.values()
+        count = len(self._subject.splits.test) + sum(len(one.split) for one in also)
+        return self._journal.restore(self._trainer, first, count)
 
     def chunk_done(self, progress: Progress) -> None:
         """Takes the result of a chunk; an interrupt keeps the state before it."""
@@ -209,13 +222,19 @@ class _Session:
     def end(self, stopped: bool) -> RunResult:
         """Evaluates the last state on the test split, or saves it for later."""
         record = test = None
+        also: dict[str, Evaluation] = {}
         if stopped and not (self._has_ended or self.is_recorded):
             if self._journal is not None:
                 steps = self._steps(self._losses)
                 self._journal.save_stopped(self.state, steps, self._seconds)
         else:  # the test split is used only here
-            test = self._trainer.evaluate(self.state, self._subject.splits.test)
-            record = self._recorded or self._outcome(test)
+            metrics, split = self._subject.metrics, self._subject.splits.test
+            test = self._trainer.evaluate(self.state, split, metrics)
+            also = {
+                name: self._trainer.evaluate(self.state, one.split, metrics)
+                for name, one in self._subject.also_test.items()
+            }
+            record = self._recorded or self._outcome(test, also)
         result = RunResult(
             status="stopped" if record is None else record.status,
             state=self.state,
@@ -226,6 +245,10 @@ class _Session:
             trainer=self._trainer,
             splits=self._subject.splits,
             folder=self._folder,
+            also_test={
+                name: (self._subject.also_test[name].split, evaluation)
+                for name, evaluation in also.items()
+            },
         )
         try:
             if self._journal is not None and not self.is_recorded:
@@ -247,9 +270,9 @@ class _Session:
 
     def _log_point(self, progress: Progress, seconds: float) -> records.LogPoint:
         """Returns the line of ``metrics.jsonl`` at the end of an epoch."""
-        trainer, val = self._trainer, None
+        trainer, val, metrics = self._trainer, None, self._subject.metrics
         if self._subject.splits.val is not None:
-            val = trainer.evaluate(progress.state, self._subject.splits.val)
+            val = trainer.evaluate(progress.state, self._subject.splits.val, metrics)
 
         def of_seeds(values: np.ndarray) -> list[float]:
             """Returns the value of each seed; NaN if the seed has diverged."""
@@ -267,11 +290,16 @@ class _Session:
             train_accuracy=of_seeds(progress.train_accuracy),
             val_loss=None if val is None else of_seeds(val.loss),
             val_accuracy=None if val is None else of_seeds(val.accuracy),
+            val_metrics=None
+            if val is None or not metrics
+            else {name: of_seeds(values) for name, values in val.metrics.items()},
             images_per_second=images / elapsed,
             seconds=seconds,
         )
 
-    def _outcome(self, test: Evaluation) -> records.Result:
+    def _outcome(
+        self, test: Evaluation, also: Mapping[str, Evaluation]
+    ) -> records.Result:
         """Returns the content of ``result.json``."""
         return outcome(
             self._subject,
@@ -279,6 +307,7 @@ class _Session:
             self._config,
             (np.asarray(self.state.step), self.state.diverged_at),
             test,
+            also,
             self._seconds,
         )
 

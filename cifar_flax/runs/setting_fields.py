@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
+from cifar_flax.analysis.metrics import METRICS
 from cifar_flax.data.augment import Augmentation
 from cifar_flax.data.splits import VAL_SIZE
 from cifar_flax.definitions import MAX_FLOAT, MAX_SIDE, MIN_FLOAT, SHARE, Hyper, Valid
@@ -104,6 +105,28 @@ class _ModelAndData:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Evaluation:
+    also_test: Annotated[
+        dict[str, str] | None,
+        Hyper(
+            "Further labelled images to evaluate the trained network on, each with a "
+            "name: corrupt=npz:PATH,new=folder:PATH. They are given as --dataset is; a "
+            "file or a folder may hold only these images. They have the classes of "
+            "the training images, or some of them."
+        ),
+    ] = None
+    metrics: Annotated[
+        tuple[str, ...] | None,
+        Hyper(
+            f"Metrics besides loss and accuracy: {', '.join(METRICS)}; or your own "
+            "as FILE.py:NAME or MODULE:NAME, a function of logits [N, K] and labels "
+            "[N]. They are computed on the validation images after each epoch, and "
+            "once on the test images.",
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Schedule:
     recipe: Annotated[
         str | None,
@@ -152,7 +175,7 @@ _Recipe: Any = settings_of(Recipe, flags_of(Recipe), _RECIPE)
 
 
 @dataclasses.dataclass(frozen=True)
-class AllFields(_Recipe, _Cycles, _Schedule, _Augmentation, _ModelAndData):
+class AllFields(_Recipe, _Cycles, _Schedule, _Augmentation, _Evaluation, _ModelAndData):
     """All fields, in the order of the flags."""
 
     init_from: Annotated[

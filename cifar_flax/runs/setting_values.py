@@ -32,6 +32,8 @@ def parse_value(setting: Hyperparameter, text: str) -> Any:
     try:
         kind = without_none(setting.kind)
         origin, args = typing.get_origin(kind), typing.get_args(kind)
+        if kind == dict[str, str] and not text.startswith("{"):
+            return _named(text)
         if origin in _TABLES:
             return msgspec.json.decode(text, type=kind)
         if origin is tuple:
@@ -47,6 +49,15 @@ def parse_value(setting: Hyperparameter, text: str) -> Any:
         return _check_choice(setting, msgspec.convert(text, kind, strict=False))
     except (ValueError, RecursionError) as error:  # the latter for deep tables
         raise ValueError(f"give {what_to_give(setting)}") from error
+
+
+def _named(text: str) -> dict[str, str]:
+    """Reads NAME=VALUE,NAME=VALUE; a value may have commas that no name follows."""
+    parts = re.split(r",(?=[\w-]+=)", text)
+    pairs = [part.split("=", 1) for part in parts]
+    if len(dict(pairs)) < len(pairs):  # dict raises a ValueError for a part without =
+        raise ValueError(text)
+    return {name: check_text(value) for name, value in pairs}
 
 
 def check_value(setting: Hyperparameter, value: Any) -> Any:
@@ -131,10 +142,14 @@ def what_to_give(setting: Hyperparameter) -> str:
     """Returns a description of the valid values of a setting."""
     kind = without_none(setting.kind)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind == dict[str, str]:
+        return "different names with values, such as a=VALUE,b=VALUE"
     if origin in _TABLES:
         return """names and values as JSON, such as {"name": 0.95}"""
     if origin is tuple and args[0] is int:
         return "whole numbers, such as 0,1,2"
+    if origin is tuple and args[0] is str:
+        return "one or more names, such as a,b"
     if origin is tuple:
         names = typing.get_args(args[0])
         return f"{', '.join(names)}, or {','.join(names)}"

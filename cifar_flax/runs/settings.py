@@ -1,6 +1,7 @@
 """The settings of a run: a dataclass whose fields say which values are valid."""
 
 import dataclasses
+import re
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from cifar_flax.models import make_model
 from cifar_flax.models.own import make_own
 from cifar_flax.own_code import is_own, label_of, whole_name
 from cifar_flax.runs.flag_text import as_text
+from cifar_flax.runs.own_metrics import check_metric_names
 from cifar_flax.runs.recipe_choice import (
     AUTO,
     choose_recipe,
@@ -35,7 +37,7 @@ PATHS = ("data_dir", "data_archive")
 # Settings that have only one value in a sweep, because the value may contain a comma.
 SINGLE = (
     *(*PATHS, "model_args", "optimizer_args", "loss_args", "class_weights"),
-    *("freeze", "seeds_vary"),
+    *("freeze", "seeds_vary", "also_test", "metrics"),
 )
 
 # The seeds of a range test; five show whether they agree.
@@ -44,7 +46,21 @@ RANGE_SEEDS = (0, 1, 2, 3, 4)
 # The settings of model and data, which a program may replace by its own.
 _OF_OUR_MODELS = ("dtype", "bn_momentum", "bn_epsilon", "bn_freeze")
 OF_MODEL = ("model", "model_args", *_OF_OUR_MODELS)
+OF_EVALUATION = ("also_test", "metrics")
 OF_DATA = ("dataset", *PATHS, "archive_sha256", "image_size", "val_size", "train_size")
+
+
+def check_test_name(name: str) -> None:
+    """Raises a UserError unless a name can be that of further test images.
+
+    It becomes part of the name of a file and of the columns of a report.
+    """
+    taken = name in ("train", "val", "test")
+    if taken or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", name):
+        raise UserError(
+            f"--also_test: {name!r} cannot name test images; give letters, digits, _ "
+            "and -, and not train, val or test"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +92,9 @@ class Settings(RecordedSettings):
         self._check_model()
         check_name(self.dataset)
         object.__setattr__(self, "dataset", whole_dataset(self.dataset))
+        self._check_also_test()
+        whole = check_metric_names(self.metrics or ())
+        object.__setattr__(self, "metrics", whole or None)
         if self.init_from is not None and self.continue_from is not None:
             raise UserError(
                 f"--init_from={self.init_from} and --continue_from="
@@ -105,6 +124,16 @@ class Settings(RecordedSettings):
             except UserError as error:
                 raise UserError(f"--{name}={path}: {error}") from error
             object.__setattr__(self, name, path)
+
+    def _check_also_test(self) -> None:
+        """Checks names and data sets, and makes the paths absolute."""
+        if self.also_test is None:
+            return
+        for name, dataset in self.also_test.items():
+            check_test_name(name)
+            check_name(dataset)
+        whole = {name: whole_dataset(value) for name, value in self.also_test.items()}
+        object.__setattr__(self, "also_test", whole or None)
 
     def _check_model(self) -> None:
         """Checks the model's name, without loading custom code that it may name."""

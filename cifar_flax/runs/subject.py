@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,21 +12,33 @@ import jax
 import numpy as np
 
 from cifar_flax import records
-from cifar_flax.data import Dataset, Splits, split_dataset
+from cifar_flax.analysis.metrics import Function, Metric, check_metric
+from cifar_flax.data import Dataset, DataSpec, Split, Splits, split_dataset
 from cifar_flax.data.cifar import CIFARS
+from cifar_flax.data.labelled import Labelled, Like, load_labelled
 from cifar_flax.data.own import is_own as is_own_data
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.models import has_norm
 from cifar_flax.models.calling import fields_in_words
 from cifar_flax.models.program import Program, shapes_of
-from cifar_flax.own_code import OwnCode, Source, is_own, load_code, source_of
+from cifar_flax.own_code import (
+    OwnCode,
+    Source,
+    is_own,
+    label_of,
+    load_code,
+    source_of,
+)
 from cifar_flax.runs.data_record import describe_data
 from cifar_flax.runs.environment import describe_environment, describe_source
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.origin import Start, first_start, load_origin
+from cifar_flax.runs.own_metrics import load_metrics
 from cifar_flax.runs.recipe_choice import AUTO, OF_RECIPE
-from cifar_flax.runs.settings import OF_MODEL, Settings
+from cifar_flax.runs.settings import OF_MODEL, Settings, check_test_name
+from cifar_flax.training import processes
+from cifar_flax.training.arguments import check_split
 from cifar_flax.training.named_recipes import own_name, recipe_for
 from cifar_flax.training.placement import make_mesh
 from cifar_flax.training.recipe_files import to_plain
@@ -53,6 +65,9 @@ class Subject:
       dataset: the data set.
       splits: the splits of the data set.
       source: the code of a custom model, if the settings name it; see also ``code``.
+      also_test: further labelled images to evaluate on, by their name.
+      metrics: to evaluate by, besides loss and accuracy.
+      own_metrics: the code of those that are not named ones.
       devices: number of devices, see ``placement.make_mesh``.
       mesh: shape of the mesh, see there.
     """
@@ -63,6 +78,9 @@ class Subject:
     dataset: Dataset
     splits: Splits
     source: Source | None
+    also_test: Mapping[str, Labelled] = dataclasses.field(default_factory=dict)
+    metrics: Sequence[Metric] = ()
+    own_metrics: Sequence[OwnCode] = ()
     devices: int | None = None
     mesh: Mapping[str, int] | None = None
 
@@ -77,6 +95,8 @@ class Subject:
         devices: int | None = None,
         mesh: Mapping[str, int] | None = None,
         needs_schedule: bool = True,
+        also_test: Mapping[str, Split] | None = None,
+        metrics: Sequence[Function] = (),
     ) -> "Subject":
         """Checks that the arguments do not contradict each other, and loads the data.
 
@@ -88,6 +108,8 @@ class Subject:
           devices: number of devices.
           mesh: shape of the mesh.
           needs_schedule: False for a range test, which has its own rates.
+          also_test: further labelled images, besides those of the settings.
+          metrics: functions besides those of the settings.
 
         Raises:
           UserError: the arguments contradict each other, or the data cannot be loaded.
@@ -119,7 +141,15 @@ class Subject:
         )
         is_named = model is None and is_own(settings.model)
         source = source_of(settings.model) if is_named else None
-        subject = cls(settings, model, recipe, dataset, splits, source, devices, mesh)
+        given = (settings, model, recipe, dataset, splits, source)
+        if needs_schedule:  # a range test evaluates nothing
+            further = _also_test(settings, also_test or {}, dataset, splits.spec)
+            named, own = load_metrics([*(settings.metrics or ()), *metrics])
+            for metric in named:
+                check_metric(metric, splits.test.labels, splits.num_classes)
+            subject = cls(*given, further, named, own, devices, mesh)
+        else:
+            subject = cls(*given, devices=devices, mesh=mesh)
         if not _NAME.fullmatch(subject.name):
             raise UserError(
                 f"the model is called {one_line(repr(subject.name), 60)}; a record "
@@ -247,7 +277,10 @@ class Subject:
         """
         source = self.source
         command = ["python", "-m", f"experiments.{kind}", *self.settings.as_flags()]
+        settings = self.settings
         by_command = self.model is None and self.recipe is None and self._loads_data
+        by_command &= len(self.also_test) == len(settings.also_test or {})
+        by_command &= len(self.metrics) == len(settings.metrics or ())
         # Our kernels keep the order of every sum; other code may not.
         is_native = trainer.lowering == "native" and self.settings.dtype == "float32"
         any_cores = is_native and self.model is None and self.source is None
@@ -258,7 +291,11 @@ class Subject:
             recipe=None,
             dataset=describe_data(self.dataset, self.splits),
             model_source=None if source is None else describe_source(source),
-            sources={n: describe_source(code.source) for n, code in self.code.items()},
+            sources={n: describe_source(code.source) for n, code in self.code.items()}
+            | {
+                f"metrics.{label_of(own.name)}": describe_source(own.source)
+                for own in self.own_metrics
+            },
             identity=self.identity(trainer.program, needs_origin=not resume),
             num_params=sum(row.num_params for row in trainer.layers),
             flops_per_image=sum(row.flops for row in trainer.layers),
@@ -288,6 +325,10 @@ class Subject:
         if self.recipe is not None:
             record["recipe"] = f"{self.recipe}; {self.recipe.optimizer_in_words}"
             record["tta"] = self.recipe.tta
+        if self.metrics:
+            named = self.settings.metrics or ()
+            given = [metric.name for metric in self.metrics[len(named) :]]
+            record["metrics"] = [*named, *given]
         if not self._loads_data:
             record["dataset"] = self.dataset.name
         return record
@@ -326,6 +367,31 @@ def _gives(given: str, found: str) -> bool:
     """Returns whether the name that was given may mean the data set that was found."""
     names = ("auto", found)
     return given in names or given.replace("/", "_") in names or is_own_data(given)
+
+
+def _also_test(
+    settings: Settings, given: Mapping[str, Split], dataset: Dataset, spec: DataSpec
+) -> dict[str, Labelled]:
+    """Returns the further test images of settings, and those that a program gives."""
+    like = Like(dataset.class_names, spec.image_shape, dataset.reading.white)
+    named = settings.also_test or {}
+    found = {}
+    for name, split in given.items():
+        check_test_name(name)
+        if name in named:
+            raise UserError(f"also_test has {name!r} twice; give one of them")
+        check_split(f"also_test {name!r}", split, spec)
+        found[name] = Labelled.of(split, "a program")
+    for name, place in named.items():
+        try:
+            found[name] = processes.in_turn(
+                functools.partial(
+                    load_labelled, place, like, data_dir=settings.data_dir
+                )
+            )
+        except UserError as error:
+            raise UserError(f"--also_test={name}={place}: {error}") from error
+    return found
 
 
 def _check_model(settings: Settings, changed: Mapping[str, Any]) -> None:

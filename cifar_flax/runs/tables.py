@@ -146,14 +146,28 @@ def suggestions_table(seeds: tuple[int, ...], found: list[Consensus]) -> Table:
 
 def result_table(result: records.Result) -> Table:
     """Makes a table with a row for each seed of a run."""
-    table = make_table("model", "data", "seed", "test accuracy", "test loss")
+    names = [f"{name} accuracy" for name in result.also_test]
+    names += [name.replace("_", " ") for name in result.test_metrics]
+    table = make_table("model", "data", "seed", "test accuracy", "test loss", *names)
     columns = (result.seeds, result.test_accuracy, result.test_loss, result.diverged_at)
-    for seed, accuracy, loss, diverged_at in zip(*columns, strict=True):
-        outcome = ["-", f"diverged at step {diverged_at}"]
-        if diverged_at is None and accuracy is not None and loss is not None:
-            outcome = [f"{100 * accuracy:.2f} %", loss_in_words(loss)]
+    for index, (seed, accuracy, loss, at) in enumerate(zip(*columns, strict=True)):
+        outcome = ["-", f"diverged at step {at}"]
+        if at is None and accuracy is not None and loss is not None:
+            outcome = [percent(accuracy), loss_in_words(loss)]
+        outcome += [percent(one.accuracy[index]) for one in result.also_test.values()]
+        outcome += [number(values[index]) for values in result.test_metrics.values()]
         table.add_row(result.model, result.dataset, str(seed), *outcome)
     return table
+
+
+def number(value: float | None) -> str:
+    """Returns a number, or a dash."""
+    return "-" if value is None or not np.isfinite(value) else f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """Returns a share in per cent, or a dash."""
+    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def mean_and_interval(result: records.Result) -> str:
@@ -165,6 +179,13 @@ def mean_and_interval(result: records.Result) -> str:
     text = f"{percent_with_interval(mean_of_finite(finished), interval)} %"
     some = f", {len(finished)} of {count} seeds" if len(finished) < count else ""
     return text + some
+
+
+def accuracy_in_words(result: records.Result) -> str:
+    """Returns ``mean_and_interval``, and the share of the largest class beside it."""
+    share = result.largest_class
+    beside = "" if share is None else f" (largest class {100 * share:.2f} %)"
+    return mean_and_interval(result) + beside
 
 
 def loss_in_words(value: float) -> str:

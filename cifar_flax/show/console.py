@@ -18,6 +18,7 @@ from cifar_flax import records
 from cifar_flax.analysis.statistics import mean_of_finite
 from cifar_flax.files import printable
 from cifar_flax.layers.conv import describe
+from cifar_flax.own_code import label_of
 from cifar_flax.runs.data_record import data_in_words
 from cifar_flax.runs.observers import (
     Observer,
@@ -173,6 +174,9 @@ class ConsoleDisplay(Observer):
             step = f"step {plan.step} of {plan.total_steps}"
             self._console.print(f"continuing after {step}")
         self._plan = plan
+        # An image that is mixed with another counts by its own label.
+        mixes = plan.trainer.recipe.augmentation.mixes
+        self._accuracy = "accuracy on mixed images" if mixes else "accuracy"
         if plan.kind == "run":
             self._rates = plan.trainer.rates(plan.total_steps)
         bar = steps_bar(self._console, plan.total_steps, plan.step)
@@ -186,7 +190,7 @@ class ConsoleDisplay(Observer):
         self._move(
             progress.step,
             f"loss {mean_of_finite(progress.train_loss):.3f}  "
-            f"accuracy {100 * mean_of_finite(progress.train_accuracy):.1f} %  "
+            f"{self._accuracy} {100 * mean_of_finite(progress.train_accuracy):.1f} %  "
             f"{progress.images / progress.seconds:,.0f} images/s",
         )
 
@@ -200,13 +204,15 @@ class ConsoleDisplay(Observer):
             f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  "
             f"rate {rate:<9.3g}"
             f"train loss {loss_in_words(mean_of_finite(line.train_loss))}  "
-            f"accuracy {100 * mean_of_finite(line.train_accuracy):5.2f} %"
+            f"{self._accuracy} {100 * mean_of_finite(line.train_accuracy):5.2f} %"
         )
         if line.val_loss is not None:
             text += (
                 f"   val loss {loss_in_words(mean_of_finite(line.val_loss))}  "
                 f"accuracy {100 * mean_of_finite(line.val_accuracy):5.2f} %"
             )
+        for name, values in (line.val_metrics or {}).items():
+            text += f"  {name} {mean_of_finite(values):.4g}"
         self._console.print(f"{text}   {line.images_per_second:,.0f} images/s")
 
     def ended(self, result: RunResult | RangeTestResult | None) -> None:
@@ -248,14 +254,22 @@ def header(plan: Plan) -> list[tuple[str, str]]:
     )
     steps = f"{trainer.total_steps:,} steps of {recipe.batch_size}"
     training = [("recipe", f"{recipe} ({steps})")] if plan.kind == "run" else []
+    also = [
+        (f"also {name}", f"{len(one.split):,} images ({one.source})")
+        for name, one in plan.also_test.items()
+    ]
+    metrics: Any = settings.get("metrics") or []
+    measured = [("metrics", ", ".join(map(label_of, metrics)))] if metrics else []
     dtype = f", {settings['dtype']}" if settings["dtype"] else ""
     return [
         ("model", size),
         *data_in_words(config.dataset),
+        *also,
         *training,
         ("optimizer", recipe.optimizer_in_words),
         ("loss", recipe.loss_in_words),
         ("augmentation", str(recipe.augmentation)),
+        *measured,
         ("seeds", ", ".join(map(str, trainer.seeds))),
         ("device", f"{config.device}{dtype}"),
         ("convolutions", describe(trainer.lowering)),
@@ -273,8 +287,13 @@ def print_result(
     if finished == 1:
         what = "one seed; 95 % interval over test images, not over seeds"
     what = f" ({what})" if result.finished else ""
+    largest = []
+    if result.largest_class is not None:
+        words = f"{100 * result.largest_class:.2f} % of the test images"
+        largest.append(("largest class", words))
     pairs = [
         ("test accuracy", mean_and_interval(result) + what),
+        *largest,
         (
             "time",
             f"{result.train_seconds:.1f} s of training, "

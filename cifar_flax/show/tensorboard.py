@@ -59,7 +59,10 @@ class TensorBoard(Observer):
                 logger.warning("%s was removed and is created again", self._folder)
                 self.ended(None)
                 self._open()
-            for name, value in msgspec.structs.asdict(line).items():
+            figures = msgspec.structs.asdict(line)
+            others = figures.pop("val_metrics") or {}
+            figures |= {f"val_{name}": values for name, values in others.items()}
+            for name, value in figures.items():
                 if name in ("step", "epoch", "seconds") or value is None:
                     continue
                 values = np.atleast_1d(value)

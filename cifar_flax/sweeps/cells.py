@@ -20,7 +20,7 @@ from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.folder import check_same_settings, recipe_differences
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import Settings
-from cifar_flax.runs.tables import make_table, mean_and_interval
+from cifar_flax.runs.tables import accuracy_in_words, make_table
 from cifar_flax.show.console import in_columns
 from cifar_flax.sweeps.estimates import estimate_seconds
 
@@ -147,7 +147,7 @@ class Cell:
         rate = "" if self.rate is None else f"rate {self.rate:.3g}, "
         return (
             f"{self.name}: {self.status}, {rate}test accuracy "
-            f"{mean_and_interval(self.result)}, {self.result.train_seconds:.0f} s"
+            f"{accuracy_in_words(self.result)}, {self.result.train_seconds:.0f} s"
         )
 
     @property
@@ -284,7 +284,7 @@ def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS, pace: str = "") -> Tab
             cell.name,
             str(epoch),
             "-" if cell.rate is None else f"{cell.rate:.3g}",
-            mean_and_interval(result) if result else "-",
+            accuracy_in_words(result) if result else "-",
             f"{result.train_seconds if result else cell.seconds:.0f} s",
             *[cell.node or "-" for _ in nodes],
             cell.status.partition(":")[0],  # a reason would not fit

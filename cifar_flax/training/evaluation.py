@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from scipy.special import log_softmax
 
+from cifar_flax.analysis.metrics import Metric, measure
 from cifar_flax.data.augment import Tta, normalise, views
 from cifar_flax.data.dataset import check_images
 from cifar_flax.data.splits import DataSpec, Split
@@ -37,16 +38,20 @@ class Evaluation:
       loss: mean cross-entropy, float64 [R].
       accuracy: share of the images classified correctly, float64 [R]; NaN if the loss
         of the replica is NaN or infinite.
+      metrics: other metrics by their name, float64 [R].
     """
 
     logits: np.ndarray
     loss: np.ndarray
     accuracy: np.ndarray
+    metrics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.logits.shape))
         loss, accuracy = (np.round(x, 4).tolist() for x in (self.loss, self.accuracy))
-        return f"Evaluation({loss=}, {accuracy=}, logits=float32 [{shape}])"
+        others = [f"{n}={np.round(x, 4).tolist()}" for n, x in self.metrics.items()]
+        known = ", ".join([f"{loss=}", f"{accuracy=}", *others])
+        return f"Evaluation({known}, logits=float32 [{shape}])"
 
 
 def logits_of_pixels(
@@ -177,13 +182,19 @@ class Predictor:
         return np.asarray(place.collect(logits))[:, :count]
 
 
-def evaluate(predictor: Predictor, variables: Any, split: Split) -> Evaluation:
+def evaluate(
+    predictor: Predictor,
+    variables: Any,
+    split: Split,
+    metrics: Sequence[Metric] = (),
+) -> Evaluation:
     """Computes loss and accuracy of every replica on a split.
 
     Args:
       predictor: of the model.
       variables: of R replicas.
       split: images with labels that are classes of the model.
+      metrics: others to compute.
     """
     logits = predictor(variables, split.images)
     with np.errstate(invalid="ignore"):  # the logits of a diverged replica are NaN
@@ -191,4 +202,5 @@ def evaluate(predictor: Predictor, variables: Any, split: Split) -> Evaluation:
     loss = -logs[:, np.arange(len(split)), split.labels].mean(1)
     correct = logits.argmax(-1) == split.labels
     accuracy = np.where(np.isfinite(loss), correct.mean(1), np.nan)
-    return Evaluation(logits, loss, accuracy)
+    others = measure(metrics, logits, split.labels)
+    return Evaluation(logits, loss, accuracy, others)

@@ -22,7 +22,8 @@ class Progress:
       train_loss: mean loss of the training images during training, float64 [R]; NaN
         for a replica that has diverged.
       train_accuracy: share of the training images classified correctly during training,
-        float64 [R]; NaN for a replica that has diverged.
+        float64 [R]; NaN for a replica that has diverged. An image that mixup or cutmix
+        has mixed counts by its own label.
       losses: mean loss of the batch of each step of the last chunk, float32 [R, S]; NaN
         for the steps that a diverged replica did not do.
       images: number of training images of the last chunk, over all replicas.

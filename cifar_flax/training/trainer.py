@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cifar_flax.analysis.metrics import Metric
 from cifar_flax.data import DataSpec, Split
 from cifar_flax.data.augment import pad_images
 from cifar_flax.errors import UserError
@@ -415,8 +416,10 @@ class Trainer:
         return self.placement.spread(orders)
 
     @known_settings()
-    def evaluate(self, state: TrainState, split: Split) -> Evaluation:
-        """Computes loss and accuracy of every replica on a split.
+    def evaluate(
+        self, state: TrainState, split: Split, metrics: Sequence[Metric] = ()
+    ) -> Evaluation:
+        """Computes loss, accuracy and other metrics of every replica on a split.
 
         Raises:
           UserError: the state or the images do not fit this trainer.
@@ -425,4 +428,4 @@ class Trainer:
         wanted = self.template.variables
         variables = getattr(state, "variables", None)
         check_tree("state", variables, wanted)
-        return evaluate(self.predictor, variables, split)
+        return evaluate(self.predictor, variables, split, metrics)

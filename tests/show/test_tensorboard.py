@@ -21,6 +21,7 @@ LINE = LogPoint(
     train_accuracy=[0.5, 0.5],
     val_loss=None,
     val_accuracy=None,
+    val_metrics={"ece": [0.125, 0.5]},
     images_per_second=100.0,
     seconds=3.0,
 )
@@ -47,6 +48,7 @@ def test_every_figure_of_every_seed_is_written(tmp_path):
         (b"learning_rate", 0.25),
         (b"train_loss/seed_3", 1.5),
         (b"train_loss/seed_5", 2.5),
+        (b"val_ece/seed_5", 0.5),
     ]:
         # In protocol buffers: the tag, then field 2 (0x15), a little-endian float.
         assert tag + b"\x15" + struct.pack("<f", value) in content
