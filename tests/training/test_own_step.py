@@ -49,6 +49,7 @@ def batch_of(splits, augmentation):
     return trainer.train_step.batch(state, order, trainer.put(splits.train))
 
 
+@pytest.mark.slow
 def test_an_augmentation_gets_pixels_from_0_to_1_and_their_labels(splits):
     seen = {}
 
@@ -65,6 +66,7 @@ def test_an_augmentation_gets_pixels_from_0_to_1_and_their_labels(splits):
     np.testing.assert_allclose(images, (painted - 0.5) / 0.25, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_augmentation_comes_after_ours_and_draws_its_own_numbers(splits):
     def same(key, images, labels):
         return images
