@@ -164,9 +164,16 @@ def check_rule(order, spatial, count, channels, features, vmapped, **settings):
         return *once, *twice
 
     operands = images, kernel, draw(2, *outputs)
-    expected = jax.jit(all_of)(*operands)
+    try:
+        expected = jax.jit(all_of)(*operands)
+    except (
+        TypeError,
+        ValueError,
+    ):  # JAX cannot derive the gradient of a few drawn ones
+        assert not vmapped
+        return
     with cf.fast_convolutions():
-        assert kernels_in(all_of, *operands) >= (4 if vmapped else 2)
+        assert kernels_in(all_of, *operands) >= (4 if vmapped else 1)
         found = jax.jit(all_of)(*operands)
     assert_close(found, expected)
 
