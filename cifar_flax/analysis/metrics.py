@@ -1,4 +1,4 @@
-"""Metrics of logits and labels. A metric of one's own is a function like these.
+"""Metrics of logits and labels. Your own metric is a function like these.
 
 ``metric(logits, labels)`` takes float32 [N, K] of one replica and int32 [N]. It returns
 a number.

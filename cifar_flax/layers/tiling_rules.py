@@ -1,6 +1,5 @@
 """What operations of JAX are on arrays in tiles; see ``tiling``."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,9 +36,12 @@ def _rule(*names: str) -> Callable[[Any], Any]:
     *("sqrt", "rsqrt", "cbrt", "square", "pow", "integer_pow", "sin", "cos", "tan"),
     *("floor", "ceil", "round", "is_finite", "eq", "ne", "lt", "le", "gt", "ge"),
     *("and", "or", "xor", "not", "select_n", "clamp", "convert_element_type", "copy"),
-    *("stop_gradient", "copy_p", "atan2", "asinh", "acosh", "atanh", "sinh", "cosh"),
+    *("atan2", "asinh", "acosh", "atanh", "sinh", "cosh"),
 )
-def _elementwise(tiler: Tiler, equation: Any, values: list[Value]) -> Value:
+def _elementwise(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    params = equation.params
+    if params.get("sharding") is not None:
+        return None
     tiled = [value for value in values if isinstance(value, Tiled)]
     axis, operands = tiled[0].axis, []
     for value in values:
@@ -54,9 +56,6 @@ def _elementwise(tiler: Tiler, equation: Any, values: list[Value]) -> Value:
             if operand is None:
                 return None
             operands.append(operand.array)
-    params = equation.params
-    if params.get("sharding", None) is not None:
-        return None
     array = equation.primitive.bind(*operands, **params)
     factors = None
     if equation.primitive.name == "mul" and len(tiled) == 2:
@@ -76,9 +75,7 @@ def _broadcast(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None
     if params.get("sharding") is not None or len(values) > 1:
         return None
     if not isinstance(value, Tiled):
-        if isinstance(value, Spread):
-            value = value.plain()
-        return Spread(value, shape, axes)
+        return Spread(plain(value), shape, axes)
     axis = axes[value.axis]
     if shape[axis] != value.shape[value.axis]:
         return None
@@ -247,10 +244,9 @@ def _convolve(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     else:
         kernel = transposed(kernel, form.groups)
         outputs = primitives.input_gradient(array, kernel, form.outputs[1:3], geometry)
-    found = Tiled(outputs, specs.out_spec[0])
     places = (*specs.out_spec[2:], specs.out_spec[1])
     back = [1 + places.index(k) for k in range(4) if k != specs.out_spec[0]]
-    return dataclasses.replace(found, array=outputs.transpose(0, *back, 4))
+    return Tiled(outputs.transpose(0, *back, 4), specs.out_spec[0])
 
 
 def _kernel_gradient(

@@ -181,21 +181,54 @@ def range_curves(
         on_progress(progress.step)
         if not processes.of_first(np.int32(going)):
             break
+    return result_of(
+        *(curves, rise, settings),
+        seeds=trainer.seeds,
+        to_check="the initial values of the model",
+        seconds=seconds,
+        compile_seconds=tester.compile_seconds,
+    )
+
+
+def result_of(
+    curves: "Curves",
+    rise: Ramp,
+    settings: RangeSettings,
+    *,
+    seeds: tuple[int, ...],
+    to_check: str,
+    seconds: float,
+    compile_seconds: float,
+) -> RangeResult:
+    """Returns the result of a range test, up to the last step with a finite loss.
+
+    Args:
+      curves: the losses of all steps.
+      rise: the rates.
+      settings: of the test.
+      seeds: of the replicas.
+      to_check: what the error says to check if no first loss is finite.
+      seconds: time of the steps.
+      compile_seconds: time of the compilation.
+
+    Raises:
+      UserError: the loss of every replica is NaN or infinite at the start.
+    """
     losses = np.stack(curves.losses, 1)
     if not np.isfinite(losses[:, 0]).any():
         raise UserError(
             f"the loss is NaN or infinite at the first step, at a rate of "
-            f"{settings.start_lr:g}; check the initial values of the model"
+            f"{settings.start_lr:g}; check {to_check}"
         )
     done = int(np.isfinite(losses).sum(1).max())
     return RangeResult(
-        seeds=trainer.seeds,
-        num_steps=steps,
+        seeds=seeds,
+        num_steps=rise.num_steps,
         rates=np.asarray(jax.vmap(rise)(jnp.arange(done)), np.float64),
         losses=losses[:, :done],
         smoothed=smooth(losses[:, :done], settings.smoothing),
         seconds=seconds,
-        compile_seconds=tester.compile_seconds,
+        compile_seconds=compile_seconds,
     )
 
 

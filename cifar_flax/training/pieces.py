@@ -1,4 +1,4 @@
-"""Pieces for training loops of one's own: batches on the device, and a range test."""
+"""Pieces for your own training loops: batches on the device, and a range test."""
 
 import time
 import types
@@ -18,7 +18,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.jax_settings import known_settings
 from cifar_flax.models.streams import Stream
 from cifar_flax.training.arguments import check_recipe, check_split
-from cifar_flax.training.lr_range import Curves, Ramp, RangeSettings, smooth
+from cifar_flax.training.lr_range import Curves, Ramp, RangeSettings, result_of
 from cifar_flax.training.phases import Constant
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.steps import DeviceData, TrainStep, epoch_order
@@ -97,7 +97,7 @@ def range_curves(
         [optax.Schedule], optax.GradientTransformation
     ] = lambda rate: optax.sgd(rate, 0.9),
 ) -> RangeResult:
-    """Runs a range test of the learning rate for a loss function of one's own.
+    """Runs a range test of the learning rate for your own loss function.
 
     It trains for some steps at a rising rate, as the range test of a run does, and
     changes nothing that is given. ``RangeResult.consensus`` reads a rate off the curve.
@@ -138,19 +138,10 @@ def range_curves(
             compiling = time.perf_counter() - start
         if not going:
             break
-    losses = np.stack(curves.losses, 1)
-    if not np.isfinite(losses[:, 0]).any():
-        raise UserError(
-            f"the loss is NaN or infinite at the first step, at a rate of "
-            f"{settings.start_lr:g}; check the parameters"
-        )
-    losses = losses[:, : int(np.isfinite(losses).sum())]
-    return RangeResult(
+    return result_of(
+        *(curves, rise, settings),
         seeds=(0,),
-        num_steps=steps,
-        rates=np.asarray(jax.vmap(rise)(jnp.arange(losses.shape[1])), np.float64),
-        losses=losses,
-        smoothed=smooth(losses, settings.smoothing),
+        to_check="the parameters",
         seconds=time.perf_counter() - start - compiling,
         compile_seconds=compiling,
     )
