@@ -36,7 +36,9 @@ def _rule(*names: str) -> Callable[[Any], Any]:
     *("sqrt", "rsqrt", "cbrt", "square", "pow", "integer_pow", "sin", "cos", "tan"),
     *("floor", "ceil", "round", "is_finite", "eq", "ne", "lt", "le", "gt", "ge"),
     *("and", "or", "xor", "not", "select_n", "clamp", "convert_element_type", "copy"),
-    *("atan2", "asinh", "acosh", "atanh", "sinh", "cosh"),
+    *("asin", "acos", "atan", "atan2", "asinh", "acosh", "atanh", "sinh", "cosh"),
+    *("log2", "lgamma", "digamma", "erf_inv", "one_minus_square", "polynomial"),
+    "bitcast_convert_type",
 )
 def _elementwise(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     params = equation.params
@@ -44,6 +46,8 @@ def _elementwise(tiler: Tiler, equation: Any, values: list[Value]) -> Value | No
         return None
     tiled = [value for value in values if isinstance(value, Tiled)]
     axis, operands = tiled[0].axis, []
+    if equation.outvars[0].aval.ndim != len(tiled[0].shape):
+        return None  # bits as an array of narrower numbers
     for value in values:
         shape = jnp.shape(value) if jnp.isscalar(value) else value.shape
         if shape == ():
