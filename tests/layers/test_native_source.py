@@ -1,4 +1,4 @@
-"""The C source of the kernels: warnings of compilers, and sanitizers."""
+"""The C source of the kernels: warnings of compilers, sanitizers, and ARM."""
 
 import platform
 import shutil
@@ -30,6 +30,26 @@ def compiled(path, source, compiler, *options):
     command = [compiler, *flags, str(source), *options, "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stderr, done.returncode == 0
+
+
+def test_kernels_are_right_on_an_emulated_arm_processor(tmp_path):
+    compiler, emulator = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+    for name in (compiler, emulator):
+        if not shutil.which(name):
+            pytest.skip(f"there is no {name}")
+    source, program = Path(__file__).parent / "sanitized.c", tmp_path / "program"
+    flags = [flag for flag in library._flags() if flag[:2] not in ("-m", "-s")]
+    options = "-static", "-pthread", "-Wall", "-Wextra", "-Werror"
+    command = [compiler, *flags, f"-I{library.FOLDER}", *options, str(source), "-lm"]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    threads, shapes = "2", "40"
+    done = subprocess.run(
+        [emulator, program, threads, shapes, "no large ones"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout[-200:]
 
 
 @pytest.fixture
