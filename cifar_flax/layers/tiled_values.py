@@ -22,11 +22,24 @@ class Tiled:
       array: [N / 16, *rest, 16]; the other axes in their order.
       axis: of the batch in the array that it stands for.
       factors: two tiled arrays whose product it is, if that is known.
+      scaled: another one, a factor f and a shift s, each for a channel or for all, if
+        it is known to be f * (other - s); no shift is None.
+      again: the same computed once more; see ``take``.
     """
 
     array: Array
     axis: int
     factors: tuple["Tiled", "Tiled"] | None = None
+    scaled: tuple["Tiled", Any, Any] | None = None
+    again: Array | None = None
+
+    def take(self) -> Array:
+        """Returns ``again`` the first time, if there is one, and then ``array``.
+
+        The first to use an array is the forward pass.
+        """
+        array, self.again = self.array if self.again is None else self.again, None
+        return array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,7 +106,7 @@ class Tiler:
     def __init__(self):
         """Has none."""
         self._tiles: dict[tuple[int, int], tuple[Array, Tiled]] = {}
-        self._sums: dict[tuple[int, int], tuple[Any, tuple[Array, Array]]] = {}
+        self._sums: dict[tuple[int, ...], tuple[Any, tuple[Array, Array]]] = {}
 
     def tiled(self, value: Value, axis: int) -> Tiled | None:
         """Returns an array in tiles along an axis; None if it has no such tiles."""
@@ -116,18 +129,24 @@ class Tiler:
         return self._tiles[key][1]
 
     def channel_sums(self, u: Tiled, v: Tiled) -> tuple[Array, Array]:
-        """Returns the sums of u, and of u * v, over all axes but the last."""
-        key = id(u.array), id(v.array)
+        """Returns the sums of u, and of u * v, over all axes but the last.
+
+        What is another array times a factor is not read: so batch norm and its gradient
+        read the images, and their gradient, but nothing that follows from them.
+        """
+        u, u_factor, u_shift = u.scaled or (u, 1.0, None)
+        v, v_factor, v_shift = v.scaled or (v, 1.0, None)
+        key = id(u.array), id(v.array), id(u_shift), id(v_shift)
         if key not in self._sums:
-            zeros = jnp.zeros(u.array.shape[-2])
             tiles, *rest, channels, _ = u.array.shape
             shape = (tiles, math.prod(rest), 1, channels, TILE)
-            sums = primitives.channel_sums(
-                u.array.reshape(shape),
-                v.array.reshape(shape),
-                zeros,
-                zeros,
-                tiles * TILE,
+            a, b = (
+                jnp.broadcast_to(0.0 if shift is None else shift, (channels,))
+                for shift in (u_shift, v_shift)
             )
-            self._sums[key] = (u, v), sums
-        return self._sums[key][1]
+            sums = primitives.channel_sums(
+                u.array.reshape(shape), v.array.reshape(shape), a, b, tiles * TILE
+            )
+            self._sums[key] = (u, v, u_shift, v_shift), sums
+        first, second = self._sums[key][1]
+        return first * u_factor, second * (u_factor * v_factor)

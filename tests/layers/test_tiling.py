@@ -43,6 +43,22 @@ OPERATIONS = {
     "each image and channel": lambda y: y + y.mean((1, 2), keepdims=True),
     "sums over images": lambda y: (y - y.mean((0, 1, 2))) / (y * y).mean((0, 1, 2)),
     "sums over all": lambda y: y.sum() + jnp.square(y).sum(0) + y.max((0, 3)).sum(),
+    "sums of scaled": lambda y: (
+        jnp.stack(
+            [
+                (-(y - jnp.arange(5.0)) * jnp.arange(5.0)).sum((0, 1, 2)),
+                jnp.square(jnp.arange(5.0) * (2 - y) - 1).sum((0, 1, 2)),
+                ((y - jnp.arange(5.0)) * (y * jnp.full((1, 1, 1, 1), 2.0))).sum(
+                    (0, 1, 2)
+                ),
+                (y.sum((1, 2), keepdims=True) * jnp.ones((32, 6, 8, 1))).sum((0, 1, 2)),
+                (y.sum((1, 2), keepdims=True) * jnp.arange(5.0)).sum((0, 1, 2)),
+                (3 - y).sum((0, 1, 2)),
+                (jnp.full(y.shape, 3.0) - y).sum((0, 1, 2)),
+            ]
+        )
+        / 3000
+    ),
     "layer norm": lambda y: (y - y.mean(-1, keepdims=True)) * y.var(-1, keepdims=True),
     "order of axes": lambda y: jnp.transpose(y, (3, 1, 0, 2)) * 2,
     "flat": lambda y: jnp.sin(y.reshape(32, -1)),
