@@ -5,6 +5,10 @@
 
 __version__: str
 
+from .analysis.statistics import compare as compare
+from .analysis.statistics import holm as holm
+from .analysis.statistics import interval_of_accuracy as interval_of_accuracy
+from .analysis.statistics import mcnemar as mcnemar
 from .data import Dataset as Dataset
 from .data import Split as Split
 from .data import Splits as Splits
@@ -13,6 +17,7 @@ from .data import make_dataset as make_dataset
 from .data import split_dataset as split_dataset
 from .data.augment import Augmentation as Augmentation
 from .errors import UserError as UserError
+from .layers.batch_norm import BatchNorm as BatchNorm
 from .layers.rule import fast_convolutions as fast_convolutions
 from .models import create_model as create_model
 from .models.nnx_model import NnxModel as NnxModel

@@ -52,6 +52,17 @@ def test_every_flag_of_every_command_on_the_pages_is_known(run):
             assert name in names or name.removeprefix("no") in names, (module, flag)
 
 
+def test_the_example_of_the_statistics_runs(capsys):
+    page = (DOCS / "comparing.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "comparing.md", "exec"), {})
+    first, difference, *_ = capsys.readouterr().out.splitlines()
+    low, high = map(float, re.findall(r"[\d.]+", first))
+    assert low < 86 < high
+    gap, half = map(float, re.findall(r"[\d.]+", difference)[:2])
+    assert abs(gap - 2) < half
+
+
 def listed_names():
     """Returns what the reference lists by name: public names, and what they hold."""
     public, _, held = (DOCS / "api.md").read_text().partition("## What these objects")

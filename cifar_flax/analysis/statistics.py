@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr, chdtri, nctdtr, stdtr, stdtrit
 
+from cifar_flax.errors import UserError
+
 # A difference that matters, as a share: half a point.
 RELEVANT = 0.005
 
@@ -188,7 +190,14 @@ def compare(
 
     Returns:
       The difference; None if one of them has fewer than two seeds.
+
+    Raises:
+      UserError: an argument is not as above, or an accuracy is NaN or infinite.
     """
+    for place, one in enumerate((first, second)):
+        _check_accuracies(one)
+        if right is not None:
+            _check_right(right[place], (len(one), np.shape(right[0])[-1]))
     if min(len(first), len(second)) < 2:
         return None
     shared = [seed for seed in first if seed in second]
@@ -329,9 +338,36 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     Args:
       first: whether each image is classified correctly, bool [N].
       second: the same for the other network.
+
+    Raises:
+      UserError: they are not two such arrays.
     """
+    for one in (first, second):
+        _check_right(one, (np.size(first),))
     wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
+
+
+def _check_accuracies(given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"the accuracies are a {type(given).__name__}; give the accuracy of each "
+            "seed by its number, such as dict(enumerate(accuracies))"
+        )
+    if lost := [seed for seed, value in given.items() if not np.isfinite(value)]:
+        raise UserError(
+            f"the accuracy of seed {lost[0]} is {given[lost[0]]}; leave out a seed "
+            "that has diverged"
+        )
+
+
+def _check_right(given: Any, shape: tuple[int, ...]) -> None:
+    found = np.asarray(given)
+    if found.dtype != bool or found.shape != shape:
+        raise UserError(
+            f"what is classified correctly is {found.dtype} {list(found.shape)}; give "
+            f"bool {list(shape)}, such as predictions == labels"
+        )
 
 
 def _power(count: int, spread: float, size: float, level: float) -> float:

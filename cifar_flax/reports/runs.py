@@ -92,7 +92,7 @@ class RunRecord:
         own["phases"] = len(recipe.get("phases", []))
         used = {
             name: own.get(name, value) if value in (None, "auto") else value
-            for name, value in self.settings.items()
+            for name, value in {"lr": None, **self.settings}.items()
         }
         return {
             name: label_of(value)

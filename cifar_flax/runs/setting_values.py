@@ -143,7 +143,7 @@ def what_to_give(setting: Hyperparameter) -> str:
     kind = without_none(setting.kind)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind == dict[str, str]:
-        return "different names with values, such as a=VALUE,b=VALUE"
+        return "NAME=VALUE, with different names, such as a=npz:PATH,b=folder:PATH"
     if origin in _TABLES:
         return """names and values as JSON, such as {"name": 0.95}"""
     if origin is tuple and args[0] is int:

@@ -390,7 +390,7 @@ def _also_test(
                 )
             )
         except UserError as error:
-            raise UserError(f"--also_test={name}={place}: {error}") from error
+            raise UserError(f"--also_test: the images {name!r}: {error}") from error
     return found
 
 

@@ -191,7 +191,9 @@ def make_optimizer(
     tx = factory(schedule, **options, **given)
     if not isinstance(tx, optax.GradientTransformation):
         must = "an optax.GradientTransformation"
-        raise TypeError(f"it gives a {type(tx).__name__}; it must give {must}")
+        raise TypeError(
+            f"it gives an object of type {type(tx).__name__}; it must give {must}"
+        )
     return tx if decays else optax.chain(optax.add_decayed_weights(weight_decay), tx)
 
 

@@ -201,8 +201,8 @@ def naming(what: str, code: Any) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the code may raise anything
+        text = f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, jax.errors.TracerArrayConversionError):
+            text = "it calls NumPy, which cannot be compiled; use jax.numpy instead"
         name = label_of_code(code)
-        raise UserError(
-            f"the {what} {name} cannot be used: {type(error).__name__}: "
-            f"{one_line(error)}"
-        ) from error
+        raise UserError(f"the {what} {name} cannot be used: {text}") from error

@@ -16,6 +16,7 @@ from cifar_flax.analysis.statistics import (
     smallest_shown,
     variance_over_images,
 )
+from cifar_flax.errors import UserError
 
 
 def of_seeds(values, first=0):
@@ -25,6 +26,34 @@ def of_seeds(values, first=0):
 def test_interval_of_a_mean_by_hand():
     # Deviation 1, and 4.302653 is the 97.5 % point of t with two degrees of freedom.
     assert ci95_of_mean([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([0.5, 0.6], [0.5, 0.6]), "are a list; .* dict"),
+        ((of_seeds([0.5, np.nan]), of_seeds([0.5, 0.6])), "seed 1 is nan; leave out"),
+        ((of_seeds([0.5]), of_seeds([0.6]), [np.ones((1, 4))] * 2), "float64 .1, 4.;"),
+        (
+            (of_seeds([0.5, 0.6]), of_seeds([0.6]), [np.ones((1, 4), bool)] * 2),
+            r"bool \[1, 4\]; give bool \[2, 4\], such as predictions == labels",
+        ),
+        (
+            (of_seeds([0.5]), of_seeds([0.6]), [np.ones((1, n), bool) for n in (4, 5)]),
+            r"bool \[1, 5\]; give bool \[1, 4\]",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_line(arguments, words):
+    with pytest.raises(UserError, match=words):
+        compare(*arguments)
+
+
+def test_mcnemar_takes_what_is_right_and_not_predictions():
+    right = np.array([True, False])
+    for other in (np.array([3, 7]), np.array([True])):
+        with pytest.raises(UserError, match=r"give bool \[2\]"):
+            mcnemar(right, other)
 
 
 def test_one_value_shows_no_spread():

@@ -105,6 +105,14 @@ def test_any_value_in_a_record_is_used_or_named(sound, runs, name):
     check()
 
 
+def test_a_record_may_lack_any_setting(sound, runs):
+    value = parse(records.CONFIG, (sound / "damaged" / records.CONFIG).read_text())
+    for name in value["settings"]:
+        fewer = {n: v for n, v in value["settings"].items() if n != name}
+        changed = {**value, "settings": fewer}
+        assert_reported(runs(records.CONFIG, unparse(records.CONFIG, changed)))
+
+
 ARRAYS = ("logits", "labels", "seeds", "images", "indices")
 
 types = st.sampled_from(

@@ -119,7 +119,9 @@ def test_the_flag_takes_names_with_data_sets(text, value):
 
 @pytest.mark.parametrize("text", ["npz:/x.npz", "a=x,a=y", "", '{"a": 3}'])
 def test_the_flag_takes_nothing_else(text):
-    with pytest.raises(ValueError, match="give different names with values, such as"):
+    with pytest.raises(
+        ValueError, match="give NAME=VALUE, with different names, such as"
+    ):
         parse_value(FIELDS["also_test"], text)
 
 
@@ -129,7 +131,7 @@ def test_the_flag_takes_nothing_else(text):
         ({"test": "cifar10"}, "--also_test: 'test' cannot name"),
         ({"a/b": "cifar10"}, "'a/b' cannot name"),
         ({"a": "no such thing"}, "which is not the name of a data set"),
-        ({"a": 3}, "--also_test=.*give different names with values"),
+        ({"a": 3}, "--also_test=.*give NAME=VALUE, with different names"),
     ],
 )
 def test_settings_that_cannot_be_are_named(also_test, words):
@@ -156,5 +158,7 @@ def test_images_that_do_not_fit_are_named_before_training(tmp_path, given, words
 
 def test_a_missing_file_is_named_before_training(tmp_path):
     settings = dataclasses.replace(SETTINGS, also_test={"a": f"npz:{tmp_path}/a.npz"})
-    with pytest.raises(UserError, match=r"--also_test=a=npz:.*there is no file"):
+    with pytest.raises(
+        UserError, match=r"--also_test: the images .a.: .*there is no file"
+    ):
         go(tmp_path / "run", settings, dataset=make_tiny())

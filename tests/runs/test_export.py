@@ -147,6 +147,37 @@ def test_stablehlo_holds_no_kernel_of_ours(loaded, tmp_path):
     assert "stablehlo.convolution" in program.mlir_module()
 
 
+@pytest.mark.slow
+def test_the_lines_of_the_page_write_onnx(trained, loaded, tmp_path):
+    for name in ("jax2onnx", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is no dependency; it is not here")
+    page = (ROOT / "docs/training.md").read_text()
+    (lines,) = re.findall(
+        r"```python\n(import cifar_flax as cf\n.{,20}import jax2onnx.*?)```",
+        page,
+        re.DOTALL,
+    )
+    images = trained.splits.test.images
+    np.save(tmp_path / "images.npy", images.astype(np.float32))
+    place = f"{trained.folder.parent}/nets.py:Net"
+    code = f"""
+{lines.replace('"runs/convbn-cifar10-1"', f'"{trained.folder}", model="{place}"')}
+import numpy as np
+import onnxruntime
+session = onnxruntime.InferenceSession("seed0.onnx")
+(one,) = session.get_inputs()
+(logits,) = session.run(None, {{one.name: np.load("images.npy")}})
+np.save("logits.npy", logits)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True
+    )
+    logits = np.load(tmp_path / "logits.npy")
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, trained.test.logits[0], atol=1e-5)
+
+
 def with_net(loaded, model, variables):
     """Returns a run of one seed with another network."""
     variables = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)

@@ -98,6 +98,7 @@ def test_an_augmentation_comes_after_ours_and_draws_its_own_numbers(splits):
         ),
         (lambda images: images, "takes 1 positional argument but 3 were given"),
         (lambda key, images, labels: 1 / 0, "ZeroDivisionError"),
+        (lambda key, images, labels: np.asarray(images), "use jax.numpy instead"),
     ],
 )
 def test_a_function_that_is_no_augmentation_is_one_line(splits, augment, words):
@@ -163,7 +164,11 @@ def test_an_optimizer_decays_as_it_says():
     ("optimizer", "options", "words"),
     [
         (descend, {"nesterov": 1}, "descend has no option nesterov; .* are momentum"),
-        (lambda rate: 3, {}, "it gives a int; it must give an optax.Gradient"),
+        (
+            lambda rate: 3,
+            {},
+            "it gives an object of type int; it must give an optax.Gradient",
+        ),
         (lambda: optax.sgd(1), {}, "takes 0 positional arguments but 1 was given"),
         ("sgdd", {}, "optimizer is 'sgdd'; it must be one of .*, or your own as FILE"),
     ],
