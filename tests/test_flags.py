@@ -97,6 +97,7 @@ def one_line(done):
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", BACKSTOP)
 @given(data=st.data())
 def test_any_flags_end_with_one_line_that_names_one(run, flags_of, command, data):
@@ -362,7 +363,16 @@ def test_a_wrong_flag_is_named(run, line, status, words):
         assert word in one_line(done)
 
 
-@pytest.mark.parametrize("workdir", ["/dev/null", "/dev/null/a", LONG])
+@pytest.mark.parametrize(
+    "workdir",
+    [
+        LONG,
+        *(
+            pytest.param(f"/dev/null{end}", marks=pytest.mark.slow)
+            for end in ("", "/a")
+        ),
+    ],
+)
 def test_a_folder_that_cannot_be_made_is_named(run, tmp_path, workdir):
     path = archives.write_binary_archive(
         tmp_path / "cifar-10-binary.tar.gz", archives.make_arrays(20)

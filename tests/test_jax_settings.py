@@ -76,7 +76,7 @@ def test_a_fork_after_jax_was_used_is_refused(order, words):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], []),
+        pytest.param([], [], marks=pytest.mark.slow),
         (["jax_disable_jit"], ["call it outside of a run"]),
         (["jax_debug_nans", "jax_debug_infs"], ["becomes NaN", "becomes infinite"]),
     ],

@@ -134,6 +134,7 @@ def test_only_shared_seeds_make_pairs():
     assert compare(more, of_seeds(SECOND)).p == pytest.approx(expected.pvalue)
 
 
+@pytest.mark.slow
 def test_ties_of_a_few_seeds_show_no_difference():
     """Six equal configurations on few images; 100 studies, so at most 5 + 6.5 %."""
     rng = np.random.default_rng(1)

@@ -138,6 +138,7 @@ def other_array(draw, array):
         return np.full(draw(shapes), fill).astype(draw(types))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARRAYS)
 def test_any_array_in_the_predictions_is_used_or_named(sound, runs, name):
     arrays = records.read_predictions(sound / "damaged")

@@ -86,8 +86,10 @@ def test_it_keeps_the_precision_of_the_gradients_apart_from_its_own():
     np.testing.assert_allclose(np.float32(found), exact, atol=0.02)
 
 
-@pytest.mark.parametrize("steps", [3, 5, 6, 7, 8, 10])
-@pytest.mark.parametrize("rank", [1, 4, 32])
+@pytest.mark.parametrize(
+    "steps", [5, 10, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 6, 7, 8))]
+)
+@pytest.mark.parametrize("rank", [1, 32, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_gradient_without_full_rank_gets_its_polar_factor(rank, steps):
     """The reference is U V^T of the directions that the gradient has, in float64."""
     rng = np.random.default_rng(rank)
