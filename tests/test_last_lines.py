@@ -93,6 +93,13 @@ def test_run(runs):
 
 
 @pytest.mark.slow
+def test_run_of_fresh_seeds(data, runs, tmp_path):
+    again = (f"--replicate={runs[0] / 'a'}", f"--workdir={tmp_path / 'again'}")
+    found = last_line_of(command("run", *data, *again))
+    assert found.split() == ["differs", "nothing", "but", "the", "seeds"]
+
+
+@pytest.mark.slow
 def test_sweep(data, tmp_path):
     done = command("sweep", *data, *FAST, f"--workdir={tmp_path}", "--momentum=0.8,0.9")
     assert last_line_of(done) == (

@@ -91,6 +91,31 @@ def interval_of_accuracy(
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
+def prediction_interval(
+    values: Sequence[float], count: int, images: int
+) -> tuple[float, float] | None:
+    """Returns where the mean accuracy of further seeds lies with 95 %, within [0, 1].
+
+    It is ``mean +- t * s * sqrt(1 / n + 1 / m)`` with the deviation s of the n seeds,
+    at least ``1 / N``, and the 97.5 % quantile t of Student's distribution with n - 1
+    degrees of freedom.
+
+    Args:
+      values: accuracy of each of n seeds, a share.
+      count: number m of further seeds.
+      images: number N of test images.
+
+    Returns:
+      Both ends, as shares; None for fewer than two values or no further seed.
+    """
+    half = ci95_of_mean(values, 1 / images)
+    if half is None or not count:
+        return None
+    half *= math.sqrt(1 + len(values) / count)
+    mean = float(np.mean(values))
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
 def percent_with_interval(mean: float, interval: tuple[float, float]) -> str:
     """Returns a share with its interval, in per cent.
 

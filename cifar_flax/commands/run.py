@@ -3,6 +3,7 @@
 python -m experiments.run --model=convbn
 python -m experiments.run --model=resnet --seeds=0,1,2 --workdir=runs/resnet
 python -m experiments.run --workdir=runs/resnet --resume
+python -m experiments.run --replicate=runs/resnet --workdir=runs/resnet-again
 """
 
 import contextlib
@@ -32,9 +33,15 @@ from cifar_flax.runs.checkpoint import open_checkpoints
 from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.folder import check_same_settings, folder_for
 from cifar_flax.runs.observers import Observer, Plan, RangeTestResult, RunResult
+from cifar_flax.runs.replication import compare_repetition
 from cifar_flax.runs.session import run
 from cifar_flax.runs.settings import Settings
-from cifar_flax.show.console import ConsoleDisplay, make_console, print_result
+from cifar_flax.show.console import (
+    ConsoleDisplay,
+    make_console,
+    print_replication,
+    print_result,
+)
 from cifar_flax.show.figures import RangeFigure
 from cifar_flax.show.tensorboard import TensorBoard
 from cifar_flax.training import processes
@@ -80,7 +87,8 @@ def main() -> int:
         resume = FLAGS.resume
         if resume == "auto":
             resume = folder is not None and (folder / records.CONFIG).exists()
-        settings = settings_from_flags(folder if resume else None)
+        repeated = FLAGS.replicate and pathlib.Path(FLAGS.replicate)
+        settings = settings_from_flags(folder if resume else None, repeated)
         if FLAGS.print_recipe:
             print(to_toml(settings.make_recipe()), end="")
             return 0
@@ -92,6 +100,7 @@ def main() -> int:
         dataset = settings.load_data()
         alone = processes.count() == 1
         if resume and alone and folder and show_finished(settings, folder, dataset):
+            show_replication(screen, repeated, folder)
             return 0
         with folder_for(folder, f"{settings.model_label}-{dataset.name}") as folder:
             result = run(
@@ -105,6 +114,7 @@ def main() -> int:
             )
         if result.record is not None:
             check_outcome(result.record)
+            show_replication(screen, repeated, folder)
             return 0
         return say_stopped(screen, folder, signals.request.signum)
 
@@ -165,6 +175,14 @@ def show_finished(settings: Settings, folder: pathlib.Path, dataset: Dataset) ->
     return True
 
 
+def show_replication(
+    screen: Console, repeated: pathlib.Path | None, folder: pathlib.Path
+) -> None:
+    """Says whether the result agrees with that of the run that is repeated, if any."""
+    if repeated is not None and processes.is_first():
+        print_replication(screen, compare_repetition(repeated, folder))
+
+
 def check_outcome(result: records.Result) -> None:
     """Raises a UserError if all seeds of a run have diverged."""
     if result.status == "diverged":
@@ -179,6 +197,12 @@ if __name__ == "__main__":
     define_devices()
     cli.define_path(
         "workdir", None, "Folder of the run (default: a new one under runs/)."
+    )
+    cli.define_path(
+        "replicate",
+        None,
+        "Folder of a finished run: train it again as recorded, with fresh seeds, and "
+        "say whether the results agree. Other flags replace its settings.",
     )
     flags.DEFINE_bool(
         "tensorboard", False, "Also write event files for TensorBoard to the folder."

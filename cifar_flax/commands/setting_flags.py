@@ -14,6 +14,7 @@ from cifar_flax.models import MODELS
 from cifar_flax.own_code import is_own
 from cifar_flax.runs.recipe_choice import OF_RECIPE
 from cifar_flax.runs.recorded_settings import SETTINGS
+from cifar_flax.runs.replication import settings_to_repeat
 from cifar_flax.runs.setting_values import choices_of, parse_value, what_to_give
 from cifar_flax.runs.settings import OF_DATA, OF_EVALUATION, OF_MODEL, SINGLE, Settings
 from cifar_flax.training import processes
@@ -100,15 +101,18 @@ def parse(name: str, text: str) -> Any:
         raise flags.ValidationError(f"--{name}={text}: {error}") from error
 
 
-def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
+def settings_from_flags(
+    resumed: pathlib.Path | None = None, repeated: pathlib.Path | None = None
+) -> Settings:
     """Returns the settings that the flags give.
 
     Args:
       resumed: folder of a run to continue; flags that are not given have the values of
         its record.
+      repeated: folder of a run to train again with other seeds.
 
     Raises:
-      UserError: there is no run to resume.
+      UserError: there is no run to resume or to repeat.
       flags.ValidationError: flags contradict each other or are out of range.
     """
     values: dict[str, Any] = {
@@ -117,6 +121,9 @@ def settings_from_flags(resumed: pathlib.Path | None = None) -> Settings:
     given = {name: value for name, value in values.items() if FLAGS[name].present}
     if resumed is not None:
         return _resumed(resumed, given)
+    if repeated is not None:
+        with cli.usage_errors():
+            return settings_to_repeat(repeated, given)
     with cli.usage_errors():
         origin = given.pop("continue_from", None)
         if origin is not None:

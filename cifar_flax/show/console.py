@@ -27,6 +27,7 @@ from cifar_flax.runs.observers import (
     RangeTestResult,
     RunResult,
 )
+from cifar_flax.runs.replication import Replication
 from cifar_flax.runs.tables import (
     WORDS,
     loss_in_words,
@@ -307,3 +308,29 @@ def print_result(
     console.print(result_table(result))
     console.print()
     print_pairs(console, pairs)
+
+
+def print_replication(console: Console, found: Replication) -> None:
+    """Prints whether the repetition of a run agrees with it."""
+    fresh = f"{len(found.now)} fresh {'seed' if len(found.now) == 1 else 'seeds'}"
+    if not found.now:
+        words = "all fresh seeds have diverged"
+    elif found.interval is None:
+        words = (
+            f"the run has {_mean(found.before)}, and {fresh} {_mean(found.now)}; with "
+            "fewer than two seeds of the run nothing can be said"
+        )
+    else:
+        low, high = (f"{100 * end:.2f}" for end in found.interval)
+        words = (
+            f"{fresh}: {_mean(found.now)}, {'in' if found.agrees else 'outside of'} "
+            f"the 95 % prediction interval of the run, {low} to {high} %"
+        )
+    others = found.differences or ["nothing but the seeds"]
+    pairs = [("replication", words), *(("differs", line) for line in others)]
+    console.print()
+    print_pairs(console, pairs)
+
+
+def _mean(accuracies: Sequence[float]) -> str:
+    return f"{100 * mean_of_finite(accuracies):.2f} %" if accuracies else "no result"
