@@ -101,6 +101,20 @@ def test_a_lost_terminal_is_a_stop(data, tmp_path):  # noqa: F811
     assert_saved(tmp_path / "run")
 
 
+def test_a_signal_while_python_ends_prints_no_traceback():
+    code = """
+import atexit, os, signal, sys
+from cifar_flax.commands import cli
+atexit.register(os.kill, os.getpid(), signal.SIGHUP)
+sys.argv = sys.argv[:1]
+with cli.command():
+    print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+    assert done.returncode == -signal.SIGHUP
+
+
 def test_nohup_is_obeyed(data, tmp_path):  # noqa: F811
     with training(data, tmp_path / "run", first=["nohup"]) as process:
         process.send_signal(signal.SIGHUP)

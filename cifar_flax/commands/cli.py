@@ -152,6 +152,8 @@ def command(takes_words: bool = False) -> Iterator[list[str]]:
             )
         kind = type(error).__name__
         fail(f"internal error: {kind}: {error}; --debug shows the traceback", 1)
+    finally:
+        set_signals(signal.SIG_DFL)  # Python's own end needs no handler
 
 
 def set_signals(action: Any) -> dict[int, Any]:
