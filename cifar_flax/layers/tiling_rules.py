@@ -109,7 +109,8 @@ def _apart(array: Array) -> Array:
     XLA writes out every part of GELU that its gradient needs, too: five passes over
     memory. Computed from arrays apart, each is one pass, and both take half the time.
     """
-    return lax.reduce_precision(array, exponent_bits=8, mantissa_bits=23)
+    kind = jnp.finfo(array.dtype)
+    return lax.reduce_precision(array, kind.nexp, kind.nmant)
 
 
 @_rule("broadcast_in_dim")

@@ -74,6 +74,10 @@ OPERATIONS = {
     "dense": lambda y: jnp.tanh(y @ draw(2, 5, 7)),
     "dense of all": lambda y: y.reshape(32, -1) @ draw(2, 240, 7),
     "products of images": lambda y: jnp.einsum("nhwc,nhwd->ncd", y, y),
+    "error functions": lambda y: sum(
+        (lax.erf(z) * lax.erfc(z) + lax.erfc(z) * z).astype(jnp.float32)
+        for z in (y, y.astype(jnp.bfloat16).astype(jnp.float16))
+    ),
     "bits": lambda y: (
         lax.bitcast_convert_type(jnp.where(y > 0, 3.0, -5.0), jnp.uint32) // 2**20
         + lax.bitcast_convert_type(jnp.sign(y), jnp.uint8).sum(-1, dtype=jnp.uint32)
