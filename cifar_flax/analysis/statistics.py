@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, chdtri, nctdtr, stdtr, stdtrit
+from scipy.special import (
+    bdtr,
+    betaincinv,
+    chdtrc,
+    chdtri,
+    nctdtr,
+    stdtr,
+    stdtrit,
+)
 
 # A difference that matters, as a share: half a point.
 RELEVANT = 0.005
@@ -112,8 +120,9 @@ class Difference:
       p: p-value of the test of this comparison alone.
       adjusted_p: p-value adjusted for all comparisons of the family. The difference is
         shown if it is below 0.05.
-      test: ``"paired"`` or ``"Welch"``.
+      test: ``"paired"``, ``"overlapping"`` or ``"Welch"``.
       counts: number of seeds of the first and of the second.
+      shared: number of seeds of both that the test takes as pairs.
       spread: standard deviation of the difference of one seed of each.
       freedom: degrees of freedom of that deviation.
       over_images: half the width of the 95 % interval over seeds and test images, at
@@ -129,11 +138,17 @@ class Difference:
     spread: float
     freedom: float
     over_images: float | None = None
+    shared: int = 0
 
     @property
     def shown(self) -> bool:
         """Whether the difference is shown, taking all comparisons into account."""
         return self.adjusted_p < LEVEL
+
+    @property
+    def likely_spread(self) -> float:
+        """The deviation, estimated so that it is too large as often as too small."""
+        return self.spread * math.sqrt(self.freedom / chdtri(self.freedom, 0.5))
 
     def needed(self, size: float, comparisons: int) -> tuple[int, int] | None:
         """Returns the number of seeds that show a difference with 80 % probability.
@@ -161,13 +176,15 @@ def compare(
     second: Mapping[int, float],
     right: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Difference | None:
-    """Compares two accuracies over seeds.
+    """Compares two accuracies over all their seeds.
 
-    The number of seeds fixes the test in advance. With five or more shared seeds it is
-    the paired t-test of the differences of each seed, ``t = mean(d) / (s(d) /
-    sqrt(n))``. Otherwise it is Welch's test, ``t = (mean_a - mean_b) / sqrt(s_a^2 / n_a
-    + s_b^2 / n_b)`` (Welch 1947). A seed fixes the initial values and the order of the
-    images, so the two results of a seed have something in common.
+    The numbers of seeds fix the test in advance. If both have the same five or more
+    seeds, it is the paired t-test of the differences of each seed, ``t = mean(d) /
+    (s(d) / sqrt(n))``. If they share fewer than five, it is Welch's test, ``t = (mean_a
+    - mean_b) / sqrt(s_a^2 / n_a + s_b^2 / n_b)`` (Welch 1947). Between these it is the
+    test of partially overlapping samples, see ``_overlapping``. The difference is
+    always that of the two means, which rank the two. A seed fixes the initial values
+    and the order of the images, so the two results of a seed have something in common.
 
     Accuracies are multiples of ``1 / N`` for N test images, so a few seeds often have
     equal ones. The deviation over seeds of each side therefore counts as at least one
@@ -193,27 +210,26 @@ def compare(
         return None
     shared = [seed for seed in first if seed in second]
     least = 0.0 if right is None else 1 / right[0].shape[1] ** 2
-    if len(shared) >= PAIRED_FROM:
-        gaps = np.array([first[seed] - second[seed] for seed in shared])
-        counts, test = (len(gaps), len(gaps)), "paired"
+    values = [np.array(list(one.values())) for one in (first, second)]
+    counts, mean = (len(first), len(second)), float(values[0].mean() - values[1].mean())
+    pairs = np.array([[one[seed] for seed in shared] for one in (first, second)])
+    if len(shared) < PAIRED_FROM:
+        test, shared = "Welch", []
+        variance, freedom = _independent(values, least)
+    elif counts == (len(shared), len(shared)):
+        test, gaps = "paired", pairs[0] - pairs[1]
         mean = float(gaps.mean())
         variance = max(float(gaps.var(ddof=1)), 2 * least) / len(gaps)
         freedom = len(gaps) - 1.0
-        kept = [[list(one).index(seed) for seed in shared] for one in (first, second)]
-        right = right and (right[0][kept[0]], right[1][kept[1]])
     else:
-        values = [np.array(list(one.values())) for one in (first, second)]
-        counts, test = (len(values[0]), len(values[1])), "Welch"
-        mean = float(values[0].mean() - values[1].mean())
-        parts = [max(float(one.var(ddof=1)), least) / len(one) for one in values]
-        variance = sum(parts)
-        freedom = _freedom(
-            [(part, len(one) - 1) for part, one in zip(parts, values, strict=True)]
-        )
+        test = "overlapping"
+        variance, freedom = _overlapping(values, pairs, least)
     p = _two_sided(mean, variance, freedom)
     spread = math.sqrt(variance * 2 / (1 / counts[0] + 1 / counts[1]))
     half = _quantile(freedom) * math.sqrt(variance)
-    difference = Difference(mean, half, p, p, test, counts, spread, freedom)
+    difference = Difference(
+        *(mean, half, p, p, test, counts, spread, freedom), shared=len(shared)
+    )
     if right is None or right[0].shape[1] < 2:
         return difference
     images = variance_over_images(*right)
@@ -221,6 +237,50 @@ def compare(
     # More degrees of freedom may make the pooled interval the narrower one.
     over = max(half, whole * math.sqrt(variance + images))
     return dataclasses.replace(difference, over_images=over)
+
+
+def _independent(values: list[np.ndarray], least: float) -> tuple[float, float]:
+    """Returns the variance of a difference of means of independent seeds.
+
+    Args:
+      values: the accuracies of the first and of the second.
+      least: lower bound of the variance of one seed.
+
+    Returns:
+      The variance, and its degrees of freedom.
+    """
+    parts = [max(float(one.var(ddof=1)), least) / len(one) for one in values]
+    pairs = [(part, len(one) - 1) for part, one in zip(parts, values, strict=True)]
+    return sum(parts), _freedom(pairs)
+
+
+def _overlapping(
+    values: list[np.ndarray], pairs: np.ndarray, least: float
+) -> tuple[float, float]:
+    """Returns the variance of a difference of means of which some seeds are shared.
+
+    It is ``s_a^2 / n_a + s_b^2 / n_b - 2 r s_a s_b c / (n_a n_b)`` for c shared seeds
+    with the correlation r. Its degrees of freedom lie between those of the pairs, c -
+    1, and those w of Welch's test: ``c - 1 + (w - c + 1) u / (u + 2 c)`` for u seeds
+    that are not shared (Derrick, Russ, Toher and White 2017, Journal of Modern Applied
+    Statistical Methods 16).
+
+    Args:
+      values: the accuracies of the first and of the second.
+      pairs: those of the shared seeds, [2, c].
+      least: lower bound of the variance of one seed.
+    """
+    variance, freedom = _independent(values, least)
+    count, counts = pairs.shape[1], [len(one) for one in values]
+    deviations = [math.sqrt(max(float(one.var(ddof=1)), least)) for one in values]
+    common, alone = np.cov(pairs)[0, 1], pairs.std(1, ddof=1)
+    if alone.all():
+        correlation = common / (alone[0] * alone[1])
+        product = correlation * deviations[0] * deviations[1]
+        variance -= 2 * float(product) * count / (counts[0] * counts[1])
+    others = sum(counts) - 2 * count
+    freedom = count - 1 + (freedom - count + 1) * others / (others + 2 * count)
+    return max(variance, least * (1 / counts[0] + 1 / counts[1])), freedom
 
 
 def variance_over_images(first: np.ndarray, second: np.ndarray) -> float:
@@ -264,10 +324,11 @@ def seeds_needed(spread: float, size: float, level: float) -> int | None:
     """Returns the fewest seeds that show a difference with 80 % probability.
 
     With n pairs, the statistic of the t-test has a noncentral t distribution with n - 1
-    degrees of freedom and noncentrality ``size * sqrt(n) / spread``.
+    degrees of freedom and noncentrality ``size * sqrt(n) / spread``. With fewer than
+    five seeds each, it is that of Welch's test; see ``_power``.
 
     Args:
-      spread: standard deviation of the difference of one pair, above 0.
+      spread: standard deviation of the difference of one seed of each, above 0.
       size: size of the difference, above 0.
       level: two-sided level of the test.
 
@@ -335,11 +396,32 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _power(count: int, spread: float, size: float, level: float) -> float:
-    freedom = _freedom_of(count)
-    limit = float(stdtrit(freedom, 1 - level / 2))
+    """Returns the probability that n normal seeds of each show a difference.
+
+    The limit of Welch's test depends on the share u of one side in the sum of the two
+    estimated variances, ``freedom = (n - 1) / (u^2 + (1 - u)^2)``. For equal true
+    variances, u has a beta distribution and does not depend on t, so that the power is
+    the mean of noncentral t over u.
+    """
+    freedom, of_limit = _freedom_of(count), np.array([count - 1.0])
+    if count < PAIRED_FROM:
+        share = betaincinv((count - 1) / 2, (count - 1) / 2, _MIDDLES)
+        of_limit = (count - 1) / (share**2 + (1 - share) ** 2)
+    limit = stdtrit(of_limit, 1 - level / 2)
     shift = size * math.sqrt(count) / spread
-    above = 1 - float(nctdtr(freedom, shift, limit))
-    return above + float(nctdtr(freedom, shift, -limit))
+    if shift > _FAR:  # t is almost the shift divided by the estimated deviation
+        within = chdtrc(freedom, freedom * (shift / limit) ** 2)
+    else:
+        # SciPy has NaN for probabilities below about 1e-15.
+        below = np.nan_to_num(nctdtr(freedom, shift, -limit))
+        within = nctdtr(freedom, shift, limit) - below
+    return float(np.mean(1 - within))
+
+
+_FAR = 50  # a noncentrality above which SciPy's distribution is slow, or NaN
+
+# Quantiles of equal probability, over which a mean is that of a distribution.
+_MIDDLES = (np.arange(50) + 0.5) / 100  # of a half, since both are alike
 
 
 def _freedom_of(count: int) -> int:

@@ -60,6 +60,8 @@ def _design(found: Difference) -> str:
     if found.test == "paired":
         return f"{found.counts[0]} pairs of seeds"
     first, second = found.counts
+    if found.test == "overlapping":
+        return f"{first} and {second} seeds, {found.shared} of them shared"
     if first == second:
         return f"{first} seeds each, Welch's test"
     return f"{first} and {second} seeds, Welch's test"
@@ -81,12 +83,15 @@ def _range(needed: tuple[int, int] | None) -> str:
     if needed is None:
         return f"more than {MOST_SEEDS:,}"
     low, high = needed
-    return f"{low:,}" if low == high else f"{low:,}, up to {high:,}"
+    if low == high:
+        return f"{high:,}"
+    return f"{high:,} ({low:,} if the deviation is as estimated)"
 
 
 def what_can_be_shown(study: Study) -> str | None:
     """Returns a sentence about the smallest difference that the seeds can show."""
-    spreads = [found.spread for _, _, found in study.comparisons if found.spread > 0]
+    found = [one for _, _, one in study.comparisons if one.spread > 0]
+    spreads = [one.likely_spread for one in found]
     if not spreads:
         return None
     seeds = min(min(found.counts) for _, _, found in study.comparisons)
