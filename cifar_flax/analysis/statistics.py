@@ -440,7 +440,7 @@ def _two_sided(mean: float, variance: float, freedom: float) -> float:
     return 2 * float(stdtr(freedom, -abs(mean) / math.sqrt(variance)))
 
 
-def _freedom(parts: list[tuple[float, float]]) -> float:
+def _freedom(parts: Sequence[tuple[float, float]]) -> float:
     """Returns Satterthwaite's degrees of freedom of a sum of variances."""
     total = sum(part for part, _ in parts)
     below = sum(part**2 / freedom for part, freedom in parts)

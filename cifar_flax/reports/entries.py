@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,15 @@ class Entry:
 
     name: str
     runs: list[RunRecord]
+
+    def with_seeds(self, kept: Callable[[int], bool]) -> "Entry | None":
+        """Returns this entry with some of its seeds; None if it has none of them."""
+        runs = []
+        for run in self.runs:
+            rows = tuple(i for i in run.replicas if kept(run.result.seeds[i]))
+            if rows:
+                runs.append(dataclasses.replace(run, replicas=rows))
+        return Entry(self.name, runs) if runs else None
 
     @property
     def first(self) -> RunRecord:

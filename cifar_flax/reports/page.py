@@ -91,6 +91,7 @@ def report(
     compared: Sequence[str] = (),
     figures: str | pathlib.Path | None = None,
     rank_by: str | None = None,
+    choose_seeds: Sequence[int] = (),
 ) -> Report:
     """Compares the finished runs below a folder.
 
@@ -110,6 +111,8 @@ def report(
       rank_by: what ranks and compares the configurations instead of the test accuracy:
         ``ece``, ``corrupt_accuracy`` or another column; with a minus in front if
         lower is better.
+      choose_seeds: seeds that choose the configuration of each model on the validation
+        split; the report is of the other seeds, so that the choice does not bias it.
 
     Raises:
       UserError: there is no finished run, no such baseline or setting, the report
@@ -118,7 +121,7 @@ def report(
     folder = expand_user(runs)
     output = folder if output is None else expand_user(output)
     check_replaceable(output)
-    studies, left_out = read_studies(folder, baseline, compared, rank_by)
+    studies, left_out = read_studies(folder, baseline, compared, rank_by, choose_seeds)
     markdown = write_markdown(studies, left_out)
     try:
         output.mkdir(parents=True, exist_ok=True)

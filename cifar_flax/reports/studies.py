@@ -1,4 +1,4 @@
-"""Sorts runs into studies, and chooses what is compared.
+"""Sorts runs into studies, and compares their entries.
 
 Runs of the same configuration are one entry, whatever their seeds and folders. Entries
 with the same training and test images and the same version are one study. Only entries
@@ -23,9 +23,7 @@ from cifar_flax.analysis.statistics import (
     holm,
 )
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.identity import (
-    custom_model_of,
-)
+from cifar_flax.reports.choosing import Choice, choose, compared_by_default
 from cifar_flax.reports.columns import Column, columns_of, find_column
 from cifar_flax.reports.entries import Entry, differing, make_entries
 from cifar_flax.reports.runs import RunRecord, read_runs
@@ -34,9 +32,6 @@ from cifar_flax.reports.runs import RunRecord, read_runs
 # each other and drawn over the epochs. 20 entries have 190 pairs.
 WHOLE = 20
 BEST = 10
-
-# Settings of the model; entries that differ in them are always compared.
-OF_MODEL = ("model", "model_args")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +48,9 @@ class Study:
       baseline: the entry with which all others are compared; None: the entries of
         ``best`` are compared with each other.
       by: what ranks and compares the entries; None: the test accuracy.
+      chosen_by: the seeds that chose the entries of the ranking, which has their other
+        seeds; empty: the same seeds choose and are reported.
+      notes: what a reader must know of the choice.
     """
 
     dataset: records.DatasetInfo
@@ -63,6 +61,8 @@ class Study:
     compared: tuple[str, ...] = ()
     baseline: Entry | None = None
     by: Column | None = None
+    chosen_by: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def columns(self) -> list[Column]:
@@ -129,6 +129,7 @@ def read_studies(
     baseline: str | None = None,
     compared: Sequence[str] = (),
     rank_by: str | None = None,
+    choose_seeds: Sequence[int] = (),
 ) -> tuple[list[Study], list[str]]:
     """Reads the studies of all finished runs below a folder, the largest first.
 
@@ -141,6 +142,8 @@ def read_studies(
         none, or, in a study of one model, all that differ except the rate.
       rank_by: a metric, or the accuracy on further test images, which ranks and
         compares instead of the test accuracy; see ``columns.find_column``.
+      choose_seeds: choose the configurations by these seeds, and report the others; see
+        ``choosing.choose``.
 
     Returns:
       The studies, and a line with the reason for each run that is left out.
@@ -157,10 +160,17 @@ def read_studies(
         (key, group, make_entries(group, left_out)) for key, group in groups.items()
     ]
     _check_names(made, baseline, compared)
-    studies = [
-        _make_study(key, group[0], entries, baseline, compared, rank_by)
-        for key, group, entries in made
-    ]
+    seeds = tuple(dict.fromkeys(choose_seeds))
+    studies = []
+    for key, group, entries in made:
+        given = baseline, compared, rank_by, seeds
+        study = _make_study(key, group[0], entries, *given)
+        if study.entries:
+            studies.append(study)
+        else:
+            left_out += study.notes
+    if not studies:
+        raise UserError(f"--choose_seeds={','.join(map(str, seeds))}: {left_out[-1]}")
     if rank_by is not None and all(study.by is None for study in studies):
         names = [one.name for study in studies for one in study.columns]
         raise UserError(
@@ -202,17 +212,17 @@ def _check_names(
 
 
 def _ask_for_one(model: str, studies: list[Study]) -> NoReturn:
-    """Raises a UserError that names the ranked entries of a model."""
-    those = [
-        one_line(repr(entry.name), 200)
-        for study in studies
-        for entry in study.entries
-        if entry.first.result.model == model
-    ]
+    """Raises a UserError that names the ranked entries, of a model if there are any."""
+    ranked = [entry for study in studies for entry in study.entries]
+    of_model = [entry for entry in ranked if entry.first.result.model == model]
+    those = [one_line(repr(entry.name), 200) for entry in of_model or ranked]
+    what = f"{len(those)} ranked configurations are of this model"
+    if not of_model:
+        what = "it is not ranked with these --choose_seeds"
     more = f", or one of {len(those) - 10} others" if len(those) > 10 else ""
     raise UserError(
-        f"--baseline={one_line(model, 100)}: {len(those)} ranked configurations are of "
-        f"this model; give one of their names: {', '.join(those[:10])}{more}"
+        f"--baseline={one_line(model, 100)}: {what}; give one of their names: "
+        f"{', '.join(those[:10])}{more}"
     )
 
 
@@ -233,25 +243,29 @@ def _make_study(
     baseline: str | None,
     compared: Sequence[str],
     rank_by: str | None,
+    seeds: tuple[int, ...],
 ) -> Study:
     by = None if rank_by is None else find_column(rank_by, columns_of(entries))
     by_name = {entry.name: entry for entry in entries}
     base = None if baseline is None else by_name.get(baseline)
-    told_apart = tuple(compared) or _compared_by_default(entries)
-    ranked = entries if base is not None else _chosen(entries, told_apart, by)
-    if base is None:
-        of_model = [e for e in ranked if e.first.result.model == baseline]
-        base = of_model[0] if len(of_model) == 1 else None
-    kept, rank = set(map(id, ranked)), functools.partial(_rank, by=by)
+    told_apart = tuple(compared) or compared_by_default(entries)
+    choice = Choice(entries, [], [])
+    if base is None or seeds:
+        choice = choose(entries, told_apart, by, seeds)
+    of_base = [e for e in choice.ranked if base and e.name == base.name]
+    of_base = of_base or [e for e in choice.ranked if e.first.result.model == baseline]
+    rank = functools.partial(_rank, by=by)
     return Study(
         dataset=run.config.dataset,
         version=run.config.versions.get("cifar-flax", "of no known version"),
         key=key,
-        entries=sorted(ranked, key=rank),
-        apart=sorted((e for e in entries if id(e) not in kept), key=rank),
+        entries=sorted(choice.ranked, key=rank),
+        apart=sorted(choice.apart, key=rank),
         compared=told_apart,
-        baseline=base,
+        baseline=of_base[0] if len(of_base) == 1 else None,
         by=by,
+        chosen_by=seeds,
+        notes=tuple(choice.notes),
     )
 
 
@@ -260,41 +274,3 @@ def _rank(entry: Entry, by: Column | None) -> tuple[bool, bool, float]:
         return bool(entry.diverged), False, -np.nan_to_num(entry.mean)
     values = list(by.better(entry).values())
     return bool(entry.diverged), not values, -float(np.mean(values)) if values else 0.0
-
-
-def _compared_by_default(entries: list[Entry]) -> tuple[str, ...]:
-    names = differing([entry.first.settings for entry in entries])
-    if set(names) & set(OF_MODEL):
-        return ()
-    return tuple(name for name in names if name != "lr")
-
-
-def _chosen(
-    entries: list[Entry], compared: Sequence[str], by: Column | None
-) -> list[Entry]:
-    """Chooses the best entry of each group on the validation split.
-
-    Without a validation split, all entries are ranked.
-    """
-    groups: dict[str, list[Entry]] = {}
-    validation = {id(e): by.validation(e) if by else e.validation for e in entries}
-    for entry in entries:
-        names = (*OF_MODEL, *compared)
-        values = [entry.first.settings.get(name) for name in names]
-        key = repr([*values, custom_model_of(entry.first.config)])
-        groups.setdefault(key, []).append(entry)
-    chosen = []
-    for group in groups.values():
-        if any(validation[id(entry)] is None and entry.accuracies for entry in group):
-            chosen += group
-            continue
-        chosen.append(
-            min(
-                group,
-                key=lambda e: (
-                    len(e.diverged) / len(e.seeds),
-                    -(validation[id(e)] or 0),
-                ),
-            )
-        )
-    return chosen

@@ -218,7 +218,7 @@ def cautions(study: Study) -> list[str]:
     texts = [text for text in (what_can_be_shown(study),) if text]
     texts += _of_divergence(study)
     if study.baseline is not None:
-        texts.append(_outcomes(study))
+        texts += [_outcomes(study), *_named_before(study)]
     elif study.is_large:
         texts.append(
             f"The best {BEST} of {len(study.entries):,} are chosen by the test "
@@ -290,12 +290,24 @@ def _of_divergence(study: Study) -> list[str]:
 
 
 def _of_tuning(study: Study) -> list[str]:
+    """Says which configurations are ranked, and what choosing them does."""
+    if study.chosen_by:
+        seeds = ", ".join(map(str, study.chosen_by))
+        return [
+            f"The seeds {seeds} chose the configuration of each model on the "
+            "validation split. The ranking and all comparisons are of its other seeds.",
+            *study.notes,
+        ]
     if study.apart:
         how = "".join(f" and each {name}" for name in study.compared)
         return [
             f"The ranking holds, for each model{how}, the configuration that is best "
-            f"on the validation split. The other {len(study.apart):,} are listed below "
-            "it. --compare=SETTING also compares the values of a setting."
+            "on the validation split among those with the most seeds. The other "
+            f"{len(study.apart):,} are listed below it. --compare=SETTING also "
+            "compares the values of a setting. The same seeds choose and are reported, "
+            "so that the accuracy of the best of several is overestimated: "
+            "--choose_seeds=0,1 chooses by these seeds and reports the others.",
+            *study.notes,
         ]
     models = [
         tuple(map(str, map(e.first.settings.get, ("model", "model_args"))))
@@ -326,6 +338,17 @@ def _outcomes(study: Study) -> str:
         f"shown to be better, {len(gaps) - better:,} are shown to be worse, and for "
         f"{count - len(gaps):,} no difference is shown."
     )
+
+
+def _named_before(study: Study) -> list[str]:
+    """Says what a baseline that was chosen by its result does to the comparisons."""
+    if len(study.comparisons) < 2:
+        return []
+    return [
+        "The comparisons hold their 5 % if the baseline was named before the results "
+        "were seen. If the best of six equal configurations with five or ten seeds is "
+        "named afterwards, a difference from it is shown in 8 or 9 % of studies."
+    ]
 
 
 def _of_single_seeds(study: Study) -> list[str]:
