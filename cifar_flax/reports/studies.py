@@ -124,6 +124,29 @@ class Study:
         return differing([entry.first.used for entry in self.shown])
 
 
+# What tells a study from others, its runs, and its entries.
+Group = tuple[str, list[RunRecord], list[Entry]]
+
+
+def read_entries(folder: pathlib.Path) -> tuple[list[Group], list[str]]:
+    """Reads the entries of all finished runs below a folder, grouped by their study.
+
+    Returns:
+      The groups, and a line with the reason for each run that is left out.
+
+    Raises:
+      UserError: there is no such folder, or it holds no finished run.
+    """
+    runs, left_out = read_runs(folder)
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(repr(_study_key(run)), []).append(run)
+    made = [
+        (key, group, make_entries(group, left_out)) for key, group in groups.items()
+    ]
+    return made, left_out
+
+
 def read_studies(
     folder: pathlib.Path,
     baseline: str | None = None,
@@ -152,13 +175,7 @@ def read_studies(
       UserError: there is no such folder, it holds no finished run, or there is no such
         entry or setting.
     """
-    runs, left_out = read_runs(folder)
-    groups: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        groups.setdefault(repr(_study_key(run)), []).append(run)
-    made = [
-        (key, group, make_entries(group, left_out)) for key, group in groups.items()
-    ]
+    made, left_out = read_entries(folder)
     _check_names(made, baseline, compared)
     seeds = tuple(dict.fromkeys(choose_seeds))
     studies = []
@@ -183,7 +200,7 @@ def read_studies(
 
 
 def _check_names(
-    made: list[tuple[str, list[RunRecord], list[Entry]]],
+    made: list[Group],
     baseline: str | None,
     compared: Sequence[str],
 ) -> None:
