@@ -82,15 +82,18 @@ def interval_of_accuracy(
 
     Args:
       values: accuracy of each seed, a share.
-      images: number N of test images.
+      images: number N of test images; 0: not known.
 
     Returns:
-      Both ends, as shares; None without a seed.
+      Both ends, as shares; None without a seed, or for one seed if N is not known.
     """
     if not len(values):
         return None
-    mean, half = mean_of_finite(values), ci95_of_mean(values, 1 / images)
+    mean = mean_of_finite(values)
+    half = ci95_of_mean(values, 1 / images if images else 0.0)
     if half is None:
+        if not images:
+            return None
         part = _Z**2 / images
         half = _Z * math.sqrt((mean * (1 - mean) + part / 4) / images) / (1 + part)
         mean = (mean + part / 2) / (1 + part)
@@ -175,6 +178,8 @@ def compare(
     first: Mapping[int, float],
     second: Mapping[int, float],
     right: tuple[np.ndarray, np.ndarray] | None = None,
+    images: int = 0,
+    paired: bool = True,
 ) -> Difference | None:
     """Compares two accuracies over all their seeds.
 
@@ -202,14 +207,17 @@ def compare(
       second: accuracy of each seed.
       right: whether each image is classified correctly, bool [n, N], with the seeds in
         the order of ``first`` and ``second``.
+      images: number N of test images, if ``right`` is not known; 0: it is not known.
+      paired: whether equal seeds have something in common.
 
     Returns:
       The difference; None if one of them has fewer than two seeds.
     """
     if min(len(first), len(second)) < 2:
         return None
-    shared = [seed for seed in first if seed in second]
-    least = 0.0 if right is None else 1 / right[0].shape[1] ** 2
+    shared = [seed for seed in first if seed in second and paired]
+    images = images if right is None else right[0].shape[1]
+    least = 1 / images**2 if images else 0.0
     values = [np.array(list(one.values())) for one in (first, second)]
     counts, mean = (len(first), len(second)), float(values[0].mean() - values[1].mean())
     pairs = np.array([[one[seed] for seed in shared] for one in (first, second)])
@@ -230,12 +238,12 @@ def compare(
     difference = Difference(
         *(mean, half, p, p, test, counts, spread, freedom), shared=len(shared)
     )
-    if right is None or right[0].shape[1] < 2:
+    if right is None or images < 2:
         return difference
-    images = variance_over_images(*right)
-    whole = _quantile(_freedom([(variance, freedom), (images, math.inf)]))
+    chosen = variance_over_images(*right)
+    whole = _quantile(_freedom([(variance, freedom), (chosen, math.inf)]))
     # More degrees of freedom may make the pooled interval the narrower one.
-    over = max(half, whole * math.sqrt(variance + images))
+    over = max(half, whole * math.sqrt(variance + chosen))
     return dataclasses.replace(difference, over_images=over)
 
 

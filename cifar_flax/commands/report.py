@@ -4,6 +4,7 @@ python -m experiments.report --runs=runs
 python -m experiments.report --runs=runs --baseline=convbn
 python -m experiments.report --runs=runs --compare=optimizer --figures=figures
 python -m experiments.report --runs=runs --choose_seeds=0,1
+python -m experiments.report --runs=runs --results=table.csv
 
 The ranking holds the best configuration of each model on the validation split, of those
 with the most seeds. With --choose_seeds these seeds choose and the others are reported.
@@ -43,9 +44,12 @@ def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
         made = report(
-            *(FLAGS.runs, FLAGS.output, FLAGS.baseline, FLAGS.compare, FLAGS.figures),
+            FLAGS.runs if FLAGS["runs"].present or not FLAGS.results else None,
+            *(FLAGS.output, FLAGS.baseline, FLAGS.compare, FLAGS.figures),
             rank_by=FLAGS.rank_by,
             choose_seeds=FLAGS.choose_seeds,
+            results=FLAGS.results,
+            export=FLAGS.export,
         )
         for line in made.left_out:
             cli.logger.warning("left out: %s", line)
@@ -86,5 +90,12 @@ if __name__ == "__main__":
         "The others are reported, so that the choice does not bias them (default: the "
         "same seeds do both).",
     )
+    flags.DEFINE_list(
+        "results",
+        [],
+        "CSV files of results that were made elsewhere, with the columns model, seed "
+        "and test_accuracy (a share); alone, or beside --runs.",
+    )
+    cli.define_path("export", None, "File for another copy of results.csv.")
     cli.define_path("figures", None, "Folder for the figures as PNG, SVG and PDF.")
     sys.exit(main())

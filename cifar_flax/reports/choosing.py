@@ -66,6 +66,8 @@ def choose(
     for group in _groups(entries, compared):
         if seeds:
             chosen, words = _chosen_by(group, by, seeds)
+        elif all(one.first.told_ranked is not None for one in group):
+            chosen, words = [one for one in group if one.first.told_ranked], []
         else:
             chosen, words = _chosen(group, by)
         ranked += chosen
@@ -79,7 +81,7 @@ def _groups(entries: list[Entry], compared: Sequence[str]) -> list[list[Entry]]:
     for entry in entries:
         names = (*OF_MODEL, *compared)
         values = [entry.first.settings.get(name) for name in names]
-        key = repr([*values, custom_model_of(entry.first.config)])
+        key = repr([*values, custom_model_of(entry.first.config), entry.first.source])
         groups.setdefault(key, []).append(entry)
     return list(groups.values())
 

@@ -26,6 +26,7 @@ from cifar_flax.errors import UserError, one_line
 from cifar_flax.reports.choosing import Choice, choose, compared_by_default
 from cifar_flax.reports.columns import Column, columns_of, find_column
 from cifar_flax.reports.entries import Entry, differing, make_entries
+from cifar_flax.reports.outside import join_table, read_table
 from cifar_flax.reports.runs import RunRecord, read_runs
 
 # A study with more entries than this is large: only its best entries are compared with
@@ -40,7 +41,8 @@ class Study:
 
     Attributes:
       dataset: the data set of all entries.
-      version: the version of this package that trained them.
+      version: the version of this package that trained them; None if all are from
+        tables.
       key: distinguishes the study from others.
       entries: the ranking, the best entry first; entries with a diverged seed are last.
       apart: entries of models for which another entry is ranked, in the same order.
@@ -54,7 +56,7 @@ class Study:
     """
 
     dataset: records.DatasetInfo
-    version: str
+    version: str | None
     key: str
     entries: list[Entry]
     apart: list[Entry]
@@ -107,14 +109,18 @@ class Study:
         if self.baseline is not None:
             others = [entry for entry in able if entry is not self.baseline]
             pairs = [(e, self.baseline) for e in others if self.baseline in able]
-        found = [
-            compare(
+        found = []
+        for first, second in pairs:
+            right = first.right, second.right
+            known = by is None and right[0] is not None and right[1] is not None
+            one = compare(
                 values[id(first)],
                 values[id(second)],
-                (first.right, second.right) if by is None else None,
+                right if known else None,  # type: ignore[arg-type]
+                images=first.first.result.test_size if by is None else 0,
+                paired=first.first.source == second.first.source,
             )
-            for first, second in pairs
-        ]
+            found.append(one)
         adjusted = holm([one for one in found if one is not None])
         return [(*pair, one) for pair, one in zip(pairs, adjusted, strict=True)]
 
@@ -128,19 +134,28 @@ class Study:
 Group = tuple[str, list[RunRecord], list[Entry]]
 
 
-def read_entries(folder: pathlib.Path) -> tuple[list[Group], list[str]]:
+def read_entries(
+    folder: pathlib.Path | None, tables: Sequence[pathlib.Path] = ()
+) -> tuple[list[Group], list[str]]:
     """Reads the entries of all finished runs below a folder, grouped by their study.
+
+    Args:
+      folder: folder that holds the runs; None: there are only tables.
+      tables: of results that were made elsewhere; see ``outside.read_table``.
 
     Returns:
       The groups, and a line with the reason for each run that is left out.
 
     Raises:
-      UserError: there is no such folder, or it holds no finished run.
+      UserError: there is no such folder, it holds no finished run, or a table cannot be
+        read.
     """
-    runs, left_out = read_runs(folder)
+    runs, left_out = ([], []) if folder is None else read_runs(folder)
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(repr(_study_key(run)), []).append(run)
+    for table in tables:
+        left_out += join_table(read_table(table), groups)
     made = [
         (key, group, make_entries(group, left_out)) for key, group in groups.items()
     ]
@@ -148,16 +163,17 @@ def read_entries(folder: pathlib.Path) -> tuple[list[Group], list[str]]:
 
 
 def read_studies(
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
     baseline: str | None = None,
     compared: Sequence[str] = (),
     rank_by: str | None = None,
     choose_seeds: Sequence[int] = (),
+    tables: Sequence[pathlib.Path] = (),
 ) -> tuple[list[Study], list[str]]:
     """Reads the studies of all finished runs below a folder, the largest first.
 
     Args:
-      folder: folder that holds the runs, at any depth.
+      folder: folder that holds the runs, at any depth; None: there are only tables.
       baseline: name of the entry with which the others of its study are compared. All
         entries of that study are ranked. The name of a model stands for its only ranked
         entry, and the ranking is the usual one.
@@ -167,6 +183,7 @@ def read_studies(
         compares instead of the test accuracy; see ``columns.find_column``.
       choose_seeds: choose the configurations by these seeds, and report the others; see
         ``choosing.choose``.
+      tables: of results that were made elsewhere; see ``outside.read_table``.
 
     Returns:
       The studies, and a line with the reason for each run that is left out.
@@ -175,7 +192,7 @@ def read_studies(
       UserError: there is no such folder, it holds no finished run, or there is no such
         entry or setting.
     """
-    made, left_out = read_entries(folder)
+    made, left_out = read_entries(folder, tables)
     _check_names(made, baseline, compared)
     seeds = tuple(dict.fromkeys(choose_seeds))
     studies = []
@@ -274,7 +291,9 @@ def _make_study(
     rank = functools.partial(_rank, by=by)
     return Study(
         dataset=run.config.dataset,
-        version=run.config.versions.get("cifar-flax", "of no known version"),
+        version=None
+        if run.source
+        else run.config.versions.get("cifar-flax", "of no known version"),
         key=key,
         entries=sorted(choice.ranked, key=rank),
         apart=sorted(choice.apart, key=rank),

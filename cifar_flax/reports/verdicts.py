@@ -108,6 +108,8 @@ def what_can_be_shown(study: Study) -> str | None:
     if study.by is not None:  # it is no multiple of one image
         return text
     images = study.entries[0].first.result.test_size
+    if not images:
+        return text
     least = smallest_shown(images, seeds, LEVEL / comparisons)
     if least <= RELEVANT:
         return text
@@ -138,7 +140,13 @@ def basis(study: Study) -> str:
 
 def given(study: Study) -> str:
     """Returns what all seeds share, which an interval over seeds does not cover."""
-    varied = [entry.first.settings.get("seeds_vary") or [] for entry in study.entries]
+    varied = [
+        entry.first.settings.get("seeds_vary") or []
+        for entry in study.entries
+        if entry.first.source is None
+    ]
+    if not varied:
+        return "what all its seeds share, such as the rate, the split and the test set"
     fixed = [
         name for name in ("rate", "split") if not all(name in those for those in varied)
     ]
@@ -213,6 +221,49 @@ def against_baseline(study: Study) -> dict[int, str]:
     }
 
 
+def about(study: Study) -> str:
+    """Says which images the entries were trained and tested on, and with what."""
+    data = study.dataset
+    if study.version is None:
+        tested = f" on {data.test_size:,} test images" if data.test_size else ""
+        return f"Results made elsewhere{tested}, from {data.source}."
+    devices = sorted({e.first.result.device for e in study.entries} - {""})
+    return (
+        f"{data.train_size:,} training, {data.val_size:,} validation and "
+        f"{data.test_size:,} test images ({data.source}); cifar_flax {study.version}; "
+        f"{'; '.join(devices)}."
+    )
+
+
+def _of_outside(study: Study) -> list[str]:
+    """Names the entries that were trained elsewhere, and what is not known of them."""
+    entries = [entry for entry in study.everything if entry.first.source is not None]
+    if not entries:
+        return []
+    tables = dict.fromkeys(str(entry.first.source) for entry in entries)
+    noun = "configuration is" if len(entries) == 1 else "configurations are"
+    texts = [
+        f"{len(entries):,} {noun} from {', '.join(tables)}. Whether their training, "
+        "validation and test images, and the way to them, were those of the others is "
+        "not checked, except for the test labels of predictions."
+    ]
+    missing = {
+        "predictions, so that there are no intervals over test images, calibration and "
+        "confusions": lambda e: e.right is None and bool(e.accuracies),
+        "a number of test images (test_size), so that one seed has no interval and "
+        "equal accuracies show nothing": lambda e: not e.first.result.test_size,
+        "validation accuracies, so that all settings of a model are ranked": lambda e: (
+            e.validation is None and bool(e.accuracies)
+        ),
+    }
+    for what, lacks in missing.items():
+        names = [entry.name for entry in entries if lacks(entry)]
+        if names:
+            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            texts.append(f"Not known of {', '.join(names[:3])}{more}: {what}.")
+    return texts
+
+
 def cautions(study: Study) -> list[str]:
     """Returns what a reader of the ranking must know."""
     texts = [text for text in (what_can_be_shown(study),) if text]
@@ -225,8 +276,8 @@ def cautions(study: Study) -> list[str]:
             "accuracies that are shown here. With new seeds their accuracies are "
             "likely to be lower."
         )
-    texts += _of_tuning(study)
-    epochs = {entry.first.result.epochs for entry in study.entries}
+    texts += _of_tuning(study) + _of_outside(study)
+    epochs = {entry.first.result.epochs for entry in study.entries} - {0}  # not known
     if len(epochs) > 1:
         texts.append(
             f"The configurations trained for {min(epochs):g} to {max(epochs):g} "
@@ -240,7 +291,8 @@ def _of_contents(study: Study) -> list[str]:
     texts: list[str] = []
     alike: dict[str, list[Entry]] = {}
     for entry in study.everything:
-        alike.setdefault(repr(sorted(entry.first.settings.items())), []).append(entry)
+        settings = [*sorted(entry.first.settings.items()), entry.first.source]
+        alike.setdefault(repr(settings), []).append(entry)
         configs = [run.config for run in entry.runs]
         bits = dict.fromkeys(
             name for one in configs for name in bits_that_differ(one, configs[0])
@@ -361,9 +413,10 @@ def _of_single_seeds(study: Study) -> list[str]:
         f"One seed cannot show a rank. These configurations have only one: {names}. "
         "Their intervals are over the test images; another seed may lie outside."
     ]
-    if len(single) > 1 and study.by is None:
+    sure = [entry.right for entry in single[:2] if entry.right is not None]
+    if len(sure) > 1 and study.by is None:
         first, second = single[:2]
-        p = mcnemar(first.right[0], second.right[0])
+        p = mcnemar(sure[0][0], sure[1][0])
         texts.append(
             f"The two trained networks of {first.name} and {second.name} differ by "
             f"{points(abs(first.mean - second.mean))} points on these images "
