@@ -5,6 +5,9 @@
 
 __version__: str
 
+from .analysis.arrays import compare as compare
+from .analysis.arrays import holm as holm
+from .analysis.arrays import seeds_needed as seeds_needed
 from .data import Dataset as Dataset
 from .data import Split as Split
 from .data import Splits as Splits

@@ -30,6 +30,8 @@ PAIRED_FROM = 5
 
 MOST_SEEDS = 10_000  # largest number of seeds that is planned
 
+_ROUNDING = 1e-24  # a variance of accuracies that are equal but for rounding
+
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
@@ -232,6 +234,8 @@ def compare(
     else:
         test = "overlapping"
         variance, freedom = _overlapping(values, pairs, least)
+    if variance < _ROUNDING:  # equal accuracies, whose mean is rounded
+        variance = 0.0
     p = _two_sided(mean, variance, freedom)
     spread = math.sqrt(variance * 2 / (1 / counts[0] + 1 / counts[1]))
     half = _quantile(freedom) * math.sqrt(variance)
@@ -312,19 +316,26 @@ def variance_over_images(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def holm(differences: Sequence[Difference]) -> list[Difference]:
-    """Adjusts the p-values of a family of differences by the method of Holm.
+    """Adjusts the p-values of a family of differences; see ``holm_of``."""
+    adjusted = holm_of([difference.p for difference in differences])
+    return [
+        dataclasses.replace(difference, adjusted_p=p)
+        for difference, p in zip(differences, adjusted, strict=True)
+    ]
+
+
+def holm_of(p_values: Sequence[float]) -> list[float]:
+    """Adjusts the p-values of a family of tests by the method of Holm.
 
     Of m p-values, the k-th smallest is multiplied by m - k + 1, and is at least as
     large as the one before. For any dependence between the comparisons, the probability
     of showing a difference that does not exist is then at most 5 % per family (Holm
     1979, Scandinavian Journal of Statistics 6).
     """
-    adjusted, least = list(differences), 0.0
-    order = np.argsort([difference.p for difference in differences], kind="stable")
-    for rank, index in enumerate(order):
-        p = differences[index].p * (len(differences) - rank)
-        least = min(1.0, max(least, p))
-        adjusted[index] = dataclasses.replace(differences[index], adjusted_p=least)
+    adjusted, least = list(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        least = min(1.0, max(least, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = least
     return adjusted
 
 

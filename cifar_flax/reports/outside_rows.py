@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.json_files import MAX_TEXT, read_bytes
+from cifar_flax.files import open_plain
 
 MAX_ROWS = 100_000
+MAX_BYTES = 64 * 2**20
 
 TEXT, SEED, SHARE, NUMBER, SIZE, FLAG = (
     "text",
@@ -92,9 +93,15 @@ def read_rows(path: pathlib.Path) -> Iterator[Row]:
     if not path.exists():
         raise UserError(f"there is no table {path}; give a CSV file as --results")
     try:
-        text = read_bytes(path, MAX_TEXT).decode("utf-8-sig")
+        with open_plain(path) as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES:,} bytes")
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         names = _header(path, next(lines, []))
