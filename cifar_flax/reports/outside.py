@@ -78,7 +78,7 @@ def read_table(path: pathlib.Path) -> list[OutsideRun]:
     runs: list[OutsideRun] = []
     seen: dict[tuple[str, int], int] = {}
     for row in read_rows(path):
-        run = _run_of(row)
+        run = run_of(row)
         which = repr([run.config.dataset.name, run.told_name, run.settings])
         key = which, run.result.seeds[0]
         if key in seen:
@@ -182,7 +182,7 @@ def _agree(
     )
 
 
-def _run_of(row: Row) -> OutsideRun:
+def run_of(row: Row) -> OutsideRun:
     """Makes the record of a row, with 0 for sizes and costs that are not known."""
     cells = row.cells
     diverged = cells.get("diverged_at")
