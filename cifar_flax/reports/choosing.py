@@ -66,8 +66,8 @@ def choose(
     for group in _groups(entries, compared):
         if seeds:
             chosen, words = _chosen_by(group, by, seeds)
-        elif all(one.first.told_ranked is not None for one in group):
-            chosen, words = [one for one in group if one.first.told_ranked], []
+        elif told := [one for one in group if one.first.told_ranked]:
+            chosen, words = told, []  # a report wrote the table
         else:
             chosen, words = _chosen(group, by)
         ranked += chosen

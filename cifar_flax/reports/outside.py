@@ -8,9 +8,11 @@ trusted: no file of theirs is unpickled, and their sizes are limited.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import pathlib
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,6 +43,16 @@ class OutsideRun(RunRecord):
     line: int = 0
     dataset: str | None = None
     file: pathlib.Path | None = None
+
+    @functools.cached_property
+    def used(self) -> dict[str, Any]:
+        """The settings as the table gives them."""
+        return self.settings
+
+    @property
+    def range_test(self) -> None:
+        """None: a table has no range test, whatever its folder holds."""
+        return None
 
     @property
     def predictions_file(self) -> pathlib.Path | None:

@@ -92,7 +92,7 @@ def report(
     figures: str | pathlib.Path | None = None,
     rank_by: str | None = None,
     choose_seeds: Sequence[int] = (),
-    results: Sequence[str | pathlib.Path] = (),
+    results: str | pathlib.Path | Sequence[str | pathlib.Path] = (),
     export: str | pathlib.Path | None = None,
 ) -> Report:
     """Compares the finished runs below a folder, and results that were made elsewhere.
@@ -116,8 +116,8 @@ def report(
         lower is better.
       choose_seeds: seeds that choose the configuration of each model on the validation
         split; the report is of the other seeds, so that the choice does not bias it.
-      results: CSV files of results that were made elsewhere, a row for each seed; see
-        docs/comparing.md for their columns.
+      results: one or more CSV files of results that were made elsewhere, a row for each
+        seed; see docs/comparing.md for their columns.
       export: file for another copy of ``results.csv``.
 
     Raises:
@@ -125,7 +125,8 @@ def report(
         valid, the report cannot be written, or a file of its name is not of a report.
     """
     folder = None if runs is None else expand_user(runs)
-    tables = [expand_user(table) for table in results]
+    given = [results] if isinstance(results, str | pathlib.Path) else results
+    tables = [expand_user(table) for table in given]
     if folder is None and not tables:
         raise UserError("there is nothing to compare; give runs or results")
     if output is None:

@@ -99,6 +99,18 @@ def test_predictions_give_what_needs_images(tmp_path, classes_only):
     assert study.dataset.test_size == COUNT
 
 
+def test_settings_are_used_as_the_table_gives_them(tmp_path):
+    head = "model,seed,test_accuracy,lr,recipe,seeds_vary,folder\n"
+    runs = make_run(tmp_path / "run", "net")
+    lines = [f"net,{s},0.5,auto,mine,split,{runs}\n" for s in (0, 1)]
+    (study,), _ = read(write(tmp_path, head + "".join(lines)))
+    (entry,) = study.entries
+    assert entry.first.used["lr"] == "auto"
+    assert entry.first.range_test is None
+    made = report(results=str(tmp_path / "table.csv"))
+    assert "| auto | - | mine |" in made.markdown
+
+
 def test_predictions_of_other_images_are_a_study_of_their_own(tmp_path):
     make_run(tmp_path / "runs" / "a", "a", (0.5, 0.52, 0.51))
     text = write_predictions(tmp_path, (0.7, 0.72))
