@@ -150,14 +150,16 @@ def report(
         details = _write_details(studies, output / DETAILS)
         write_together(output, texts)
         if copy is not None:
+            copy.parent.mkdir(parents=True, exist_ok=True)
             write_together(copy.parent, {copy.name: texts["results.csv"]})
         _remove_details(output / DETAILS, but=details)
         if figures is not None:
             _save_figures(studies, expand_user(figures))
     except OSError as error:
+        places = [str(one) for one in (output, figures, export) if one is not None]
         where = f"{output}: {error.strerror}; give --output"
-        if figures is not None:
-            where = f"{output} and {figures}: {error.strerror}; give other folders"
+        if len(places) > 1:
+            where = f"{' and '.join(places)}: {error.strerror}; give other folders"
         raise UserError(f"cannot write the report to {where}") from error
     return Report(studies, left_out, markdown, output)
 

@@ -1,6 +1,7 @@
 """The public statistics: as those of reports, and bad input is one line."""
 
 import doctest
+import pathlib
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ A, B = [0.7, 0.71, 0.72, 0.7, 0.71], [0.6, 0.61, 0.6, 0.62, 0.6]
 
 def test_the_examples_give_what_they_say():
     assert doctest.testmod(arrays).failed == 0
+    page = pathlib.Path(__file__).parents[2] / "docs" / "comparing.md"
+    found = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert (found.failed, found.attempted) == (0, 7)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, lambda x: dict(enumerate(x))])
