@@ -48,3 +48,14 @@ def test_fresh_seeds_change_no_choice_and_are_what_is_reported(cells, tmp_path):
     (study,), _ = read_studies(tmp_path, choose_seeds=(0, 3))
     assert [entry.seeds for entry in study.entries] == [[4, 5], [4, 5]]
     assert {entry.first.used["lr"] for entry in study.entries} == {0.1, 0.2}
+
+
+def test_seeds_of_other_sweeps_do_not_choose(cells, tmp_path):
+    lists = {"model": ["convnet"], "lr": [0.1, 0.2]}
+    others = make_cells(lists, (7, 8), tmp_path)
+    for cell, validation in zip(others, (0.9, 0.1), strict=True):
+        train(cell, 0.5, validation)
+    fresh = fresh_cells(cells, (0, 3), 2, tmp_path)
+    assert {one.settings.lr for one in fresh if one.settings.model == "convnet"} == {
+        0.2
+    }
