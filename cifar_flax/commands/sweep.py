@@ -123,8 +123,9 @@ def main() -> int:
                 fresh = fresh_cells(planned, FLAGS.seeds, FLAGS.fresh_seeds, folder)
                 fresh = my_share(fresh)
                 check_cells(fresh, load=True)
-                with live_table(screen, fresh) as show:
-                    run_cells(fresh, stop.event, show)
+                if fresh:  # other shards may have all of them
+                    with live_table(screen, fresh) as show:
+                        run_cells(fresh, stop.event, show)
                 cells = [*cells, *fresh]
         return finish(screen, cells, stop)
 

@@ -345,17 +345,23 @@ def _of_tuning(study: Study) -> list[str]:
     """Says which configurations are ranked, and what choosing them does."""
     if study.chosen_by:
         seeds = ", ".join(map(str, study.chosen_by))
-        return [
+        text = (
             f"The seeds {seeds} chose the configuration of each model on the "
-            "validation split. The ranking and all comparisons are of its other seeds.",
-            *study.notes,
-        ]
+            "validation split. The ranking and all comparisons are of its other seeds."
+        )
+        if all(entry.validation is None for entry in study.everything):
+            text = (
+                f"The ranking and all comparisons are of other seeds than {seeds}. "
+                "Without validation accuracies these choose nothing, and all settings "
+                "of a model are ranked."
+            )
+        return [text, *study.notes]
     if study.apart:
         how = "".join(f" and each {name}" for name in study.compared)
         return [
             f"The ranking holds, for each model{how}, the configuration that is best "
-            "on the validation split among those with the most seeds. The other "
-            f"{len(study.apart):,} are listed below it. --compare=SETTING also "
+            "on the validation split among those with the most seeds. Others "
+            f"({len(study.apart):,}) are listed below it. --compare=SETTING also "
             "compares the values of a setting. The same seeds choose and are reported, "
             "so that the accuracy of the best of several is overestimated: "
             "--choose_seeds=0,1 chooses by these seeds and reports the others.",

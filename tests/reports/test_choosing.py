@@ -78,6 +78,14 @@ def test_a_chosen_configuration_without_other_seeds_is_not_ranked(tmp_path):
         read_studies(tmp_path / "x", choose_seeds=(7,))
 
 
+def test_without_validation_no_seed_chooses(tmp_path):
+    for lr in (0.1, 0.2):
+        make_run(tmp_path / str(lr), accuracies=(0.5, 0.6, 0.7), lr=lr)
+    (study,), _ = read_studies(tmp_path, choose_seeds=(0,))
+    assert [entry.seeds for entry in study.entries] == [[1, 2], [1, 2]]
+    assert any("these choose nothing" in text for text in cautions(study))
+
+
 def test_rank_and_sentence_never_contradict_each_other(tmp_path):
     """A is better by its ten seeds, and B by the five that they share."""
     make_run(tmp_path / "a", "a", (0.7, 0.71, 0.7, 0.71, 0.7, *(0.9, 0.91) * 3))
