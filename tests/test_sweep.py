@@ -241,7 +241,7 @@ def test_a_report_compares_the_sweep(swept, tmp_path):
     done = command("report", f"--runs={folder}", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "simplenet lr=0.01" in done.stdout
-    assert "The other 2 are listed below it." in done.stdout
+    assert "Others (2) are listed below it." in done.stdout
     page = (tmp_path / "report.html").read_text()
     assert "Most confidently wrong" in page
     assert names[0] not in (tmp_path / "report.md").read_text()
