@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_flax.analysis import statistics
+from cifar_flax.analysis import power, statistics
 from cifar_flax.analysis.statistics import LEVEL, Difference
 from cifar_flax.errors import UserError, one_line
 
@@ -122,7 +122,7 @@ def seeds_needed(spread: float, size: float, comparisons: int = 1) -> int | None
     for name, value in given.items():
         if not (isinstance(value, int | float) and 0 < value < math.inf):
             raise UserError(f"{name} is {_short(value)}; give a number above 0")
-    return statistics.seeds_needed(float(spread), float(size), LEVEL / comparisons)
+    return power.seeds_needed(float(spread), float(size), LEVEL / comparisons)
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from cifar_flax import records
 from cifar_flax.analysis.metrics import METRICS
 from cifar_flax.analysis.predictions import score
 from cifar_flax.errors import UserError, one_line
+from cifar_flax.reports.entries import Entry
 from cifar_flax.reports.outside_predictions import (
     file_of,
     predictions_of,
@@ -151,6 +153,35 @@ def join_table(runs: list[OutsideRun], groups: dict[str, list[RunRecord]]) -> li
             result = msgspec.structs.replace(run.result, test_size=size)
             group.append(dataclasses.replace(run, config=config, result=result))
     return lines
+
+
+def about_tables(entries: Sequence[Entry]) -> list[str]:
+    """Names the entries that were trained elsewhere, and what is not known of them."""
+    entries = [entry for entry in entries if entry.first.source is not None]
+    if not entries:
+        return []
+    tables = dict.fromkeys(str(entry.first.source) for entry in entries)
+    noun = "configuration is" if len(entries) == 1 else "configurations are"
+    texts = [
+        f"{len(entries):,} {noun} from {', '.join(tables)}. Whether their training, "
+        "validation and test images, and the way to them, were those of the others is "
+        "not checked, except for the test labels of predictions."
+    ]
+    missing: dict[str, Callable[[Entry], bool]] = {
+        "predictions, so that there are no intervals over test images, calibration and "
+        "confusions": lambda e: e.right is None and bool(e.accuracies),
+        "a number of test images (test_size), so that one seed has no interval and "
+        "equal accuracies show nothing": lambda e: not e.first.result.test_size,
+        "validation accuracies, so that all settings of a model are ranked": lambda e: (
+            e.validation is None and bool(e.accuracies)
+        ),
+    }
+    for what, lacks in missing.items():
+        names = [entry.name for entry in entries if lacks(entry)]
+        if names:
+            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            texts.append(f"Not known of {', '.join(names[:3])}{more}: {what}.")
+    return texts
 
 
 def _facts_of(rows: list[OutsideRun]) -> tuple[str | None, int | None]:

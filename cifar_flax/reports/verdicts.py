@@ -4,18 +4,12 @@ import itertools
 import statistics
 from typing import Any
 
+from cifar_flax.analysis.power import MOST_SEEDS, detectable, smallest_shown
 from cifar_flax.analysis.predictions import largest_class
-from cifar_flax.analysis.statistics import (
-    LEVEL,
-    MOST_SEEDS,
-    RELEVANT,
-    Difference,
-    detectable,
-    mcnemar,
-    smallest_shown,
-)
+from cifar_flax.analysis.statistics import LEVEL, RELEVANT, Difference, mcnemar
 from cifar_flax.identity import bits_that_differ, differing_parts
 from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.outside import about_tables
 from cifar_flax.reports.studies import BEST, Study
 
 SEVERAL = 10  # sentences about a baseline; the ranking has all comparisons with it
@@ -235,35 +229,6 @@ def about(study: Study) -> str:
     )
 
 
-def _of_outside(study: Study) -> list[str]:
-    """Names the entries that were trained elsewhere, and what is not known of them."""
-    entries = [entry for entry in study.everything if entry.first.source is not None]
-    if not entries:
-        return []
-    tables = dict.fromkeys(str(entry.first.source) for entry in entries)
-    noun = "configuration is" if len(entries) == 1 else "configurations are"
-    texts = [
-        f"{len(entries):,} {noun} from {', '.join(tables)}. Whether their training, "
-        "validation and test images, and the way to them, were those of the others is "
-        "not checked, except for the test labels of predictions."
-    ]
-    missing = {
-        "predictions, so that there are no intervals over test images, calibration and "
-        "confusions": lambda e: e.right is None and bool(e.accuracies),
-        "a number of test images (test_size), so that one seed has no interval and "
-        "equal accuracies show nothing": lambda e: not e.first.result.test_size,
-        "validation accuracies, so that all settings of a model are ranked": lambda e: (
-            e.validation is None and bool(e.accuracies)
-        ),
-    }
-    for what, lacks in missing.items():
-        names = [entry.name for entry in entries if lacks(entry)]
-        if names:
-            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-            texts.append(f"Not known of {', '.join(names[:3])}{more}: {what}.")
-    return texts
-
-
 def cautions(study: Study) -> list[str]:
     """Returns what a reader of the ranking must know."""
     texts = [text for text in (what_can_be_shown(study),) if text]
@@ -276,7 +241,7 @@ def cautions(study: Study) -> list[str]:
             "accuracies that are shown here. With new seeds their accuracies are "
             "likely to be lower."
         )
-    texts += _of_tuning(study) + _of_outside(study)
+    texts += _of_tuning(study) + about_tables(study.everything)
     epochs = {entry.first.result.epochs for entry in study.entries} - {0}  # not known
     if len(epochs) > 1:
         texts.append(

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cifar_flax.analysis.power import detectable, seeds_needed, smallest_shown
 from cifar_flax.analysis.statistics import (
     ci95_of_mean,
     compare,
-    detectable,
     holm,
     interval_of_accuracy,
     mcnemar,
     percent_with_interval,
-    seeds_needed,
-    smallest_shown,
     variance_over_images,
 )
 

@@ -10,13 +10,8 @@ import pathlib
 
 import numpy as np
 
-from cifar_flax.analysis.statistics import (
-    compare,
-    detectable,
-    holm,
-    interval_of_accuracy,
-    seeds_needed,
-)
+from cifar_flax.analysis.power import detectable, seeds_needed
+from cifar_flax.analysis.statistics import compare, holm, interval_of_accuracy
 from cifar_flax.reports.choosing import choose
 from cifar_flax.reports.entries import make_entries
 from cifar_flax.reports.outside import run_of
