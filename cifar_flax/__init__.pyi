@@ -5,8 +5,9 @@
 
 __version__: str
 
-from .analysis.statistics import compare as compare
-from .analysis.statistics import holm as holm
+from .analysis.arrays import compare as compare
+from .analysis.arrays import holm as holm
+from .analysis.arrays import seeds_needed as seeds_needed
 from .analysis.statistics import interval_of_accuracy as interval_of_accuracy
 from .analysis.statistics import mcnemar as mcnemar
 from .data import Dataset as Dataset

@@ -234,7 +234,7 @@ def read_steps(folder: pathlib.Path) -> Steps:
     path = folder / STEPS
     if not os.path.exists(path):
         raise UserError(f"there is no {path}, the record of each step")
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     try:
         kinds = {name: arrays[name].dtype for name in ("losses", "rates")}
         if any(kind != np.float32 for kind in kinds.values()):
@@ -294,7 +294,7 @@ def read_predictions(
       name: of further test images; None for those of the data set.
     """
     path = folder / predictions_of(name)
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     try:
         replicas, count, _ = arrays["logits"].shape
         if arrays["seeds"].shape != (replicas,) or arrays["labels"].shape != (count,):
@@ -310,8 +310,11 @@ def _write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
     replace(path, buffer.getvalue())
 
 
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of an .npz file; raises a UserError if it is not valid."""
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz file; raises a UserError if it is not valid.
+
+    Nothing is unpickled, and the arrays have at most ``MAX_ARRAYS`` bytes.
+    """
     content = io.BytesIO(read_bytes(path, MAX_ARRAYS))
     try:
         with zipfile.ZipFile(

@@ -61,6 +61,21 @@ def test_the_same_command_goes_on_with_what_is_left(swept):
     assert rates == [0.01, 0.02, 1e38]
 
 
+def test_the_chosen_cell_gets_fresh_seeds_when_all_are_done(data, tmp_path):  # noqa: F811
+    flags = [*data, *FAST, "--model=simplenet", "--lr=0.01,0.02", "--seeds=0,1"]
+    flags += ["--fresh_seeds=2", f"--workdir={tmp_path / 'sweep'}"]
+    plan = command("sweep", *flags, "--dry_run")
+    assert "fresh seeds 2, 3" in plan.stdout
+    for word in ("done", "was done"):
+        swept = command("sweep", *flags)
+        assert swept.returncode == 0, swept.stderr
+        after = swept.stdout.partition("with the fresh seeds 2, 3")[2]
+        assert f"{word}, rate 0.0" in after
+        assert "--choose_seeds=0,1" in after.splitlines()[-1]
+    made = command("report", f"--runs={tmp_path / 'sweep'}", "--choose_seeds=0,1")
+    assert "The seeds 0, 1 chose" in made.stdout
+
+
 def test_cells_of_other_data_are_not_taken_for_done(swept, tmp_path):
     folder, _, flags, _, _ = swept
     archive = archives.write_binary_archive(
@@ -226,7 +241,7 @@ def test_a_report_compares_the_sweep(swept, tmp_path):
     done = command("report", f"--runs={folder}", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "simplenet lr=0.01" in done.stdout
-    assert "The other 2 are listed below it." in done.stdout
+    assert "Others (2) are listed below it." in done.stdout
     page = (tmp_path / "report.html").read_text()
     assert "Most confidently wrong" in page
     assert names[0] not in (tmp_path / "report.md").read_text()

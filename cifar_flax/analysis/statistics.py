@@ -1,28 +1,21 @@
 """Statistics of a few seeds: intervals, tests, and the number of seeds needed."""
 
-import bisect
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, chdtri, nctdtr, stdtr, stdtrit
+from scipy.special import bdtr, chdtri, stdtr, stdtrit
 
+from cifar_flax.analysis.power import PAIRED_FROM, seeds_needed
 from cifar_flax.errors import UserError
 
 # A difference that matters, as a share: half a point.
 RELEVANT = 0.005
 
 LEVEL = 0.05  # family-wise error rate, and level of 95 % intervals
-POWER = 0.8  # probability that a planned number of seeds shows a difference
-
-# Entries that share this many seeds are compared by pairs. With fewer, the small number
-# of degrees of freedom costs more than the pairs gain.
-PAIRED_FROM = 5
-
-MOST_SEEDS = 10_000  # largest number of seeds that is planned
+_ROUNDING = 1e-24  # a variance of accuracies that are equal but for rounding
 
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
 
@@ -76,15 +69,18 @@ def interval_of_accuracy(
 
     Args:
       values: accuracy of each seed, a share.
-      images: number N of test images.
+      images: number N of test images; 0: not known.
 
     Returns:
-      Both ends, as shares; None without a seed.
+      Both ends, as shares; None without a seed, or for one seed if N is not known.
     """
     if not len(values):
         return None
-    mean, half = mean_of_finite(values), ci95_of_mean(values, 1 / images)
+    mean = mean_of_finite(values)
+    half = ci95_of_mean(values, 1 / images if images else 0.0)
     if half is None:
+        if not images:
+            return None
         part = _Z**2 / images
         half = _Z * math.sqrt((mean * (1 - mean) + part / 4) / images) / (1 + part)
         mean = (mean + part / 2) / (1 + part)
@@ -139,8 +135,9 @@ class Difference:
       p: p-value of the test of this comparison alone.
       adjusted_p: p-value adjusted for all comparisons of the family. The difference is
         shown if it is below 0.05.
-      test: ``"paired"`` or ``"Welch"``.
+      test: ``"paired"``, ``"overlapping"`` or ``"Welch"``.
       counts: number of seeds of the first and of the second.
+      shared: number of seeds of both that the test takes as pairs.
       spread: standard deviation of the difference of one seed of each.
       freedom: degrees of freedom of that deviation.
       over_images: half the width of the 95 % interval over seeds and test images, at
@@ -156,11 +153,17 @@ class Difference:
     spread: float
     freedom: float
     over_images: float | None = None
+    shared: int = 0
 
     @property
     def shown(self) -> bool:
         """Whether the difference is shown, taking all comparisons into account."""
         return self.adjusted_p < LEVEL
+
+    @property
+    def likely_spread(self) -> float:
+        """The deviation, estimated so that it is too large as often as too small."""
+        return self.spread * math.sqrt(self.freedom / chdtri(self.freedom, 0.5))
 
     def needed(self, size: float, comparisons: int) -> tuple[int, int] | None:
         """Returns the number of seeds that show a difference with 80 % probability.
@@ -187,14 +190,18 @@ def compare(
     first: Mapping[int, float],
     second: Mapping[int, float],
     right: tuple[np.ndarray, np.ndarray] | None = None,
+    images: int = 0,
+    paired: bool = True,
 ) -> Difference | None:
-    """Compares two accuracies over seeds.
+    """Compares two accuracies over all their seeds.
 
-    The number of seeds fixes the test in advance. With five or more shared seeds it is
-    the paired t-test of the differences of each seed, ``t = mean(d) / (s(d) /
-    sqrt(n))``. Otherwise it is Welch's test, ``t = (mean_a - mean_b) / sqrt(s_a^2 / n_a
-    + s_b^2 / n_b)`` (Welch 1947). A seed fixes the initial values and the order of the
-    images, so the two results of a seed have something in common.
+    The numbers of seeds fix the test in advance. If both have the same five or more
+    seeds, it is the paired t-test of the differences of each seed, ``t = mean(d) /
+    (s(d) / sqrt(n))``. If they share fewer than five, it is Welch's test, ``t = (mean_a
+    - mean_b) / sqrt(s_a^2 / n_a + s_b^2 / n_b)`` (Welch 1947). Between these it is the
+    test of partially overlapping samples, see ``_overlapping``. The difference is
+    always that of the two means, which rank the two. A seed fixes the initial values
+    and the order of the images, so the two results of a seed have something in common.
 
     Accuracies are multiples of ``1 / N`` for N test images, so a few seeds often have
     equal ones. The deviation over seeds of each side therefore counts as at least one
@@ -212,49 +219,90 @@ def compare(
       second: accuracy of each seed.
       right: whether each image is classified correctly, bool [n, N], with the seeds in
         the order of ``first`` and ``second``.
+      images: number N of test images, if ``right`` is not known; 0: it is not known.
+      paired: whether equal seeds have something in common.
 
     Returns:
       The difference; None if one of them has fewer than two seeds.
-
-    Raises:
-      UserError: an argument is not as above, or an accuracy is NaN or infinite.
     """
-    for place, one in enumerate((first, second)):
-        _check_accuracies(one)
-        if right is not None:
-            _check_right(right[place], (len(one), np.shape(right[0])[-1]))
     if min(len(first), len(second)) < 2:
         return None
-    shared = [seed for seed in first if seed in second]
-    least = 0.0 if right is None else 1 / right[0].shape[1] ** 2
-    if len(shared) >= PAIRED_FROM:
-        gaps = np.array([first[seed] - second[seed] for seed in shared])
-        counts, test = (len(gaps), len(gaps)), "paired"
+    shared = [seed for seed in first if seed in second and paired]
+    images = images if right is None else right[0].shape[1]
+    least = 1 / images**2 if images else 0.0
+    values = [np.array(list(one.values())) for one in (first, second)]
+    counts, mean = (len(first), len(second)), float(values[0].mean() - values[1].mean())
+    pairs = np.array([[one[seed] for seed in shared] for one in (first, second)])
+    if len(shared) < PAIRED_FROM:
+        test, shared = "Welch", []
+        variance, freedom = _independent(values, least)
+    elif counts == (len(shared), len(shared)):
+        test, gaps = "paired", pairs[0] - pairs[1]
         mean = float(gaps.mean())
         variance = max(float(gaps.var(ddof=1)), 2 * least) / len(gaps)
         freedom = len(gaps) - 1.0
-        kept = [[list(one).index(seed) for seed in shared] for one in (first, second)]
-        right = right and (right[0][kept[0]], right[1][kept[1]])
     else:
-        values = [np.array(list(one.values())) for one in (first, second)]
-        counts, test = (len(values[0]), len(values[1])), "Welch"
-        mean = float(values[0].mean() - values[1].mean())
-        parts = [max(float(one.var(ddof=1)), least) / len(one) for one in values]
-        variance = sum(parts)
-        freedom = _freedom(
-            [(part, len(one) - 1) for part, one in zip(parts, values, strict=True)]
-        )
+        test = "overlapping"
+        variance, freedom = _overlapping(values, pairs, least)
+    if variance < _ROUNDING:  # equal accuracies, whose mean is rounded
+        variance = 0.0
     p = _two_sided(mean, variance, freedom)
     spread = math.sqrt(variance * 2 / (1 / counts[0] + 1 / counts[1]))
     half = _quantile(freedom) * math.sqrt(variance)
-    difference = Difference(mean, half, p, p, test, counts, spread, freedom)
-    if right is None or right[0].shape[1] < 2:
+    difference = Difference(
+        *(mean, half, p, p, test, counts, spread, freedom), shared=len(shared)
+    )
+    if right is None or images < 2:
         return difference
-    images = variance_over_images(*right)
-    whole = _quantile(_freedom([(variance, freedom), (images, math.inf)]))
+    chosen = variance_over_images(*right)
+    whole = _quantile(_freedom([(variance, freedom), (chosen, math.inf)]))
     # More degrees of freedom may make the pooled interval the narrower one.
-    over = max(half, whole * math.sqrt(variance + images))
+    over = max(half, whole * math.sqrt(variance + chosen))
     return dataclasses.replace(difference, over_images=over)
+
+
+def _independent(values: list[np.ndarray], least: float) -> tuple[float, float]:
+    """Returns the variance of a difference of means of independent seeds.
+
+    Args:
+      values: the accuracies of the first and of the second.
+      least: lower bound of the variance of one seed.
+
+    Returns:
+      The variance, and its degrees of freedom.
+    """
+    parts = [max(float(one.var(ddof=1)), least) / len(one) for one in values]
+    pairs = [(part, len(one) - 1) for part, one in zip(parts, values, strict=True)]
+    return sum(parts), _freedom(pairs)
+
+
+def _overlapping(
+    values: list[np.ndarray], pairs: np.ndarray, least: float
+) -> tuple[float, float]:
+    """Returns the variance of a difference of means of which some seeds are shared.
+
+    It is ``s_a^2 / n_a + s_b^2 / n_b - 2 r s_a s_b c / (n_a n_b)`` for c shared seeds
+    with the correlation r. Its degrees of freedom lie between those of the pairs, c -
+    1, and those w of Welch's test: ``c - 1 + (w - c + 1) u / (u + 2 c)`` for u seeds
+    that are not shared (Derrick, Russ, Toher and White 2017, Journal of Modern Applied
+    Statistical Methods 16).
+
+    Args:
+      values: the accuracies of the first and of the second.
+      pairs: those of the shared seeds, [2, c].
+      least: lower bound of the variance of one seed.
+    """
+    variance, freedom = _independent(values, least)
+    count, counts = pairs.shape[1], [len(one) for one in values]
+    deviations = [math.sqrt(max(float(one.var(ddof=1)), least)) for one in values]
+    common, alone = np.cov(pairs)[0, 1], pairs.std(1, ddof=1)
+    if alone.all():
+        correlation = common / (alone[0] * alone[1])
+        product = correlation * deviations[0] * deviations[1]
+        variance -= 2 * float(product) * count / (counts[0] * counts[1])
+    others = sum(counts) - 2 * count
+    freedom = count - 1 + (freedom - count + 1) * others / (others + 2 * count)
+    return max(variance, least * (1 / counts[0] + 1 / counts[1])), freedom
 
 
 def variance_over_images(first: np.ndarray, second: np.ndarray) -> float:
@@ -278,79 +326,27 @@ def variance_over_images(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def holm(differences: Sequence[Difference]) -> list[Difference]:
-    """Adjusts the p-values of a family of differences by the method of Holm.
+    """Adjusts the p-values of a family of differences; see ``holm_of``."""
+    adjusted = holm_of([difference.p for difference in differences])
+    return [
+        dataclasses.replace(difference, adjusted_p=p)
+        for difference, p in zip(differences, adjusted, strict=True)
+    ]
+
+
+def holm_of(p_values: Sequence[float]) -> list[float]:
+    """Adjusts the p-values of a family of tests by the method of Holm.
 
     Of m p-values, the k-th smallest is multiplied by m - k + 1, and is at least as
     large as the one before. For any dependence between the comparisons, the probability
     of showing a difference that does not exist is then at most 5 % per family (Holm
     1979, Scandinavian Journal of Statistics 6).
     """
-    adjusted, least = list(differences), 0.0
-    order = np.argsort([difference.p for difference in differences], kind="stable")
-    for rank, index in enumerate(order):
-        p = differences[index].p * (len(differences) - rank)
-        least = min(1.0, max(least, p))
-        adjusted[index] = dataclasses.replace(differences[index], adjusted_p=least)
+    adjusted, least = list(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        least = min(1.0, max(least, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = least
     return adjusted
-
-
-def seeds_needed(spread: float, size: float, level: float) -> int | None:
-    """Returns the fewest seeds that show a difference with 80 % probability.
-
-    With n pairs, the statistic of the t-test has a noncentral t distribution with n - 1
-    degrees of freedom and noncentrality ``size * sqrt(n) / spread``.
-
-    Args:
-      spread: standard deviation of the difference of one pair, above 0.
-      size: size of the difference, above 0.
-      level: two-sided level of the test.
-
-    Returns:
-      A number of 2 or more; None if it is above 10,000.
-    """
-    low, high = 1, 2  # low: too few
-    while _power(high, spread, size, level) < POWER:
-        if high > MOST_SEEDS:
-            return None
-        low, high = high, 2 * high
-    counts = range(low + 1, high)
-    power = functools.partial(_power, spread=spread, size=size, level=level)
-    return low + 1 + bisect.bisect_left(counts, POWER, key=power)
-
-
-def detectable(spread: float, count: int, level: float) -> float:
-    """Returns the difference that a number of seeds shows with 80 % probability.
-
-    Args:
-      spread: standard deviation of the difference of one seed of each.
-      count: number of seeds of each, two or more.
-      level: two-sided level of the test.
-    """
-    low, high = 0.0, spread
-    while _power(count, spread, high, level) < POWER:
-        low, high = high, 2 * high
-    for _ in range(30):
-        middle = (low + high) / 2
-        if _power(count, spread, middle, level) < POWER:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def smallest_shown(images: int, count: int, level: float) -> float:
-    """Returns the smallest difference that can be shown, even if all seeds agree.
-
-    It is ``t * sqrt(2 / n) / N``, because the deviation of each side counts as at least
-    one of the N test images; see ``compare``.
-
-    Args:
-      images: number N of test images.
-      count: number n of seeds of each, two or more.
-      level: two-sided level of the test.
-    """
-    limit = float(stdtrit(_freedom_of(count), 1 - level / 2))
-    return limit * math.sqrt(2 / count) / images
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -368,44 +364,14 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
       UserError: they are not two such arrays.
     """
     for one in (first, second):
-        _check_right(one, (np.size(first),))
+        found, size = np.asarray(one), np.size(first)
+        if found.dtype != bool or found.shape != (size,):
+            raise UserError(
+                f"what is classified correctly is {found.dtype} {list(found.shape)}; "
+                f"give bool [{size}], such as predictions == labels"
+            )
     wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
-
-
-def _check_accuracies(given: Any) -> None:
-    if not isinstance(given, Mapping):
-        raise UserError(
-            f"the accuracies are a {type(given).__name__}; give the accuracy of each "
-            "seed by its number, such as dict(enumerate(accuracies))"
-        )
-    if lost := [seed for seed, value in given.items() if not np.isfinite(value)]:
-        raise UserError(
-            f"the accuracy of seed {lost[0]} is {given[lost[0]]}; leave out a seed "
-            "that has diverged"
-        )
-
-
-def _check_right(given: Any, shape: tuple[int, ...]) -> None:
-    found = np.asarray(given)
-    if found.dtype != bool or found.shape != shape:
-        raise UserError(
-            f"what is classified correctly is {found.dtype} {list(found.shape)}; give "
-            f"bool {list(shape)}, such as predictions == labels"
-        )
-
-
-def _power(count: int, spread: float, size: float, level: float) -> float:
-    freedom = _freedom_of(count)
-    limit = float(stdtrit(freedom, 1 - level / 2))
-    shift = size * math.sqrt(count) / spread
-    above = 1 - float(nctdtr(freedom, shift, limit))
-    return above + float(nctdtr(freedom, shift, -limit))
-
-
-def _freedom_of(count: int) -> int:
-    """Returns the degrees of freedom of a test of n seeds each."""
-    return count - 1 if count >= PAIRED_FROM else 2 * (count - 1)
 
 
 def _quantile(freedom: float) -> float:
@@ -419,7 +385,7 @@ def _two_sided(mean: float, variance: float, freedom: float) -> float:
     return 2 * float(stdtr(freedom, -abs(mean) / math.sqrt(variance)))
 
 
-def _freedom(parts: list[tuple[float, float]]) -> float:
+def _freedom(parts: Sequence[tuple[float, float]]) -> float:
     """Returns Satterthwaite's degrees of freedom of a sum of variances."""
     total = sum(part for part, _ in parts)
     below = sum(part**2 / freedom for part, freedom in parts)

@@ -3,15 +3,20 @@
 python -m experiments.report --runs=runs
 python -m experiments.report --runs=runs --baseline=convbn
 python -m experiments.report --runs=runs --compare=optimizer --figures=figures
+python -m experiments.report --runs=runs --choose_seeds=0,1
+python -m experiments.report --runs=runs --results=table.csv
 
-The ranking holds the best configuration of each model on the validation split. With
---compare it also compares the values of other settings. The command reads only records.
-Open the HTML file in a browser. With up to 20 configurations the file is complete; with
-more, the details of each are in report-files beside it. results.csv has a row for each
-seed, and ranking.tex is a table for a paper.
+The ranking holds the best configuration of each model on the validation split, of those
+with the most seeds. With --choose_seeds these seeds choose and the others are reported.
+With --compare it also compares the values of other settings. The command reads only
+records. Open the HTML file in a browser. With up to 20 configurations the file is
+complete; with more, the details of each are in report-files beside it. results.csv has
+a row for each seed, and ranking.tex is a table for a paper.
 """
 
+import re
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -21,12 +26,30 @@ from cifar_flax.reports.page import DETAILS, report
 FLAGS = flags.FLAGS
 
 
+class _Seeds(flags.ArgumentParser):
+    """Accepts seeds."""
+
+    syntactic_help = "a comma list of seeds, such as 0,1"
+
+    def parse(self, argument: Any) -> tuple[int, ...]:
+        """Returns the seeds; raises a ValueError if the text is not a list of them."""
+        if not isinstance(argument, str):
+            return argument
+        if not re.fullmatch(r"-?[0-9]{1,10}(,-?[0-9]{1,10})*", argument):
+            raise ValueError(f"give {self.syntactic_help}")
+        return tuple(map(int, argument.split(",")))
+
+
 def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
         made = report(
-            *(FLAGS.runs, FLAGS.output, FLAGS.baseline, FLAGS.compare, FLAGS.figures),
+            FLAGS.runs if FLAGS["runs"].present or not FLAGS.results else None,
+            *(FLAGS.output, FLAGS.baseline, FLAGS.compare, FLAGS.figures),
             rank_by=FLAGS.rank_by,
+            choose_seeds=FLAGS.choose_seeds,
+            results=FLAGS.results,
+            export=FLAGS.export,
         )
         for line in made.left_out:
             cli.logger.warning("left out: %s", line)
@@ -59,5 +82,20 @@ if __name__ == "__main__":
         "corrupt_accuracy; with a minus in front, such as -my_error, if lower is "
         "better.",
     )
+    flags.DEFINE(
+        _Seeds(),
+        "choose_seeds",
+        (),
+        "Seeds that choose the configuration of each model on the validation split. "
+        "The others are reported, so that the choice does not bias them (default: the "
+        "same seeds do both).",
+    )
+    flags.DEFINE_list(
+        "results",
+        [],
+        "CSV files of results that were made elsewhere, with the columns model, seed "
+        "and test_accuracy (a share); alone, or beside --runs.",
+    )
+    cli.define_path("export", None, "File for another copy of results.csv.")
     cli.define_path("figures", None, "Folder for the figures as PNG, SVG and PDF.")
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 python -m experiments.sweep --model=convnet,convbn --lr=0.03,0.1 --seeds=0,1,2
 python -m experiments.sweep --model=all --budget_epochs=6 --seeds=0,1,2,3,4
+python -m experiments.sweep --model=all --lr=0.03,0.1 --seeds=0,1 --fresh_seeds=5
 python -m experiments.sweep --model=all --launcher=ray --address=auto --cpus_per_cell=4
 
 Every flag of experiments.run takes a comma list, except paths of data and
@@ -31,6 +32,7 @@ from cifar_flax.definitions import MAX_STEPS
 from cifar_flax.errors import UserError
 from cifar_flax.files import shell_word
 from cifar_flax.records import PLACES
+from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.settings import SINGLE
@@ -44,6 +46,7 @@ from cifar_flax.sweeps.cells import (
     state_of,
 )
 from cifar_flax.sweeps.earlier import Contents, with_earlier_seeds
+from cifar_flax.sweeps.fresh import fresh_cells, fresh_seeds
 from cifar_flax.sweeps.launchers import RunCells
 from cifar_flax.sweeps.launchers.local import on_this_machine
 from cifar_flax.training.named_recipes import LESSON
@@ -103,17 +106,54 @@ def main() -> int:
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
             cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
-        cells = with_earlier_seeds(cells, folder)
-        cells, launcher = my_share(cells), make_launcher()
+        planned, every = cells, with_earlier_seeds(cells, folder)
+        cells, launcher = my_share(every), make_launcher()
         if FLAGS.dry_run:
             check_cells(cells, load=False)
             screen.print(plan_of(cells), soft_wrap=True)
+            if FLAGS.fresh_seeds:
+                screen.print(fresh_in_words())
             return 0
-        with made_folder(folder), launcher as run_cells:
+        with made_folder(folder), launcher as run_cells, cli.caught_signals(stop):
             check_cells(cells, load=True)
-            with cli.caught_signals(stop), live_table(screen, cells) as show:
+            with live_table(screen, cells) as show:
                 run_cells(cells, stop.event, show)
+            if FLAGS.fresh_seeds and not stop.event.is_set() and are_done(every):
+                screen.print(fresh_in_words())
+                fresh = fresh_cells(planned, FLAGS.seeds, FLAGS.fresh_seeds, folder)
+                fresh = my_share(fresh)
+                check_cells(fresh, load=True)
+                if fresh:  # other shards may have all of them
+                    with live_table(screen, fresh) as show:
+                        run_cells(fresh, stop.event, show)
+                cells = [*cells, *fresh]
         return finish(screen, cells, stop)
+
+
+def are_done(cells: list[Cell]) -> bool:
+    """Returns whether all cells have results; otherwise says what waits for them."""
+    left = 0
+    for cell in cells:
+        try:
+            left += not cell.read_result()
+        except (UserError, OSError):
+            left += 1  # it has failed
+    if left:
+        cli.logger.warning(
+            "%d cells have no result, so that nothing is chosen and no fresh seed is "
+            "trained; repeat the command when they are done",
+            left,
+        )
+    return not left
+
+
+def fresh_in_words() -> str:
+    """Returns which seeds are trained after the choice."""
+    seeds = fresh_seeds(FLAGS.seeds, FLAGS.fresh_seeds)
+    return (
+        "then the configuration of each model that is best on the validation split, "
+        f"with the fresh seeds {', '.join(map(str, seeds))}"
+    )
 
 
 @contextlib.contextmanager
@@ -301,6 +341,8 @@ def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
         cli.logger.error("%s %s", cell.name, cell.status)
     if any(cell.result for cell in cells):
         runs = shell_word(f"--runs={FLAGS.workdir}", sys.stdout.encoding)
+        if FLAGS.fresh_seeds:
+            runs += f" --choose_seeds={as_text(FLAGS.seeds)}"
         screen.print(f"compare: {BEFORE_NAME}report {runs}", soft_wrap=True)
     return 1 if failed else 0
 
@@ -359,6 +401,14 @@ if __name__ == "__main__":
         "that a range test finds for it (or from --lr).",
         lower_bound=1,
         upper_bound=MAX_STEPS,
+    )
+    flags.DEFINE_integer(
+        "fresh_seeds",
+        0,
+        "When all combinations are done, train the one of each model that is best on "
+        "the validation split with this many further seeds, which did not choose it.",
+        lower_bound=0,
+        upper_bound=1_000,
     )
     define_launchers()
     sys.exit(main())

@@ -306,7 +306,9 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None
       The chart; None if no entry has this metric.
     """
     percent = 100 if "accuracy" in name else 1
-    numbered = _numbered(entries, lambda entry: len(entry.curve(name)[1]))
+    numbered = _numbered(
+        entries, lambda e: e.first.source is None and len(e.curve(name)[1])
+    )
     if not numbered:
         return None
 

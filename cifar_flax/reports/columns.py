@@ -112,10 +112,10 @@ class Column:
         values, mean = list(self.values(entry).values()), self.mean(entry)
         if mean is None:
             return None
-        size = next(size for size in map(self._size, entry.runs) if size)
+        size = next((size for size in map(self._size, entry.runs) if size), 0)
         if self.figure.metric == ACCURACY:
             return interval_of_accuracy(values, size)
-        half = ci95_of_mean(values, 1 / size if self.is_share else 0.0)
+        half = ci95_of_mean(values, 1 / size if self.is_share and size else 0.0)
         if not half:
             return None
         ends = mean - half, mean + half

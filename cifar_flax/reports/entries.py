@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,15 @@ class Entry:
 
     name: str
     runs: list[RunRecord]
+
+    def with_seeds(self, kept: Callable[[int], bool]) -> "Entry | None":
+        """Returns this entry with some of its seeds; None if it has none of them."""
+        runs = []
+        for run in self.runs:
+            rows = tuple(i for i in run.replicas if kept(run.result.seeds[i]))
+            if rows:
+                runs.append(dataclasses.replace(run, replicas=rows))
+        return Entry(self.name, runs) if runs else None
 
     @property
     def first(self) -> RunRecord:
@@ -95,9 +106,15 @@ class Entry:
         return interval_of_accuracy(values, self.first.result.test_size)
 
     @functools.cached_property
-    def right(self) -> np.ndarray:
-        """Whether each finished seed classifies each image correctly, bool [n, N]."""
-        return np.concatenate([run.right for run in self.runs])
+    def right(self) -> np.ndarray | None:
+        """Whether each finished seed classifies each image correctly, bool [n, N].
+
+        It is None if some predictions are not known.
+        """
+        runs = [run for run in self.runs if run.finished]
+        if not runs or not all(run.has_predictions for run in runs):
+            return None
+        return np.concatenate([run.right for run in runs])
 
     @functools.cached_property
     def validation(self) -> float | None:
@@ -106,29 +123,35 @@ class Entry:
         return float(values[:, -1].mean()) if len(values) else None
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """The lowest and the highest learning rate of its runs."""
-        rates = [run.used["lr"] for run in self.runs]
-        return min(rates), max(rates)
+    def rates(self) -> tuple[float, float] | None:
+        """The lowest and the highest learning rate of its runs; None if not known."""
+        rates = [run.used.get("lr") for run in self.runs]
+        known = [rate for rate in rates if isinstance(rate, int | float)]
+        return (min(known), max(known)) if len(known) == len(rates) else None
 
     @property
     def seconds_per_seed(self) -> float:
-        """Mean training time of a seed."""
+        """Mean training time of a seed; 0 if it is not known."""
         return sum(run.seconds for run in self.runs) / len(self.seeds)
 
     @property
     def predictions(self) -> list[dict[str, np.ndarray]]:
         """The ``predictions.npz`` of the finished seeds, read at each access."""
-        return [run.predictions for run in self.runs]
+        return [run.predictions for run in self.runs if run.has_predictions]
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
         """Calibration of the predictions of all finished seeds."""
         pairs = [(run, index) for run in self.runs for index in run.finished]
-        if not pairs:
+        if not pairs or not all(run.scores for run, _ in pairs):
             return None
         first, *others = (run.scores[index] for run, index in pairs)
         return sum(others, start=first).calibration
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that repeat its runs, or a comment for those of a table."""
+        return list(dict.fromkeys(run.command for run in self.runs))
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns a metric over the epochs.
@@ -164,6 +187,8 @@ def make_entries(runs: list[RunRecord], left_out: list[str]) -> list[Entry]:
     configurations: dict[str, list[RunRecord]] = {}
     for run in runs:
         key = configuration_of(run.config, str(run.folder))
+        if run.source is not None:  # two tables, or a table and our runs, stay apart
+            key = repr([key, run.source, run.told_name])
         configurations.setdefault(key, []).append(run)
     _join_older(configurations)
     parts = [part for group in configurations.values() for part in _parts(group)]
@@ -241,20 +266,30 @@ def _without_repeats(runs: list[RunRecord], left_out: list[str]) -> list[RunReco
 
 def _names(runs: list[RunRecord]) -> list[str]:
     """Names runs by the model and the settings that differ between its runs."""
-    by_model: dict[str, list[dict[str, Any]]] = {}
+    by_model: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
     for run in runs:
-        by_model.setdefault(run.result.model, []).append(run.settings)
-    varied = {model: set(differing(those)) for model, those in by_model.items()}
+        of_model = by_model.setdefault((run.result.model, run.source), [])
+        of_model.append(run.settings)
+    varied = {key: set(differing(those)) for key, those in by_model.items()}
 
     def name_of(run: RunRecord, values: dict[str, Any]) -> str:
         model = run.result.model
-        words = [f"{n}={value}" for n, value in values.items() if n in varied[model]]
+        if run.told_name is not None:
+            return run.told_name
+        mine = varied[model, run.source]
+        words = [f"{n}={value}" for n, value in values.items() if n in mine]
         return " ".join([model, *words])
 
     names = [name_of(run, run.used) for run in runs]
     if len(set(names)) < len(names):
         # Two settings may have the same effect, such as a rate and the recipe's own.
         names = [name_of(run, run.settings) for run in runs]
+    names = [
+        f"{name} of {pathlib.Path(run.source).name}"
+        if run.source is not None and names.count(name) > 1
+        else name
+        for name, run in zip(names, runs, strict=True)
+    ]
     return _told_apart(names, runs)
 
 

@@ -25,7 +25,7 @@ from cifar_flax.files import expand_user, printable
 from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
 from cifar_flax.reports.entries import Entry
-from cifar_flax.reports.output import check_replaceable, write_together
+from cifar_flax.reports.output import check_replaceable, check_table, write_together
 from cifar_flax.reports.studies import BEST, WHOLE, Study, read_studies
 from cifar_flax.reports.tables import (
     accuracy_in_words,
@@ -85,22 +85,26 @@ class Report:
 
 
 def report(
-    runs: str | pathlib.Path,
+    runs: str | pathlib.Path | None = None,
     output: str | pathlib.Path | None = None,
     baseline: str | None = None,
     compared: Sequence[str] = (),
     figures: str | pathlib.Path | None = None,
     rank_by: str | None = None,
+    choose_seeds: Sequence[int] = (),
+    results: str | pathlib.Path | Sequence[str | pathlib.Path] = (),
+    export: str | pathlib.Path | None = None,
 ) -> Report:
-    """Compares the finished runs below a folder.
+    """Compares the finished runs below a folder, and results that were made elsewhere.
 
     It writes ``report.md`` and ``report.html``, ``results.csv`` with a row for each
     seed, and ``ranking.tex``, all of them or none. If there are more than 20
     configurations, the details of each are in a file of the folder ``report-files``.
 
     Args:
-      runs: folder that holds the runs, at any depth.
-      output: folder for the report; None for ``runs``.
+      runs: folder that holds the runs, at any depth; None: there are only ``results``.
+      output: folder for the report; None for ``runs``, or for the folder of the first
+        table.
       baseline: name of a configuration, as in a report. The other configurations of its
         study are compared with it, and not with each other.
       compared: settings whose values are compared besides the models; see
@@ -110,15 +114,30 @@ def report(
       rank_by: what ranks and compares the configurations instead of the test accuracy:
         ``ece``, ``corrupt_accuracy`` or another column; with a minus in front if
         lower is better.
+      choose_seeds: seeds that choose the configuration of each model on the validation
+        split; the report is of the other seeds, so that the choice does not bias it.
+      results: one or more CSV files of results that were made elsewhere, a row for each
+        seed; see docs/comparing.md for their columns.
+      export: file for another copy of ``results.csv``.
 
     Raises:
-      UserError: there is no finished run, no such baseline or setting, the report
-        cannot be written, or a file of its name is not of a report.
+      UserError: there is no finished run, no such baseline or setting, a table is not
+        valid, the report cannot be written, or a file of its name is not of a report.
     """
-    folder = expand_user(runs)
-    output = folder if output is None else expand_user(output)
-    check_replaceable(output)
-    studies, left_out = read_studies(folder, baseline, compared, rank_by)
+    folder = None if runs is None else expand_user(runs)
+    given = [results] if isinstance(results, str | pathlib.Path) else results
+    tables = [expand_user(table) for table in given]
+    if folder is None and not tables:
+        raise UserError("there is nothing to compare; give runs or results")
+    if output is None:
+        output = tables[0].absolute().parent if folder is None else folder
+    output = expand_user(output)
+    copy = None if export is None else expand_user(export)
+    check_replaceable(output, tables)
+    if copy is not None:
+        check_table(copy, tables)
+    chosen = baseline, compared, rank_by, choose_seeds
+    studies, left_out = read_studies(folder, *chosen, tables)
     markdown = write_markdown(studies, left_out)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -130,13 +149,17 @@ def report(
         }
         details = _write_details(studies, output / DETAILS)
         write_together(output, texts)
+        if copy is not None:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_together(copy.parent, {copy.name: texts["results.csv"]})
         _remove_details(output / DETAILS, but=details)
         if figures is not None:
             _save_figures(studies, expand_user(figures))
     except OSError as error:
+        places = [str(one) for one in (output, figures, export) if one is not None]
         where = f"{output}: {error.strerror}; give --output"
-        if figures is not None:
-            where = f"{output} and {figures}: {error.strerror}; give other folders"
+        if len(places) > 1:
+            where = f"{' and '.join(places)}: {error.strerror}; give other folders"
         raise UserError(f"cannot write the report to {where}") from error
     return Report(studies, left_out, markdown, output)
 
@@ -279,11 +302,11 @@ def _overview(study: Study) -> dict[str, Any]:
         "sentences": verdicts.sentences(study),
         "basis": verdicts.basis(study) if study.comparisons else None,
         "matrix": verdicts.matrix(study),
+        "about": verdicts.about(study),
         "given": verdicts.given(study),
         "largest": verdicts.of_largest_class(study),
         "cautions": verdicts.cautions(study),
         "made": study.everything if len(study.everything) <= WHOLE else study.shown,
-        "devices": sorted({e.first.result.device for e in study.entries}),
         "settings": [
             (name, [_value(entry, name) for entry in study.shown])
             for name in study.differing
@@ -298,6 +321,8 @@ def _value(entry: Entry, name: str) -> Any:
 
 
 def _rates(entry: Entry) -> str:
+    if entry.rates is None:
+        return str(entry.first.used.get("lr", "-"))
     low, high = entry.rates
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
@@ -305,23 +330,30 @@ def _rates(entry: Entry) -> str:
 def _row(entry: Entry, study: Study | None = None) -> dict[str, Any]:
     """Returns a row of the ranking; without a study, what a section shows of it."""
     recipe: Any = entry.first.config.recipe
+    result, seconds = entry.first.result, entry.seconds_per_seed
+    flops, used = result.flops_per_image, entry.first.used
+    usual = "sgd" if entry.first.source is None else used.get("optimizer", "-")
     kinds = dict.fromkeys(phase.get("kind", "") for phase in recipe["phases"])
     return {
         "entry": entry,
-        "result": entry.first.result,
+        "result": result,
+        "epochs": f"{result.epochs:g}" if result.epochs else "-",
+        "parameters": f"{result.num_params:,}" if result.num_params else "-",
+        "mflop": f"{flops / 1e6:.2f}" if flops else "-",
+        "seconds": f"{seconds:.1f}" if seconds else "-",
         "count": len(entry.seeds),
         "seeds": seeds_in_words(entry),
         "seed_list": ", ".join(map(str, entry.seeds)),
         "accuracy": accuracy_in_words(entry) or "none",
         "rate": _rates(entry),
-        "optimizer": recipe.get("optimizer", "sgd"),
-        "recipe": entry.first.settings.get("recipe") or " + ".join(kinds),
+        "optimizer": recipe.get("optimizer", usual),
+        "recipe": entry.first.settings.get("recipe") or " + ".join(kinds) or "-",
         "calibration": entry.calibration,
         "further": [
             (column.cell(entry), column.mean(entry))
             for column in (study.columns if study else ())
         ],
-        "commands": [run.command for run in entry.runs],
+        "commands": entry.commands,
     }
 
 
@@ -351,8 +383,11 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
     """
     names = entry.first.config.dataset.class_names
     predictions = entry.predictions
-    logits = np.concatenate([arrays["logits"] for arrays in predictions])
-    shares = confusion(logits, predictions[0]["labels"])
+    shares = np.empty((0, 0))
+    if predictions:
+        logits = np.concatenate([arrays["logits"] for arrays in predictions])
+        shares = confusion(logits, predictions[0]["labels"])
+    names = [*names, *(f"class {n}" for n in range(len(names), len(shares)))]
     pairs = [
         (share, names[i], names[j])
         for (i, j), share in np.ndenumerate(shares)
@@ -364,13 +399,13 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
         "mixes": entry.first.mixes,
         "names": names,
         "confusion": shares.tolist(),
-        "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=True)),
+        "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=False)),
         "confused": sorted(pairs, reverse=True)[:CONFUSED_PAIRS],
         "reliability": small_charts.reliability(calibration) if calibration else None,
         "accuracies": small_charts.accuracies(entry),
         "range_figure": charts.range_test(entry) if with_range_figure else None,
         "range_test": entry.first.range_test,
-        "wrong": _wrong_images(predictions[0], names),
+        "wrong": _wrong_images(predictions[0], names) if predictions else [],
         "layers": entry.first.result.layers or [],
         "recipe": entry.first.config.recipe,
         "settings": entry.first.settings,

@@ -41,6 +41,9 @@ class RunRecord:
       labels_sha256: SHA-256 of the labels of the test images.
       class_sizes: number of test images of each class.
       replicas: indices of the replicas that count; another run may have the others.
+      source: the table that it was read from; None for a run of this package.
+      told_name: the name of its configuration, if a table gives it.
+      told_ranked: whether its configuration is ranked, if a table says so.
     """
 
     folder: pathlib.Path
@@ -52,6 +55,19 @@ class RunRecord:
     labels_sha256: str
     class_sizes: list[int]
     replicas: tuple[int, ...]
+    source: str | None = None
+    told_name: str | None = None
+    told_ranked: bool | None = None
+
+    @property
+    def predictions_file(self) -> pathlib.Path | None:
+        """The file of predictions that a table names."""
+        return None
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether it is known which images it classifies correctly."""
+        return self.right_bits.size > 0
 
     @functools.cached_property
     def seeds(self) -> list[Seed]:

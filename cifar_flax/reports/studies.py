@@ -1,4 +1,4 @@
-"""Sorts runs into studies, and chooses what is compared.
+"""Sorts runs into studies, and compares their entries.
 
 Runs of the same configuration are one entry, whatever their seeds and folders. Entries
 with the same training and test images and the same version are one study. Only entries
@@ -23,20 +23,16 @@ from cifar_flax.analysis.statistics import (
     holm,
 )
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.identity import (
-    custom_model_of,
-)
+from cifar_flax.reports.choosing import Choice, choose, compared_by_default
 from cifar_flax.reports.columns import Column, columns_of, find_column
 from cifar_flax.reports.entries import Entry, differing, make_entries
+from cifar_flax.reports.outside import join_table, read_table
 from cifar_flax.reports.runs import RunRecord, read_runs
 
 # A study with more entries than this is large: only its best entries are compared with
 # each other and drawn over the epochs. 20 entries have 190 pairs.
 WHOLE = 20
 BEST = 10
-
-# Settings of the model; entries that differ in them are always compared.
-OF_MODEL = ("model", "model_args")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +41,8 @@ class Study:
 
     Attributes:
       dataset: the data set of all entries.
-      version: the version of this package that trained them.
+      version: the version of this package that trained them; None if all are from
+        tables.
       key: distinguishes the study from others.
       entries: the ranking, the best entry first; entries with a diverged seed are last.
       apart: entries of models for which another entry is ranked, in the same order.
@@ -53,16 +50,21 @@ class Study:
       baseline: the entry with which all others are compared; None: the entries of
         ``best`` are compared with each other.
       by: what ranks and compares the entries; None: the test accuracy.
+      chosen_by: the seeds that chose the entries of the ranking, which has their other
+        seeds; empty: the same seeds choose and are reported.
+      notes: what a reader must know of the choice.
     """
 
     dataset: records.DatasetInfo
-    version: str
+    version: str | None
     key: str
     entries: list[Entry]
     apart: list[Entry]
     compared: tuple[str, ...] = ()
     baseline: Entry | None = None
     by: Column | None = None
+    chosen_by: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def columns(self) -> list[Column]:
@@ -107,14 +109,18 @@ class Study:
         if self.baseline is not None:
             others = [entry for entry in able if entry is not self.baseline]
             pairs = [(e, self.baseline) for e in others if self.baseline in able]
-        found = [
-            compare(
+        found = []
+        for first, second in pairs:
+            right = first.right, second.right
+            known = by is None and right[0] is not None and right[1] is not None
+            one = compare(
                 values[id(first)],
                 values[id(second)],
-                (first.right, second.right) if by is None else None,
+                right if known else None,  # type: ignore[arg-type]
+                images=first.first.result.test_size if by is None else 0,
+                paired=first.first.source == second.first.source,
             )
-            for first, second in pairs
-        ]
+            found.append(one)
         adjusted = holm([one for one in found if one is not None])
         return [(*pair, one) for pair, one in zip(pairs, adjusted, strict=True)]
 
@@ -124,16 +130,50 @@ class Study:
         return differing([entry.first.used for entry in self.shown])
 
 
+# What tells a study from others, its runs, and its entries.
+Group = tuple[str, list[RunRecord], list[Entry]]
+
+
+def read_entries(
+    folder: pathlib.Path | None, tables: Sequence[pathlib.Path] = ()
+) -> tuple[list[Group], list[str]]:
+    """Reads the entries of all finished runs below a folder, grouped by their study.
+
+    Args:
+      folder: folder that holds the runs; None: there are only tables.
+      tables: of results that were made elsewhere; see ``outside.read_table``.
+
+    Returns:
+      The groups, and a line with the reason for each run that is left out.
+
+    Raises:
+      UserError: there is no such folder, it holds no finished run, or a table cannot be
+        read.
+    """
+    runs, left_out = ([], []) if folder is None else read_runs(folder)
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(repr(_study_key(run)), []).append(run)
+    for table in tables:
+        left_out += join_table(read_table(table), groups)
+    made = [
+        (key, group, make_entries(group, left_out)) for key, group in groups.items()
+    ]
+    return made, left_out
+
+
 def read_studies(
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
     baseline: str | None = None,
     compared: Sequence[str] = (),
     rank_by: str | None = None,
+    choose_seeds: Sequence[int] = (),
+    tables: Sequence[pathlib.Path] = (),
 ) -> tuple[list[Study], list[str]]:
     """Reads the studies of all finished runs below a folder, the largest first.
 
     Args:
-      folder: folder that holds the runs, at any depth.
+      folder: folder that holds the runs, at any depth; None: there are only tables.
       baseline: name of the entry with which the others of its study are compared. All
         entries of that study are ranked. The name of a model stands for its only ranked
         entry, and the ranking is the usual one.
@@ -141,6 +181,9 @@ def read_studies(
         none, or, in a study of one model, all that differ except the rate.
       rank_by: a metric, or the accuracy on further test images, which ranks and
         compares instead of the test accuracy; see ``columns.find_column``.
+      choose_seeds: choose the configurations by these seeds, and report the others; see
+        ``choosing.choose``.
+      tables: of results that were made elsewhere; see ``outside.read_table``.
 
     Returns:
       The studies, and a line with the reason for each run that is left out.
@@ -149,18 +192,19 @@ def read_studies(
       UserError: there is no such folder, it holds no finished run, or there is no such
         entry or setting.
     """
-    runs, left_out = read_runs(folder)
-    groups: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        groups.setdefault(repr(_study_key(run)), []).append(run)
-    made = [
-        (key, group, make_entries(group, left_out)) for key, group in groups.items()
-    ]
+    made, left_out = read_entries(folder, tables)
     _check_names(made, baseline, compared)
-    studies = [
-        _make_study(key, group[0], entries, baseline, compared, rank_by)
-        for key, group, entries in made
-    ]
+    seeds = tuple(dict.fromkeys(choose_seeds))
+    studies = []
+    for key, group, entries in made:
+        given = baseline, compared, rank_by, seeds
+        study = _make_study(key, group[0], entries, *given)
+        if study.entries:
+            studies.append(study)
+        else:
+            left_out += study.notes
+    if not studies:
+        raise UserError(f"--choose_seeds={','.join(map(str, seeds))}: {left_out[-1]}")
     if rank_by is not None and all(study.by is None for study in studies):
         names = [one.name for study in studies for one in study.columns]
         raise UserError(
@@ -173,7 +217,7 @@ def read_studies(
 
 
 def _check_names(
-    made: list[tuple[str, list[RunRecord], list[Entry]]],
+    made: list[Group],
     baseline: str | None,
     compared: Sequence[str],
 ) -> None:
@@ -202,17 +246,17 @@ def _check_names(
 
 
 def _ask_for_one(model: str, studies: list[Study]) -> NoReturn:
-    """Raises a UserError that names the ranked entries of a model."""
-    those = [
-        one_line(repr(entry.name), 200)
-        for study in studies
-        for entry in study.entries
-        if entry.first.result.model == model
-    ]
+    """Raises a UserError that names the ranked entries, of a model if there are any."""
+    ranked = [entry for study in studies for entry in study.entries]
+    of_model = [entry for entry in ranked if entry.first.result.model == model]
+    those = [one_line(repr(entry.name), 200) for entry in of_model or ranked]
+    what = f"{len(those)} ranked configurations are of this model"
+    if not of_model:
+        what = "it is not ranked with these --choose_seeds"
     more = f", or one of {len(those) - 10} others" if len(those) > 10 else ""
     raise UserError(
-        f"--baseline={one_line(model, 100)}: {len(those)} ranked configurations are of "
-        f"this model; give one of their names: {', '.join(those[:10])}{more}"
+        f"--baseline={one_line(model, 100)}: {what}; give one of their names: "
+        f"{', '.join(those[:10])}{more}"
     )
 
 
@@ -233,25 +277,31 @@ def _make_study(
     baseline: str | None,
     compared: Sequence[str],
     rank_by: str | None,
+    seeds: tuple[int, ...],
 ) -> Study:
     by = None if rank_by is None else find_column(rank_by, columns_of(entries))
     by_name = {entry.name: entry for entry in entries}
     base = None if baseline is None else by_name.get(baseline)
-    told_apart = tuple(compared) or _compared_by_default(entries)
-    ranked = entries if base is not None else _chosen(entries, told_apart, by)
-    if base is None:
-        of_model = [e for e in ranked if e.first.result.model == baseline]
-        base = of_model[0] if len(of_model) == 1 else None
-    kept, rank = set(map(id, ranked)), functools.partial(_rank, by=by)
+    told_apart = tuple(compared) or compared_by_default(entries)
+    choice = Choice(entries, [], [])
+    if base is None or seeds:
+        choice = choose(entries, told_apart, by, seeds)
+    of_base = [e for e in choice.ranked if base and e.name == base.name]
+    of_base = of_base or [e for e in choice.ranked if e.first.result.model == baseline]
+    rank = functools.partial(_rank, by=by)
     return Study(
         dataset=run.config.dataset,
-        version=run.config.versions.get("cifar-flax", "of no known version"),
+        version=None
+        if run.source
+        else run.config.versions.get("cifar-flax", "of no known version"),
         key=key,
-        entries=sorted(ranked, key=rank),
-        apart=sorted((e for e in entries if id(e) not in kept), key=rank),
+        entries=sorted(choice.ranked, key=rank),
+        apart=sorted(choice.apart, key=rank),
         compared=told_apart,
-        baseline=base,
+        baseline=of_base[0] if len(of_base) == 1 else None,
         by=by,
+        chosen_by=seeds,
+        notes=tuple(choice.notes),
     )
 
 
@@ -260,41 +310,3 @@ def _rank(entry: Entry, by: Column | None) -> tuple[bool, bool, float]:
         return bool(entry.diverged), False, -np.nan_to_num(entry.mean)
     values = list(by.better(entry).values())
     return bool(entry.diverged), not values, -float(np.mean(values)) if values else 0.0
-
-
-def _compared_by_default(entries: list[Entry]) -> tuple[str, ...]:
-    names = differing([entry.first.settings for entry in entries])
-    if set(names) & set(OF_MODEL):
-        return ()
-    return tuple(name for name in names if name != "lr")
-
-
-def _chosen(
-    entries: list[Entry], compared: Sequence[str], by: Column | None
-) -> list[Entry]:
-    """Chooses the best entry of each group on the validation split.
-
-    Without a validation split, all entries are ranked.
-    """
-    groups: dict[str, list[Entry]] = {}
-    validation = {id(e): by.validation(e) if by else e.validation for e in entries}
-    for entry in entries:
-        names = (*OF_MODEL, *compared)
-        values = [entry.first.settings.get(name) for name in names]
-        key = repr([*values, custom_model_of(entry.first.config)])
-        groups.setdefault(key, []).append(entry)
-    chosen = []
-    for group in groups.values():
-        if any(validation[id(entry)] is None and entry.accuracies for entry in group):
-            chosen += group
-            continue
-        chosen.append(
-            min(
-                group,
-                key=lambda e: (
-                    len(e.diverged) / len(e.seeds),
-                    -(validation[id(e)] or 0),
-                ),
-            )
-        )
-    return chosen

@@ -4,6 +4,7 @@ import csv
 import io
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cifar_flax.analysis.statistics import percent_with_interval
 from cifar_flax.files import expand_user
 from cifar_flax.reports.columns import Column, columns_of
 from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.outside_rows import FORMULA
 from cifar_flax.reports.runs import RunRecord
 from cifar_flax.reports.studies import Study, read_studies
 from cifar_flax.reports.verdicts import of_largest_class
@@ -39,7 +41,11 @@ def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
 
 def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
     """Returns the rows of studies; see ``load_results``."""
-    columns = columns_of(entry for study in studies for entry in study.everything)
+    everything = [entry for study in studies for entry in study.everything]
+    columns = columns_of(everything)
+    runs = [run for entry in everything for run in entry.runs]
+    names = dict.fromkeys(name for run in runs for name in run.result.also_test)
+    given = any(run.predictions_file is not None for run in runs)
     return [
         {
             "dataset": study.dataset.name,
@@ -48,18 +54,21 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
             "model": run.config.model,
             "seed": result.seeds[index],
             "test_accuracy": None if at is not None else result.test_accuracy[index],
-            "test_loss": result.test_loss[index],
+            "test_loss": _known(result.test_loss[index]),
             "val_accuracy": _last(run.metrics, index),
             "largest_class": _largest(run),
             **_further(columns, entry, run, index),
             "diverged_at": at,
-            "epochs": result.epochs,
-            "parameters": result.num_params,
-            "flops_per_image": result.flops_per_image,
+            "epochs": result.epochs or None,
+            "parameters": result.num_params or None,
+            "flops_per_image": result.flops_per_image or None,
             "train_flops": result.train_flops,
-            "train_seconds": result.train_seconds / len(result.seeds),
-            "device": result.device,
+            "train_seconds": result.train_seconds / len(result.seeds) or None,
+            "test_size": result.test_size or None,
+            "device": result.device or None,
             "folder": str(run.folder),
+            **_sizes(run, names),
+            **({"predictions": run.predictions_file} if given else {}),
         }
         for study in studies
         for entry in study.everything
@@ -70,8 +79,21 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
     ]
 
 
+def _sizes(run: RunRecord, names: Iterable[str]) -> dict[str, int | None]:
+    """Returns the number of further test images, by columns such as corrupt_size."""
+    also = run.result.also_test
+    return {f"{n}_size": (also[n].size or None) if n in also else None for n in names}
+
+
+def _known(value: float | None) -> float | None:
+    """Returns a number; None if it is not known, or not finite."""
+    return None if value is None or not np.isfinite(value) else value
+
+
 def _largest(run: RunRecord) -> float | None:
     """Returns the share of the largest class of the test images, if it is larger."""
+    if not run.class_sizes:
+        return run.result.largest_class
     largest = largest_class(run.class_sizes)
     return None if largest is None else largest[1]
 
@@ -102,7 +124,7 @@ def write_csv(studies: list[Study]) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    is_formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r")
+    is_formula = isinstance(value, str) and value[:1] in FORMULA
     return f"'{value}" if is_formula else value
 
 
@@ -138,9 +160,9 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         _escape_tex(entry.name),
         seeds_in_words(entry),
         accuracy.replace("±", r"$\pm$") if accuracy else "--",
-        f"{entry.first.result.num_params:,}",
-        f"{entry.first.result.epochs:g}",
-        f"{entry.seconds_per_seed:.1f}",
+        f"{entry.first.result.num_params:,}" if entry.first.result.num_params else "--",
+        f"{entry.first.result.epochs:g}" if entry.first.result.epochs else "--",
+        f"{entry.seconds_per_seed:.1f}" if entry.seconds_per_seed else "--",
     )
 
 
@@ -159,9 +181,11 @@ def seeds_in_words(entry: Entry) -> str:
 
 
 def accuracy_in_words(entry: Entry) -> str | None:
-    """Returns mean accuracy with its interval, in per cent; None without a seed."""
+    """Returns mean accuracy and its interval if known, in per cent; None: no seed."""
     interval = entry.interval
-    return interval and percent_with_interval(entry.mean, interval)
+    if interval is None:
+        return f"{100 * entry.mean:.2f}" if entry.accuracies else None
+    return percent_with_interval(entry.mean, interval)
 
 
 def _last(metrics: list[Any], index: int) -> float | None:
@@ -169,5 +193,4 @@ def _last(metrics: list[Any], index: int) -> float | None:
     values = [line.val_accuracy for line in metrics if line.val_accuracy is not None]
     if not values:
         return None
-    value = np.atleast_1d(np.array(values[-1], np.float64))[index]
-    return float(value) if np.isfinite(value) else None
+    return _known(float(np.atleast_1d(np.array(values[-1], np.float64))[index]))

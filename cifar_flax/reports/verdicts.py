@@ -4,18 +4,12 @@ import itertools
 import statistics
 from typing import Any
 
+from cifar_flax.analysis.power import MOST_SEEDS, detectable, smallest_shown
 from cifar_flax.analysis.predictions import largest_class
-from cifar_flax.analysis.statistics import (
-    LEVEL,
-    MOST_SEEDS,
-    RELEVANT,
-    Difference,
-    detectable,
-    mcnemar,
-    smallest_shown,
-)
+from cifar_flax.analysis.statistics import LEVEL, RELEVANT, Difference, mcnemar
 from cifar_flax.identity import bits_that_differ, differing_parts
 from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.outside import about_tables
 from cifar_flax.reports.studies import BEST, Study
 
 SEVERAL = 10  # sentences about a baseline; the ranking has all comparisons with it
@@ -60,6 +54,8 @@ def _design(found: Difference) -> str:
     if found.test == "paired":
         return f"{found.counts[0]} pairs of seeds"
     first, second = found.counts
+    if found.test == "overlapping":
+        return f"{first} and {second} seeds, {found.shared} of them shared"
     if first == second:
         return f"{first} seeds each, Welch's test"
     return f"{first} and {second} seeds, Welch's test"
@@ -81,12 +77,15 @@ def _range(needed: tuple[int, int] | None) -> str:
     if needed is None:
         return f"more than {MOST_SEEDS:,}"
     low, high = needed
-    return f"{low:,}" if low == high else f"{low:,}, up to {high:,}"
+    if low == high:
+        return f"{high:,}"
+    return f"{high:,} ({low:,} if the deviation is as estimated)"
 
 
 def what_can_be_shown(study: Study) -> str | None:
     """Returns a sentence about the smallest difference that the seeds can show."""
-    spreads = [found.spread for _, _, found in study.comparisons if found.spread > 0]
+    found = [one for _, _, one in study.comparisons if one.spread > 0]
+    spreads = [one.likely_spread for one in found]
     if not spreads:
         return None
     seeds = min(min(found.counts) for _, _, found in study.comparisons)
@@ -103,6 +102,8 @@ def what_can_be_shown(study: Study) -> str | None:
     if study.by is not None:  # it is no multiple of one image
         return text
     images = study.entries[0].first.result.test_size
+    if not images:
+        return text
     least = smallest_shown(images, seeds, LEVEL / comparisons)
     if least <= RELEVANT:
         return text
@@ -133,7 +134,13 @@ def basis(study: Study) -> str:
 
 def given(study: Study) -> str:
     """Returns what all seeds share, which an interval over seeds does not cover."""
-    varied = [entry.first.settings.get("seeds_vary") or [] for entry in study.entries]
+    varied = [
+        entry.first.settings.get("seeds_vary") or []
+        for entry in study.entries
+        if entry.first.source is None
+    ]
+    if not varied:
+        return "what all its seeds share, such as the rate, the split and the test set"
     fixed = [
         name for name in ("rate", "split") if not all(name in those for those in varied)
     ]
@@ -208,20 +215,34 @@ def against_baseline(study: Study) -> dict[int, str]:
     }
 
 
+def about(study: Study) -> str:
+    """Says which images the entries were trained and tested on, and with what."""
+    data = study.dataset
+    if study.version is None:
+        tested = f" on {data.test_size:,} test images" if data.test_size else ""
+        return f"Results made elsewhere{tested}, from {data.source}."
+    devices = sorted({e.first.result.device for e in study.entries} - {""})
+    return (
+        f"{data.train_size:,} training, {data.val_size:,} validation and "
+        f"{data.test_size:,} test images ({data.source}); cifar_flax {study.version}; "
+        f"{'; '.join(devices)}."
+    )
+
+
 def cautions(study: Study) -> list[str]:
     """Returns what a reader of the ranking must know."""
     texts = [text for text in (what_can_be_shown(study),) if text]
     texts += _of_divergence(study)
     if study.baseline is not None:
-        texts.append(_outcomes(study))
+        texts += [_outcomes(study), *_named_before(study)]
     elif study.is_large:
         texts.append(
             f"The best {BEST} of {len(study.entries):,} are chosen by the test "
             "accuracies that are shown here. With new seeds their accuracies are "
             "likely to be lower."
         )
-    texts += _of_tuning(study)
-    epochs = {entry.first.result.epochs for entry in study.entries}
+    texts += _of_tuning(study) + about_tables(study.everything)
+    epochs = {entry.first.result.epochs for entry in study.entries} - {0}  # not known
     if len(epochs) > 1:
         texts.append(
             f"The configurations trained for {min(epochs):g} to {max(epochs):g} "
@@ -235,7 +256,8 @@ def _of_contents(study: Study) -> list[str]:
     texts: list[str] = []
     alike: dict[str, list[Entry]] = {}
     for entry in study.everything:
-        alike.setdefault(repr(sorted(entry.first.settings.items())), []).append(entry)
+        settings = [*sorted(entry.first.settings.items()), entry.first.source]
+        alike.setdefault(repr(settings), []).append(entry)
         configs = [run.config for run in entry.runs]
         bits = dict.fromkeys(
             name for one in configs for name in bits_that_differ(one, configs[0])
@@ -285,12 +307,30 @@ def _of_divergence(study: Study) -> list[str]:
 
 
 def _of_tuning(study: Study) -> list[str]:
+    """Says which configurations are ranked, and what choosing them does."""
+    if study.chosen_by:
+        seeds = ", ".join(map(str, study.chosen_by))
+        text = (
+            f"The seeds {seeds} chose the configuration of each model on the "
+            "validation split. The ranking and all comparisons are of its other seeds."
+        )
+        if all(entry.validation is None for entry in study.everything):
+            text = (
+                f"The ranking and all comparisons are of other seeds than {seeds}. "
+                "Without validation accuracies these choose nothing, and all settings "
+                "of a model are ranked."
+            )
+        return [text, *study.notes]
     if study.apart:
         how = "".join(f" and each {name}" for name in study.compared)
         return [
             f"The ranking holds, for each model{how}, the configuration that is best "
-            f"on the validation split. The other {len(study.apart):,} are listed below "
-            "it. --compare=SETTING also compares the values of a setting."
+            "on the validation split among those with the most seeds. Others "
+            f"({len(study.apart):,}) are listed below it. --compare=SETTING also "
+            "compares the values of a setting. The same seeds choose and are reported, "
+            "so that the accuracy of the best of several is overestimated: "
+            "--choose_seeds=0,1 chooses by these seeds and reports the others.",
+            *study.notes,
         ]
     models = [
         tuple(map(str, map(e.first.settings.get, ("model", "model_args"))))
@@ -323,6 +363,17 @@ def _outcomes(study: Study) -> str:
     )
 
 
+def _named_before(study: Study) -> list[str]:
+    """Says what a baseline that was chosen by its result does to the comparisons."""
+    if len(study.comparisons) < 2:
+        return []
+    return [
+        "The comparisons hold their 5 % if the baseline was named before the results "
+        "were seen. If the best of six equal configurations with five or ten seeds is "
+        "named afterwards, a difference from it is shown in 8 or 9 % of studies."
+    ]
+
+
 def _of_single_seeds(study: Study) -> list[str]:
     """Returns cautions about entries with one seed, which cannot be ranked."""
     single = [e for e in study.shown if len(e.accuracies) == 1 and not e.diverged]
@@ -333,9 +384,10 @@ def _of_single_seeds(study: Study) -> list[str]:
         f"One seed cannot show a rank. These configurations have only one: {names}. "
         "Their intervals are over the test images; another seed may lie outside."
     ]
-    if len(single) > 1 and study.by is None:
+    sure = [entry.right for entry in single[:2] if entry.right is not None]
+    if len(sure) > 1 and study.by is None:
         first, second = single[:2]
-        p = mcnemar(first.right[0], second.right[0])
+        p = mcnemar(sure[0][0], sure[1][0])
         texts.append(
             f"The two trained networks of {first.name} and {second.name} differ by "
             f"{points(abs(first.mean - second.mean))} points on these images "

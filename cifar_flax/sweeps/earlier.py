@@ -35,7 +35,7 @@ def with_earlier_seeds(cells: list[Cell], folder: pathlib.Path) -> list[Cell]:
         return cells
     grown: list[Cell] = []
     for cell in cells:
-        earlier = [] if cell.is_begun else found.get(_key(cell.settings.record()), [])
+        earlier = [] if cell.is_begun else found.get(key_of(cell.settings.record()), [])
         left = list(cell.settings.seeds)
         for path, seeds in earlier:
             if set(seeds) & set(left):
@@ -65,12 +65,12 @@ def _earlier(
             continue  # the report says what is wrong with it
         seeds: Any = config.settings["seeds"]
         if config.kind == "run":
-            key = _key(config.settings)
+            key = key_of(config.settings)
             found.setdefault(key, []).append((path, tuple(seeds)))
     return found
 
 
-def _key(settings: dict[str, records.Setting]) -> str:
+def key_of(settings: dict[str, records.Setting]) -> str:
     """Returns a text that is equal for settings that differ only in their seeds."""
     without = (*records.PLACES, "seeds")
     kept = {n: v for n, v in settings.items() if v is not None and n not in without}

@@ -126,6 +126,9 @@ def main():
         for seeds in (3, 5, 10)
     ]
     table(["seeds", "over seeds", "over seeds and test images"], rows)
+    from tests.reports import simulate_choosing  # it uses this module
+
+    simulate_choosing.main()
 
 
 if __name__ == "__main__":

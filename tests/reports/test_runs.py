@@ -8,6 +8,7 @@ import pytest
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.reports.studies import read_studies
+from cifar_flax.reports.verdicts import cautions
 from tests.reports.made import make_run
 
 
@@ -352,6 +353,9 @@ def test_a_model_names_its_ranked_configuration_as_the_baseline(tmp_path):
     (study,), _ = read_studies(tmp_path, baseline="convnet")
     assert study.baseline.name == "convnet lr=0.1"
     assert names_of(study) == ["convbn", "convnet lr=0.1"]
+    make_run(tmp_path / "c", "resnet", (0.8, 0.81), val_accuracy=0.8)
+    (study,), _ = read_studies(tmp_path, baseline="convnet")
+    assert any("named before the results" in text for text in cautions(study))
 
 
 def test_a_baseline_of_several_ranked_configurations_is_asked_for(tmp_path):
