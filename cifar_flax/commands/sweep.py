@@ -3,6 +3,7 @@
 python -m experiments.sweep --model=convnet,convbn --lr=0.03,0.1 --seeds=0,1,2
 python -m experiments.sweep --model=all --budget_epochs=6 --seeds=0,1,2,3,4
 python -m experiments.sweep --model=all --launcher=ray --address=auto --cpus_per_cell=4
+python -m experiments.sweep --model=all --search=random --trials=20 --space=space.toml
 
 Every flag of experiments.run takes a comma list, except paths of data and
 --optimizer_args. The seeds of a combination train in one program. The same command
@@ -25,6 +26,7 @@ from rich.live import Live
 from rich.table import Table
 
 from cifar_flax.commands import BEFORE_NAME, cli
+from cifar_flax.commands.search_flags import define_search, search_from_flags
 from cifar_flax.commands.setting_flags import define_settings, parse
 from cifar_flax.data import Dataset
 from cifar_flax.definitions import MAX_STEPS
@@ -46,6 +48,7 @@ from cifar_flax.sweeps.cells import (
 from cifar_flax.sweeps.earlier import Contents, with_earlier_seeds
 from cifar_flax.sweeps.launchers import RunCells
 from cifar_flax.sweeps.launchers.local import on_this_machine
+from cifar_flax.sweeps.search import Searching
 from cifar_flax.training.named_recipes import LESSON
 
 FLAGS = flags.FLAGS
@@ -102,18 +105,43 @@ def main() -> int:
         screen = make_console(on_broken=stop.output_broke)
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
-            cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
-        cells = with_earlier_seeds(cells, folder)
-        cells, launcher = my_share(cells), make_launcher()
+            lists = lists_from_flags()
+            search = search_from_flags(lists, folder)
+        if search is None:
+            with cli.usage_errors():
+                cells = make_cells(lists, FLAGS.seeds, folder)
+            cells = my_share(with_earlier_seeds(cells, folder))
+        else:
+            cells = search.cells
+        launcher = make_launcher()
         if FLAGS.dry_run:
             check_cells(cells, load=False)
-            screen.print(plan_of(cells), soft_wrap=True)
+            outlook = [search.outlook] if search is not None else []
+            screen.print("\n".join([plan_of(cells), *outlook]), soft_wrap=True)
             return 0
         with made_folder(folder), launcher as run_cells:
             check_cells(cells, load=True)
             with cli.caught_signals(stop), live_table(screen, cells) as show:
-                run_cells(cells, stop.event, show)
+                if search is None:
+                    run_cells(cells, stop.event, show)
+                else:
+                    train_search(search, run_cells, stop, show)
         return finish(screen, cells, stop)
+
+
+def train_search(
+    search: Searching,
+    run_cells: RunCells,
+    stop: cli.StopRequest,
+    show: Callable[[Cell], None],
+) -> None:
+    """Trains the trials of a search, and the best ones with fresh seeds."""
+    for number, cells in enumerate(search.rounds()):
+        if number:  # the first are checked
+            check_cells(cells, load=False)
+        run_cells(cells, stop.event, search.watching(show))
+        if stop.event.is_set():
+            break
 
 
 @contextlib.contextmanager
@@ -268,18 +296,20 @@ def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], 
             yield follow
             live.update(state(), refresh=True)
         return
-    numbers = {cell.name: n for n, cell in enumerate(cells, start=1)}
+    numbers: dict[str, int] = {}
     printed: dict[str, tuple[str, str | None]] = {}
 
     def show(cell: Cell) -> None:
         if printed.get(cell.name) != (cell.status, cell.node):
             printed[cell.name] = cell.status, cell.node
+            for one in cells[len(numbers) :]:  # a search adds some
+                numbers[one.name] = len(numbers) + 1
             screen.print(
                 f"{numbers[cell.name]} of {len(cells)}  {cell.line}{rest(cell)}"
             )
 
     def rest(cell: Cell) -> str:
-        if cell.result is None or not cell.seconds:  # another process trained it
+        if not cell.is_over or not cell.seconds:  # another process trained it
             return ""
         return f" ({pace_of(cells, time.monotonic() - begin)})"
 
@@ -360,5 +390,6 @@ if __name__ == "__main__":
         lower_bound=1,
         upper_bound=MAX_STEPS,
     )
+    define_search()
     define_launchers()
     sys.exit(main())

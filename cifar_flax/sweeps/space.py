@@ -145,7 +145,10 @@ class Space:
 
     def corners(self) -> Iterator[tuple[str, Values]]:
         """Yields points that reach each end and each choice, and what each is for."""
-        middle = {one.name: one.at(0.5) for one in self.dimensions}
+        middle = {
+            one.name: one.values[0] if one.kind == CHOICES else one.at(0.5)
+            for one in self.dimensions
+        }
         for one in self.dimensions:
             for value in one.values:
                 yield f"{one.name} = {value}", {**middle, one.name: value}
