@@ -29,6 +29,12 @@ from cifar_flax.identity import (
 from cifar_flax.reports.columns import Column, columns_of, find_column
 from cifar_flax.reports.entries import Entry, differing, make_entries
 from cifar_flax.reports.runs import RunRecord, read_runs
+from cifar_flax.reports.searches import (
+    Searched,
+    read_searches,
+    take_trials,
+    with_short_names,
+)
 
 # A study with more entries than this is large: only its best entries are compared with
 # each other and drawn over the epochs. 20 entries have 190 pairs.
@@ -53,6 +59,7 @@ class Study:
       baseline: the entry with which all others are compared; None: the entries of
         ``best`` are compared with each other.
       by: what ranks and compares the entries; None: the test accuracy.
+      searched: what searches have found for models; their trials are not ranked.
     """
 
     dataset: records.DatasetInfo
@@ -63,6 +70,7 @@ class Study:
     compared: tuple[str, ...] = ()
     baseline: Entry | None = None
     by: Column | None = None
+    searched: Sequence[Searched] = ()
 
     @functools.cached_property
     def columns(self) -> list[Column]:
@@ -73,6 +81,11 @@ class Study:
     def everything(self) -> list[Entry]:
         """The ranked entries, followed by those apart."""
         return [*self.entries, *self.apart]
+
+    @property
+    def trials(self) -> list[Entry]:
+        """The trials of searches that are not ranked."""
+        return [entry for one in self.searched for entry in one.entries]
 
     @property
     def is_large(self) -> bool:
@@ -153,12 +166,17 @@ def read_studies(
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(repr(_study_key(run)), []).append(run)
-    made = [
-        (key, group, make_entries(group, left_out)) for key, group in groups.items()
-    ]
+    searches, searched, made = read_searches(runs, left_out), {}, []
+    for key, group in groups.items():
+        kept, searched[key], short = take_trials(group, searches)
+        entries = with_short_names(make_entries(kept, left_out), short)
+        made.append((key, group, entries))
     _check_names(made, baseline, compared)
     studies = [
-        _make_study(key, group[0], entries, baseline, compared, rank_by)
+        dataclasses.replace(
+            _make_study(key, group[0], entries, baseline, compared, rank_by),
+            searched=searched[key],
+        )
         for key, group, entries in made
     ]
     if rank_by is not None and all(study.by is None for study in studies):
