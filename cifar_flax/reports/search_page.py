@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cifar_flax.analysis.best_of import difference_of
-from cifar_flax.reports.charts import Chart, plain, style_of
+from cifar_flax.reports.charts import Chart, plain, set_decades, style_of
 from cifar_flax.reports.searches import Searched, TrialRow
 from cifar_flax.reports.studies import Study
 
@@ -194,7 +194,7 @@ def search_charts(study: Study) -> list[Chart]:
                 _plot(axis, number, one, of(one))
             axis.set(xlabel=label, ylabel="validation accuracy of the\nbest trial, %")
             axis.set_xscale("log")
-            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            set_decades(axis)
 
         title = f"Validation accuracy of the best trial against {label}"
         return Chart(name, title, (5.6, 3.2), draw, keys)
