@@ -50,12 +50,13 @@ class Curve(NamedTuple):
 def curve_of(values: Sequence[float] | np.ndarray) -> Curve:
     """Returns the expected best of n independent trials, with intervals.
 
-    The interval is that of the percentile bootstrap over the trials. For n near N it is
-    too narrow, because no resample has a better trial than the best one.
+    Args:
+      values: of the trials, shares [N].
     """
-    best = expected_best(values)
-    ends = np.quantile(expected_best(_resamples(values)), _ENDS, axis=0)
-    return Curve(best, *ends)
+    array = np.asarray(values, np.float64)
+    best = expected_best(array)
+    low, high = _ends(best, expected_best(array[_picked(len(array))]))
+    return Curve(best, np.maximum(low, 0), np.minimum(high, 1))
 
 
 def reached_by(values: Sequence[float] | np.ndarray) -> Curve:
@@ -78,17 +79,24 @@ def difference_of(
     picked = _picked(both.shape[1])
     drawn = expected_best(both[0][picked]) - expected_best(both[1][picked])
     best = expected_best(both[0]) - expected_best(both[1])
-    return Curve(best, *np.quantile(drawn, _ENDS, axis=0))
+    return Curve(best, *_ends(best, drawn))
 
 
-_ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+def _ends(best: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both ends of an interval from its bootstrap, as long on both sides.
+
+    No resample has a better trial than the best one, so the upper side of a percentile
+    interval is too short. The longer side is therefore taken for both.
+
+    Args:
+      best: estimates [N].
+      drawn: the same of resamples, [R, N].
+    """
+    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    half = np.maximum(best - low, high - best)
+    return best - half, best + half
 
 
 def _picked(count: int) -> np.ndarray:
     """Returns indices of resamples [R, N], the same at each call."""
     return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-
-
-def _resamples(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    array = np.asarray(values, np.float64)
-    return array[_picked(len(array))]

@@ -5,6 +5,7 @@ reached is in the records of their runs. The same command therefore continues a 
 with the same trials, and several processes may work on one.
 """
 
+import contextlib
 import itertools
 import pathlib
 import time
@@ -90,6 +91,7 @@ class Searching:
         self._record, self._givens = wanted, _subjects(lists)
         self._trials: dict[str, list[Cell]] = {name: [] for name in self._givens}
         self._seeds = tuple(wanted.seeds)
+        self._done: dict[str, tpe.Tried] = {}
         _check(self._givens, space, self._seeds)
         # TPE begins with the trials of a random search.
         seen: set[str] = set()
@@ -236,13 +238,19 @@ class Searching:
 
     def _tried(self, subject: Subject) -> list[tpe.Tried]:
         """Returns what the trials of a subject have reached, by their records."""
-        cells = self._trials[subject.name]
         found = []
-        for trial, cell in zip(subject.trials, cells, strict=False):
-            lines, result = _records_of(cell.folder)
-            value = value_of(lines, result)
-            pruned = value is None and cell.shall_end
-            found.append(tpe.Tried(trial.values, validation_of(lines), value, pruned))
+        for cell, trial in zip(
+            self._trials[subject.name], subject.trials, strict=False
+        ):
+            if (tried := self._done.get(cell.name)) is None:
+                lines, result = _records_of(cell.folder)
+                value = value_of(lines, result)
+                pruned = value is None and cell.shall_end
+                reached = validation_of(lines)
+                tried = tpe.Tried(trial.values, reached, value, pruned)
+                if value is not None:  # it is read only once
+                    self._done[cell.name] = tried
+            found.append(tried)
         return found
 
     def _prune(self) -> None:
@@ -259,7 +267,8 @@ class Searching:
                 over = tried[number].value is not None or not reached
                 if not over and tpe.falls_behind(self._space, tried, number):
                     mark = Pruned(epoch=len(reached), val_accuracy=reached[-1])
-                    write_pruned(cells[number].folder, mark)
+                    with contextlib.suppress(UserError):  # the trial goes on
+                        write_pruned(cells[number].folder, mark)
 
     def _fresh_cells(self) -> list[Cell]:
         """Returns cells of the best trial of each subject, with seeds of their own."""

@@ -41,7 +41,9 @@ def test_a_curve_rises_from_the_mean_within_its_interval():
     assert curve.best[-1] < values.max()
     assert (curve.low <= curve.best).all()
     assert (curve.best <= curve.high).all()
-    assert (curve.high <= values.max()).all()
+    assert (curve.high <= 1).all()
+    # The best trial of all may not be the best that there is.
+    assert curve.high[-1] > values.max()
     again = curve_of(values)
     assert (again.low == curve.low).all()
 
@@ -54,11 +56,11 @@ def test_equal_values_have_no_width():
 
 @pytest.mark.slow
 def test_the_interval_of_a_small_search_covers():
-    """30 trials tell of the best of 5, in a skewed case."""
+    """20 trials tell of the best of 10, in a skewed case."""
     rng = np.random.default_rng(2)
-    true = np.mean(rng.beta(5, 2, (200_000, 5)).max(1))
-    ends = [curve_of(rng.beta(5, 2, 30)) for _ in range(200)]
-    covered = np.mean([one.low[4] <= true <= one.high[4] for one in ends])
+    true = np.mean(rng.beta(5, 2, (200_000, 10)).max(1))
+    ends = [curve_of(rng.beta(5, 2, 20)) for _ in range(300)]
+    covered = np.mean([one.low[9] <= true <= one.high[9] for one in ends])
     assert 0.88 <= covered <= 0.99
 
 
