@@ -20,6 +20,7 @@ from cifar_flax.json_files import read_json, write_json
 from cifar_flax.record_types import (
     Int32,
     LogPoint,
+    Positive,
     Record,
     Result,
     Seed,
@@ -72,6 +73,7 @@ class Search(Record, kw_only=True):
       seeds: of each trial.
       count: number of trials of each subject when it is done.
       prunes: whether trials are pruned.
+      budget_flops: operations of each trial's training; null if they are not equal.
       subjects: all with the same number of trials when it is done.
     """
 
@@ -81,6 +83,7 @@ class Search(Record, kw_only=True):
     seeds: list[Seed]
     count: Size
     prunes: bool = False
+    budget_flops: Positive | None = None
     subjects: list[Subject]
 
 

@@ -9,6 +9,7 @@ from absl import flags
 from cifar_flax.commands import cli
 from cifar_flax.errors import UserError
 from cifar_flax.search_records import Search
+from cifar_flax.sweeps.budget import FlopsBudget
 from cifar_flax.sweeps.search import Searching
 from cifar_flax.sweeps.space import MAX_TRIALS, read_space
 from cifar_flax.sweeps.tpe import check_optuna
@@ -18,6 +19,10 @@ FLAGS = flags.FLAGS
 
 # Flags that only a search has.
 OF_SEARCH = ("space", "trials", "search_seed", "prune", "fresh_seeds")
+
+# Flags that set the schedule, and the settings that they replace.
+BUDGETS = ("budget_epochs", "budget_flops")
+OF_BUDGET = {"epochs", "cycles", "cycle_len", "cycle_mult", "phases"}
 
 # Fresh seeds of the best trial if --fresh_seeds is not given.
 FRESH_SEEDS = 5
@@ -69,13 +74,16 @@ def define_search() -> None:
 
 
 def search_from_flags(
-    lists: Mapping[str, Sequence[Any]], folder: pathlib.Path
+    lists: Mapping[str, Sequence[Any]],
+    folder: pathlib.Path,
+    budget: FlopsBudget | None = None,
 ) -> Searching | None:
     """Makes the search that the flags describe; None if they describe none.
 
     Args:
       lists: one or more values of each setting.
       folder: of the sweep.
+      budget: of each trial; None if the settings give the schedule.
 
     Raises:
       flags.ValidationError: flags are missing or contradict each other.
@@ -97,11 +105,11 @@ def search_from_flags(
     if FLAGS.search == "tpe" or FLAGS.prune:
         check_optuna("--search=tpe" if FLAGS.search == "tpe" else "--prune")
     space, lists = read_space(FLAGS.space), dict(lists)
-    if FLAGS.budget_epochs is not None:
-        of_schedule = {"epochs", "phases", "cycles", "cycle_len", "cycle_mult"}
-        if clash := of_schedule & space.settings:
+    budgets = [n for n in BUDGETS if FLAGS[n].value is not None]
+    if budgets:
+        if clash := OF_BUDGET & space.settings:
             raise UserError(
-                f"--budget_epochs sets the schedule; drop {min(clash)} from "
+                f"--{budgets[0]} sets the schedule; drop {min(clash)} from "
                 f"--space={FLAGS.space}"
             )
         if "lr" in space.settings and not FLAGS["lr"].present:
@@ -113,7 +121,9 @@ def search_from_flags(
         seeds=list(FLAGS.seeds),
         count=FLAGS.trials,
         prunes=FLAGS.prune,
+        budget_flops=FLAGS.budget_flops,
         subjects=[],
     )
     fresh = FRESH_SEEDS if FLAGS.fresh_seeds is None else FLAGS.fresh_seeds
-    return Searching(wanted, space, lists, folder, fresh)
+    settle = {} if budget is None else {"settle": budget}
+    return Searching(wanted, space, lists, folder, fresh, **settle)

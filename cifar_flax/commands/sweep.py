@@ -26,7 +26,12 @@ from rich.live import Live
 from rich.table import Table
 
 from cifar_flax.commands import BEFORE_NAME, cli
-from cifar_flax.commands.search_flags import define_search, search_from_flags
+from cifar_flax.commands.search_flags import (
+    BUDGETS,
+    OF_BUDGET,
+    define_search,
+    search_from_flags,
+)
 from cifar_flax.commands.setting_flags import define_settings, parse
 from cifar_flax.data import Dataset
 from cifar_flax.definitions import MAX_STEPS
@@ -37,6 +42,7 @@ from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.settings import SINGLE
 from cifar_flax.show.console import make_console
+from cifar_flax.sweeps.budget import FlopsBudget
 from cifar_flax.sweeps.cells import (
     MAX_ROWS,
     Cell,
@@ -105,11 +111,13 @@ def main() -> int:
         screen = make_console(on_broken=stop.output_broke)
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
-            lists = lists_from_flags()
-            search = search_from_flags(lists, folder)
+            lists, flops = lists_from_flags(), FLAGS.budget_flops
+            budget = None if flops is None else FlopsBudget(flops)
+            search = search_from_flags(lists, folder, budget)
         if search is None:
+            settle = {} if budget is None else {"settle": budget}
             with cli.usage_errors():
-                cells = make_cells(lists, FLAGS.seeds, folder)
+                cells = make_cells(lists, FLAGS.seeds, folder, **settle)
             cells = my_share(with_earlier_seeds(cells, folder))
         else:
             cells = search.cells
@@ -173,14 +181,16 @@ def lists_from_flags() -> dict[str, list[Any]]:
         raise flags.ValidationError(f"--{empty[0]}=: give one or more values")
     if texts.get("model", ["all"]) == ["all"]:
         texts["model"] = list(LESSON)
-    if FLAGS.budget_epochs is not None:
-        clash = {"epochs", "cycles", "cycle_len", "cycle_mult", "phases"} & set(texts)
-        if clash:
+    if budgets := [name for name in BUDGETS if FLAGS[name].value is not None]:
+        if clash := OF_BUDGET & set(texts):
             raise flags.ValidationError(
-                f"--budget_epochs sets the schedule; drop --{min(clash)}"
+                f"--{budgets[0]} sets the schedule; drop --{min(clash)}"
             )
+        if budgets[1:]:
+            raise flags.ValidationError(f"give one of --{' and --'.join(budgets)}")
         texts = {"lr": [AUTO], **texts, "cycles": ["1"]}
-        texts["cycle_len"] = [str(FLAGS.budget_epochs)]
+        if FLAGS.budget_epochs is not None:
+            texts["cycle_len"] = [str(FLAGS.budget_epochs)]
     for name, words in texts.items():
         if len(set(words)) < len(words):
             raise flags.ValidationError(
@@ -389,6 +399,15 @@ if __name__ == "__main__":
         "that a range test finds for it (or from --lr).",
         lower_bound=1,
         upper_bound=MAX_STEPS,
+    )
+    flags.DEFINE_float(
+        "budget_flops",
+        None,
+        "As --budget_epochs, for as many epochs as take this number of floating-point "
+        "operations in the training of one seed: an equal budget for models of "
+        "different cost. result.json has it as train_flops.",
+        lower_bound=1.0,
+        upper_bound=1e30,
     )
     define_search()
     define_launchers()

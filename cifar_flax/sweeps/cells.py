@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -178,7 +178,10 @@ class Cell:
 
 
 def make_cells(
-    lists: Mapping[str, Sequence[Any]], seeds: tuple[int, ...], folder: pathlib.Path
+    lists: Mapping[str, Sequence[Any]],
+    seeds: tuple[int, ...],
+    folder: pathlib.Path,
+    settle: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: given,
 ) -> list[Cell]:
     """Makes a cell for every combination of the values of some settings.
 
@@ -186,6 +189,7 @@ def make_cells(
       lists: one or more values of each setting.
       seeds: of every cell.
       folder: of the sweep.
+      settle: returns the settings of a combination, such as with an equal budget.
 
     Raises:
       UserError: there are too many combinations, two are equal, or one is not valid.
@@ -201,7 +205,7 @@ def make_cells(
     alone = lists.get("seeds_vary", [None])[0] is not None
     groups = [(seed,) for seed in seeds] if alone else [seeds]
     cells = [
-        make_cell(dict(zip(lists, values, strict=True)), varied, group, folder)
+        make_cell(settle(dict(zip(lists, values, strict=True))), varied, group, folder)
         for values in itertools.product(*lists.values())
         for group in groups
     ]

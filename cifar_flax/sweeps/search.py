@@ -57,6 +57,7 @@ AT_ONCE = 4
 LOOK_SECONDS = 1.0
 
 Show = Callable[[Cell], None]
+Settle = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Searching:
@@ -73,6 +74,7 @@ class Searching:
         lists: Mapping[str, Sequence[Any]],
         folder: pathlib.Path,
         fresh: int,
+        settle: Settle = lambda given: given,
     ):
         """Checks the search, and draws the first trials; nothing is written.
 
@@ -82,12 +84,14 @@ class Searching:
           lists: one or more values of each setting; each combination is a subject.
           folder: of the sweep.
           fresh: number of fresh seeds with which the best trial is trained anew.
+          settle: returns the settings of a trial, such as with an equal budget.
 
         Raises:
           UserError: the search is not valid, or the folder holds another one.
         """
         self.cells: list[Cell] = []
         self._space, self._folder, self._fresh = space, folder, fresh
+        self._settle = settle
         self._record, self._givens = wanted, _subjects(lists)
         self._trials: dict[str, list[Cell]] = {name: [] for name in self._givens}
         self._seeds = tuple(wanted.seeds)
@@ -167,6 +171,7 @@ class Searching:
                 ("search_seed", found.seed, self._record.seed),
                 ("seeds", found.seeds, self._record.seeds),
                 ("prune", found.prunes, self._record.prunes),
+                ("budget_flops", found.budget_flops, self._record.budget_flops),
             )
             if was != now
         ]
@@ -221,7 +226,7 @@ class Searching:
     def _cell(
         self, given: Mapping[str, Any], values: Values, seeds: Sequence[int], label: str
     ) -> Cell:
-        settings = with_values(given, values)
+        settings = self._settle(with_values(given, values))
         cell = make_cell(settings, (), tuple(seeds), self._folder, label)
         cell.note = in_words(values)
         return cell
