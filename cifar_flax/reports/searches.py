@@ -6,6 +6,7 @@ report too high an accuracy. Otherwise the chosen trial is ranked, and the page 
 """
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -83,13 +84,13 @@ class Searched:
         """The chosen trial."""
         return None if self.chosen is None else self.trials[self.chosen - 1]
 
-    @property
+    @functools.cached_property
     def curve(self) -> Curve:
         """The best of n trials: expected, or reached if each depends on the others."""
         values = [trial.reached or 0.0 for trial in self.over]
         return curve_of(values) if self.kind == "random" else reached_by(values)
 
-    @property
+    @functools.cached_property
     def hours(self) -> np.ndarray:
         """The hours of n trials [N]: expected, or spent if the trials have an order."""
         seconds = np.array([trial.seconds for trial in self.over])

@@ -36,7 +36,7 @@ from cifar_flax.search_records import (
     write_search,
 )
 from cifar_flax.sweeps import tpe
-from cifar_flax.sweeps.cells import Cell, make_cell
+from cifar_flax.sweeps.cells import MAX_CELLS, Cell, make_cell
 from cifar_flax.sweeps.earlier import with_earlier_seeds
 from cifar_flax.sweeps.space import (
     Space,
@@ -96,6 +96,11 @@ class Searching:
         self._trials: dict[str, list[Cell]] = {name: [] for name in self._givens}
         self._seeds = tuple(wanted.seeds)
         self._done: dict[str, tpe.Tried] = {}
+        if (cells := wanted.count * len(self._givens)) > MAX_CELLS:
+            raise UserError(
+                f"--trials={wanted.count} of {len(self._givens)} combinations are "
+                f"{cells} cells; a sweep takes {MAX_CELLS} at most"
+            )
         _check(self._givens, space, self._seeds)
         # TPE begins with the trials of a random search.
         seen: set[str] = set()
@@ -158,6 +163,14 @@ class Searching:
         found = read_search(self._folder)
         if found is not None:
             self._check_same(found)
+            for subject in found.subjects:
+                for number, trial in enumerate(subject.trials, start=1):
+                    if not self._space.holds(trial.values):
+                        raise UserError(
+                            f"{self._folder / SEARCH}: trial {number} of "
+                            f"{subject.name} is not in the space: "
+                            f"{_shown(trial.values)}; give another --workdir"
+                        )
             known = {subject.name for subject in found.subjects}
             new = [one for one in self._record.subjects if one.name not in known]
             self._record.subjects = [*found.subjects, *new]
@@ -208,8 +221,10 @@ class Searching:
                 if number <= len(cells):
                     continue
                 known = number <= len(subject.trials)
-                values = subject.trials[number - 1].values if known else None
-                values = self._propose(subject, number) if values is None else values
+                if known:
+                    values = subject.trials[number - 1].values
+                else:
+                    values = self._propose(subject, number)
                 cell = self._cell(given, values, self._seeds, f"trial{number}")
                 if not known:
                     subject.trials.append(Trial(values=values, folder=cell.name))

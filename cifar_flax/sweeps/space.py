@@ -84,6 +84,13 @@ class Dimension:
             value = low + share * (high - low)
         return self.settled(value)
 
+    def holds(self, value: Any) -> bool:
+        """Returns whether a value is possible."""
+        if self.kind == CHOICES:
+            return value in self.values
+        valid = is_whole if self.is_integer else is_number
+        return valid(value) and self.values[0] <= value <= self.values[1]
+
     def settled(self, value: float) -> Any:
         """Returns a number with three digits, or a whole one, within the range."""
         low, high = self.values
@@ -112,6 +119,12 @@ class Space:
     def settings(self) -> set[str]:
         """The settings of which it chooses something."""
         return {one.name.partition(".")[0] for one in self.dimensions}
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Returns whether a point, such as of a record, is in the space."""
+        return list(values) == [one.name for one in self.dimensions] and all(
+            one.holds(values[one.name]) for one in self.dimensions
+        )
 
     def draws(self, seed: int) -> Iterator[Values]:
         """Yields different random points of the space, the same for each seed.

@@ -165,6 +165,11 @@ def test_another_search_in_the_folder_is_refused(tmp_path, changes, words):
             ["optimizer = adamw is not possible", "momentum=0.7", "option of sgd"],
         ),
         ({"lr": {"choices": [0.1]}}, {}, ["only about 1 different"]),
+        (
+            SPACE,
+            {"momentum": [0.5 + n / 10_000 for n in range(2_000)]},
+            ["16000 cells"],
+        ),
         (SPACE, {"val_size": [0]}, ["--val_size=0", "validation"]),
         (SPACE, {"seeds_vary": [("split",)]}, ["--seeds_vary"]),
     ],
@@ -238,7 +243,14 @@ def test_a_damaged_record_names_its_file(tmp_path):
     train_all(search(tmp_path))
     path = tmp_path / "search.json"
     content = json.loads(path.read_text())
-    content["subjects"][0]["trials"][0]["folder"] = "../elsewhere"
+    trial = content["subjects"][0]["trials"][0]
+    right = dict(trial)
+    trial["folder"] = "../elsewhere"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"search\.json: subjects"):
         search(tmp_path)
+    for values in ({"lr": 9.0, "padding": 1}, {"lr": 0.1}, {"lr": "x", "padding": 1}):
+        trial.update(right, values=values)
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="trial 1 of simplenet is not in the space"):
+            search(tmp_path)
