@@ -10,6 +10,7 @@ import pytest
 from cifar_flax import records
 from cifar_flax.reports.page import report, write_html, write_markdown
 from cifar_flax.reports.search_page import search_charts, search_of
+from cifar_flax.reports.searches import Searched, TrialRow
 from cifar_flax.reports.studies import read_studies
 from cifar_flax.search_records import (
     Pruned,
@@ -187,3 +188,15 @@ def test_a_study_without_a_search_is_as_ever(tmp_path):
     studies, _ = read_studies(tmp_path)
     assert search_charts(studies[0]) == []
     assert "search" not in write_markdown(studies, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "hours"), [("random", [2.0, 4.0, 6.0]), ("tpe", [1.0, 4.0, 6.0])]
+)
+def test_the_time_of_n_trials_is_expected_or_spent(kind, hours):
+    trials = [
+        TrialRow(n, {}, "done", 0.5, 0.5, 1, 3600.0 * time)
+        for n, time in enumerate((1, 3, 2), start=1)
+    ]
+    one = Searched("net", kind, 3, trials, 1, 0, [])
+    np.testing.assert_allclose(one.hours, hours)

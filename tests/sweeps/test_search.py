@@ -98,8 +98,9 @@ def test_a_search_that_was_ended_goes_on_with_the_same_trials(tmp_path, kind):
 def test_models_are_tried_in_turn_with_the_same_values(tmp_path):
     """Whenever it is stopped, each model had as many trials."""
     one = search(tmp_path)
-    models = [cell.settings.model for cell in one.cells]
-    assert models == ["simplenet", "convnet"] * 4
+    for cells in (one.cells, next(one.rounds())):
+        models = [cell.settings.model for cell in cells]
+        assert models == ["simplenet", "convnet"] * 4
     assert notes(one)[::2] == notes(one)[1::2]
 
 
