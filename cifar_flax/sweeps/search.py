@@ -284,7 +284,8 @@ class Searching:
             tried = self._tried(subject)
             for number in going:
                 reached = tried[number].reached
-                over = tried[number].value is not None or not reached
+                first = tpe.FIRST_SHARE * cells[number].settings.make_recipe().epochs
+                over = tried[number].value is not None or len(reached) < first
                 if not over and tpe.falls_behind(self._space, tried, number):
                     mark = Pruned(epoch=len(reached), val_accuracy=reached[-1])
                     with contextlib.suppress(UserError):  # the trial goes on

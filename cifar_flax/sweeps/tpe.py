@@ -19,8 +19,9 @@ from cifar_flax.sweeps.space import CHOICES, Dimension, Space, Values
 STARTUP = 10
 
 # Trials are pruned once this many others of their model have finished, and not by
-# their first epoch.
-PRUNED_FROM, FIRST_EPOCH = 5, 2
+# their first epoch, nor in the first quarter of their epochs, when rates are compared
+# rather than what they lead to.
+PRUNED_FROM, FIRST_EPOCH, FIRST_SHARE = 5, 2, 0.25
 
 
 @dataclasses.dataclass(frozen=True)

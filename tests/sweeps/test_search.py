@@ -217,13 +217,19 @@ def begin(cell, epochs, value):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "value", "is_pruned"),
-    [(2, 0.1, True), (1, 0.1, False), (2, 0.99, False)],
+    ("epochs", "whole", "value", "is_pruned"),
+    [
+        (2, 8, 0.1, True),
+        (1, 4, 0.1, False),  # by no first epoch
+        (2, 9, 0.1, False),  # not in the first quarter
+        (2, 8, 0.99, False),
+    ],
 )
 def test_a_trial_below_the_median_is_pruned_and_stays_so(
-    tmp_path, epochs, value, is_pruned
+    tmp_path, epochs, whole, value, is_pruned
 ):
-    one = search(tmp_path, count=8, prunes=True, lists={"model": ["simplenet"]})
+    lists = {"model": ["simplenet"], "epochs": [whole]}
+    one = search(tmp_path, count=8, prunes=True, lists=lists)
     cells = next(one.rounds())
     for cell in cells[:6]:
         train(cell)
@@ -235,7 +241,7 @@ def test_a_trial_below_the_median_is_pruned_and_stays_so(
     if is_pruned:
         assert cells[6].finish("done")
         assert cells[6].status == "pruned at epoch 2"
-        again = search(tmp_path, count=8, prunes=True, lists={"model": ["simplenet"]})
+        again = search(tmp_path, count=8, prunes=True, lists=lists)
         assert again.cells[6].finish("was done")
         assert "pruned" in again.cells[6].line
 
