@@ -263,5 +263,11 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
     )
     configuration_of(config, str(folder))
     recorded_of(config)
-    _ = run.used, run.seeds, run.right  # what cannot be derived is reported here, too
+    rate = run.used.get("lr")  # what cannot be derived is reported here, too
+    if not isinstance(rate, int | float):
+        raise UserError(
+            f"{folder / records.CONFIG}: settings.lr is {one_line(repr(rate), 60)}; it "
+            "must be a number, null or auto"
+        )
+    _ = run.seeds, run.right
     return run
