@@ -229,6 +229,8 @@ def test_equal_budgets_find_a_rate_for_every_model():
         (["--model=convnet,nonet"], ["--model=nonet", "convbn2"]),
         (["--model=convnet,resnet", "--phases=1,3"], ["--phases=3", "model=convnet"]),
         (["--budget_epochs=2", "--epochs=3"], ["--budget_epochs", "--epochs"]),
+        (["--budget_flops=1e12", "--cycles=3"], ["--budget_flops", "--cycles"]),
+        (["--budget_flops=1e12", "--budget_epochs=3"], ["give one of --budget_e"]),
         (["--lr=0.1,0.1", "--epochs=1"], ["appears twice"]),
     ],
 )

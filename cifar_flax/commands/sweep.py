@@ -4,6 +4,7 @@ python -m experiments.sweep --model=convnet,convbn --lr=0.03,0.1 --seeds=0,1,2
 python -m experiments.sweep --model=all --budget_epochs=6 --seeds=0,1,2,3,4
 python -m experiments.sweep --model=all --lr=0.03,0.1 --seeds=0,1 --fresh_seeds=5
 python -m experiments.sweep --model=all --launcher=ray --address=auto --cpus_per_cell=4
+python -m experiments.sweep --model=all --search=random --trials=20 --space=space.toml
 
 Every flag of experiments.run takes a comma list, except paths of data and
 --optimizer_args. The seeds of a combination train in one program. The same command
@@ -26,6 +27,12 @@ from rich.live import Live
 from rich.table import Table
 
 from cifar_flax.commands import BEFORE_NAME, cli
+from cifar_flax.commands.search_flags import (
+    BUDGETS,
+    OF_BUDGET,
+    define_search,
+    search_from_flags,
+)
 from cifar_flax.commands.setting_flags import define_settings, parse
 from cifar_flax.data import Dataset
 from cifar_flax.definitions import MAX_STEPS
@@ -37,6 +44,7 @@ from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.settings import SINGLE
 from cifar_flax.show.console import make_console
+from cifar_flax.sweeps.budget import FlopsBudget
 from cifar_flax.sweeps.cells import (
     MAX_ROWS,
     Cell,
@@ -49,6 +57,7 @@ from cifar_flax.sweeps.earlier import Contents, with_earlier_seeds
 from cifar_flax.sweeps.fresh import fresh_cells, fresh_seeds
 from cifar_flax.sweeps.launchers import RunCells
 from cifar_flax.sweeps.launchers.local import on_this_machine
+from cifar_flax.sweeps.search import Searching
 from cifar_flax.training.named_recipes import LESSON
 
 FLAGS = flags.FLAGS
@@ -105,29 +114,42 @@ def main() -> int:
         screen = make_console(on_broken=stop.output_broke)
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
-            cells = make_cells(lists_from_flags(), FLAGS.seeds, folder)
-        planned, every = cells, with_earlier_seeds(cells, folder)
-        cells, launcher = my_share(every), make_launcher()
-        if FLAGS.dry_run:
-            check_cells(cells, load=False)
-            screen.print(plan_of(cells), soft_wrap=True)
-            if FLAGS.fresh_seeds:
-                screen.print(fresh_in_words())
-            return 0
-        with made_folder(folder), launcher as run_cells, cli.caught_signals(stop):
-            check_cells(cells, load=True)
-            with live_table(screen, cells) as show:
-                run_cells(cells, stop.event, show)
-            if FLAGS.fresh_seeds and not stop.event.is_set() and are_done(every):
-                screen.print(fresh_in_words())
-                fresh = fresh_cells(planned, FLAGS.seeds, FLAGS.fresh_seeds, folder)
-                fresh = my_share(fresh)
-                check_cells(fresh, load=True)
-                if fresh:  # other shards may have all of them
-                    with live_table(screen, fresh) as show:
-                        run_cells(fresh, stop.event, show)
-                cells = [*cells, *fresh]
-        return finish(screen, cells, stop)
+            lists, flops = lists_from_flags(), FLAGS.budget_flops
+            budget = None if flops is None else FlopsBudget(flops)
+            search = search_from_flags(lists, folder, budget)
+            settle = {} if budget is None else {"settle": budget}
+            cells = [] if search else make_cells(lists, FLAGS.seeds, folder, **settle)
+        if search is not None:
+            return run_search(screen, stop, search)
+        return run_combinations(screen, stop, cells)
+
+
+def run_combinations(
+    screen: Console, stop: cli.StopRequest, planned: list[Cell]
+) -> int:
+    """Trains all cells, and then the chosen ones with fresh seeds if there are any."""
+    folder, count = pathlib.Path(FLAGS.workdir), FLAGS.fresh_seeds or 0
+    every = with_earlier_seeds(planned, folder)
+    cells, launcher = my_share(every), make_launcher()
+    if FLAGS.dry_run:
+        check_cells(cells, load=False)
+        screen.print(plan_of(cells), soft_wrap=True)
+        if count:
+            screen.print(fresh_in_words())
+        return 0
+    with made_folder(folder), launcher as run_cells, cli.caught_signals(stop):
+        check_cells(cells, load=True)
+        with live_table(screen, cells) as show:
+            run_cells(cells, stop.event, show)
+        if count and not stop.event.is_set() and are_done(every):
+            screen.print(fresh_in_words())
+            fresh = my_share(fresh_cells(planned, FLAGS.seeds, count, folder))
+            check_cells(fresh, load=True)
+            if fresh:  # other shards may have all of them
+                with live_table(screen, fresh) as show:
+                    run_cells(fresh, stop.event, show)
+            cells = [*cells, *fresh]
+    return finish(screen, cells, stop)
 
 
 def are_done(cells: list[Cell]) -> bool:
@@ -154,6 +176,25 @@ def fresh_in_words() -> str:
         "then the configuration of each model that is best on the validation split, "
         f"with the fresh seeds {', '.join(map(str, seeds))}"
     )
+
+
+def run_search(screen: Console, stop: cli.StopRequest, search: Searching) -> int:
+    """Trains the trials of a search, and the best ones with fresh seeds."""
+    cells, launcher = search.cells, make_launcher()
+    if FLAGS.dry_run:
+        check_cells(cells, load=False)
+        screen.print("\n".join([plan_of(cells), search.outlook]), soft_wrap=True)
+        return 0
+    with made_folder(pathlib.Path(FLAGS.workdir)), launcher as run_cells:
+        check_cells(cells, load=True)
+        with cli.caught_signals(stop), live_table(screen, cells) as show:
+            for number, some in enumerate(search.rounds()):
+                if number:  # the first are checked
+                    check_cells(some, load=False)
+                run_cells(some, stop.event, search.watching(show))
+                if stop.event.is_set():
+                    break
+    return finish(screen, cells, stop)
 
 
 @contextlib.contextmanager
@@ -185,14 +226,16 @@ def lists_from_flags() -> dict[str, list[Any]]:
         raise flags.ValidationError(f"--{empty[0]}=: give one or more values")
     if texts.get("model", ["all"]) == ["all"]:
         texts["model"] = list(LESSON)
-    if FLAGS.budget_epochs is not None:
-        clash = {"epochs", "cycles", "cycle_len", "cycle_mult", "phases"} & set(texts)
-        if clash:
+    if budgets := [name for name in BUDGETS if FLAGS[name].value is not None]:
+        if clash := OF_BUDGET & set(texts):
             raise flags.ValidationError(
-                f"--budget_epochs sets the schedule; drop --{min(clash)}"
+                f"--{budgets[0]} sets the schedule; drop --{min(clash)}"
             )
+        if budgets[1:]:
+            raise flags.ValidationError(f"give one of --{' and --'.join(budgets)}")
         texts = {"lr": [AUTO], **texts, "cycles": ["1"]}
-        texts["cycle_len"] = [str(FLAGS.budget_epochs)]
+        if FLAGS.budget_epochs is not None:
+            texts["cycle_len"] = [str(FLAGS.budget_epochs)]
     for name, words in texts.items():
         if len(set(words)) < len(words):
             raise flags.ValidationError(
@@ -308,18 +351,20 @@ def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], 
             yield follow
             live.update(state(), refresh=True)
         return
-    numbers = {cell.name: n for n, cell in enumerate(cells, start=1)}
+    numbers: dict[str, int] = {}
     printed: dict[str, tuple[str, str | None]] = {}
 
     def show(cell: Cell) -> None:
         if printed.get(cell.name) != (cell.status, cell.node):
             printed[cell.name] = cell.status, cell.node
+            for one in cells[len(numbers) :]:  # a search adds some
+                numbers[one.name] = len(numbers) + 1
             screen.print(
                 f"{numbers[cell.name]} of {len(cells)}  {cell.line}{rest(cell)}"
             )
 
     def rest(cell: Cell) -> str:
-        if cell.result is None or not cell.seconds:  # another process trained it
+        if not cell.is_over or not cell.seconds:  # another process trained it
             return ""
         return f" ({pace_of(cells, time.monotonic() - begin)})"
 
@@ -402,13 +447,15 @@ if __name__ == "__main__":
         lower_bound=1,
         upper_bound=MAX_STEPS,
     )
-    flags.DEFINE_integer(
-        "fresh_seeds",
-        0,
-        "When all combinations are done, train the one of each model that is best on "
-        "the validation split with this many further seeds, which did not choose it.",
-        lower_bound=0,
-        upper_bound=1_000,
+    flags.DEFINE_float(
+        "budget_flops",
+        None,
+        "As --budget_epochs, for as many epochs as take this number of floating-point "
+        "operations in the training of one seed: an equal budget for models of "
+        "different cost. result.json has it as train_flops.",
+        lower_bound=1.0,
+        upper_bound=1e30,
     )
+    define_search()
     define_launchers()
     sys.exit(main())

@@ -224,13 +224,13 @@ def trade_off(
         axis.margins(0.15, 0.15)
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, 0), min(high, 100))
-        _set_decades(axis)
+        set_decades(axis)
         _put_numbers(axis, [(n, cost(e), 100 * e.mean) for n, e in named])
 
     return Chart(name, f"Test accuracy against {label}", (4.6, 3.4), draw)
 
 
-def _set_decades(axis: Axes) -> None:
+def set_decades(axis: Axes) -> None:
     """Sets ticks of a logarithmic axis so that their labels have room."""
     low, high = axis.get_xlim()
     span = high / low

@@ -26,6 +26,7 @@ from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
 from cifar_flax.reports.entries import Entry
 from cifar_flax.reports.output import check_replaceable, check_table, write_together
+from cifar_flax.reports.search_page import search_charts, search_of
 from cifar_flax.reports.studies import BEST, WHOLE, Study, read_studies
 from cifar_flax.reports.tables import (
     accuracy_in_words,
@@ -201,6 +202,9 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
                 **_overview(study),
                 "ranking": drawn["ranking"],
                 "trade_offs": [drawn[name] for name in COSTS],
+                "search_charts": [
+                    chart for name, chart in drawn.items() if name.startswith("search_")
+                ],
                 "curves": [
                     drawn[name] for name in (*CURVES, "learning_rate") if name in drawn
                 ],
@@ -306,6 +310,7 @@ def _overview(study: Study) -> dict[str, Any]:
         "given": verdicts.given(study),
         "largest": verdicts.of_largest_class(study),
         "cautions": verdicts.cautions(study),
+        "search": search_of(study),
         "made": study.everything if len(study.everything) <= WHOLE else study.shown,
         "settings": [
             (name, [_value(entry, name) for entry in study.shown])
@@ -370,6 +375,7 @@ def _charts(study: Study) -> list[Chart]:
         curves["train_accuracy"] = "training accuracy, %\n(augmented or mixed images)"
     lines = [charts.learning_curves(study.shown, *curve) for curve in curves.items()]
     lines.append(charts.schedules(study.shown))
+    made += search_charts(study)
     return made + [chart for chart in lines if chart is not None]
 
 

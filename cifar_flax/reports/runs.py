@@ -16,6 +16,7 @@ from cifar_flax.files import shell_word
 from cifar_flax.identity import OF_RECIPE, configuration_of, recorded_of
 from cifar_flax.own_code import label_of
 from cifar_flax.reports.checks import check_also_tested, check_records, check_scores
+from cifar_flax.search_records import PRUNED
 
 
 class Seed(NamedTuple):
@@ -181,6 +182,8 @@ def read_runs(folder: pathlib.Path) -> tuple[list[RunRecord], list[str]]:
     runs = []
     found, left_out = _find_runs(folder)
     for path in found:
+        if os.path.exists(path / PRUNED) and not os.path.exists(path / records.RESULT):
+            continue  # the page tells of it with the search that it belongs to
         try:
             runs.append(_read_run(path))
         except UserError as error:
@@ -276,5 +279,11 @@ def _read_run(folder: pathlib.Path) -> RunRecord:
     )
     configuration_of(config, str(folder))
     recorded_of(config)
-    _ = run.used, run.seeds, run.right  # what cannot be derived is reported here, too
+    rate = run.used.get("lr")  # what cannot be derived is reported here, too
+    if not isinstance(rate, int | float):
+        raise UserError(
+            f"{folder / records.CONFIG}: settings.lr is {one_line(repr(rate), 60)}; it "
+            "must be a number, null or auto"
+        )
+    _ = run.seeds, run.right
     return run

@@ -12,7 +12,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -28,6 +28,12 @@ from cifar_flax.reports.columns import Column, columns_of, find_column
 from cifar_flax.reports.entries import Entry, differing, make_entries
 from cifar_flax.reports.outside import join_table, read_table
 from cifar_flax.reports.runs import RunRecord, read_runs
+from cifar_flax.reports.searches import (
+    Searched,
+    read_searches,
+    take_trials,
+    with_short_names,
+)
 
 # A study with more entries than this is large: only its best entries are compared with
 # each other and drawn over the epochs. 20 entries have 190 pairs.
@@ -53,6 +59,7 @@ class Study:
       chosen_by: the seeds that chose the entries of the ranking, which has their other
         seeds; empty: the same seeds choose and are reported.
       notes: what a reader must know of the choice.
+      searched: what searches have found for models; their trials are not ranked.
     """
 
     dataset: records.DatasetInfo
@@ -65,6 +72,7 @@ class Study:
     by: Column | None = None
     chosen_by: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    searched: Sequence[Searched] = ()
 
     @functools.cached_property
     def columns(self) -> list[Column]:
@@ -75,6 +83,11 @@ class Study:
     def everything(self) -> list[Entry]:
         """The ranked entries, followed by those apart."""
         return [*self.entries, *self.apart]
+
+    @property
+    def trials(self) -> list[Entry]:
+        """The trials of searches that are not ranked."""
+        return [entry for one in self.searched for entry in one.entries]
 
     @property
     def is_large(self) -> bool:
@@ -130,8 +143,13 @@ class Study:
         return differing([entry.first.used for entry in self.shown])
 
 
-# What tells a study from others, its runs, and its entries.
-Group = tuple[str, list[RunRecord], list[Entry]]
+class Group(NamedTuple):
+    """The runs of a study: its key, all runs, the entries, and what searches found."""
+
+    key: str
+    runs: list[RunRecord]
+    entries: list[Entry]
+    searched: list[Searched]
 
 
 def read_entries(
@@ -156,9 +174,11 @@ def read_entries(
         groups.setdefault(repr(_study_key(run)), []).append(run)
     for table in tables:
         left_out += join_table(read_table(table), groups)
-    made = [
-        (key, group, make_entries(group, left_out)) for key, group in groups.items()
-    ]
+    searches, made = read_searches(runs, left_out), []
+    for key, group in groups.items():
+        kept, searched, short = take_trials(group, searches)
+        entries = with_short_names(make_entries(kept, left_out), short)
+        made.append(Group(key, group, entries, searched))
     return made, left_out
 
 
@@ -196,10 +216,9 @@ def read_studies(
     _check_names(made, baseline, compared)
     seeds = tuple(dict.fromkeys(choose_seeds))
     studies = []
-    for key, group, entries in made:
-        given = baseline, compared, rank_by, seeds
-        study = _make_study(key, group[0], entries, *given)
-        if study.entries:
+    for group in made:
+        study = _make_study(group, baseline, compared, rank_by, seeds)
+        if study.entries or study.searched:
             studies.append(study)
         else:
             left_out += study.notes
@@ -222,8 +241,8 @@ def _check_names(
     compared: Sequence[str],
 ) -> None:
     """Raises a UserError if the baseline or a compared setting does not exist."""
-    names = [entry.name for _, _, entries in made for entry in entries]
-    models = {run.result.model for _, group, _ in made for run in group}
+    names = [entry.name for group in made for entry in group.entries]
+    models = {run.result.model for group in made for run in group.runs}
     if baseline is not None and baseline not in {*names, *models}:
         near = difflib.get_close_matches(baseline, names, n=3, cutoff=0)
         shown = ", ".join(one_line(repr(word), 100) for word in near)
@@ -233,8 +252,8 @@ def _check_names(
         )
     known = {
         name
-        for _, _, entries in made
-        for name in differing([entry.first.settings for entry in entries])
+        for group in made
+        for name in differing([entry.first.settings for entry in group.entries])
     }
     for name in compared:
         if name not in known:
@@ -271,14 +290,13 @@ def _study_key(run: RunRecord) -> tuple:
 
 
 def _make_study(
-    key: str,
-    run: RunRecord,
-    entries: list[Entry],
+    group: Group,
     baseline: str | None,
     compared: Sequence[str],
     rank_by: str | None,
     seeds: tuple[int, ...],
 ) -> Study:
+    run, entries = group.runs[0], group.entries
     by = None if rank_by is None else find_column(rank_by, columns_of(entries))
     by_name = {entry.name: entry for entry in entries}
     base = None if baseline is None else by_name.get(baseline)
@@ -294,7 +312,7 @@ def _make_study(
         version=None
         if run.source
         else run.config.versions.get("cifar-flax", "of no known version"),
-        key=key,
+        key=group.key,
         entries=sorted(choice.ranked, key=rank),
         apart=sorted(choice.apart, key=rank),
         compared=told_apart,
@@ -302,6 +320,7 @@ def _make_study(
         by=by,
         chosen_by=seeds,
         notes=tuple(choice.notes),
+        searched=group.searched,
     )
 
 

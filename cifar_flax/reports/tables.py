@@ -71,7 +71,10 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
             **({"predictions": run.predictions_file} if given else {}),
         }
         for study in studies
-        for entry in study.everything
+        for entry in [
+            *study.everything,
+            *(e for s in study.searched for e in s.entries),
+        ]
         for run in entry.runs
         for result in [run.result]
         for index in run.replicas

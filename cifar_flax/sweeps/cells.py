@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -21,6 +21,7 @@ from cifar_flax.runs.folder import check_same_settings, recipe_differences
 from cifar_flax.runs.recipe_choice import AUTO
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.tables import accuracy_in_words, make_table
+from cifar_flax.search_records import PRUNED, Pruned, read_pruned
 from cifar_flax.show.console import in_columns
 from cifar_flax.sweeps.estimates import estimate_seconds
 
@@ -61,6 +62,9 @@ class Cell:
       given: the settings besides the seeds, as they were given.
       varied: the settings in which the cells of the sweep differ.
       codes: checksums of own code when the sweep began, by the setting that names it.
+      label: what stands in its name for the varied settings, if anything does.
+      note: what a reader must know of it besides its name.
+      pruned: why it was ended early, once it was.
     """
 
     name: str
@@ -75,6 +79,19 @@ class Cell:
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     varied: Sequence[str] = ()
     codes: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    label: str | None = None
+    note: str = ""
+    pruned: Pruned | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is done or pruned."""
+        return self.result is not None or self.pruned is not None
+
+    @property
+    def shall_end(self) -> bool:
+        """Whether it was pruned, also while it is still being trained."""
+        return (self.folder / PRUNED).exists()
 
     @property
     def is_running(self) -> bool:
@@ -132,21 +149,23 @@ class Cell:
         return True
 
     def finish(self, status: str) -> bool:
-        """Reads its result and, if there is one, sets the status; returns whether."""
-        if not self.read_result():
-            return False
-        self.status = self.diverged or status
-        return True
+        """Reads its result and sets the status; returns whether it is over."""
+        if self.read_result():
+            self.status = self.diverged or status
+        elif (pruned := read_pruned(self.folder)) is not None:
+            self.pruned, self.status = pruned, f"pruned at epoch {pruned.epoch}"
+        return self.is_over
 
     @property
     def line(self) -> str:
         """Its state in one line."""
+        name = f"{self.name} ({self.note})" if self.note else self.name
         if self.result is None:
             where = f", node {self.node}" if self.node and self.is_running else ""
-            return f"{self.name}: {self.status}{where}"
+            return f"{name}: {self.status}{where}"
         rate = "" if self.rate is None else f"rate {self.rate:.3g}, "
         return (
-            f"{self.name}: {self.status}, {rate}test accuracy "
+            f"{name}: {self.status}, {rate}test accuracy "
             f"{accuracy_in_words(self.result)}, {self.result.train_seconds:.0f} s"
         )
 
@@ -159,7 +178,10 @@ class Cell:
 
 
 def make_cells(
-    lists: Mapping[str, Sequence[Any]], seeds: tuple[int, ...], folder: pathlib.Path
+    lists: Mapping[str, Sequence[Any]],
+    seeds: tuple[int, ...],
+    folder: pathlib.Path,
+    settle: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: given,
 ) -> list[Cell]:
     """Makes a cell for every combination of the values of some settings.
 
@@ -167,6 +189,7 @@ def make_cells(
       lists: one or more values of each setting.
       seeds: of every cell.
       folder: of the sweep.
+      settle: returns the settings of a combination, such as with an equal budget.
 
     Raises:
       UserError: there are too many combinations, two are equal, or one is not valid.
@@ -182,7 +205,7 @@ def make_cells(
     alone = lists.get("seeds_vary", [None])[0] is not None
     groups = [(seed,) for seed in seeds] if alone else [seeds]
     cells = [
-        make_cell(dict(zip(lists, values, strict=True)), varied, group, folder)
+        make_cell(settle(dict(zip(lists, values, strict=True))), varied, group, folder)
         for values in itertools.product(*lists.values())
         for group in groups
     ]
@@ -200,6 +223,7 @@ def make_cell(
     varied: Sequence[str],
     seeds: tuple[int, ...],
     folder: pathlib.Path,
+    label: str | None = None,
 ) -> Cell:
     """Makes a cell, named by its model, the varied settings and a hash of them all.
 
@@ -208,6 +232,7 @@ def make_cell(
       varied: those in which the cells of the sweep differ.
       seeds: of the cell.
       folder: of the sweep.
+      label: stands in the name for the varied settings.
 
     Raises:
       UserError: the settings are not valid; the message names the cell.
@@ -219,6 +244,7 @@ def make_cell(
         raise UserError(f"{error} (in the cell {cell})") from error
     words = [f"{n}{_shown(given[n])}" for n in varied if n != "model"]
     words += [f"seed{seed}" for seed in seeds if settings.seeds_vary is not None]
+    words = words if label is None else [label]
     deciding = {
         name: value
         for name, value in settings.record().items()
@@ -228,7 +254,7 @@ def make_cell(
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     words = [settings.model_label, *words, digest]
     name = "-".join(words).replace("/", "_")
-    return Cell(name, settings, folder / name, given=given, varied=varied)
+    return Cell(name, settings, folder / name, given=given, varied=varied, label=label)
 
 
 def _shown(value: Any) -> str:
@@ -244,8 +270,8 @@ def pace_of(cells: Sequence[Cell], seconds: float) -> str:
       seconds: time since this process began. Cells that were done before do not count
         for the speed.
     """
-    done = sum(cell.result is not None for cell in cells)
-    trained = sum(cell.result is not None and cell.seconds > 0 for cell in cells)
+    done = sum(cell.is_over for cell in cells)
+    trained = sum(cell.is_over and cell.seconds > 0 for cell in cells)
     failed = sum(cell.status.startswith("failed") for cell in cells)
     words = f"{done} of {len(cells)} done"
     if not trained:
@@ -280,6 +306,8 @@ def state_of(cells: Sequence[Cell], rows: int = MAX_ROWS, pace: str = "") -> Tab
         going = cell.is_running and result is None
         lines = records.read_metrics(cell.folder) if going else []
         epoch = f"{result.epochs:g}" if result else lines[-1].epoch if lines else "-"
+        if cell.pruned is not None:
+            epoch = str(cell.pruned.epoch)
         table.add_row(
             cell.name,
             str(epoch),
@@ -296,7 +324,7 @@ def _groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Returns the cells grouped by their state."""
     groups: dict[str, list[Cell]] = {name: [] for name in (*_SHOWN_GROUPS, "not done")}
     for cell in cells:
-        if cell.result is not None:
+        if cell.is_over:
             groups["done"].append(cell)
         elif cell.status.startswith("failed"):
             groups["failed"].append(cell)
@@ -311,13 +339,13 @@ def plan_of(cells: Sequence[Cell]) -> str:
     speeds = {
         cell.settings.model: cell.result.images_per_second
         for cell in cells
-        if cell.problem is None and cell.read_result() and cell.result is not None
+        if cell.problem is None and cell.finish("") and cell.result is not None
     }
     total = 0.0
     for cell in cells:
         settings = cell.settings
         epochs = settings.make_recipe().epochs
-        seconds = 0.0 if cell.result else estimate_seconds(settings, epochs, speeds)
+        seconds = 0.0 if cell.is_over else estimate_seconds(settings, epochs, speeds)
         total += seconds
         auto = "rate from a range test, " if settings.lr == AUTO else ""
         rows.append(
@@ -326,7 +354,7 @@ def plan_of(cells: Sequence[Cell]) -> str:
                 f"{auto}{epochs:g} epochs",
                 str(len(settings.seeds)),
                 f"{seconds:.0f} s",
-                "is done" if cell.result else cell.problem or "",
+                "is done" if cell.is_over else cell.problem or cell.note,
             )
         )
     rows.append((f"{len(cells)} cells", "", "", f"{total:.0f} s", ""))

@@ -45,7 +45,8 @@ def with_earlier_seeds(cells: list[Cell], folder: pathlib.Path) -> list[Cell]:
         if len(left) == len(cell.settings.seeds):
             grown.append(cell)
         elif left:
-            grown.append(make_cell(cell.given, cell.varied, tuple(left), folder))
+            told = cell.given, cell.varied, tuple(left), folder, cell.label
+            grown.append(make_cell(*told))
     return grown
 
 

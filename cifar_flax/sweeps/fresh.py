@@ -51,8 +51,8 @@ def fresh_cells(
 def _chosen(folder: pathlib.Path, seeds: set[int]) -> list[Entry]:
     groups, _ = read_entries(folder)
     chosen = []
-    for _, _, entries in groups:
-        kept = [e.with_seeds(seeds.__contains__) for e in entries]
+    for group in groups:
+        kept = [e.with_seeds(seeds.__contains__) for e in group.entries]
         whole = [e for e in kept if e is not None and seeds <= set(e.seeds)]
-        chosen += choose(whole, compared_by_default(entries)).ranked
+        chosen += choose(whole, compared_by_default(group.entries)).ranked
     return chosen

@@ -160,7 +160,7 @@ def _train_cell(
         begin = output.tell()
         process = start(cell, output.fileno())
         while process.poll() is None:
-            if stop.is_set() and not told:
+            if not told and (stop.is_set() or cell.shall_end):
                 process.terminate()
                 told = True
             cell.seconds = time.monotonic() - began

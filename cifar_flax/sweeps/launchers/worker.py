@@ -14,11 +14,13 @@ from cifar_flax.errors import UserError, one_line
 from cifar_flax.files import InUseError, locked
 from cifar_flax.runs.environment import use_compilation_cache
 from cifar_flax.runs.folder import lock_holder
+from cifar_flax.runs.observers import Observer
 from cifar_flax.runs.session import run
 from cifar_flax.show.console import ConsoleDisplay, make_console
 from cifar_flax.show.figures import RangeFigure
 from cifar_flax.sweeps.cells import Cell
 from cifar_flax.sweeps.launchers import POLL_SECONDS
+from cifar_flax.training.state import TrainState
 
 DONE, STOPPED = "done", "stopped"
 
@@ -74,7 +76,7 @@ def _train(
 
 
 def _run(cell: Cell, stop: threading.Event, tell: Callable[[str], None]) -> str:
-    if records.read_result(cell.folder) is not None:
+    if records.read_result(cell.folder) is not None or cell.shall_end:
         return DONE
     tell("continues" if cell.is_begun else "runs")
     use_compilation_cache()
@@ -82,14 +84,26 @@ def _run(cell: Cell, stop: threading.Event, tell: Callable[[str], None]) -> str:
     result = run(
         cell.settings,
         cell.folder,
-        observers=[RangeFigure(), ConsoleDisplay(screen)],
+        observers=[RangeFigure(), ConsoleDisplay(screen), _EndIfPruned(cell, stop)],
         stop=stop,
         resume=cell.is_begun,
     )
     if result.record is None:
-        return STOPPED
+        return DONE if cell.shall_end else STOPPED
     cell.check_trained()
     return DONE
+
+
+class _EndIfPruned(Observer):
+    """Ends a run after an epoch if the sweep's process has pruned its cell."""
+
+    def __init__(self, cell: Cell, stop: threading.Event):
+        self._cell, self._stop = cell, stop
+
+    def epoch_done(self, line: records.LogPoint, state: TrainState) -> None:
+        """Looks for the mark."""
+        if self._cell.shall_end:
+            self._stop.set()
 
 
 @contextlib.contextmanager
