@@ -61,7 +61,8 @@ def define_search() -> None:
         "prune",
         False,
         "End a trial whose best validation accuracy so far is below the median of the "
-        "finished trials of its model at the same epoch (with Optuna).",
+        "finished trials of its model at the same epoch, after a quarter of its epochs "
+        "(with Optuna).",
     )
     flags.DEFINE_integer(
         "fresh_seeds",
