@@ -118,6 +118,9 @@ class Difference:
       freedom: degrees of freedom of that deviation.
       over_images: half the width of the 95 % interval over seeds and test images, at
         least ``half_width``; None if the predictions are not known.
+      looks: how often the pair was looked at while seeds were added. If more than once,
+        p and the intervals hold over all looks; see ``sequential``.
+      most: the largest number of seeds for which they do.
     """
 
     mean: float
@@ -129,6 +132,8 @@ class Difference:
     spread: float
     freedom: float
     over_images: float | None = None
+    looks: int = 1
+    most: int | None = None
 
     @property
     def shown(self) -> bool:
@@ -160,6 +165,7 @@ def compare(
     first: Mapping[int, float],
     second: Mapping[int, float],
     right: tuple[np.ndarray, np.ndarray] | None = None,
+    images: int | None = None,
 ) -> Difference | None:
     """Compares two accuracies over seeds.
 
@@ -185,6 +191,7 @@ def compare(
       second: accuracy of each seed.
       right: whether each image is classified correctly, bool [n, N], with the seeds in
         the order of ``first`` and ``second``.
+      images: number N of test images, if ``right`` is not given.
 
     Returns:
       The difference; None if one of them has fewer than two seeds.
@@ -192,7 +199,8 @@ def compare(
     if min(len(first), len(second)) < 2:
         return None
     shared = [seed for seed in first if seed in second]
-    least = 0.0 if right is None else 1 / right[0].shape[1] ** 2
+    images = images if right is None else right[0].shape[1]
+    least = 0.0 if images is None else 1 / images**2
     if len(shared) >= PAIRED_FROM:
         gaps = np.array([first[seed] - second[seed] for seed in shared])
         counts, test = (len(gaps), len(gaps)), "paired"
@@ -216,10 +224,10 @@ def compare(
     difference = Difference(mean, half, p, p, test, counts, spread, freedom)
     if right is None or right[0].shape[1] < 2:
         return difference
-    images = variance_over_images(*right)
-    whole = _quantile(_freedom([(variance, freedom), (images, math.inf)]))
+    others = variance_over_images(*right)
+    whole = _quantile(_freedom([(variance, freedom), (others, math.inf)]))
     # More degrees of freedom may make the pooled interval the narrower one.
-    over = max(half, whole * math.sqrt(variance + images))
+    over = max(half, whole * math.sqrt(variance + others))
     return dataclasses.replace(difference, over_images=over)
 
 
