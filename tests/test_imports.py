@@ -38,7 +38,10 @@ ALONE = {
     "analysis": {"records", "files", "errors"},
     "identity": {"records"},
     "definitions": {"own_code", "errors"},
-    "reports": {"analysis", "identity", "records", "files", "own_code", "errors"},
+    "reports": {
+        *("analysis", "identity", "records", "json_files", "files", "own_code"),
+        "errors",
+    },
     "data": {"definitions", "files", "own_code", "errors"},
     "own_code": {"errors"},
     "json_files": {"files", "errors"},

@@ -30,7 +30,7 @@ from cifar_flax.analysis.statistics import LEVEL, Difference
 # as the chain supposes.
 STEP = 5
 MOST = 30  # largest number of seeds unless another one is recorded
-LIMIT = 100  # largest number of seeds that a plan may have
+LIMIT = 100  # largest number of seeds of a plan, and for which looks are joint
 
 # The cells of the chain: |z|, where the p-value is 2 Phi(-|z|). They are narrow where
 # bounds usually are.
@@ -203,10 +203,11 @@ def _any_look(most: int, first: int) -> np.ndarray:
     """Returns the logarithms of S at the tabulated p-values."""
     every = np.stack([_kept(p) for p in _NOMINAL])
     masses = every * (_TAILS[:-1] - _TAILS[1:])
-    for count in range(first, most):
+    for count in range(first, min(most, LIMIT)):
         masses = masses @ _kernel(count) * every
     looks = most - first + 1
-    left = 1 - masses.sum(1) - (_TAILS[-1])
+    left = 1 - masses.sum(1) - _TAILS[-1]
+    left += max(0, most - LIMIT) * _NOMINAL  # at most: each look by itself
     # Between the probability of one look, and the sum of those of all.
     return np.log(np.clip(left, _NOMINAL, np.minimum(1, looks * _NOMINAL)))
 

@@ -25,6 +25,7 @@ from cifar_flax.files import expand_user, printable
 from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
 from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.looks import remember, seeds_of
 from cifar_flax.reports.output import check_replaceable, write_together
 from cifar_flax.reports.studies import BEST, WHOLE, Study, read_studies
 from cifar_flax.reports.tables import (
@@ -91,6 +92,7 @@ def report(
     compared: Sequence[str] = (),
     figures: str | pathlib.Path | None = None,
     rank_by: str | None = None,
+    margin: float | None = None,
 ) -> Report:
     """Compares the finished runs below a folder.
 
@@ -110,6 +112,8 @@ def report(
       rank_by: what ranks and compares the configurations instead of the test accuracy:
         ``ece``, ``corrupt_accuracy`` or another column; with a minus in front if
         lower is better.
+      margin: largest difference that counts as the same, in points such as 0.5. The
+        report then also says which configurations are shown to be the same.
 
     Raises:
       UserError: there is no finished run, no such baseline or setting, the report
@@ -118,7 +122,10 @@ def report(
     folder = expand_user(runs)
     output = folder if output is None else expand_user(output)
     check_replaceable(output)
-    studies, left_out = read_studies(folder, baseline, compared, rank_by)
+    share = None if margin is None else check_margin(margin) / 100
+    studies, left_out = read_studies(
+        *(folder, baseline, compared, rank_by), journal=output, margin=share
+    )
     markdown = write_markdown(studies, left_out)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -131,6 +138,7 @@ def report(
         details = _write_details(studies, output / DETAILS)
         write_together(output, texts)
         _remove_details(output / DETAILS, but=details)
+        remember(output, seeds_of(e for one in studies for e in one.everything))
         if figures is not None:
             _save_figures(studies, expand_user(figures))
     except OSError as error:
@@ -139,6 +147,13 @@ def report(
             where = f"{output} and {figures}: {error.strerror}; give other folders"
         raise UserError(f"cannot write the report to {where}") from error
     return Report(studies, left_out, markdown, output)
+
+
+def check_margin(margin: float) -> float:
+    """Returns a margin in points; raises a UserError if it is not one."""
+    if not 0 < margin <= 100:
+        raise UserError(f"--margin={margin}: give points above 0, such as 0.5")
+    return margin
 
 
 def _save_figures(studies: list[Study], folder: pathlib.Path) -> None:
@@ -177,6 +192,7 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
             {
                 **_overview(study),
                 "ranking": drawn["ranking"],
+                "looks": drawn.get("looks"),
                 "trade_offs": [drawn[name] for name in COSTS],
                 "curves": [
                     drawn[name] for name in (*CURVES, "learning_rate") if name in drawn
@@ -333,6 +349,11 @@ def _charts(study: Study) -> list[Chart]:
         charts.trade_off(name, study.entries, cost, label, most)
         for name, (label, cost) in COSTS.items()
     ]
+    grown = [pair for *pair, found in study.comparisons if found.most is not None]
+    if grown:
+        first, second = grown[0]
+        course, ahead = study.course(first, second), study.ahead(first, second)
+        made.append(charts.looks((first.name, second.name), course, ahead))
     curves = dict(CURVES)
     if any(entry.first.mixes for entry in study.shown):
         curves["train_accuracy"] = "training accuracy, %\n(augmented or mixed images)"

@@ -10,13 +10,16 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
+from scipy.special import stdtrit
 
 from cifar_flax import records
+from cifar_flax.analysis.sequential import Plan, same_within
 from cifar_flax.analysis.statistics import (
     Difference,
     compare,
@@ -28,6 +31,7 @@ from cifar_flax.identity import (
 )
 from cifar_flax.reports.columns import Column, columns_of, find_column
 from cifar_flax.reports.entries import Entry, differing, make_entries
+from cifar_flax.reports.looks import Looks, read_looks
 from cifar_flax.reports.runs import RunRecord, read_runs
 
 # A study with more entries than this is large: only its best entries are compared with
@@ -53,6 +57,8 @@ class Study:
       baseline: the entry with which all others are compared; None: the entries of
         ``best`` are compared with each other.
       by: what ranks and compares the entries; None: the test accuracy.
+      looks: when seeds were added after a look at the results.
+      margin: largest difference that counts as the same, as a share; None: none does.
     """
 
     dataset: records.DatasetInfo
@@ -63,6 +69,8 @@ class Study:
     compared: tuple[str, ...] = ()
     baseline: Entry | None = None
     by: Column | None = None
+    looks: Looks = dataclasses.field(default_factory=Looks)
+    margin: float | None = None
 
     @functools.cached_property
     def columns(self) -> list[Column]:
@@ -98,25 +106,87 @@ class Study:
         best entries, the better one first. Entries with one seed or with a diverged
         seed are not compared, because they have no valid interval.
         """
-        by, able = self.by, [e for e in self.entries if not e.diverged]
-        values = {id(e): by.better(e) if by else e.accuracies for e in able}
-        able = [entry for entry in able if len(values[id(entry)]) > 1]
-        if by is not None and not by.is_share:
+        able = [e for e in self.entries if not e.diverged and len(self._values(e)) > 1]
+        if self.by is not None and not self.by.is_share:
             return []  # what differences matter is not known
         pairs = list(itertools.combinations([e for e in able if e in self.best], 2))
         if self.baseline is not None:
             others = [entry for entry in able if entry is not self.baseline]
             pairs = [(e, self.baseline) for e in others if self.baseline in able]
-        found = [
-            compare(
-                values[id(first)],
-                values[id(second)],
-                (first.right, second.right) if by is None else None,
-            )
-            for first, second in pairs
-        ]
-        adjusted = holm([one for one in found if one is not None])
+        found = [self.course(*pair)[-1] for pair in pairs]
+        adjusted = holm(found)
         return [(*pair, one) for pair, one in zip(pairs, adjusted, strict=True)]
+
+    def course(self, first: Entry, second: Entry) -> list[Difference]:
+        """Returns the difference at each look, judged with all looks before.
+
+        It is one difference if all seeds were there at the first look.
+
+        Args:
+          first: entry with two or more seeds, none of which diverged.
+          second: the same.
+        """
+        plan, history = self._history(first, second)
+        if plan is None:
+            return history
+        return [plan.judge(history[: n + 1]) for n in range(len(history))]
+
+    def ahead(self, first: Entry, second: Entry) -> list[tuple[int, float]]:
+        """Returns what the planned looks that are left may show of a pair.
+
+        Returns:
+          Number of seeds, and half the width of the interval if the deviation stays.
+        """
+        plan, history = self._history(first, second)
+        if plan is None:
+            return []
+        last, done, left = history[-1], len(history), []
+        for number, count in enumerate(plan.looks[done:], start=done + 1):
+            quantile = -stdtrit(count - 1, plan.level(number) / 2)
+            left.append((count, float(quantile) * last.spread / math.sqrt(count)))
+        return left
+
+    @functools.cached_property
+    def same(self) -> dict[tuple[int, int], float]:
+        """The adjusted p-value that the entries of a pair are the same, by ``id``.
+
+        It is below 0.05 if their difference is shown to be within the margin.
+        """
+        pairs = [pair[:2] for pair in self.comparisons]
+        if self.margin is None:
+            return {}
+        found = []
+        for plan, history in itertools.starmap(self._history, pairs):
+            ps = [same_within(one, self.margin) for one in history]
+            p = ps[-1] if plan is None else plan.p(ps)
+            found.append(dataclasses.replace(history[-1], p=p))
+        return {
+            (id(first), id(second)): one.adjusted_p
+            for (first, second), one in zip(pairs, holm(found), strict=True)
+        }
+
+    def _history(
+        self, first: Entry, second: Entry
+    ) -> tuple[Plan | None, list[Difference]]:
+        """Returns the difference at each look as if it was the only one."""
+        values = [self._values(entry) for entry in (first, second)]
+        plan, looks = self.looks.of_pair((first, second), values)
+        images = None if self.by is not None else first.first.result.test_size
+        history = []
+        for seeds in looks:
+            sides = zip(values, seeds, strict=True)
+            parts = [{seed: one[seed] for seed in chosen} for one, chosen in sides]
+            right = None
+            if self.by is None and seeds is looks[-1]:  # others need no such interval
+                right = _right(first, seeds[0]), _right(second, seeds[1])
+            found = compare(parts[0], parts[1], right, images)
+            assert found is not None  # each has two seeds or more
+            history.append(found)
+        return plan, history
+
+    def _values(self, entry: Entry) -> dict[int, float]:
+        """Returns what is compared of an entry by its seed; higher is better."""
+        return entry.accuracies if self.by is None else self.by.better(entry)
 
     @functools.cached_property
     def differing(self) -> list[str]:
@@ -124,11 +194,19 @@ class Study:
         return differing([entry.first.used for entry in self.shown])
 
 
+def _right(entry: Entry, seeds: Sequence[int]) -> np.ndarray:
+    """Returns whether some seeds classify each image correctly, bool [n, N]."""
+    numbers = {seed: number for number, seed in enumerate(entry.accuracies)}
+    return entry.right[[numbers[seed] for seed in seeds]]
+
+
 def read_studies(
     folder: pathlib.Path,
     baseline: str | None = None,
     compared: Sequence[str] = (),
     rank_by: str | None = None,
+    journal: pathlib.Path | None = None,
+    margin: float | None = None,
 ) -> tuple[list[Study], list[str]]:
     """Reads the studies of all finished runs below a folder, the largest first.
 
@@ -141,6 +219,9 @@ def read_studies(
         none, or, in a study of one model, all that differ except the rate.
       rank_by: a metric, or the accuracy on further test images, which ranks and
         compares instead of the test accuracy; see ``columns.find_column``.
+      journal: a folder of earlier reports, whose looks count besides those that are
+        recorded beside the runs.
+      margin: largest difference that counts as the same, as a share.
 
     Returns:
       The studies, and a line with the reason for each run that is left out.
@@ -150,6 +231,9 @@ def read_studies(
         entry or setting.
     """
     runs, left_out = read_runs(folder)
+    looks = read_looks(
+        [folder, journal or folder, *(run.folder.parent for run in runs)]
+    )
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(repr(_study_key(run)), []).append(run)
@@ -158,7 +242,11 @@ def read_studies(
     ]
     _check_names(made, baseline, compared)
     studies = [
-        _make_study(key, group[0], entries, baseline, compared, rank_by)
+        dataclasses.replace(
+            _make_study(key, group[0], entries, baseline, compared, rank_by),
+            looks=looks,
+            margin=margin,
+        )
         for key, group, entries in made
     ]
     if rank_by is not None and all(study.by is None for study in studies):
