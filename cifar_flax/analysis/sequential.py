@@ -25,6 +25,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from cifar_flax.analysis.statistics import LEVEL, Difference
+from cifar_flax.errors import UserError
 
 # Seeds between planned looks, and at the first; from 5 seeds on the tests are paired,
 # as the chain supposes.
@@ -140,6 +141,13 @@ def same_within(found: Difference, margin: float) -> float:
     if error == 0:
         return 1.0  # as elsewhere, a deviation of 0 shows nothing
     return min(1.0, 2 * float(stdtr(found.freedom, -room / error)))
+
+
+def share_of_margin(points: float) -> float:
+    """Returns a margin in points as a share; raises a UserError if it is not one."""
+    if not 0 < points <= 100:
+        raise UserError(f"--margin={points}: give points above 0, such as 0.5")
+    return points / 100
 
 
 def planned_looks(most: int = MOST) -> tuple[int, ...]:

@@ -314,7 +314,8 @@ def looks(
     bounds = [*zip(counts, halves, strict=True)]
     bounds += [(count, 100 * half) for count, half in ahead]
     # The bounds of the first looks may be far outside.
-    top = 1.5 * max(*map(abs, means), np.median([half for _, half in bounds]))
+    ends = abs(means[-1]) + halves[-1], np.median([half for _, half in bounds])
+    top = 1.3 * max(*map(abs, means), *ends)
 
     def draw(axis: Axes) -> None:
         x, y = np.array(bounds).T
@@ -330,7 +331,8 @@ def looks(
         axis.set(xlabel="seeds of each", ylabel="points", ylim=(-top, top))
         axis.set_title(title, fontsize=10)
         axis.set_xlim(min(x) - 1, max(x) + 1)
-        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        if len(x) < 12:
+            axis.set_xticks(x)
         axis.legend(loc="best", fontsize=9)
 
     label = "The leading difference against the number of seeds, with its bounds"

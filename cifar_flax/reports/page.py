@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from cifar_flax.analysis.predictions import confusion, converged, mean_probability
+from cifar_flax.analysis.sequential import share_of_margin
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, printable
 from cifar_flax.reports import charts, small_charts, verdicts
@@ -122,7 +123,7 @@ def report(
     folder = expand_user(runs)
     output = folder if output is None else expand_user(output)
     check_replaceable(output)
-    share = None if margin is None else check_margin(margin) / 100
+    share = None if margin is None else share_of_margin(margin)
     studies, left_out = read_studies(
         *(folder, baseline, compared, rank_by), journal=output, margin=share
     )
@@ -147,13 +148,6 @@ def report(
             where = f"{output} and {figures}: {error.strerror}; give other folders"
         raise UserError(f"cannot write the report to {where}") from error
     return Report(studies, left_out, markdown, output)
-
-
-def check_margin(margin: float) -> float:
-    """Returns a margin in points; raises a UserError if it is not one."""
-    if not 0 < margin <= 100:
-        raise UserError(f"--margin={margin}: give points above 0, such as 0.5")
-    return margin
 
 
 def _save_figures(studies: list[Study], folder: pathlib.Path) -> None:

@@ -77,6 +77,12 @@ class Cell:
     codes: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     @property
+    def entry(self) -> str:
+        """What it compares: its model and the varied settings."""
+        words = [f"{n}={_shown(self.given[n])}" for n in self.varied if n != "model"]
+        return " ".join([self.settings.model_label, *words])
+
+    @property
     def is_running(self) -> bool:
         """Whether the cell is being trained."""
         return self.status in ("runs", "continues")
