@@ -86,7 +86,7 @@ def decide(
         for one in front:
             if any(math.isnan(values[one][seed]) for seed in chosen):
                 left[one] = "a seed diverged; train it at a lower rate"
-        able = [one for one in front if one not in left]
+        able = sorted(one for one in front if one not in left)
         parts = {one: {seed: values[one][seed] for seed in chosen} for one in able}
         for i, j in itertools.combinations(able, 2):
             found = compare(parts[i], parts[j], images=images)
