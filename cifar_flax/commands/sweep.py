@@ -130,21 +130,21 @@ def run_study(
     study = Study(folder, plan, lambda seeds: make_cells(lists, seeds, folder))
     launcher = make_launcher()
     if FLAGS.dry_run:
-        missing = study.next_cells()
-        check_cells(missing, load=False)
-        screen.print(plan_of(missing), soft_wrap=True)
+        check_cells(study.plan_cells(), load=False)
+        screen.print(plan_of(study.cells), soft_wrap=True)
         screen.print(f"looks at {', '.join(map(str, plan.looks))} seeds of each")
         return 0
     with made_folder(folder), launcher as run_cells, cli.caught_signals(stop):
         while True:
-            missing = study.next_cells()
+            every = study.plan_cells()
+            check_cells(every, load=any(cell.result is None for cell in every))
             study.write_plan()
-            if missing:
-                check_cells(missing, load=True)
-                with live_table(screen, missing) as show:
-                    run_cells(missing, stop.event, show)
-            if any(cell.result is None for cell in study.cells):
-                return finish(screen, study.cells, stop)
+            left = [cell for cell in every if cell.problem or cell.result is None]
+            if left:
+                with live_table(screen, left) as show:
+                    run_cells(left, stop.event, show)
+            if any(cell.problem or cell.result is None for cell in every):
+                return finish(screen, every, stop)
             standing = study.look()
             screen.print(study.state(standing), soft_wrap=True)
             if standing.needed is None:

@@ -6,6 +6,7 @@ study decides follows from the accuracies of its first seeds, so the same comman
 on after any end, with the same looks.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from scipy.special import stdtr
 
+from cifar_flax import records
 from cifar_flax.analysis.sequential import Plan, planned_looks, same_within
 from cifar_flax.analysis.statistics import LEVEL, Difference, compare, holm
 from cifar_flax.errors import UserError
@@ -211,13 +213,14 @@ def _loses(standing: Standing, pair: Pair, one: int) -> bool:
 
 
 def begin(folder: pathlib.Path, plan: StudyPlan) -> StudyPlan:
-    """Returns the plan of the study in a folder, which is the given one or is made so.
+    """Returns the plan of the study in a folder, or the given one if there is none.
 
     Raises:
       UserError: the folder has another study, whose results may have been seen.
     """
     before = read_plan(folder)
-    if before is None:
+    cells = [] if before is None else before.cells
+    if before is None or not any((folder / c / records.RESULT).exists() for c in cells):
         return plan
     for name in ("entries", "looks", "first_seed", "margin"):
         old, new = getattr(before, name), getattr(plan, name)
@@ -263,15 +266,18 @@ class Study:
         """The cells of all seeds so far."""
         return [cell for group in self._groups for cell in group]
 
-    def next_cells(self) -> list[Cell]:
-        """Returns the cells that have no result yet, before the next look."""
+    def plan_cells(self) -> list[Cell]:
+        """Returns the cells of all seeds until the next look, with their results."""
         self._groups = []
         for number, count in enumerate(self._counts):
             every = self._make(tuple(self.plan.seeds(count)))
             share = len(every) // len(self._counts)  # more than one if seeds vary more
             mine = every[number * share : (number + 1) * share]
             self._groups.append(with_earlier_seeds(mine, self._folder))
-        return [cell for cell in self.cells if not _is_done(cell)]
+        for cell in self.cells:
+            with contextlib.suppress(UserError):  # the launcher says what is wrong
+                cell.read_result()
+        return self.cells
 
     def write_plan(self) -> None:
         """Writes the plan, with all cells so far, before these are trained."""
@@ -342,10 +348,3 @@ def plan_of_study(
         entries=list(names),
         cells=[],
     )
-
-
-def _is_done(cell: Cell) -> bool:
-    try:
-        return cell.read_result()
-    except UserError:
-        return False  # the launcher says what is wrong with it

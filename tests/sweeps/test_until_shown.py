@@ -11,6 +11,7 @@ import pytest
 
 from cifar_flax import records
 from cifar_flax.analysis.sequential import planned_looks
+from cifar_flax.errors import UserError
 from cifar_flax.reports.looks import JOURNAL, PLAN
 from cifar_flax.reports.studies import read_studies
 from cifar_flax.sweeps.cells import make_cells
@@ -147,10 +148,10 @@ def go_on(folder, values, rounds=9):
     folder.mkdir(exist_ok=True)
     study, found = begin(folder), []
     for _ in range(rounds):
-        missing = study.next_cells()
+        every = study.plan_cells()
         study.write_plan()
-        train(missing, values)
-        assert study.next_cells() == []
+        train([cell for cell in every if cell.result is None], values)
+        assert all(cell.result for cell in study.plan_cells())
         found.append(study.look())
         if found[-1].needed is None:
             break
@@ -181,10 +182,18 @@ def test_a_study_that_goes_on_has_the_same_looks(tmp_path):
     assert difference.p == pytest.approx(mine.p)
     assert difference.half_width == pytest.approx(mine.half_width)
     assert difference.looks == len(found)
-    with pytest.raises(Exception, match="looks of this study are"):
+    with pytest.raises(UserError, match="looks of this study are"):
         begin(whole, most=40)
-    with pytest.raises(Exception, match="margin of this study are"):
+    with pytest.raises(UserError, match="margin of this study are"):
         begin(whole, margin=0.01)
+
+
+def test_a_study_without_results_may_be_planned_anew(tmp_path):
+    begin(tmp_path).write_plan()
+    study = begin(tmp_path, most=40, margin=0.01)
+    study.plan_cells()
+    study.write_plan()
+    assert json.loads((tmp_path / PLAN).read_text())["looks"][-1] == 40
 
 
 def test_seeds_of_an_earlier_sweep_are_used(tmp_path):
@@ -235,6 +244,21 @@ def test_the_command_runs_to_its_last_line_and_goes_on(data, tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert "simplenet lr=0.01" in shown.stdout
     assert json.loads((folder / PLAN).read_text())["looks"] == [5, 6]
+
+
+@pytest.mark.slow
+def test_finished_cells_of_other_data_do_not_decide(data, tmp_path):
+    flags = [*FLAGS, *STUDY, f"--workdir={tmp_path / 'study'}"]
+    archive = archives.write_binary_archive(
+        tmp_path / "other.tar.gz", archives.make_arrays(100, seed=1)
+    )
+    others = [f"--data_archive={archive}", f"--data_dir={tmp_path}"]
+    others.append(f"--archive_sha256={archives.sha256(archive)}")
+    assert command("sweep", *data, *flags).returncode == 0
+    done = command("sweep", *data, *flags, *others)
+    assert done.returncode == 1
+    assert "the data set was cifar10" in done.stderr
+    assert "look at" not in done.stdout
 
 
 @pytest.mark.slow
