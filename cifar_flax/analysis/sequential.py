@@ -41,6 +41,7 @@ _EDGES = np.unique(
 _EDGES = np.append(_EDGES, np.linspace(4.5, 8.2, 31)[1:])
 _TAILS = 2 * ndtr(-_EDGES)
 _LEVELS = np.geomspace(1e-9, 0.999, 60)  # for which levels of looks are tabulated
+_LOG_LEVELS = np.log(_LEVELS)
 _NOMINAL = np.geomspace(1e-9, 1, 60)
 
 
@@ -69,12 +70,14 @@ class Plan:
         """
         if not self.looks:
             return any_look_p(min(found), self.most, self.first)
-        nominal = _planned(self.looks)[:, : len(found)].T
+        if min(found) >= 1:
+            return 1.0
+        tables = _planned(self.looks)[: len(found)]
         smallest = [
-            np.interp(np.log(max(p, 1e-300)), np.log(levels), np.log(_LEVELS))
-            for p, levels in zip(found, nominal, strict=True)
+            np.interp(math.log(max(p, 1e-300)), table, _LOG_LEVELS)
+            for p, table in zip(found, tables, strict=True)
         ]
-        return float(np.exp(min(smallest))) if min(found) < 1 else 1.0
+        return math.exp(min(smallest))
 
     def level(self, count: int) -> float:
         """Returns the two-sided level of a look for a whole of 5 %.
@@ -222,11 +225,11 @@ def _any_look(most: int, first: int) -> np.ndarray:
 
 @functools.cache
 def _planned(looks: tuple[int, ...]) -> np.ndarray:
-    """Returns the levels of looks for the tabulated levels of the whole, [L, K]."""
+    """Returns logarithms of the levels of K looks for L levels of the whole, [K, L]."""
     table = np.array([spending_levels(looks, float(level)) for level in _LEVELS])
     # They rise with the level of the whole. Where they would not, the bound is kept.
     rising = np.minimum.accumulate(table[::-1])[::-1]
-    return np.maximum(rising, 1e-300)
+    return np.log(np.maximum(rising, 1e-300)).T.copy()
 
 
 def _kept(p: float) -> np.ndarray:
