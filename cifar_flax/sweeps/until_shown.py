@@ -156,7 +156,7 @@ def _is_behind(plan: Plan, history: list[Difference], comparisons: int) -> bool:
     """Returns whether the worse entry of a pair can hardly be ahead at the last look.
 
     If the seeds to come have no true difference, their sum is normal around 0. An entry
-    stays in the study as long as there was one look only, or if the next look will show
+    stays in the study as long as there was one look only, or if the last look will show
     that it is worse unless the difference changes.
     """
     last, done = history[-1], len(history)
@@ -165,9 +165,9 @@ def _is_behind(plan: Plan, history: list[Difference], comparisons: int) -> bool:
         return False
     size = abs(last.mean) / last.spread
     ahead = stdtr(last.freedom, -count * size / math.sqrt(plan.most - count))
-    following = plan.looks[done]
-    then = 2 * float(stdtr(following - 1, -size * math.sqrt(following)))
-    p = plan.p([*(found.p for found in history), then])
+    end = 2 * float(stdtr(plan.most - 1, -size * math.sqrt(plan.most)))
+    between = [1.0] * (len(plan.looks) - done - 1)
+    p = plan.p([*(found.p for found in history), *between, end])
     return bool(ahead < FUTILE and p * comparisons >= LEVEL)
 
 

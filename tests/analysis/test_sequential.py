@@ -93,7 +93,8 @@ def test_more_looks_or_a_smaller_p_never_surprise():
     history = [0.3, 0.001, 0.2, 0.04]
     found = [plan.p(history[: n + 1]) for n in range(4)]
     assert found == sorted(found, reverse=True)
-    for both in (plan, Plan(), Plan(most=40, first=3)):
+    assert Plan().p([0.3, 0.001, 0.2]) == any_look_p(0.001, 30)
+    for both in (plan, Plan(), Plan(most=35, first=4)):
         ps = [both.p([p]) for p in np.geomspace(1e-15, 1, 40)]
         assert ps == sorted(ps)
         assert 0 <= ps[0] < 1e-3

@@ -67,15 +67,13 @@ def test_only_entries_whose_order_is_open_get_more_seeds():
 
 
 def test_an_entry_that_is_behind_is_dropped_and_this_is_said():
-    for seed in range(40):
-        found = follow(0, 0, -1.3, seed=seed)
-        reasons = [why for why in found.left.values() if "points behind" in why]
-        if reasons:
-            break
+    found = follow(0, 0, -0.8, seed=28)
+    reasons = [why for why in found.left.values() if "points behind" in why]
     assert "less than one of 100 studies" in reasons[0]
     texts = conclusion(found, ["a", "b", "c"])
     assert any(re.match(r"c got no more seeds: it is .* behind", t) for t in texts)
-    # Of two entries, none is dropped without a verdict.
+    # What is far behind stays until this is shown, and so do the last two entries.
+    assert not any("behind" in why for why in follow(0, 0, -1.3).left.values())
     for seed in range(20):
         found = follow(0, -1, seed=seed)
         assert set(found.left) <= {1}
@@ -103,10 +101,10 @@ def test_a_margin_ends_a_study_of_equals():
     assert len(found.front) == 2
     (text,) = conclusion(found, ["a", "b"], 0.02)
     assert re.match(r"[ab] and [ab] are the same within 2.0 points \(p [=<] ", text)
-    found = follow(0, 4, margin=0.2)  # both different and the same
-    texts = conclusion(found, ["a", "b"], 0.2)
+    found = follow(0, 4, margin=0.1)  # both different and the same
+    texts = conclusion(found, ["a", "b"], 0.1)
     assert "b beats a" in texts[0]
-    assert "within 20.0 points" in texts[0]
+    assert "within 10.0 points" in texts[0]
     false = sum(follow(0, 1, margin=0.01, seed=n).same[0, 1] < 0.05 for n in range(100))
     assert false <= 8
 
