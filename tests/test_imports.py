@@ -40,7 +40,7 @@ ALONE = {
     "search_records": {"record_types", "json_files"},
     "definitions": {"own_code", "errors"},
     "reports": {
-        *("analysis", "identity", "records", "search_records"),
+        *("analysis", "identity", "records", "search_records", "json_files"),
         *("files", "own_code", "errors"),
     },
     "data": {"definitions", "files", "own_code", "errors"},

@@ -116,7 +116,7 @@ def test_report(runs, tmp_path):
     line = last_line_of(command("report", *places))
     files = line.removeprefix("files ").strip().split(", ")
     assert len(files) >= 4
-    assert all(pathlib.Path(path).stat().st_size > 100 for path in files)
+    assert all(pathlib.Path(path).stat().st_size > 50 for path in files)
     for picture in (tmp_path / "f").glob("*.png"):
         assert_picture(picture)
 

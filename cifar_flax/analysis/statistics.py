@@ -142,6 +142,9 @@ class Difference:
       freedom: degrees of freedom of that deviation.
       over_images: half the width of the 95 % interval over seeds and test images, at
         least ``half_width``; None if the predictions are not known.
+      looks: how often the pair was looked at while seeds were added. If more than once,
+        p and the intervals hold over all looks; see ``sequential``.
+      most: the largest number of seeds for which they do.
     """
 
     mean: float
@@ -154,6 +157,8 @@ class Difference:
     freedom: float
     over_images: float | None = None
     shared: int = 0
+    looks: int = 1
+    most: int | None = None
 
     @property
     def shown(self) -> bool:

@@ -11,7 +11,8 @@ with the most seeds. With --choose_seeds these seeds choose and the others are r
 With --compare it also compares the values of other settings. The command reads only
 records. Open the HTML file in a browser. With up to 20 configurations the file is
 complete; with more, the details of each are in report-files beside it. results.csv has
-a row for each seed, and ranking.tex is a table for a paper.
+a row for each seed, and ranking.tex is a table for a paper. looks.jsonl remembers which
+seeds this report saw, so that a later one is right about seeds that were added since.
 """
 
 import re
@@ -21,6 +22,7 @@ from typing import Any
 from absl import flags
 
 from cifar_flax.commands import cli
+from cifar_flax.reports.looks import JOURNAL
 from cifar_flax.reports.page import DETAILS, report
 
 FLAGS = flags.FLAGS
@@ -50,11 +52,13 @@ def main() -> int:
             choose_seeds=FLAGS.choose_seeds,
             results=FLAGS.results,
             export=FLAGS.export,
+            margin=FLAGS.margin,
         )
         for line in made.left_out:
             cli.logger.warning("left out: %s", line)
         print(made.markdown)
         names = ["report.md", "report.html", "results.csv", "ranking.tex"]
+        names += [JOURNAL] if (made.folder / JOURNAL).exists() else []
         if (made.folder / DETAILS).is_dir():
             names.append(DETAILS)
         print("files ", ", ".join(str(made.folder / name) for name in names))
@@ -97,5 +101,11 @@ if __name__ == "__main__":
         "and test_accuracy (a share); alone, or beside --runs.",
     )
     cli.define_path("export", None, "File for another copy of results.csv.")
+    flags.DEFINE_float(
+        "margin",
+        None,
+        "Also say which configurations are shown to be the same within this many "
+        "points, such as 0.5.",
+    )
     cli.define_path("figures", None, "Folder for the figures as PNG, SVG and PDF.")
     sys.exit(main())

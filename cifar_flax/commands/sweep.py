@@ -10,10 +10,14 @@ Every flag of experiments.run takes a comma list, except paths of data and
 --optimizer_args. The seeds of a combination train in one program. The same command
 continues a sweep: it skips finished combinations and resumes unfinished ones. Several
 sweeps in one folder share the work. --dry_run shows what would be done.
+
+python -m experiments.sweep --model=convnet,convbn --until_shown --most_seeds=30
+
+With --until_shown it adds seeds, 5 at a time, to the combinations that may be the best,
+until one is shown to be the best.
 """
 
 import contextlib
-import json
 import pathlib
 import re
 import sys
@@ -26,7 +30,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from cifar_flax.analysis.sequential import LIMIT, MOST, STEP, share_of_margin
 from cifar_flax.commands import BEFORE_NAME, cli
+from cifar_flax.commands.launcher_flags import define_launchers, make_launcher
 from cifar_flax.commands.search_flags import (
     BUDGETS,
     OF_BUDGET,
@@ -55,9 +61,13 @@ from cifar_flax.sweeps.cells import (
 )
 from cifar_flax.sweeps.earlier import Contents, with_earlier_seeds
 from cifar_flax.sweeps.fresh import fresh_cells, fresh_seeds
-from cifar_flax.sweeps.launchers import RunCells
-from cifar_flax.sweeps.launchers.local import on_this_machine
 from cifar_flax.sweeps.search import Searching
+from cifar_flax.sweeps.until_shown import (
+    Study,
+    conclusion,
+    plan_of_study,
+    remember_look,
+)
 from cifar_flax.training.named_recipes import LESSON
 
 FLAGS = flags.FLAGS
@@ -68,44 +78,6 @@ REFRESH_SECONDS = 0.2  # of the table on a terminal
 # settings of that run, so there is nothing to vary.
 VARIED = [name for name in SETTINGS if name not in ("seeds", "continue_from")]
 
-# Flags that only some launchers have.
-OF_LAUNCHERS = {
-    "jobs": ["local"],
-    "shard": ["local"],
-    "address": ["ray"],
-    "cpus_per_cell": ["ray", "slurm"],
-    "gpus_per_cell": ["ray", "slurm"],
-    "slurm_args": ["slurm"],
-}
-
-
-class _Address(flags.ArgumentParser):
-    """Accepts the address of a cluster."""
-
-    syntactic_help = "auto, or HOST:PORT of a cluster"
-
-    def parse(self, argument: str) -> str:
-        """Returns the text; raises a ValueError if it is not an address."""
-        if not re.fullmatch(r"auto|([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", argument):
-            raise ValueError(f"give {self.syntactic_help}")
-        return argument
-
-
-class _Object(flags.ArgumentParser):
-    """Accepts names and values as JSON."""
-
-    syntactic_help = "a JSON object"
-
-    def parse(self, argument: Any) -> dict[str, Any]:
-        """Returns the object; raises a ValueError if the text is not one."""
-        try:
-            value = json.loads(argument) if isinstance(argument, str) else argument
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
-            raise ValueError(f"give {self.syntactic_help}")
-        return value
-
 
 def main() -> int:
     """Runs the command; returns the exit status."""
@@ -114,13 +86,20 @@ def main() -> int:
         screen = make_console(on_broken=stop.output_broke)
         folder = pathlib.Path(FLAGS.workdir)
         with cli.usage_errors():
+            check_study_flags()
             lists, flops = lists_from_flags(), FLAGS.budget_flops
             budget = None if flops is None else FlopsBudget(flops)
             search = search_from_flags(lists, folder, budget)
+            if search is not None:
+                return run_search(screen, stop, search)
             settle = {} if budget is None else {"settle": budget}
-            cells = [] if search else make_cells(lists, FLAGS.seeds, folder, **settle)
-        if search is not None:
-            return run_search(screen, stop, search)
+
+            def make(seeds: tuple[int, ...]) -> list[Cell]:
+                return make_cells(lists, seeds, folder, **settle)
+
+            cells = make(FLAGS.seeds)
+        if FLAGS.until_shown:
+            return run_study(screen, stop, make, cells)
         return run_combinations(screen, stop, cells)
 
 
@@ -149,6 +128,8 @@ def run_combinations(
                 with live_table(screen, fresh) as show:
                     run_cells(fresh, stop.event, show)
             cells = [*cells, *fresh]
+    if FLAGS.shard is None:
+        remember_look(folder, cells)
     return finish(screen, cells, stop)
 
 
@@ -195,6 +176,76 @@ def run_search(screen: Console, stop: cli.StopRequest, search: Searching) -> int
                 if stop.event.is_set():
                     break
     return finish(screen, cells, stop)
+
+
+def check_study_flags() -> None:
+    """Raises a ValidationError if the flags of a study do not fit to each other."""
+    for name in ("most_seeds", "margin"):
+        if FLAGS[name].present and not FLAGS.until_shown:
+            raise flags.ValidationError(f"--{name} needs --until_shown; add or drop it")
+    if not FLAGS.until_shown:
+        return
+    for name in ("search", "fresh_seeds", "shard"):
+        if FLAGS[name].value is not None:
+            raise flags.ValidationError(
+                f"--until_shown decides for all cells; drop --{name}"
+            )
+    if len(FLAGS.seeds) > 1:
+        raise flags.ValidationError(
+            "--until_shown chooses the number of seeds, which count up from --seeds; "
+            "give one seed"
+        )
+
+
+def run_study(
+    screen: Console,
+    stop: cli.StopRequest,
+    make: Callable[[tuple[int, ...]], list[Cell]],
+    cells: list[Cell],
+) -> int:
+    """Adds seeds until it is shown which combination is the best.
+
+    Args:
+      screen: for what it says.
+      stop: ends it.
+      make: returns the cells of all combinations with some seeds.
+      cells: a cell of each combination, with the first seed.
+
+    Returns:
+      The exit status.
+    """
+    folder, names = pathlib.Path(FLAGS.workdir), [cell.entry for cell in cells]
+    told = [
+        f"{name} {cell.name}" if names.count(name) > 1 else name
+        for name, cell in zip(names, cells, strict=True)
+    ]
+    margin = None if FLAGS.margin is None else share_of_margin(FLAGS.margin)
+    plan = plan_of_study(told, FLAGS.most_seeds, FLAGS.seeds[0], margin)
+    study = Study(folder, plan, make)
+    launcher = make_launcher()
+    if FLAGS.dry_run:
+        check_cells(study.plan_cells(), load=False)
+        screen.print(plan_of(study.cells), soft_wrap=True)
+        screen.print(f"looks at {', '.join(map(str, plan.looks))} seeds of each")
+        return 0
+    with made_folder(folder), launcher as run_cells, cli.caught_signals(stop):
+        while True:
+            every = study.plan_cells()
+            check_cells(every, load=any(cell.result is None for cell in every))
+            study.write_plan()
+            left = [cell for cell in every if cell.problem or cell.result is None]
+            if left:
+                with live_table(screen, left) as show:
+                    run_cells(left, stop.event, show)
+            if any(cell.problem or cell.result is None for cell in every):
+                return finish(screen, every, stop)
+            standing = study.look()
+            screen.print(study.state(standing), soft_wrap=True)
+            if standing.needed is None:
+                break
+    for text in conclusion(standing, told, margin):
+        screen.print(text, soft_wrap=True)
+    return finish(screen, study.cells, stop)
 
 
 @contextlib.contextmanager
@@ -271,41 +322,6 @@ def check_cells(cells: list[Cell], load: bool) -> None:
                 contents.check(cell, datasets[source])
         except UserError as error:
             cell.problem = str(error)
-
-
-def make_launcher() -> contextlib.AbstractContextManager[RunCells]:
-    """Makes the launcher that the flags name.
-
-    Raises:
-      flags.ValidationError: a flag belongs to another launcher.
-    """
-    launcher = FLAGS.launcher
-    for name, launchers in OF_LAUNCHERS.items():
-        if FLAGS[name].present and launcher not in launchers:
-            raise flags.ValidationError(
-                f"--{name} needs --launcher={' or '.join(launchers)}; drop it, or "
-                f"change --launcher={launcher}"
-            )
-    cpus, gpus = FLAGS.cpus_per_cell, FLAGS.gpus_per_cell
-    if launcher == "local":
-        return on_this_machine(command_of, FLAGS.jobs)
-    if launcher == "ray":
-        from cifar_flax.sweeps.launchers.ray_cluster import on_ray
-
-        return on_ray(FLAGS.address, cpus, gpus)
-    from cifar_flax.sweeps.launchers.slurm import on_slurm
-
-    return on_slurm(pathlib.Path(FLAGS.workdir), cpus, gpus, FLAGS.slurm_args or {})
-
-
-def command_of(cell: Cell) -> list[str]:
-    """Returns the words of the command that trains a cell in its own process."""
-    program = pathlib.Path(__file__).resolve().with_name("__main__.py")
-    return [
-        *(sys.executable, "-P", str(program), "run", *cell.settings.as_flags()),
-        *(f"--workdir={cell.folder}", *(["--resume"] if cell.is_begun else [])),
-        "--stop_with_input",  # which ends when this process ends in any way
-    ]
 
 
 def my_share(cells: list[Cell]) -> list[Cell]:
@@ -386,52 +402,10 @@ def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:
         cli.logger.error("%s %s", cell.name, cell.status)
     if any(cell.result for cell in cells):
         runs = shell_word(f"--runs={FLAGS.workdir}", sys.stdout.encoding)
-        if FLAGS.fresh_seeds:
+        if FLAGS.fresh_seeds and FLAGS.search is None:
             runs += f" --choose_seeds={as_text(FLAGS.seeds)}"
         screen.print(f"compare: {BEFORE_NAME}report {runs}", soft_wrap=True)
     return 1 if failed else 0
-
-
-def define_launchers() -> None:
-    """Defines the flags of the launchers."""
-    flags.DEFINE_enum(
-        "launcher",
-        "local",
-        ["local", "ray", "slurm"],
-        "Where to train: on this machine, as tasks of Ray, or as job arrays of Slurm.",
-    )
-    flags.DEFINE_integer(
-        "jobs", 1, "local: number of cells at a time; they share the cores.", 1, 1_000
-    )
-    cli.define_text(
-        "shard",
-        None,
-        "local: I/N, for jobs of another queue; this process trains the cells I, I+N, "
-        "I+2N and so on.",
-    )
-    flags.DEFINE(
-        _Address(),
-        "address",
-        None,
-        "ray: auto or HOST:PORT of a cluster (default: Ray on this machine).",
-    )
-    flags.DEFINE_integer(
-        "cpus_per_cell", 1, "ray, slurm: number of cores of a cell.", 1, 4_096
-    )
-    flags.DEFINE_float(
-        "gpus_per_cell",
-        0,
-        "ray, slurm: number of GPUs of a cell; with ray, 0.5 lets two cells share one.",
-        0,
-        64,
-    )
-    flags.DEFINE(
-        _Object(),
-        "slurm_args",
-        None,
-        "slurm: further parameters of submitit.AutoExecutor, as JSON: "
-        """'{"slurm_partition": "gpu", "timeout_min": 60}'.""",
-    )
 
 
 if __name__ == "__main__":
@@ -455,6 +429,21 @@ if __name__ == "__main__":
         "different cost. result.json has it as train_flops.",
         lower_bound=1.0,
         upper_bound=1e30,
+    )
+    flags.DEFINE_bool(
+        "until_shown",
+        False,
+        "Add seeds to the combinations that may be the best until one is shown to be "
+        "the best.",
+    )
+    flags.DEFINE_integer(
+        "most_seeds", MOST, "until_shown: largest number of seeds.", STEP, LIMIT
+    )
+    flags.DEFINE_float(
+        "margin",
+        None,
+        "until_shown: combinations that are shown to be the same within this many "
+        "points, such as 0.5, need no more seeds.",
     )
     define_search()
     define_launchers()

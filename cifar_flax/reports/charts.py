@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from matplotlib.transforms import Bbox
 
 from cifar_flax.analysis.range_curve import RangeResult
-from cifar_flax.analysis.statistics import ci95_of_mean
+from cifar_flax.analysis.statistics import Difference, ci95_of_mean
 from cifar_flax.files import replacing
 from cifar_flax.reports.columns import Column
 from cifar_flax.reports.entries import Entry
@@ -292,6 +292,51 @@ def pareto_front(entries: list[Entry], cost: Callable[[Entry], float]) -> list[E
         if not front or entry.mean > front[-1].mean:
             front.append(entry)
     return front
+
+
+def looks(
+    names: tuple[str, str], course: list[Difference], ahead: list[tuple[int, float]]
+) -> Chart:
+    """Makes a chart of a difference against the number of seeds, with its bounds.
+
+    A difference outside of the bounds is shown. They are as far from 0 as the interval
+    of that look is wide, so the interval excludes 0 exactly there.
+
+    Args:
+      names: of the two entries; the difference is the first minus the second.
+      course: the difference at each look, with the interval for all looks.
+      ahead: number of seeds and half the width of the interval, as a share, of looks
+        that may still come.
+    """
+    counts = [min(found.counts) for found in course]
+    means = [100 * found.mean for found in course]
+    halves = [100 * found.half_width for found in course]
+    bounds = [*zip(counts, halves, strict=True)]
+    bounds += [(count, 100 * half) for count, half in ahead]
+    # The bounds of the first looks may be far outside.
+    ends = abs(means[-1]) + halves[-1], np.median([half for _, half in bounds])
+    top = 1.3 * max(*map(abs, means), *ends)
+
+    def draw(axis: Axes) -> None:
+        x, y = np.array(bounds).T
+        for sign in (1, -1):
+            label = "bounds" if sign > 0 else None
+            axis.plot(x, sign * y, "--", color=COLOURS[1], label=label)
+        axis.fill_between(x, -y, y, color=COLOURS[1], alpha=0.1, linewidth=0)
+        style: Any = {"marker": "o", "capsize": 3, "color": COLOURS[0]}
+        axis.errorbar(counts, means, halves, label="difference, interval", **style)
+        axis.axhline(0, color="0.5", linewidth=1)
+        first, second = (plain(name).replace("\n", " ") for name in names)
+        title = textwrap.fill(f"{first} minus {second}", 60)
+        axis.set(xlabel="seeds of each", ylabel="points", ylim=(-top, top))
+        axis.set_title(title, fontsize=10)
+        axis.set_xlim(min(x) - 1, max(x) + 1)
+        if len(x) < 12:
+            axis.set_xticks(x)
+        axis.legend(loc="best", fontsize=9)
+
+    label = "The leading difference against the number of seeds, with its bounds"
+    return Chart("looks", label, (5.6, 3.4), draw)
 
 
 def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None:

@@ -20,11 +20,13 @@ import numpy as np
 from PIL import Image
 
 from cifar_flax.analysis.predictions import confusion, converged, mean_probability
+from cifar_flax.analysis.sequential import share_of_margin
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, printable
 from cifar_flax.reports import charts, small_charts, verdicts
 from cifar_flax.reports.charts import Chart
 from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.looks import remember, seeds_of
 from cifar_flax.reports.output import check_replaceable, check_table, write_together
 from cifar_flax.reports.search_page import search_charts, search_of
 from cifar_flax.reports.studies import BEST, WHOLE, Study, read_studies
@@ -95,6 +97,7 @@ def report(
     choose_seeds: Sequence[int] = (),
     results: str | pathlib.Path | Sequence[str | pathlib.Path] = (),
     export: str | pathlib.Path | None = None,
+    margin: float | None = None,
 ) -> Report:
     """Compares the finished runs below a folder, and results that were made elsewhere.
 
@@ -120,6 +123,8 @@ def report(
       results: one or more CSV files of results that were made elsewhere, a row for each
         seed; see docs/comparing.md for their columns.
       export: file for another copy of ``results.csv``.
+      margin: largest difference that counts as the same, in points such as 0.5. The
+        report then also says which configurations are shown to be the same.
 
     Raises:
       UserError: there is no finished run, no such baseline or setting, a table is not
@@ -137,8 +142,11 @@ def report(
     check_replaceable(output, tables)
     if copy is not None:
         check_table(copy, tables)
+    share = None if margin is None else share_of_margin(margin)
     chosen = baseline, compared, rank_by, choose_seeds
-    studies, left_out = read_studies(folder, *chosen, tables)
+    studies, left_out = read_studies(
+        folder, *chosen, tables, journal=output, margin=share
+    )
     markdown = write_markdown(studies, left_out)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -154,6 +162,7 @@ def report(
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_together(copy.parent, {copy.name: texts["results.csv"]})
         _remove_details(output / DETAILS, but=details)
+        remember(output, seeds_of(e for one in studies for e in one.everything))
         if figures is not None:
             _save_figures(studies, expand_user(figures))
     except OSError as error:
@@ -201,6 +210,7 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
             {
                 **_overview(study),
                 "ranking": drawn["ranking"],
+                "looks": drawn.get("looks"),
                 "trade_offs": [drawn[name] for name in COSTS],
                 "search_charts": [
                     chart for name, chart in drawn.items() if name.startswith("search_")
@@ -370,6 +380,11 @@ def _charts(study: Study) -> list[Chart]:
         charts.trade_off(name, study.entries, cost, label, most)
         for name, (label, cost) in COSTS.items()
     ]
+    grown = [pair for *pair, found in study.comparisons if found.most is not None]
+    if grown:
+        first, second = grown[0]
+        course, ahead = study.course(first, second), study.ahead(first, second)
+        made.append(charts.looks((first.name, second.name), course, ahead))
     curves = dict(CURVES)
     if any(entry.first.mixes for entry in study.shown):
         curves["train_accuracy"] = "training accuracy, %\n(augmented or mixed images)"

@@ -10,13 +10,16 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import numpy as np
+from scipy.special import stdtrit
 
 from cifar_flax import records
+from cifar_flax.analysis.sequential import Plan, same_within
 from cifar_flax.analysis.statistics import (
     Difference,
     compare,
@@ -26,6 +29,7 @@ from cifar_flax.errors import UserError, one_line
 from cifar_flax.reports.choosing import Choice, choose, compared_by_default
 from cifar_flax.reports.columns import Column, columns_of, find_column
 from cifar_flax.reports.entries import Entry, differing, make_entries
+from cifar_flax.reports.looks import Looks, read_looks
 from cifar_flax.reports.outside import join_table, read_table
 from cifar_flax.reports.runs import RunRecord, read_runs
 from cifar_flax.reports.searches import (
@@ -60,6 +64,8 @@ class Study:
         seeds; empty: the same seeds choose and are reported.
       notes: what a reader must know of the choice.
       searched: what searches have found for models; their trials are not ranked.
+      looks: when seeds were added after a look at the results.
+      margin: largest difference that counts as the same, as a share; None: none does.
     """
 
     dataset: records.DatasetInfo
@@ -73,6 +79,8 @@ class Study:
     chosen_by: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     searched: Sequence[Searched] = ()
+    looks: Looks = dataclasses.field(default_factory=Looks)
+    margin: float | None = None
 
     @functools.cached_property
     def columns(self) -> list[Column]:
@@ -113,29 +121,94 @@ class Study:
         best entries, the better one first. Entries with one seed or with a diverged
         seed are not compared, because they have no valid interval.
         """
-        by, able = self.by, [e for e in self.entries if not e.diverged]
-        values = {id(e): by.better(e) if by else e.accuracies for e in able}
-        able = [entry for entry in able if len(values[id(entry)]) > 1]
-        if by is not None and not by.is_share:
+        able = [e for e in self.entries if not e.diverged and len(self._values(e)) > 1]
+        if self.by is not None and not self.by.is_share:
             return []  # what differences matter is not known
         pairs = list(itertools.combinations([e for e in able if e in self.best], 2))
         if self.baseline is not None:
             others = [entry for entry in able if entry is not self.baseline]
             pairs = [(e, self.baseline) for e in others if self.baseline in able]
-        found = []
-        for first, second in pairs:
-            right = first.right, second.right
-            known = by is None and right[0] is not None and right[1] is not None
-            one = compare(
-                values[id(first)],
-                values[id(second)],
-                right if known else None,  # type: ignore[arg-type]
-                images=first.first.result.test_size if by is None else 0,
-                paired=first.first.source == second.first.source,
-            )
-            found.append(one)
-        adjusted = holm([one for one in found if one is not None])
+        found = [self.course(*pair)[-1] for pair in pairs]
+        adjusted = holm(found)
         return [(*pair, one) for pair, one in zip(pairs, adjusted, strict=True)]
+
+    def course(self, first: Entry, second: Entry) -> list[Difference]:
+        """Returns the difference at each look, judged with all looks before.
+
+        It is one difference if all seeds were there at the first look.
+
+        Args:
+          first: entry with two or more seeds, none of which diverged.
+          second: the same.
+        """
+        plan, history = self._history(first, second)
+        if plan is None:
+            return history
+        return [plan.judge(history[: n + 1]) for n in range(len(history))]
+
+    def ahead(self, first: Entry, second: Entry) -> list[tuple[int, float]]:
+        """Returns what the planned looks that are left may show of a pair.
+
+        Returns:
+          Number of seeds, and half the width of the interval if the deviation stays.
+        """
+        plan, history = self._history(first, second)
+        if plan is None:
+            return []
+        last, done, left = history[-1], len(history), []
+        for number, count in enumerate(plan.looks[done:], start=done + 1):
+            quantile = -stdtrit(count - 1, plan.level(number) / 2)
+            left.append((count, float(quantile) * last.spread / math.sqrt(count)))
+        return left
+
+    @functools.cached_property
+    def same(self) -> dict[tuple[int, int], float]:
+        """The adjusted p-value that the entries of a pair are the same, by ``id``.
+
+        It is below 0.05 if their difference is shown to be within the margin.
+        """
+        pairs = [pair[:2] for pair in self.comparisons]
+        if self.margin is None:
+            return {}
+        found = []
+        for plan, history in itertools.starmap(self._history, pairs):
+            ps = [same_within(one, self.margin) for one in history]
+            p = ps[-1] if plan is None else plan.p(ps)
+            found.append(dataclasses.replace(history[-1], p=p))
+        return {
+            (id(first), id(second)): one.adjusted_p
+            for (first, second), one in zip(pairs, holm(found), strict=True)
+        }
+
+    def _history(
+        self, first: Entry, second: Entry
+    ) -> tuple[Plan | None, list[Difference]]:
+        """Returns the difference at each look as if it was the only one."""
+        values = [self._values(entry) for entry in (first, second)]
+        plan, looks = self.looks.of_pair((first, second), values)
+        images = 0 if self.by is not None else first.first.result.test_size
+        paired, history = first.first.source == second.first.source, []
+        for seeds in looks:
+            sides = zip(values, seeds, strict=True)
+            parts = [{seed: one[seed] for seed in chosen} for one, chosen in sides]
+            right = None
+            if self.by is None and seeds is looks[-1]:  # others need no such interval
+                right = _right(first, seeds[0]), _right(second, seeds[1])
+            known = right is not None and right[0] is not None and right[1] is not None
+            found = compare(
+                parts[0],
+                parts[1],
+                right if known else None,  # type: ignore[arg-type]
+                images,
+                paired,
+            )
+            assert found is not None  # each has two seeds or more
+            history.append(found)
+        return plan, history
+
+    def _values(self, entry: Entry) -> dict[int, float]:
+        """Returns what is compared of an entry by its seed; higher is better."""
+        return entry.accuracies if self.by is None else self.by.better(entry)
 
     @functools.cached_property
     def differing(self) -> list[str]:
@@ -182,6 +255,14 @@ def read_entries(
     return made, left_out
 
 
+def _right(entry: Entry, seeds: Sequence[int]) -> np.ndarray | None:
+    """Returns whether some seeds classify each image correctly, bool [n, N]."""
+    if entry.right is None:
+        return None
+    numbers = {seed: number for number, seed in enumerate(entry.accuracies)}
+    return entry.right[[numbers[seed] for seed in seeds]]
+
+
 def read_studies(
     folder: pathlib.Path | None,
     baseline: str | None = None,
@@ -189,6 +270,8 @@ def read_studies(
     rank_by: str | None = None,
     choose_seeds: Sequence[int] = (),
     tables: Sequence[pathlib.Path] = (),
+    journal: pathlib.Path | None = None,
+    margin: float | None = None,
 ) -> tuple[list[Study], list[str]]:
     """Reads the studies of all finished runs below a folder, the largest first.
 
@@ -204,6 +287,9 @@ def read_studies(
       choose_seeds: choose the configurations by these seeds, and report the others; see
         ``choosing.choose``.
       tables: of results that were made elsewhere; see ``outside.read_table``.
+      journal: a folder of earlier reports, whose looks count besides those that are
+        recorded beside the runs.
+      margin: largest difference that counts as the same, as a share.
 
     Returns:
       The studies, and a line with the reason for each run that is left out.
@@ -215,9 +301,12 @@ def read_studies(
     made, left_out = read_entries(folder, tables)
     _check_names(made, baseline, compared)
     seeds = tuple(dict.fromkeys(choose_seeds))
+    places = [run.folder.parent for group in made for run in group.runs]
+    looks = read_looks([one for one in (folder, journal) if one is not None] + places)
     studies = []
     for group in made:
         study = _make_study(group, baseline, compared, rank_by, seeds)
+        study = dataclasses.replace(study, looks=looks, margin=margin)
         if study.entries or study.searched:
             studies.append(study)
         else:

@@ -24,11 +24,29 @@ def sentences(study: Study) -> list[str]:
         able = _compared(study)
         neighbours = {(id(a), id(b)) for a, b in itertools.pairwise(able)}
         chosen = [c for c in study.comparisons if (id(c[0]), id(c[1])) in neighbours]
-    return [verdict(a.name, b.name, difference, count) for a, b, difference in chosen]
+    return [
+        verdict(a.name, b.name, difference, count, _within(study, a, b))
+        for a, b, difference in chosen
+    ]
 
 
-def verdict(first: str, second: str, found: Difference, comparisons: int) -> str:
-    """Returns a comparison as a sentence, with the better entry first."""
+def verdict(
+    first: str,
+    second: str,
+    found: Difference,
+    comparisons: int,
+    within: tuple[float, float] | None = None,
+) -> str:
+    """Returns a comparison as a sentence, with the better entry first.
+
+    Args:
+      first: name of an entry.
+      second: name of another one.
+      found: the difference of the first minus the second.
+      comparisons: number of comparisons of the family.
+      within: a margin as a share, and the adjusted p-value that the difference is
+        within it.
+    """
     if found.mean < 0:
         first, second = second, first
     size = abs(found.mean)
@@ -36,10 +54,27 @@ def verdict(first: str, second: str, found: Difference, comparisons: int) -> str
     how = f"p {probability(found.adjusted_p)}, {_design(found)}"
     if found.over_images is not None:
         how += f"; ± {points(found.over_images)} including other test images"
+    same = within is not None and within[1] < LEVEL
     if found.shown:
-        return f"{first} beats {second} by {gap} ({how})."
+        text = f"{first} beats {second} by {gap} ({how})."
+        if within is not None and same:
+            text += f" The difference is within {_margin(within)}."
+        return text
+    if within is not None and same:
+        return f"{first} and {second} are the same within {_margin(within)}: {gap}."
     text = f"No difference is shown between {first} and {second}: {gap} ({how})."
-    return f"{text} {_plan(found, comparisons)}"
+    return f"{text} {_plan(found, comparisons)}".rstrip()
+
+
+def _within(study: Study, first: Entry, second: Entry) -> tuple[float, float] | None:
+    """Returns the margin of a study, and the p-value that a pair is within it."""
+    p = study.same.get((id(first), id(second)))
+    return None if p is None or study.margin is None else (study.margin, p)
+
+
+def _margin(within: tuple[float, float]) -> str:
+    size, p = within
+    return f"{points(size)} points (p {probability(p)})"
 
 
 def _gap(size: float, half: float) -> str:
@@ -51,6 +86,11 @@ def _gap(size: float, half: float) -> str:
 
 
 def _design(found: Difference) -> str:
+    looks = f", {found.looks} looks" if found.looks > 1 else ""
+    return _seeds_of(found) + looks
+
+
+def _seeds_of(found: Difference) -> str:
     if found.test == "paired":
         return f"{found.counts[0]} pairs of seeds"
     first, second = found.counts
@@ -63,6 +103,9 @@ def _design(found: Difference) -> str:
 
 def _plan(found: Difference, comparisons: int) -> str:
     """Returns how many seeds would show half a point and the observed difference."""
+    if found.most is not None:  # seeds are added one after the other
+        left = found.most - min(found.counts)
+        return f"Up to {left} more seeds of each may show it." if left > 0 else ""
     needed = found.needed(RELEVANT, comparisons)
     text = f"Seeds to show {points(RELEVANT)} with 80 % probability: {_range(needed)}"
     if abs(found.mean) < 1e-9:
@@ -125,10 +168,19 @@ def basis(study: Study) -> str:
     adjusted = (
         f"p is adjusted for {of} (Holm)" if count > 1 else "p is that of one pair"
     )
-    return (
+    text = (
         "A difference is shown if p is below 0.05; "
         f"{adjusted}. The interval of a difference is the 95 % interval of that "
         f"comparison alone, over seeds, given {given(study)}."
+    )
+    grown = [found for _, _, found in study.comparisons if found.most is not None]
+    if not grown:
+        return text
+    most = max(found.most or 0 for found in grown)
+    return (
+        f"{text} Seeds were added after a look at the results to {len(grown):,} of "
+        f"these pairs: their p and intervals hold for all looks together, up to {most} "
+        "seeds."
     )
 
 
@@ -191,7 +243,8 @@ def matrix(study: Study) -> dict[str, Any]:
     most = max(abs(found.mean) for _, _, found in study.comparisons) or 1.0
     cells = {}
     for first, second, found in study.comparisons:
-        text = verdict(first.name, second.name, found, count)
+        within = _within(study, first, second)
+        text = verdict(first.name, second.name, found, count, within)
         for pair, sign in (((first, second), 1), ((second, first), -1)):
             cells[tuple(map(id, pair))] = {
                 "points": f"{100 * sign * found.mean:+.1f}",

@@ -94,6 +94,12 @@ class Cell:
         return (self.folder / PRUNED).exists()
 
     @property
+    def entry(self) -> str:
+        """What it compares: its model and the varied settings."""
+        words = [f"{n}={_shown(self.given[n])}" for n in self.varied if n != "model"]
+        return " ".join([self.settings.model_label, *words])
+
+    @property
     def is_running(self) -> bool:
         """Whether the cell is being trained."""
         return self.status in ("runs", "continues")

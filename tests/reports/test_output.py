@@ -9,6 +9,7 @@ import pytest
 
 from cifar_flax.errors import UserError
 from cifar_flax.reports import output, page
+from cifar_flax.reports.looks import JOURNAL
 from cifar_flax.reports.page import report
 from cifar_flax.reports.tables import write_csv
 from tests.reports.made import make_run
@@ -58,7 +59,7 @@ def test_a_report_replaces_an_earlier_one(runs, tmp_path):
     (tmp_path / "report.md").write_bytes(b"")  # as a full disk left it
     report(runs, tmp_path)
     assert content(tmp_path)["report.md"] == before["report.md"]
-    assert set(before) == set(NAMES)
+    assert set(before) == {*NAMES, JOURNAL}
 
 
 @pytest.mark.slow
