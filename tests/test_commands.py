@@ -66,6 +66,7 @@ def test_a_run_leaves_its_records(finished):
         "train_accuracy",
         "val_loss",
         "val_accuracy",
+        "val_metrics",
         "images_per_second",
         "seconds",
     }
