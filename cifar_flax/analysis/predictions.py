@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import log_softmax
 
+from cifar_flax.analysis.statistics import interval_of_accuracy
+
 BINS = 15
 
 
@@ -134,6 +136,30 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
 
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:
     return log_softmax(logits.astype(np.float64), axis=-1)
+
+
+def recalls_of(
+    logits: np.ndarray, labels: np.ndarray
+) -> list[tuple[int, float, tuple[float, float]]]:
+    """Returns the accuracy of each class that has images, with its 95 % interval.
+
+    The interval is that of ``statistics.interval_of_accuracy``: over seeds, or over the
+    images of the class for one seed.
+
+    Args:
+      logits: [R, N, K].
+      labels: int [N].
+
+    Returns:
+      Label, mean over the replicas, and both ends, as shares.
+    """
+    right, found = logits.argmax(-1) == labels, []
+    for label in np.unique(labels).tolist():
+        accuracies = right[:, labels == label].mean(1).tolist()
+        ends = interval_of_accuracy(accuracies, int((labels == label).sum()))
+        assert ends is not None
+        found.append((label, float(np.mean(accuracies)), ends))
+    return found
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

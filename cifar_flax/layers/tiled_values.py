@@ -101,10 +101,15 @@ def plain(value: Value) -> Array:
 
 
 class Tiler:
-    """Makes tiles of arrays, each only once."""
+    """Makes tiles of arrays, each only once.
+
+    Attributes:
+      of_product: whether what is computed is only a factor of products of arrays.
+    """
 
     def __init__(self):
         """Has none."""
+        self.of_product = False
         self._tiles: dict[tuple[int, int], tuple[Array, Tiled]] = {}
         self._sums: dict[tuple[int, ...], tuple[Any, tuple[Array, Array]]] = {}
 

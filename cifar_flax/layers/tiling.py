@@ -65,8 +65,10 @@ class _Interpreter:
         def read(atom: Any) -> Value:
             return atom.val if isinstance(atom, core.Literal) else known[atom]
 
+        products = _only_multiplied(jaxpr)
         for equation in jaxpr.eqns:
             operands = [read(v) for v in equation.invars]
+            self._tiler.of_product = not products.isdisjoint(equation.outvars)
             with equation.ctx.manager:
                 outputs = self._equation(equation, operands)
             known.update(zip(equation.outvars, outputs, strict=True))
@@ -85,6 +87,17 @@ class _Interpreter:
         values = [plain(value) for value in values]
         outputs = primitive.bind(*values, **primitive.get_bind_params(params))
         return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def _only_multiplied(jaxpr: Any) -> set[Any]:
+    """Returns the variables that are only multiplied by other arrays."""
+    found: set[Any] = set()
+    others = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
+    for equation in jaxpr.eqns:
+        variables = [v for v in equation.invars if not isinstance(v, core.Literal)]
+        is_product = equation.primitive.name == "mul" and len(variables) == 2
+        (found if is_product else others).update(variables)
+    return found - others
 
 
 def _inlined(name: str, params: Any) -> Any:

@@ -134,8 +134,12 @@ def style_of(number: int) -> dict[str, Any]:
 
 
 def ranking(entries: list[Entry], by: Column | None = None) -> Chart:
-    """Makes a chart of what ranks entries with its intervals, usually the accuracy."""
+    """Makes a chart of what ranks entries with its intervals, usually the accuracy.
+
+    Each model has a colour; above are the data set and the numbers of seeds.
+    """
     entries = [e for e in entries if (by.values(e) if by else e.accuracies)]
+    models = list(dict.fromkeys(entry.first.result.model for entry in entries))
     names = [f"{n}  {plain(e.name)}" for n, e in enumerate(entries, start=1)]
     label = "test accuracy, %" if by is None else plain(by.heading)
 
@@ -147,19 +151,32 @@ def ranking(entries: list[Entry], by: Column | None = None) -> Chart:
                 xerr=_sides(entry, by),
                 marker="o",
                 capsize=3,
-                color=COLOURS[0],
+                color=COLOURS[models.index(entry.first.result.model) % len(COLOURS)],
             )
+        if by is None or by.is_share:
+            low, high = axis.get_xlim()
+            axis.set_xlim(max(low, 0), min(high, 100))
+        if entries:
+            axis.set_title(_data_and_seeds(entries), fontsize=9, loc="left")
         axis.set_yticks(range(len(entries)), names)
         axis.set_ylim(len(entries) - 0.5, -0.5)
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_xlabel(label)
 
     most = max((1 + name.count("\n") for name in names), default=1)
-    height = 0.9 + (0.12 + 0.16 * most) * len(entries)
+    height = 1.1 + (0.12 + 0.16 * most) * len(entries)
     title = "Test accuracies with intervals"
     if by is not None:
         title = f"Intervals of {by.words}"
     return Chart("ranking", title, (5.6, height), draw)
+
+
+def _data_and_seeds(entries: list[Entry]) -> str:
+    counts = sorted({len(entry.accuracies) for entry in entries})
+    least, most = counts[0], counts[-1]
+    seeds = f"{most} {'seed' if most == 1 else 'seeds'}"
+    seeds = seeds if least == most else f"{least} to {seeds}"
+    return f"{plain(entries[0].first.config.dataset.name)}, {seeds}"
 
 
 def _unit(by: Column | None) -> float:

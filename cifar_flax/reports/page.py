@@ -19,8 +19,14 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from cifar_flax.analysis.predictions import confusion, converged, mean_probability
+from cifar_flax.analysis.predictions import (
+    confusion,
+    converged,
+    mean_probability,
+    recalls_of,
+)
 from cifar_flax.analysis.sequential import share_of_margin
+from cifar_flax.analysis.statistics import percent_with_interval
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, printable
 from cifar_flax.reports import charts, small_charts, verdicts
@@ -404,10 +410,11 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
     """
     names = entry.first.config.dataset.class_names
     predictions = entry.predictions
-    shares = np.empty((0, 0))
+    shares, recalls = np.empty((0, 0)), []
     if predictions:
         logits = np.concatenate([arrays["logits"] for arrays in predictions])
-        shares = confusion(logits, predictions[0]["labels"])
+        labels = predictions[0]["labels"]
+        shares, recalls = confusion(logits, labels), recalls_of(logits, labels)
     names = [*names, *(f"class {n}" for n in range(len(names), len(shares)))]
     pairs = [
         (share, names[i], names[j])
@@ -420,7 +427,10 @@ def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
         "mixes": entry.first.mixes,
         "names": names,
         "confusion": shares.tolist(),
-        "recalls": sorted(zip(np.diag(shares).tolist(), names, strict=False)),
+        "recalls": [
+            (percent_with_interval(mean, ends), names[label])
+            for label, mean, ends in sorted(recalls, key=lambda one: one[1])
+        ],
         "confused": sorted(pairs, reverse=True)[:CONFUSED_PAIRS],
         "reliability": small_charts.reliability(calibration) if calibration else None,
         "accuracies": small_charts.accuracies(entry),

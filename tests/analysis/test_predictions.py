@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import softmax
 
 from cifar_flax.analysis.predictions import (
@@ -10,6 +11,7 @@ from cifar_flax.analysis.predictions import (
     confusion,
     converged,
     mean_of_seeds,
+    recalls_of,
     score,
 )
 
@@ -108,3 +110,16 @@ def test_a_probability_of_zero_is_no_divergence(logits, odd, counts):
     with np.errstate(invalid="ignore"):
         found = softmax(logits, axis=-1)
     assert np.isfinite(found).all((1, 2)).tolist() == [True, counts]
+
+
+def test_recalls_are_the_accuracies_of_the_classes_over_seeds():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(3, 200, 4)), rng.integers(0, 3, 200)
+    found = recalls_of(logits, labels)
+    assert [label for label, _, _ in found] == [0, 1, 2]  # the last has no images
+    for label, mean, ends in found:
+        each = [(one[labels == label].argmax(1) == label).mean() for one in logits]
+        half = stats.t.ppf(0.975, 2) * np.std(each, ddof=1) / np.sqrt(3)
+        assert mean == pytest.approx(np.mean(each))
+        expected = max(0, np.mean(each) - half), np.mean(each) + half
+        assert ends == pytest.approx(expected)

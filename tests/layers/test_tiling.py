@@ -78,6 +78,7 @@ OPERATIONS = {
         (lax.erf(z) * lax.erfc(z) + lax.erfc(z) * z).astype(jnp.float32)
         for z in (y, y.astype(jnp.bfloat16).astype(jnp.float16))
     ),
+    "small values of erfc": lambda y: jnp.log(lax.erfc(jnp.minimum(jnp.abs(y), 4) + 4)),
     "bits": lambda y: (
         lax.bitcast_convert_type(jnp.where(y > 0, 3.0, -5.0), jnp.uint32) // 2**20
         + lax.bitcast_convert_type(jnp.sign(y), jnp.uint8).sum(-1, dtype=jnp.uint32)
