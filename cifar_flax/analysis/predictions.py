@@ -147,14 +147,14 @@ def recalls_of(
     images of the class for one seed.
 
     Args:
-      logits: [R, N, K].
+      logits: [R, N, K]; without a replica there is no accuracy.
       labels: int [N].
 
     Returns:
       Label, mean over the replicas, and both ends, as shares.
     """
     right, found = logits.argmax(-1) == labels, []
-    for label in np.unique(labels).tolist():
+    for label in np.unique(labels).tolist() if len(logits) else ():
         accuracies = right[:, labels == label].mean(1).tolist()
         ends = interval_of_accuracy(accuracies, int((labels == label).sum()))
         assert ends is not None

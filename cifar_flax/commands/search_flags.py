@@ -43,7 +43,7 @@ def define_search() -> None:
     cli.define_path(
         "space",
         None,
-        "TOML file of the space, a line for each setting, such as "
+        "File of the space (TOML), a line for each setting, such as "
         "lr = {log_uniform = [0.003, 0.3]}; also uniform, integers, log_integers and "
         "choices. --dry_run shows the trials.",
     )
