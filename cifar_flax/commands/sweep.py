@@ -60,7 +60,7 @@ from cifar_flax.sweeps.cells import (
     state_of,
 )
 from cifar_flax.sweeps.earlier import Contents, with_earlier_seeds
-from cifar_flax.sweeps.fresh import fresh_cells, fresh_seeds
+from cifar_flax.sweeps.fresh import fresh_cells
 from cifar_flax.sweeps.search import Searching
 from cifar_flax.sweeps.until_shown import (
     Study,
@@ -68,6 +68,7 @@ from cifar_flax.sweeps.until_shown import (
     plan_of_study,
     remember_look,
 )
+from cifar_flax.training.arguments import fresh_seeds
 from cifar_flax.training.named_recipes import LESSON
 
 FLAGS = flags.FLAGS

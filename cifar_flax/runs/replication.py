@@ -12,6 +12,7 @@ from cifar_flax.identity import differing_parts, parts_of
 from cifar_flax.runs.recipe_choice import OF_RECIPE
 from cifar_flax.runs.recorded_settings import SETTINGS, differences
 from cifar_flax.runs.settings import Settings
+from cifar_flax.training.arguments import fresh_seeds
 
 # Settings of the machine, which are those of the one that repeats the run.
 _HERE = {*records.PLACES, "lowering"}
@@ -64,12 +65,12 @@ def settings_to_repeat(folder: pathlib.Path, given: Mapping[str, Any]) -> Settin
             f"{where}: that run continues {recorded.continue_from}, whose seeds it "
             "keeps; replicate that one"
         )
-    first, count = max(recorded.seeds) + 1, len(recorded.seeds)
-    seeds = given.get("seeds") or tuple(range(first, first + count))
+    fresh = fresh_seeds(recorded.seeds, len(recorded.seeds))
+    seeds = given.get("seeds") or fresh
     if again := sorted({*seeds} & {*recorded.seeds}):
         raise UserError(
             f"{where}: seed {again[0]} is one of that run and gives its result again; "
-            f"give others, such as --seeds={first}"
+            f"give others, such as --seeds={fresh[0]}"
         )
     values = {n: getattr(recorded, n) for n in SETTINGS if n not in _HERE}
     recipe = recorded.trained_recipe if not given.keys() & {*OF_RECIPE} else None

@@ -12,11 +12,7 @@ from cifar_flax.reports.entries import Entry
 from cifar_flax.reports.studies import read_entries
 from cifar_flax.sweeps.cells import Cell, make_cell
 from cifar_flax.sweeps.earlier import key_of, with_earlier_seeds
-
-
-def fresh_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
-    """Returns the seeds that follow the largest of some seeds."""
-    return tuple(range(max(seeds) + 1, max(seeds) + 1 + count))
+from cifar_flax.training.arguments import fresh_seeds
 
 
 def fresh_cells(

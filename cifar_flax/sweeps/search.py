@@ -45,7 +45,7 @@ from cifar_flax.sweeps.space import (
     key_of,
     with_values,
 )
-from cifar_flax.training.arguments import SEED_RANGE
+from cifar_flax.training.arguments import SEED_RANGE, fresh_seeds
 
 LOCK = ".search.cifar_flax.lock"
 
@@ -293,8 +293,8 @@ class Searching:
 
     def _fresh_cells(self) -> list[Cell]:
         """Returns cells of the best trial of each subject, with seeds of their own."""
-        first = max(self._seeds) + 1
-        seeds = [s for s in range(first, first + self._fresh) if s in SEED_RANGE]
+        fresh = fresh_seeds(self._seeds, self._fresh)
+        seeds = [seed for seed in fresh if seed in SEED_RANGE]
         made: list[Cell] = []
         for name, given in self._givens.items():
             tried = self._tried(self._subject(name))

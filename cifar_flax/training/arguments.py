@@ -1,5 +1,6 @@
 """Checks the arguments of a trainer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,11 @@ from cifar_flax.training.recipes import Recipe
 SEED_RANGE = range(-(2**31), 2**31)
 
 MOST_RATES = 2**20  # steps whose rates are checked
+
+
+def fresh_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
+    """Returns the seeds that follow the largest of some seeds."""
+    return tuple(range(max(seeds) + 1, max(seeds) + 1 + count))
 
 
 def check_seeds(seeds: Any) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ import pytest
 from cifar_flax import records
 from cifar_flax.reports.studies import read_studies
 from cifar_flax.sweeps.cells import make_cells
-from cifar_flax.sweeps.fresh import fresh_cells, fresh_seeds
+from cifar_flax.sweeps.fresh import fresh_cells
+from cifar_flax.training.arguments import fresh_seeds
 from tests.reports.made import make_run
 
 
