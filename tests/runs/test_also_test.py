@@ -12,14 +12,19 @@ from scipy.special import log_softmax
 from cifar_flax import records
 from cifar_flax.data import Split
 from cifar_flax.errors import UserError
-from cifar_flax.identity import configuration_of
 from cifar_flax.runs.inference import Run
 from cifar_flax.runs.recorded_settings import SETTINGS as FIELDS
 from cifar_flax.runs.setting_values import parse_value
 from cifar_flax.runs.settings import Settings
 from cifar_flax.show.console import ConsoleDisplay
 from tests.conftest import make_split
-from tests.runs.test_session import SETTINGS, TinyNet, go, make_tiny
+from tests.runs.test_session import (
+    SETTINGS,
+    TinyNet,
+    assert_same_configuration,
+    go,
+    make_tiny,
+)
 
 DARK = make_split(7, 30)
 LIGHT = make_split(8, 21)
@@ -73,9 +78,7 @@ def test_header_and_result_show_them(done):
 def test_the_training_is_that_of_a_run_without_them(done, tmp_path):
     result, _ = done
     other = go(tmp_path / "other", dataclasses.replace(SETTINGS, epochs=1))
-    np.testing.assert_array_equal(other.test.logits, result.test.logits)
-    ours, theirs = (records.read_config(one.folder) for one in (result, other))
-    assert configuration_of(ours, "") == configuration_of(theirs, "")
+    assert_same_configuration(result, other)
     assert other.record.also_test == {}
 
 

@@ -18,6 +18,7 @@ import pytest
 from cifar_flax import records
 from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
+from cifar_flax.identity import configuration_of
 from cifar_flax.reports.studies import read_studies
 from cifar_flax.reports.verdicts import given
 from cifar_flax.runs.folder import LOCK, lock_holder
@@ -62,6 +63,13 @@ def make_tiny(name="tiny", count=120):
         tuple("abcd"),
         source="a test",
     )
+
+
+def assert_same_configuration(one, other):
+    """Asserts that two results have the same logits and the same configuration."""
+    np.testing.assert_array_equal(one.test.logits, other.test.logits)
+    first, second = (records.read_config(each.folder) for each in (one, other))
+    assert configuration_of(first, "") == configuration_of(second, "")
 
 
 def go(folder, settings=SETTINGS, **changes):
