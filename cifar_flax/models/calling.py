@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import jax
 
@@ -24,8 +25,13 @@ _OTHER_NAMES = ("deterministic", "training", "is_training", "use_running_average
 
 
 def init_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
-    """Initialises the variables by collection, always including ``batch_stats``."""
-    variables = model.init(key, images, **train_argument(model, False))
+    """Initialises the variables by collection, always including ``batch_stats``.
+
+    What ``sow`` and ``perturb`` make is for one batch, and no variable to train with.
+    """
+    of_one_batch = flax.core.DenyList(("intermediates", "perturbations"))
+    train = train_argument(model, False)
+    variables = model.init(key, images, mutable=of_one_batch, **train)
     return {"batch_stats": {}, **variables}
 
 

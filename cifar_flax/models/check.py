@@ -10,6 +10,7 @@ from flax import nnx
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.models.calling import (
     evaluate_logits,
+    init_variables,
     train_argument,
     train_logits,
 )
@@ -49,6 +50,7 @@ def check_model(
         if not jax.tree.leaves(variables.get("params")):
             raise UserError("it has no parameters, so there is nothing to train")
         _check_dtypes(variables)
+        _check_shapes(model, variables, images, key)
         trained, collections = jax.eval_shape(
             lambda v, x, k: train_logits(model, v, x, k), variables, images, key
         )
@@ -106,6 +108,25 @@ def _check_dtypes(variables: Any) -> None:
             raise UserError(
                 f"its parameter {name} is {leaf.dtype}, which has no gradient; keep it "
                 "in another collection, with self.variable"
+            )
+
+
+def _check_shapes(model: nn.Module, variables: Any, images: Any, key: Any) -> None:
+    """Checks that the variables, made with one image, are the same for two."""
+    if not variables.keys() - {"params", "batch_stats"}:
+        return  # a parameter whose shape follows the number of images fails anyway
+    of_two = jax.eval_shape(lambda k, x: init_variables(model, k, x), key, images)
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(variables),
+        jax.tree_util.tree_leaves_with_path(of_two),
+        strict=True,
+    )
+    for (path, one), (_, two) in pairs:
+        if one.shape != two.shape:
+            raise UserError(
+                f"its variable {jax.tree_util.keystr(path)} is {list(one.shape)} for "
+                f"one image and {list(two.shape)} for two; a variable must have the "
+                "same shape for any number of images"
             )
 
 
