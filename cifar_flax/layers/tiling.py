@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from cifar_flax.layers.folding import folded, inlined
 from cifar_flax.layers.tiled_values import Tiled, Tiler, Value, plain
 from cifar_flax.layers.tiling_rules import RULES
 
@@ -37,7 +38,7 @@ def in_tiles(function: Callable[..., Any]) -> Callable[..., Any]:
             jax.tree.structure(shapes), [plain(value) for value in outputs]
         )
 
-    return computed
+    return folded(computed)
 
 
 def _convolves(jaxpr: Any) -> bool:
@@ -45,7 +46,7 @@ def _convolves(jaxpr: Any) -> bool:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             return True
-        inner = _inlined(equation.primitive.name, equation.params)
+        inner = inlined(equation.primitive.name, equation.params)
         if inner and _convolves(inner.jaxpr):
             return True
     return False
@@ -76,7 +77,7 @@ class _Interpreter:
 
     def _equation(self, equation: Any, values: list[Value]) -> list[Value]:
         primitive, params = equation.primitive, equation.params
-        if inner := _inlined(primitive.name, params):
+        if inner := inlined(primitive.name, params):
             return self.run(inner.jaxpr, inner.consts, values)
         rule = RULES.get(primitive.name)
         touches = any(isinstance(value, Tiled) for value in values)
@@ -98,15 +99,6 @@ def _only_multiplied(jaxpr: Any) -> set[Any]:
         is_product = equation.primitive.name == "mul" and len(variables) == 2
         (found if is_product else others).update(variables)
     return found - others
-
-
-def _inlined(name: str, params: Any) -> Any:
-    """Returns the jaxpr of a call whose body may stand in its place."""
-    if name in ("jit", "pjit", "closed_call", "core_call"):
-        return params.get("jaxpr") or params.get("call_jaxpr")
-    if name in ("custom_jvp_call", "custom_vjp_call"):
-        return params["call_jaxpr"]
-    return None
 
 
 # Operations that may make tiles of plain arrays.

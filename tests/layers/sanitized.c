@@ -109,8 +109,10 @@ static void call(Handler *handler, int inputs, Tensor *in, int outputs, Tensor *
     buffers[k] = (XLA_FFI_Buffer){.data = t->data, .dims = t->shape};
     *(k < inputs ? &args[k] : &rets[k - inputs]) = &buffers[k];
   }
-  XLA_FFI_CallFrame frame = {
-      .api = &api, .args = {.args = args}, .rets = {.rets = rets}, .attrs = {.attrs = attrs}};
+  XLA_FFI_CallFrame frame = {.api = &api,
+                             .args = {.size = inputs, .args = args},
+                             .rets = {.rets = rets},
+                             .attrs = {.attrs = attrs}};
   pool.started = 0;
   check(!handler(&frame), "a kernel fails");
   for (i64 k = 0; k < pool.started; k++) pthread_join(pool.all[k], NULL);
@@ -151,6 +153,22 @@ static void check_output(Convolution v, Tensor x, Tensor w, Tensor y) {
   check(fabs(error) <= 5e-6 * (1 + size), "y is wrong");
 }
 
+/* What follows the sums of each feature, compared with what they are without it. */
+static void check_after(Convolution v, Tensor x, Tensor w, Tensor y) {
+  i64 all = v.groups * v.features;
+  Tensor after = random_numbers(6, all, 1, 1, 1);
+  Tensor z[2] = {make(v.tiles, v.row.out, v.column.out, all, TILE),
+                 make(forward_size(&v), 1, 1, 1, 1)};
+  call(conv_forward, 3, (Tensor[]){x, w, after}, 2, z, &v, 1);
+  for (i64 q = 0; q < y.size; q++) {
+    const float *a = after.data + q / TILE % all;
+    double value = (double)y.data[q] * a[0] + a[all];
+    value = fmin(fmax(value, a[2 * all]), a[3 * all]) * a[4 * all] + a[5 * all];
+    check(fabs(z[0].data[q] - value) <= 1e-6 * (1 + fabs(y.data[q])), "z is wrong");
+  }
+  free(after.data), free(z[0].data), free(z[1].data);
+}
+
 static void convolve(Convolution v) {
   if (v.row.out < 1 || v.column.out < 1) return;
   printf("%ld tiles, %ld groups of %ld channels and %ld features\n", (long)v.tiles,
@@ -172,6 +190,7 @@ static void convolve(Convolution v) {
                   make(kernel_gradient_size(&v), 1, 1, 1, 1)};
   call(conv_forward, 2, (Tensor[]){x, w}, 2, y, &v, 1);
   for (int k = 0; k < 100; k++) check_output(v, x, w, y[0]);
+  check_after(v, x, w, y[0]);
   call(conv_input_gradient, 2, (Tensor[]){dy, w}, 2, dx, &v, 1);
   call(conv_kernel_gradient, 2, (Tensor[]){x, dy}, 2, dw, &v, 1);
   double all = product(y[0], dy), scale = sqrt(product(y[0], y[0]) * product(dy, dy));

@@ -10,18 +10,49 @@ typedef struct {
   i64 in, out, count, first, out_step, taps, in_step, tap_step, before;
 } Steps;
 
+/* What follows the sums of a feature, if it is there: 6 numbers, each `step` apart, for
+   y * [0] + [1], then within [2] and [3], then y * [4] + [5]. NaN stays NaN. */
+typedef struct {
+  const float *first;
+  i64 step;
+} After;
+
+INLINE After of_feature(After all, i64 feature) {
+  return (After){all.first ? all.first + feature : NULL, all.step};
+}
+
+/* The numbers of some features at some positions, which the cache still holds. A function
+   of its own, because a block of sums leaves no register for more. */
+__attribute__((noinline)) static void finish(After after, float *y, i64 y_step, i64 features,
+                                             i64 positions) {
+  for (i64 f = 0; f < features; f++) {
+    const float *a = after.first + f;
+    i64 step = after.step;
+    vec low = (vec){0} + a[2 * step], high = (vec){0} + a[3 * step];
+    for (i64 p = 0; p < positions; p++)
+      EACH(v, PARTS) {
+        float *at = y + p * y_step + f * TILE + v * LANES;
+        vec sum = load(at) * a[0] + a[step];
+        sum = choose(sum < low, low, sum);
+        sum = choose(sum > high, high, sum);
+        store(at, sum * a[4 * step] + a[5 * step]);
+      }
+  }
+}
+
 typedef struct {
   Steps row, column;
   i64 in_channels, out_channels, groups; /* channels: of a group */
   const float *weights; /* [groups, features / block, taps, taps, in_channels, block] */
   i64 block, band;      /* band: rows of outputs whose inputs stay in cache together */
+  After after;
 } Correlation;
 
 /* F features at P positions, of which so many count. The terms of a tap lie side by side
    in the input, and those of a row of taps in the weights. */
 INLINE void correlate(const int F, const int P, const float *x, i64 x_row, i64 x_tap,
                       i64 x_step, const float *w, i64 w_row, i64 rows, i64 taps, i64 length,
-                      float *y, i64 y_step, i64 features, i64 positions) {
+                      float *y, i64 y_step, i64 features, i64 positions, After after) {
   vec sum[6 * UNIT][MAX_P][PARTS];
   EACH(f, F)
     EACH(p, P)
@@ -45,17 +76,18 @@ INLINE void correlate(const int F, const int P, const float *x, i64 x_row, i64 x
       EACH(p, P)
         if (p < positions)
           EACH(v, PARTS) store(y + p * y_step + f * TILE + v * LANES, sum[f][p][v]);
+  if (after.first) finish(after, y, y_step, min(F, features), min(P, positions));
 }
 
 typedef void Correlate(const float *, i64, i64, i64, const float *, i64, i64, i64, i64, float *,
-                       i64, i64);
+                       i64, i64, After);
 
 #define CORRELATE(F, P)                                                                      \
   static void correlate_##F##_##P(const float *x, i64 x_row, i64 x_tap, i64 x_step,          \
                                   const float *w, i64 w_row, i64 rows, i64 taps, i64 length, \
-                                  float *y, i64 y_step, i64 features) {                      \
+                                  float *y, i64 y_step, i64 features, After after) {         \
     correlate(F * UNIT, P, x, x_row, x_tap, x_step, w, w_row, rows, taps, length, y, y_step, \
-              features, P);                                                                  \
+              features, P, after);                                                           \
   }
 CORRELATE(4, 1)
 CORRELATE(5, 1)

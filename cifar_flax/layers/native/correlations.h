@@ -44,7 +44,7 @@ static void correlate_band(const Correlation *c, const float *x, float *y, i64 b
               w + i0 * w_row + j0 * w_tap, w_row, rows, taps, length,
               y + ((row->first * column->out + column->first) * y_pixel + a * y_row +
                    b * y_step + (g * c->out_channels + f) * TILE),
-              y_step, c->out_channels - f);
+              y_step, c->out_channels - f, of_feature(c->after, g * c->out_channels + f));
         }
       }
     }
@@ -92,7 +92,7 @@ static void fill_panel(const Correlation *c, const Panel *p, const float *x, i64
 }
 
 INLINE void correlate_panel(const int F, const int P, const Correlation *c, const Panel *p,
-                            const float *x, const float *w, i64 rows, float *y) {
+                            const float *x, const float *w, i64 rows, float *y, After after) {
   i64 y_step = c->groups * c->out_channels * c->column.out_step * TILE;
   i64 y_row = c->groups * c->out_channels * c->row.out_step * c->column.out * TILE;
   for (i64 f = 0; f < c->out_channels; f += F)
@@ -104,7 +104,7 @@ INLINE void correlate_panel(const int F, const int P, const Correlation *c, cons
                   w + f * c->row.taps * c->column.taps * c->in_channels,
                   c->column.taps * c->in_channels * F, c->row.taps, c->column.taps,
                   c->in_channels, y + a * y_row + b * y_step + f * TILE, y_step,
-                  c->out_channels - f, c->column.count - b);
+                  c->out_channels - f, c->column.count - b, of_feature(after, f));
 }
 
 static void narrow_band(const Correlation *c, const float *x, float *y, i64 band, i64 g0,
@@ -118,14 +118,15 @@ static void narrow_band(const Correlation *c, const float *x, float *y, i64 band
     const float *w = c->weights + g * ceil_div(c->out_channels, c->block) * weights;
     float *to = y + g * c->out_channels * TILE;
     fill_panel(c, &p, x + g * p.pixel, top, -c->column.before, reach(&c->row, rows), workspace);
+    After after = of_feature(c->after, g * c->out_channels);
     if (c->block == 1 && p.columns % NARROW_1)
-      correlate_panel(1, NARROW_1 / 2, c, &p, workspace, w, rows, to);
+      correlate_panel(1, NARROW_1 / 2, c, &p, workspace, w, rows, to, after);
     else if (c->block == 1)
-      correlate_panel(1, NARROW_1, c, &p, workspace, w, rows, to);
+      correlate_panel(1, NARROW_1, c, &p, workspace, w, rows, to, after);
     else if (c->block == 2)
-      correlate_panel(2, NARROW_2, c, &p, workspace, w, rows, to);
+      correlate_panel(2, NARROW_2, c, &p, workspace, w, rows, to, after);
     else
-      correlate_panel(4, NARROW_4, c, &p, workspace, w, rows, to);
+      correlate_panel(4, NARROW_4, c, &p, workspace, w, rows, to, after);
   }
 }
 

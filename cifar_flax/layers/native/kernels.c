@@ -54,26 +54,30 @@ static Correlation correlation_of(const Convolution *v) {
       .block = feature_block(v->groups, v->features)};
 }
 
-static void forward(XLA_FFI_CallFrame *frame, const Convolution *v, Weights weights) {
+static void forward(XLA_FFI_CallFrame *frame, const Convolution *v, Weights weights,
+                    After after) {
   if (is_minimal(v)) {
     Minimal m = plan_minimal(v);
+    m.after = after;
     run_minimal(frame, v->tiles, &m, weights);
     return;
   }
   Correlation c = correlation_of(v);
   Correlations all = plan_correlations(v->tiles, &c, 1);
-  c.weights = result(frame, 1);
+  c.weights = result(frame, 1), c.after = after;
   pack_weights(result(frame, 1), weights, &c);
   run_correlations(frame, &all, packed_size(&c));
 }
 
-/* x [T, H, W, G C, 16], w [K, K, C, G F] -> y [T, H', W', G F, 16], workspace */
+/* x [T, H, W, G C, 16], w [K, K, C, G F] and perhaps after [6, G F]
+   -> y [T, H', W', G F, 16], workspace */
 XLA_FFI_Error *conv_forward(XLA_FFI_CallFrame *frame) {
   if (is_query(frame)) return NULL;
   const Convolution *v = convolution(frame);
   i64 all = v->groups * v->features, tap = v->channels * all;
   forward(frame, v,
-          (Weights){argument(frame, 1), v->column.size * tap, tap, v->features, all, 1});
+          (Weights){argument(frame, 1), v->column.size * tap, tap, v->features, all, 1},
+          (After){frame->args.size > 2 ? argument(frame, 2) : NULL, all});
   return NULL;
 }
 
@@ -144,7 +148,7 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
   if (v->row.stride == 1 && v->column.stride == 1) {
     Convolution t = transposed(v);
     const float *last = argument(frame, 1) + v->row.size * row - column;
-    forward(frame, &t, (Weights){last, -row, -column, v->features, 1, all});
+    forward(frame, &t, (Weights){last, -row, -column, v->features, 1, all}, (After){0});
     return NULL;
   }
   i64 count;

@@ -82,8 +82,9 @@ typedef struct {
   /* From one point to the next. An even number of cache lines would often put all points
      of a pixel on the same few lines of the cache. */
   i64 x_step, y_step, w_step;
-  const float *x;   /* [tiles, height, width, channels, 16] */
-  Weights w;        /* [3, 3, channels, features] */
+  const float *x; /* [tiles, height, width, channels, 16] */
+  Weights w;      /* [3, 3, channels, features] */
+  After after;
   float *y;         /* [tiles, rows, columns, features, 16] */
   float *packed;    /* [36, w_step]; a point is [padded / block, channels, block] */
   float *workspace; /* [workers, 36, x_step + y_step] */
@@ -165,7 +166,7 @@ static void transform_inputs(const Minimal *m, const float *x, i64 top, i64 left
 
 /* A' m A of the products of one block and feature, [36, step]: 4x4 outputs. */
 static void transform_outputs(const float *products, i64 step, float *y, i64 y_row, i64 y_step,
-                              i64 rows, i64 columns) {
+                              i64 rows, i64 columns, After after) {
   vec t[PARTS][OUTS][INS];
   for (int j = 0; j < INS; j++)
     EACH(v, PARTS) {
@@ -179,6 +180,7 @@ static void transform_outputs(const float *products, i64 step, float *y, i64 y_r
     EACH(v, PARTS) outputs_of_points(t[v][i], out[v]);
     for (i64 j = 0; j < columns; j++)
       EACH(v, PARTS) store(y + i * y_row + j * y_step + v * LANES, out[v][j]);
+    if (after.first) finish(after, y + i * y_row, y_step, 1, columns);
   }
 }
 
@@ -201,7 +203,7 @@ static void minimal_task(const void *work, i64 task, i64 worker) {
         pairs = b + PAIR <= count ? PAIR : 1;
         correlate_kind(m->block, pairs)(
             inputs + k * m->x_step + b * x_block, 0, 0, x_block, w, 0, 1, 1, m->channels,
-            products + k * m->y_step + b * y_block + f * TILE, y_block, m->block);
+            products + k * m->y_step + b * y_block + f * TILE, y_block, m->block, (After){0});
       }
     }
   for (i64 b = 0; b < count; b++) {
@@ -210,7 +212,8 @@ static void minimal_task(const void *work, i64 task, i64 worker) {
       transform_outputs(products + b * y_block + f * TILE, m->y_step,
                         y + ((row * m->columns + column) * m->features + f) * TILE,
                         m->columns * m->features * TILE, m->features * TILE,
-                        min(OUTS, m->rows - row), min(OUTS, m->columns - column));
+                        min(OUTS, m->rows - row), min(OUTS, m->columns - column),
+                        of_feature(m->after, f));
   }
 }
 

@@ -88,6 +88,27 @@ def convolve(tiles: Array, kernel: Array, geometry: Geometry) -> Array:
     return _convolve.bind(tiles, kernel, geometry=geometry)
 
 
+def convolve_after(
+    tiles: Array, kernel: Array, rows: Array, geometry: Geometry
+) -> Array:
+    """Cross-correlates tiles, and then changes each number y by its channel.
+
+    ``min(max(y * rows[0] + rows[1], rows[2]), rows[3]) * rows[4] + rows[5]``
+
+    It cannot be differentiated; ``layers.folding`` makes it.
+
+    Args:
+      tiles: as of ``convolve``.
+      kernel: as of ``convolve``.
+      rows: float32 [6, G * F].
+      geometry: see ``Geometry``.
+
+    Returns:
+      [T, H', W', G * F, 16].
+    """
+    return _convolve_after.bind(tiles, kernel, rows, geometry=geometry)
+
+
 def input_gradient(grad: Array, kernel: Array, size: Pair, geometry: Geometry) -> Array:
     """Returns the gradient of ``sum(grad * convolve(tiles, kernel))`` for the tiles.
 
@@ -244,7 +265,8 @@ def _call_convolution(
 
     Args:
       name: of the kernel.
-      operands: two of tiles, gradient of the outputs and kernel.
+      operands: two of tiles, gradient of the outputs and kernel; for the forward pass
+        perhaps what follows, see ``convolve_after``.
       result: shape of the third of these.
       tiles: shape [T, H, W, G * C, 16].
       grad: shape [T, H', W', G * F, 16].
@@ -322,11 +344,13 @@ def _outputs_shape(tiles: tuple, kernel: tuple, geometry: Geometry) -> tuple:
     return (tiles[0], height, width, kernel[3], TILE)
 
 
-def _convolve_on_cpu(tiles: Array, kernel: Array, geometry: Geometry) -> Array:
+def _convolve_on_cpu(
+    tiles: Array, kernel: Array, *rows: Array, geometry: Geometry
+) -> Array:
     outputs = _outputs_shape(tiles.shape, kernel.shape, geometry)
     return _call_convolution(
         "forward",
-        (tiles, kernel),
+        (tiles, kernel, *rows),
         outputs,
         tiles=tiles.shape,
         grad=outputs,
@@ -340,7 +364,21 @@ def _convolve_xla(tiles: Array, kernel: Array, geometry: Geometry) -> Array:
     return _tile_xla(convolve_xla(images, kernel, geometry))
 
 
+def _convolve_after_xla(
+    tiles: Array, kernel: Array, rows: Array, geometry: Geometry
+) -> Array:
+    y = _convolve_xla(tiles, kernel, geometry)
+    a, b, low, high, c, d = rows[..., None]
+    return jnp.minimum(jnp.maximum(y * a + b, low), high) * c + d
+
+
 _convolve = _primitive("convolve", _outputs_shape, _convolve_on_cpu, _convolve_xla)
+_convolve_after = _primitive(
+    "convolve_after",
+    lambda tiles, kernel, _, geometry: _outputs_shape(tiles, kernel, geometry),
+    _convolve_on_cpu,
+    _convolve_after_xla,
+)
 
 
 def _inputs_shape(grad: tuple, kernel: tuple, size: Pair, geometry: Geometry) -> tuple:

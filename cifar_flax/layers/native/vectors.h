@@ -27,6 +27,7 @@ enum { PARTS = TILE / LANES, MAX_P = NARROW_1, MAX_WORKERS = 64 };
 
 /* XLA aligns its buffers to 64 bytes; `aligned(4)` asks for no more than a float's. */
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -48,10 +49,14 @@ INLINE vec load_once(const float *p) {
 }
 INLINE void store(float *p, vec v) { *(vec *)p = v; }
 
+/* a where a lane of the condition is -1, and b where it is 0. */
+INLINE vec choose(ivec condition, vec a, vec b) {
+  return (vec)((condition & (ivec)a) | (~condition & (ivec)b));
+}
+
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
 #else
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 #define SHUFFLE(A, B, ...) __builtin_shuffle(A, B, (ivec){__VA_ARGS__})
 #endif
 
