@@ -21,6 +21,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import util
 from typing import Any
 
@@ -99,19 +100,26 @@ def chosen_models(names: list[str]) -> list[str]:
     return check_models([name for group in groups for name in group], known)
 
 
-def contenders(model: str) -> dict[str, list[str]]:
-    """Returns the commands of all contenders without the model, ours first."""
-    sizes = (FLAGS.batch_size, FLAGS.train_images, FLAGS.eval_images)
+def contenders(
+    lowerings: Sequence[str], python: str | None, *sizes: int
+) -> dict[str, list[str]]:
+    """Returns the commands of all contenders without the model, ours first.
+
+    Args:
+      lowerings: of our convolutions.
+      python: the interpreter that has PyTorch; None: no peer.
+      *sizes: images of a step, to train on, and to evaluate.
+    """
     words = list(map(str, sizes))
     our_turns = [sys.executable, "-m", "benchmarks.our_turns"]
     ours = {
         f"cifar_flax {lowering}": [*our_turns, lowering, *words]
-        for lowering in FLAGS.lowerings
+        for lowering in lowerings
     }
-    peer = [FLAGS.peer_python or sys.executable, "-m", "benchmarks.torch_peer"]
-    theirs = {name: [*peer, variant, *words] for name, variant in PEERS.items()}
-    has_peer = FLAGS.peer == "torch" and not is_own(model)
-    return ours | theirs if has_peer else ours
+    if python is None:
+        return ours
+    peer = [python, "-m", "benchmarks.torch_peer"]
+    return ours | {name: [*peer, how, *words] for name, how in PEERS.items()}
 
 
 def check_peer() -> None:
@@ -149,25 +157,47 @@ def check_writable(flag: str, path: pathlib.Path) -> None:
 
 def measure(model: str) -> list[dict[str, Any]]:
     """Measures all contenders; returns a row for each."""
+    has_peer = FLAGS.peer == "torch" and not is_own(model)
+    python = (FLAGS.peer_python or sys.executable) if has_peer else None
+    sizes = (FLAGS.batch_size, FLAGS.train_images, FLAGS.eval_images)
     with contextlib.ExitStack() as stack:
         workers = {
             name: stack.enter_context(worker(*command, model))
-            for name, command in contenders(model).items()
+            for name, command in contenders(FLAGS.lowerings, python, *sizes).items()
         }
         # One after the other, so that compilations do not disturb each other.
         ready = {name: call(one, "ready") for name, one in workers.items()}
-        train: dict[str, list[float]] = {name: [] for name in workers}
-        evaluate: dict[str, list[float]] = {name: [] for name in workers}
-        for number in range(FLAGS.rounds):
-            order = list(workers)
-            order = order[number % len(order) :] + order[: number % len(order)]
-            for name in order:
-                train[name].append(call(workers[name], "train"))
-            for name in order:
-                evaluate[name].append(call(workers[name], "evaluate"))
-        memory = {name: call(one, "memory") for name, one in workers.items()}
+        return take_turns(model, workers, ready, FLAGS.rounds, FLAGS.batch_size)
+
+
+def take_turns(
+    model: str,
+    workers: Mapping[str, Worker],
+    ready: Mapping[str, Any],
+    rounds: int,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Measures contenders that are ready; returns a row for each.
+
+    Args:
+      model: its name.
+      workers: the contenders, ours first.
+      ready: what each has answered when it was ready.
+      rounds: number of turns of each.
+      batch_size: images of a step.
+    """
+    train: dict[str, list[float]] = {name: [] for name in workers}
+    evaluate: dict[str, list[float]] = {name: [] for name in workers}
+    for number in range(rounds):
+        order = list(workers)
+        order = order[number % len(order) :] + order[: number % len(order)]
+        for name in order:
+            train[name].append(call(workers[name], "train"))
+        for name in order:
+            evaluate[name].append(call(workers[name], "evaluate"))
+    memory = {name: call(one, "memory") for name, one in workers.items()}
     ours = next(iter(workers))
-    flops = 3 * ready[ours]["flops_per_image"] * FLAGS.batch_size
+    flops = 3 * ready[ours]["flops_per_image"] * batch_size
     rows = []
     for name in workers:
         step = float(np.median(train[name]))
@@ -178,7 +208,7 @@ def measure(model: str) -> list[dict[str, Any]]:
                 "lowering": ready[name].get("lowering"),
                 "version": ready[name].get("version"),
                 "step_seconds": step,
-                "images_per_second": FLAGS.batch_size / step,
+                "images_per_second": batch_size / step,
                 "gflops": flops / step / 1e9,
                 "share_of_peak": flops / step / 1e9 / ready[ours]["peak_gflops"],
                 "eval_seconds": float(np.median(evaluate[name])),

@@ -181,8 +181,9 @@ def train_grid(
       Validation accuracies [rates, R], and the time of a step in seconds.
     """
     start, data = trainer.init(splits.train), trainer.put(splits.train)
-    accuracies, seconds, images, val = [], 0.0, 0, splits.val
-    assert isinstance(val, Split)
+    accuracies, seconds, images = [], 0.0, 0
+    assert isinstance(splits.val, Split)
+    val = trainer.hold(splits.val)
     with steps_bar(screen, len(RATES)) as move:
         for number, rate in enumerate(RATES, start=1):
             for progress in trainer.chunks(start, data, rate=rate):

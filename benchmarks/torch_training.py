@@ -5,8 +5,9 @@ paper and its published settings: 9.9 epochs of 48 batches of 1,024, rounded up 
 steps, with the whitening layer, partial identities, Nesterov SGD with decoupled
 settings, 64 times the rate for the biases of norms, Lookahead after three epochs,
 alternating flips, translation by two pixels, and evaluation over six views. The data
-stay on the device, and the network is ``channels_last``. ``docs/results.md`` lists what
-differs from the published code.
+stay on the device, and the network is ``channels_last``. In half precision, as it was
+published, the parameters are of the type ``HALF``, and norms compute in float32.
+``docs/results.md`` lists what differs from the published code.
 """
 
 import math
@@ -31,6 +32,8 @@ GROWTH = 1 + 1 / (1 - MOMENTUM)
 LEARNING_RATE, WEIGHT_DECAY = 11.5 / GROWTH, 0.0153 / GROWTH
 WHITEN_BIAS_EPOCHS = 3
 LOOKAHEAD, LOOKAHEAD_DECAY, LOOKAHEAD_EPOCH = 5, 0.95, 3
+# A CPU has no convolutions of float16; this lets it try the program.
+HALF = torch.float16 if torch.cuda.is_available() else torch.bfloat16
 
 
 def initialise(network: Airbench, images: torch.Tensor) -> None:
@@ -42,7 +45,7 @@ def initialise(network: Airbench, images: torch.Tensor) -> None:
                 module.reset_parameters()
         for convolution in convolutions[1:]:
             nn.init.dirac_(convolution.weight[: convolution.in_channels])
-        patches = functional.unfold(images, 2).transpose(1, 2).reshape(-1, 12)
+        patches = functional.unfold(images.float(), 2).transpose(1, 2).reshape(-1, 12)
         covariance = patches.T @ patches / len(patches)
         values, vectors = torch.linalg.eigh(covariance)
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
@@ -52,9 +55,14 @@ def initialise(network: Airbench, images: torch.Tensor) -> None:
         whiten.bias.zero_()
 
 
-def make_optimizer(network: Airbench) -> torch.optim.SGD:
-    """Makes Nesterov SGD, with groups for the biases of norms and for the rest."""
-    rate = LEARNING_RATE
+def make_optimizer(network: Airbench, summed: int = 1) -> torch.optim.SGD:
+    """Makes Nesterov SGD, with groups for the biases of norms and for the rest.
+
+    Args:
+      network: whose parameters to train.
+      summed: number of images whose losses are summed; 1: the loss is their mean.
+    """
+    rate = LEARNING_RATE / summed
     biases = [m.bias for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     norms = {id(bias) for bias in biases}
     others = [p for p in network.parameters() if p.requires_grad and id(p) not in norms]
@@ -74,9 +82,11 @@ class Training:
       slow: the average of Lookahead; None: there is none yet.
     """
 
-    def __init__(self, split: Split, is_compiled: bool):
+    def __init__(self, split: Split, is_compiled: bool, is_half: bool = False):
         """Takes the training images."""
         torch.backends.cudnn.allow_tf32 = False  # as in matrix products
+        torch.backends.cudnn.benchmark = is_half  # as published
+        self.dtype = HALF if is_half else torch.float32
         images, labels = split.images, split.labels
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1)
@@ -87,16 +97,21 @@ class Training:
         self.size = min(BATCH_SIZE, len(images))  # of a trial on few images
         self.per_epoch = len(images) // self.size
         self.total = math.ceil(self.per_epoch * EPOCHS)
-        self.network = network = Airbench()
+        # Gradients of a mean would be too small for half precision.
+        self.summed = self.size if is_half else 1
+        self.network = network = Airbench().to(self.dtype)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.float()
         move(network, self.device, torch.channels_last)
         initialise(network, self.images[:256])
         self.compiled = compiled(network) if is_compiled else network
 
     def normalise(self, images: np.ndarray) -> torch.Tensor:
-        """Normalises uint8 [N, H, W, C] to float32 [N, C, H, W]."""
+        """Normalises uint8 [N, H, W, C] to [N, C, H, W] of the network's type."""
         pixels = torch.tensor(images, device=self.device).permute(0, 3, 1, 2)
         pixels = (pixels.float() / 255 - self.mean) / self.std
-        return pixels.contiguous(memory_format=torch.channels_last)
+        return pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def batch(self, indices: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
         """Returns images, moved by up to two pixels and mirrored according to flips."""
@@ -114,9 +129,16 @@ class Training:
         """Makes new parameters and a new optimizer."""
         initialise(self.network, self.images[:5000])
         self.network.whiten.bias.requires_grad_(True)
-        self.optimizer = make_optimizer(self.network)
+        self.optimizer = make_optimizer(self.network, self.summed)
         self.slow: dict[str, torch.Tensor] | None = None
         self.compiled.train()
+
+    def warm_up(self, test: Split) -> float:
+        """Compiles and tries everything; returns the seconds."""
+        start = time.perf_counter()
+        self.train(0, most=2)
+        self.accuracy(Split(test.images[:500], test.labels[:500]))
+        return time.perf_counter() - start
 
     def train(self, seed: int, most: float = math.inf) -> float:
         """Trains from the start for at most ``most`` steps; returns the seconds."""
@@ -132,6 +154,8 @@ class Training:
                 flips = ~flips
             indices = order[place * size : (place + 1) * size]
             self.step(step, self.batch(indices, flips), self.labels[indices])
+        if self.device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - start
 
     def step(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -144,7 +168,8 @@ class Training:
             group["lr"] = group["peak"] * float(share)
         optimizer.zero_grad(set_to_none=True)
         logits = self.compiled(images)
-        functional.cross_entropy(logits, labels, label_smoothing=0.2).backward()
+        loss = functional.cross_entropy(logits, labels, label_smoothing=0.2)
+        (self.summed * loss).backward()
         optimizer.step()
         if epoch >= LOOKAHEAD_EPOCH and done % LOOKAHEAD == 0:
             keep = LOOKAHEAD_DECAY**LOOKAHEAD * (done / total) ** 3

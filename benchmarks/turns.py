@@ -15,20 +15,31 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def serve(answers: dict[str, Callable[[], Any]]) -> None:
-    """Answers each line of stdin with a line of JSON, until stdin ends.
+@contextlib.contextmanager
+def json_lines() -> Iterator[Callable[[Any], None]]:
+    """Gives a function that writes a value to stdout as a line of JSON.
 
     Everything else that the process prints goes to stderr.
+    """
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+
+        def write(value: Any) -> None:
+            output.write(json.dumps(value) + "\n")
+            output.flush()
+
+        yield write
+
+
+def serve(answers: dict[str, Callable[[], Any]]) -> None:
+    """Answers each line of stdin with a line of JSON, until stdin ends.
 
     Args:
       answers: the function for each request; ``memory`` is always available.
     """
-    with os.fdopen(os.dup(1), "w") as output:
-        os.dup2(2, 1)
+    with json_lines() as write:
         for line in sys.stdin:
-            answer = {"memory": peak_memory, **answers}[line.strip()]()
-            output.write(json.dumps(answer) + "\n")
-            output.flush()
+            write({"memory": peak_memory, **answers}[line.strip()]())
 
 
 def peak_memory() -> int:

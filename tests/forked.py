@@ -74,17 +74,17 @@ def server(folder):
         process.stdin.close()
 
 
-def command(name, *flags):
+def command(name, *flags, limit=120):
     """Runs one of the commands, as ``python -m experiments.NAME`` does.
 
     Processes of this one share a server, which lasts as long as it does.
     """
-    return _shared()(module_of(name), *flags, limit=120)
+    return _shared()(module_of(name), *flags, limit=limit)
 
 
 def module_of(name):
     """Returns the module of a command, as users start it."""
-    ours = ("forms", "lr_grid", "torch_airbench")
+    ours = ("forms", "gpu_check", "lr_grid", "torch_airbench")
     package = "benchmarks" if name in ours else "experiments"
     return f"{package}.{name}"
 

@@ -16,6 +16,7 @@ import sys
 import pytest
 from PIL import Image
 
+from benchmarks import gpu_check, kernels
 from cifar_flax import records
 from cifar_flax.layers.native import library
 from tests import archives
@@ -204,6 +205,69 @@ def test_benchmark(tmp_path):
     assert_picture(tmp_path / "ratios.png")
 
 
+@no_torch
+@pytest.mark.slow
+def test_gpu_check(tmp_path):
+    path = tmp_path / "gpu.json"
+    words = ("--dry_run", "--minutes=60", f"--json={path}")
+    done = command("gpu_check", *words, limit=900)
+    assert last_line_of(done) == f"all figures: {path}"
+    found = json.loads(path.read_text())
+    parts = {name: one["rows"] for name, one in found["parts"].items()}
+    assert {one["status"] for one in found["parts"].values()} == {"done"}
+    assert [*parts] == [*gpu_check.SHARES]
+    assert parts["machine"][0]["versions"]["jax"]
+    for row in parts["steps"] + parts["peak"]:
+        assert row["step_seconds"] > 0
+        assert row["gflops"] > 0
+    for row in parts["accuracy"] + parts["torch_accuracy"] + parts["dtypes"][:2]:
+        assert row["wall_seconds"] >= row["seconds"] > 0
+        assert len(row["accuracies"]) == len(row["seeds"])
+    assert [row["seeds"] for row in parts["accuracy"]] == [[0], [1], [0, 1]]
+    assert [row["seeds"] for row in parts["seeds"]] == [1, 2]
+    for row in parts["peak"]:
+        assert sum(row["share_of_kernel_time"].values()) == pytest.approx(1)
+    assert [row["cache"] for row in parts["start"]] == ["empty", "filled"]
+
+
+@pytest.mark.slow
+def test_gpu_check_keeps_what_is_known_when_the_time_is_over(tmp_path):
+    """Also what a part has written before it was stopped."""
+    path = tmp_path / "gpu.json"
+    words = ("--dry_run", "--parts=machine,peak", f"--json={path}")
+    done = command("gpu_check", *words, "--minutes=0.05")
+    last_line_of(done, status=1)
+    parts = json.loads(path.read_text())["parts"]
+    assert [*parts] == ["machine", "peak"]
+    for part in parts.values():
+        assert part["status"].startswith("out of time")
+
+
+@pytest.mark.slow
+def test_gpu_check_without_cifar_leaves_parts_out(tmp_path):
+    path = tmp_path / "gpu.json"
+    done = command("gpu_check", "--parts=accuracy,dtypes", f"--json={path}")
+    assert last_line_of(done) == f"all figures: {path}"
+    for part in json.loads(path.read_text())["parts"].values():
+        assert part["status"].startswith("left out: give --data_dir")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("sm90_xmma_fprop_implicit_gemm_f32f32_tf32f32_f32_nhwckrsc", "convolution"),
+        ("sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize128x128x32", "matrix product"),
+        ("void cudnn::ops::nchwToNhwcKernel<float, float>", "copy and layout"),
+        ("loop_convert_fusion_3", "other fusion"),
+        ("input_reduce_fusion", "reduction"),
+        ("loop_gather_fusion", "gather and scatter"),
+        ("wrapped_select_and_scatter", "pooling"),
+    ],
+)
+def test_the_kind_of_a_kernel_follows_from_its_name(kernel, kind):
+    assert kernels.kind_of(kernel) == kind
+
+
 @pytest.mark.slow
 def test_benchmark_of_a_net_of_flax_layers(tmp_path):
     sizes = ("--rounds=1", "--batch_size=16", "--train_images=64", "--eval_images=64")
@@ -242,11 +306,13 @@ def test_lr_grid(tmp_path):
 
 @no_torch
 @pytest.mark.slow
-def test_torch_airbench(tmp_path):
+@pytest.mark.parametrize("half", [[], ["--half"]], ids=["float32", "half"])
+def test_torch_airbench(tmp_path, half):
     arrays = archives.make_arrays(2)  # 10 training images
     path = archives.write_binary_archive(tmp_path / "few.tar.gz", arrays)
     words = (f"--data_archive={path}", f"--archive_sha256={archives.sha256(path)}")
-    done = command("torch_airbench", *words, f"--data_dir={tmp_path}", "--eager")
+    words = (*words, f"--data_dir={tmp_path}", "--eager", *half)
+    done = command("torch_airbench", *words)
     line = last_line_of(done)
     assert line.startswith("mean ")
     assert "eager, compiled and tried in" in line

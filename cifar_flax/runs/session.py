@@ -36,7 +36,7 @@ from cifar_flax.runs.rehearsal import rehearse
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.subject import Subject, with_recipe
 from cifar_flax.training import processes
-from cifar_flax.training.evaluation import Evaluation
+from cifar_flax.training.evaluation import Evaluation, HeldSplit
 from cifar_flax.training.recipes import Recipe
 from cifar_flax.training.state import TrainState
 from cifar_flax.training.trainer import Progress, Trainer
@@ -149,6 +149,7 @@ class _Session:
         self._losses: list[np.ndarray] = []
         self._lost: tuple[int | None, ...] = ()
         self._seconds = 0.0
+        self._val: HeldSplit | None = None
         self._at: Start | Progress
 
     @property
@@ -228,6 +229,7 @@ class _Session:
                 steps = self._steps(self._losses)
                 self._journal.save_stopped(self.state, steps, self._seconds)
         else:  # the test split is used only here
+            self._val = None  # the device has no further use for the images
             metrics, split = self._subject.metrics, self._subject.splits.test
             test = self._trainer.evaluate(self.state, split, metrics)
             also = {
@@ -272,7 +274,8 @@ class _Session:
         """Returns the line of ``metrics.jsonl`` at the end of an epoch."""
         trainer, val, metrics = self._trainer, None, self._subject.metrics
         if self._subject.splits.val is not None:
-            val = trainer.evaluate(progress.state, self._subject.splits.val, metrics)
+            self._val = self._val or trainer.hold(self._subject.splits.val)
+            val = trainer.evaluate(progress.state, self._val, metrics)
 
         def of_seeds(values: np.ndarray) -> list[float]:
             """Returns the value of each seed; NaN if the seed has diverged."""

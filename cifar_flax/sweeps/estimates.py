@@ -16,10 +16,17 @@ USUAL_SHARE = 0.35
 START_SECONDS = 10.0
 
 
-def peak_gflops(tries: int = 10) -> float:
-    """Measures the speed of products of two 2048 x 2048 matrices in float32."""
-    size = 2048
-    matrix = jax.numpy.ones((size, size))
+def peak_gflops(
+    tries: int = 10, size: int = 2048, dtype: jax.typing.DTypeLike = "float32"
+) -> float:
+    """Measures the speed of products of two square matrices, in GFLOP/s.
+
+    Args:
+      tries: number of products; the fastest counts.
+      size: rows and columns. A large accelerator needs more for its full speed.
+      dtype: of the matrices and of the product.
+    """
+    matrix = jax.numpy.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)
     best = float("inf")
     for _ in range(tries):

@@ -129,16 +129,20 @@ def check_tree(what: str, tree: Any, wanted: Any) -> None:
     """Raises a UserError if a tree's arrays are not those that the program takes."""
     found, expected = (
         {
-            jax.tree_util.keystr(path): f"{leaf.dtype} {list(leaf.shape)}"
+            path: (leaf.dtype, leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(one)
             if hasattr(leaf, "shape")
         }
         for one in (tree, wanted)
     )
-    if different := sorted(found.items() ^ expected.items()):
-        path = different[0][0]
+    # Texts take longer than a small evaluation, so they are made of a difference only.
+    if different := {path for path, _ in found.items() ^ expected.items()}:
+        path = min(different, key=jax.tree_util.keystr)
+        given, must = (
+            f"{one[path][0]} {list(one[path][1])}" if path in one else None
+            for one in (found, expected)
+        )
         raise UserError(
-            f"the {what} is not of this trainer: {path} is "
-            f"{found.get(path, 'missing')}; it must be "
-            f"{expected.get(path, 'left out')}"
+            f"the {what} is not of this trainer: {jax.tree_util.keystr(path)} is "
+            f"{given or 'missing'}; it must be {must or 'left out'}"
         )

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy.special import log_softmax
 
 from cifar_flax.analysis.metrics import Metric, measure
 from cifar_flax.data.augment import Tta, normalise, views
@@ -121,6 +120,22 @@ def _program(step: _LogitsStep, place: Placement, backend: str) -> Any:
     return place.map(logits_of_all, spread=1, shared=1)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldSplit:
+    """A split whose images are on the device until this object is dropped.
+
+    Attributes:
+      split: the images and labels.
+      owner: the predictor that placed the batches; any other copies the images anew.
+        None: a CPU, which reads the images where they are.
+      batches: uint8 [M, B, H, W, C].
+    """
+
+    split: Split
+    owner: Any = dataclasses.field(default=None, repr=False)
+    batches: jax.Array | None = dataclasses.field(default=None, repr=False)
+
+
 class Predictor:
     """Computes the logits of a model; it holds neither variables nor data.
 
@@ -156,36 +171,60 @@ class Predictor:
         self.batch_size = batch_size or (256 if on_cpu else 1_000)
 
     @known_settings()
-    def __call__(self, variables: Any, images: np.ndarray) -> np.ndarray:
+    def hold(self, split: Split) -> HeldSplit:
+        """Puts the images of a split on the device, for any number of evaluations.
+
+        A CPU needs no second copy of them.
+        """
+        if jax.default_backend() == "cpu":
+            return HeldSplit(split)
+        batches = self._batches(split.images)
+        if not isinstance(batches, jax.Array):  # there is no mesh
+            batches = jax.device_put(batches)
+        return HeldSplit(split, self, batches)
+
+    def _batches(self, images: np.ndarray) -> np.ndarray | jax.Array:
+        """Returns images as padded batches, on all devices if there are several."""
+        count = len(images)
+        size = min(self.batch_size, count)
+        size += -size % self._placement.columns
+        fill = [(0, -count % size)] + [(0, 0)] * 3
+        batches = np.pad(images, fill).reshape(-1, size, *images.shape[1:])
+        return self._placement.share(batches)
+
+    @known_settings()
+    def __call__(self, variables: Any, images: np.ndarray | HeldSplit) -> np.ndarray:
         """Computes the logits of every replica, float32 [R, N, K].
 
-        One compiled call takes all batches. The last batch is padded to the common
-        size, and the logits of the padding are removed.
+        One compiled call takes all batches, and returns the logits of all images. Those
+        of the padding are removed.
 
         Args:
           variables: of R replicas.
-          images: uint8 [N, H, W, C].
+          images: uint8 [N, H, W, C], or a split from ``hold``.
 
         Raises:
           UserError: there are no images, or their dtype, size or number of channels is
             not that of the data.
         """
+        batches: Any = None
+        if isinstance(images, HeldSplit):
+            batches = images.batches if images.owner is self else None
+            images = images.split.images
         images = check_images("images to classify", images, self._step.spec.image_shape)
-        place, count = self._placement, len(images)
-        size = min(self.batch_size, count)
-        size += -size % place.columns
-        fill = [(0, -count % size)] + [(0, 0)] * 3
-        batches = np.pad(images, fill).reshape(-1, size, *images.shape[1:])
+        if batches is None:
+            batches = self._batches(images)
+        place = self._placement
         program = _program(self._step, place, jax.default_backend())
         with rule.lowering(resolve(self._step.lowering)):
-            logits = program(place.spread(variables), place.share(batches))
-        return np.asarray(place.collect(logits))[:, :count]
+            logits = program(place.spread(variables), batches)
+        return np.asarray(place.collect(logits))[:, : len(images)]
 
 
 def evaluate(
     predictor: Predictor,
     variables: Any,
-    split: Split,
+    split: Split | HeldSplit,
     metrics: Sequence[Metric] = (),
 ) -> Evaluation:
     """Computes loss and accuracy of every replica on a split.
@@ -193,14 +232,31 @@ def evaluate(
     Args:
       predictor: of the model.
       variables: of R replicas.
-      split: images with labels that are classes of the model.
+      split: images with labels that are classes of the model; also from ``hold``.
       metrics: others to compute.
     """
-    logits = predictor(variables, split.images)
-    with np.errstate(invalid="ignore"):  # the logits of a diverged replica are NaN
-        logs = log_softmax(logits.astype(np.float64), axis=-1)
-    loss = -logs[:, np.arange(len(split)), split.labels].mean(1)
-    correct = logits.argmax(-1) == split.labels
-    accuracy = np.where(np.isfinite(loss), correct.mean(1), np.nan)
-    others = measure(metrics, logits, split.labels)
+    held = split if isinstance(split, HeldSplit) else HeldSplit(split)
+    logits, labels = predictor(variables, held), held.split.labels
+    likeliest = logits.argmax(-1)
+    loss = -_log_probabilities(logits, labels, likeliest).mean(1)
+    correct = (likeliest == labels).mean(1)
+    accuracy = np.where(np.isfinite(loss), correct, np.nan)
+    others = measure(metrics, logits, labels)
     return Evaluation(logits, loss, accuracy, others)
+
+
+def _log_probabilities(
+    logits: np.ndarray, labels: np.ndarray, likeliest: np.ndarray
+) -> np.ndarray:
+    """Returns the log of the probability of each image's label, float64 [R, N].
+
+    It has the bits of SciPy's ``log_softmax``, and so has its mean over the images, but
+    it does not compute those of the other classes.
+    """
+    highest = np.take_along_axis(logits, likeliest[..., None], -1).astype(np.float64)
+    highest[~np.isfinite(highest)] = 0
+    with np.errstate(all="ignore"):  # the logits of a diverged replica are NaN
+        shifted = logits - highest
+        found = shifted[:, np.arange(len(labels)), labels]
+        found -= np.log(np.exp(shifted).sum(-1))
+    return found

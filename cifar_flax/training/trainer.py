@@ -32,7 +32,7 @@ from cifar_flax.training.arguments import (
     check_trains,
     check_tree,
 )
-from cifar_flax.training.evaluation import Evaluation, Predictor, evaluate
+from cifar_flax.training.evaluation import Evaluation, HeldSplit, Predictor, evaluate
 from cifar_flax.training.optimizers import path_in_words
 from cifar_flax.training.placement import Placement
 from cifar_flax.training.progress import Progress
@@ -415,16 +415,34 @@ class Trainer:
         orders = programs.epoch_orders(keys, np.int32(epoch), count)
         return self.placement.spread(orders)
 
+    def hold(self, split: Split) -> HeldSplit:
+        """Keeps the images of a split on the device, to ``evaluate`` on it repeatedly.
+
+        Raises:
+          UserError: the images do not fit this trainer.
+        """
+        check_split("split to evaluate", split, self.spec)
+        return self.predictor.hold(split)
+
     @known_settings()
     def evaluate(
-        self, state: TrainState, split: Split, metrics: Sequence[Metric] = ()
+        self,
+        state: TrainState,
+        split: Split | HeldSplit,
+        metrics: Sequence[Metric] = (),
     ) -> Evaluation:
         """Computes loss, accuracy and other metrics of every replica on a split.
+
+        Args:
+          state: as for ``run``.
+          split: images with labels; one from ``hold`` is copied to the device once.
+          metrics: others to compute.
 
         Raises:
           UserError: the state or the images do not fit this trainer.
         """
-        check_split("split to evaluate", split, self.spec)
+        plain = split.split if isinstance(split, HeldSplit) else split
+        check_split("split to evaluate", plain, self.spec)
         wanted = self.template.variables
         variables = getattr(state, "variables", None)
         check_tree("state", variables, wanted)

@@ -107,3 +107,24 @@ def test_both_renderings_take_the_same_steps(monkeypatch):
                 error = (tensor.detach() - ours).abs().max()
                 assert error <= 0.03 * change + 1e-7, (k, name)
         assert change > 1e-6  # of the last mean
+
+
+@pytest.mark.slow
+def test_half_precision_takes_the_steps_of_float32(monkeypatch):
+    """It sums the losses of a batch, and its rate and decay are for that sum.
+
+    Here its type has the precision of float32, so that only this may differ.
+    """
+    monkeypatch.setattr(rendering, "HALF", torch.float32)
+    monkeypatch.setattr(rendering, "BATCH_SIZE", BATCH)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2 * BATCH, 32, 32, 3), np.uint8)
+    split = Split(pixels, rng.integers(0, 10, 2 * BATCH).astype(np.int32))
+    both = [rendering.Training(split, False, is_half) for is_half in (False, True)]
+    for one in both:
+        assert one.train(0, most=3) > 0
+    states = [one.network.state_dict() for one in both]
+    for name, value in states[0].items():
+        if value.is_floating_point():
+            torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
+    assert both[1].summed == BATCH
