@@ -30,7 +30,7 @@ from cifar_flax.analysis.statistics import percent_with_interval
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, printable
 from cifar_flax.reports import charts, small_charts, verdicts
-from cifar_flax.reports.charts import Chart
+from cifar_flax.reports.drawing import BANDS, Chart, style_of
 from cifar_flax.reports.entries import Entry
 from cifar_flax.reports.looks import remember, seeds_of
 from cifar_flax.reports.output import check_replaceable, check_table, write_together
@@ -119,8 +119,8 @@ def report(
         study are compared with it, and not with each other.
       compared: settings whose values are compared besides the models; see
         ``studies.read_studies``.
-      figures: folder for the figures as PNG, SVG and PDF; None: only the page has
-        figures.
+      figures: folder for the figures as PNG and SVG, and as PDF for one column of a
+        paper; None: only the page has figures.
       rank_by: what ranks and compares the configurations instead of the test accuracy:
         ``ece``, ``corrupt_accuracy`` or another column; with a minus in front if
         lower is better.
@@ -234,8 +234,8 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
         left_out=left_out,
         details=None if whole else DETAILS,
         most=WHOLE,
-        bands=charts.BANDS,
-        style_of=charts.style_of,
+        bands=BANDS,
+        style_of=style_of,
     )
     return _writable(text)
 
