@@ -34,7 +34,6 @@ _INK = "#123456"
 
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "cifar_flax",
     "font.size": 10,
     "axes.titlesize": 9,
     "legend.fontsize": 9,
@@ -115,6 +114,8 @@ class Chart:
         """
         for ending, date in _DATES.items():
             with self._drawn("black", for_paper=ending == "pdf") as figure:
+                # Equal ids in equal files; on a page all ids must differ.
+                matplotlib.rcParams["svg.hashsalt"] = self.name
                 self._complete(figure)
                 if ending == "pdf":
                     for text in figure.findobj(Text):

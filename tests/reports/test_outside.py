@@ -10,10 +10,11 @@ import pytest
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.reports import outside_rows
+from cifar_flax.reports.cautions import cautions
 from cifar_flax.reports.page import report
 from cifar_flax.reports.studies import read_studies
 from cifar_flax.reports.tables import rows_of, write_csv
-from cifar_flax.reports.verdicts import cautions, sentences
+from cifar_flax.reports.verdicts import sentences
 from tests.reports.made import COUNT, make_logits, make_run
 from tests.reports.test_columns import measured
 
@@ -273,6 +274,8 @@ def test_the_results_of_runs_read_back_as_themselves(tmp_path):
     again, _ = read(export)
     assert export.read_text() == (made.folder / "results.csv").read_text()
     assert rows_of(again) == rows_of(made.studies)
+    (study,) = again
+    assert "Without a validation split" not in " ".join(cautions(study))
 
 
 def test_settings_are_columns_of_the_rows(tmp_path):
