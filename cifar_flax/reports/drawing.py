@@ -178,7 +178,7 @@ def set_decades(axis: Axes) -> None:
     """Sets ticks of a logarithmic axis so that their labels have room."""
     low, high = axis.get_xlim()
     span = high / low
-    if span < 3:
+    if span < 4:
         axis.xaxis.set_major_locator(MaxNLocator(4))
     else:
         digits: Any = ((10, (1, 2, 3, 5, 7)), (30, (1, 2, 5)), (1000, (1, 3)))

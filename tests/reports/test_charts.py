@@ -105,10 +105,11 @@ def test_the_same_figure_is_the_same_file(tmp_path):
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("span", [1.02, 1.5, 4, 20, 300, 1e5])
-def test_a_logarithmic_axis_has_three_numbers_or_more(span):
+@pytest.mark.parametrize("start", [0.2, 37_000, 90_000])
+@pytest.mark.parametrize("span", [1.02, 1.2, 2, 3, 4, 20, 300, 1e5])
+def test_a_logarithmic_axis_has_three_numbers_or_more(span, start):
     axis = matplotlib.figure.Figure().subplots()
-    axis.plot([37_000, 37_000 * span], [1, 2])
+    axis.plot([start, start * span], [1, 2])
     axis.set_xscale("log")
     set_decades(axis)
     low, high = axis.get_xlim()
