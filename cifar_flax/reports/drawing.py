@@ -129,12 +129,15 @@ class Chart:
         for band in axis.collections:
             word, _, number = (band.get_gid() or "").partition("-")
             band.set_visible(word != "band" or int(number) <= BANDS)
-        if not self.keys:
+        own = axis.get_legend()
+        if own is not None:  # it is as wide as a screen's figure
+            own.remove()
+        elif not self.keys:
             return
         handles, texts = axis.get_legend_handles_labels()
         size = matplotlib.rcParams["legend.fontsize"] / 72
         lines = [line for text in texts for line in text.split("\n")]
-        wide = (4 + 0.5 * max(map(len, lines))) * size  # a column of the legend
+        wide = (5 + 0.53 * max(map(len, lines))) * size  # a column of the legend
         columns = 2 if 2 * wide < figure.get_figwidth() else 1
         heights = [(0.6 + 1.2 * (1 + text.count("\n"))) * size for text in texts]
         first = -(-len(heights) // columns)  # the first column may have one more

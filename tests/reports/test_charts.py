@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from cifar_flax.analysis.range_curve import RangeResult
+from cifar_flax.analysis.statistics import Difference
+from cifar_flax.reports import charts
 from cifar_flax.reports.drawing import Chart, set_decades
 from cifar_flax.reports.page import report
 from tests.reports.made import make_run
@@ -37,9 +40,19 @@ def saved(tmp_path_factory):
             name = file.name.rpartition("/")[2]
             found[f"{len(found)} {name}"] = format, figure
 
+    rates = np.geomspace(1e-4, 1, 60)
+    losses = np.stack([2 + np.log10(rates) ** 2] * 5)
+    curves = RangeResult((0, 1, 2, 3, 4), 60, rates, losses, losses)
+    course = [
+        Difference(0.1 / n, 0.2 / n, 0.01, 0.01, "paired", (n, n), 0.01, n - 1)
+        for n in (5, 10)
+    ]
+    names = ("a-net-with-a-long-name weight_decay=0.0005", "another-net lr=0.001")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matplotlib.figure.Figure, "savefig", savefig)
         report(folder, folder / "page", figures=folder / "figures")
+        Chart("range", "", (5.6, 4.0), curves.plot).save(folder / "figures")
+        charts.looks(names, course, [(15, 0.01)]).save(folder / "figures")
     return found.values(), folder / "figures"
 
 
