@@ -230,10 +230,9 @@ def watch(norm, rate, steps=60, every=4, seed=0):
     import optax
 
     model = Deep(norm=norm)
-    images = normalise(
-        jnp.asarray(splits.train.images[: 256 * steps]), splits.mean, splits.std
-    )
-    labels = jnp.asarray(splits.train.labels[: 256 * steps])
+    count = 256 * steps
+    images = normalise(splits.train.images[:count], splits.mean, splits.std)
+    labels = jnp.asarray(splits.train.labels[:count])
     variables = model.init(jax.random.key(seed), images[:1], train=False)
     variables.pop("intermediates", None)
     tx = optax.sgd(rate, momentum=0.9)
@@ -248,23 +247,19 @@ def watch(norm, rate, steps=60, every=4, seed=0):
                 train=True,
                 mutable=["batch_stats", "intermediates"],
             )
-            loss = optax.softmax_cross_entropy_with_integer_labels(
-                logits, labels
-            ).mean()
-            return loss, updated
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return each.mean(), updated
 
-        (loss, updated), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            variables["params"]
-        )
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, updated), grads = gradient(variables["params"])
         updates, opt_state = tx.update(grads, opt_state)
         params = optax.apply_updates(variables["params"], updates)
         outputs = updated["intermediates"]["output"]
         deviations = jnp.stack([x.std() for x in outputs])
-        kept = {
-            "params": params,
-            **({"batch_stats": updated["batch_stats"]} if norm else {}),
-        }
-        return kept, opt_state, loss, deviations
+        variables = {**variables, "params": params}
+        if norm:
+            variables["batch_stats"] = updated["batch_stats"]
+        return variables, opt_state, loss, deviations
 
     losses, deviations = [], []
     for k in range(steps):
@@ -345,13 +340,8 @@ third
 
 # %%
 last_batch = train("convbn", "convbn-last-batch", bn_momentum=0.0)
-print(
-    "moving averages: ", np.round(100 * np.array(third.record.test_accuracy, float), 2)
-)
-print(
-    "last batch alone:",
-    np.round(100 * np.array(last_batch.record.test_accuracy, float), 2),
-)
+for name, one in {"moving averages:": third, "last batch alone:": last_batch}.items():
+    print(f"{name:17}", np.round(100 * np.array(one.record.test_accuracy, float), 2))
 
 # %% [markdown]
 # <details><summary>Question: how would you find out whether the difference is more than chance?</summary>

@@ -107,5 +107,9 @@ if __name__ == "__main__":
         "Also say which configurations are shown to be the same within this many "
         "points, such as 0.5.",
     )
-    cli.define_path("figures", None, "Folder for the figures as PNG, SVG and PDF.")
+    cli.define_path(
+        "figures",
+        None,
+        "Folder for the figures as PNG and SVG, and as PDF for one column of a paper.",
+    )
     sys.exit(main())

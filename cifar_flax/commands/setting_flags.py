@@ -120,7 +120,9 @@ def settings_from_flags(
     }
     given = {name: value for name, value in values.items() if FLAGS[name].present}
     if resumed is not None:
-        return _resumed(resumed, given)
+        recorded = Settings.of_run(resumed, given)
+        with cli.usage_errors():
+            return recorded.with_given(given)
     if repeated is not None:
         with cli.usage_errors():
             return settings_to_repeat(repeated, given)
@@ -129,18 +131,6 @@ def settings_from_flags(
         if origin is not None:
             return Settings.continuing(origin, **given)
         return Settings(**values)
-
-
-def _resumed(folder: pathlib.Path, given: dict[str, Any]) -> Settings:
-    """Returns the settings of a run to continue, with the given flags."""
-    recorded = Settings.of_run(folder, given)
-    values = {name: getattr(recorded, name) for name in SETTINGS} | given
-    # The file or the run that the recipe came from may not exist any more.
-    recipe = recorded.trained_recipe
-    if given.keys() & {*OF_RECIPE, "continue_from"}:
-        recipe = None
-    with cli.usage_errors():
-        return Settings(**values, recorded_recipe=recipe)
 
 
 def define_devices() -> None:

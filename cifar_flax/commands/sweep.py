@@ -21,17 +21,15 @@ import contextlib
 import pathlib
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from cifar_flax.analysis.sequential import LIMIT, MOST, STEP, share_of_margin
 from cifar_flax.commands import BEFORE_NAME, cli
+from cifar_flax.commands.cell_table import live_table
 from cifar_flax.commands.launcher_flags import define_launchers, make_launcher
 from cifar_flax.commands.search_flags import (
     BUDGETS,
@@ -51,14 +49,7 @@ from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.settings import SINGLE
 from cifar_flax.show.console import make_console
 from cifar_flax.sweeps.budget import FlopsBudget
-from cifar_flax.sweeps.cells import (
-    MAX_ROWS,
-    Cell,
-    make_cells,
-    pace_of,
-    plan_of,
-    state_of,
-)
+from cifar_flax.sweeps.cells import Cell, make_cells, plan_of
 from cifar_flax.sweeps.earlier import Contents, with_earlier_seeds
 from cifar_flax.sweeps.fresh import fresh_cells
 from cifar_flax.sweeps.search import Searching
@@ -72,8 +63,6 @@ from cifar_flax.training.arguments import fresh_seeds
 from cifar_flax.training.named_recipes import LESSON
 
 FLAGS = flags.FLAGS
-
-REFRESH_SECONDS = 0.2  # of the table on a terminal
 
 # Settings that cells may differ in. A run that continues another one has the seeds and
 # settings of that run, so there is nothing to vary.
@@ -341,53 +330,6 @@ def my_share(cells: list[Cell]) -> list[Cell]:
             "1/N to N/N"
         )
     return cells[number - 1 :: count]
-
-
-@contextlib.contextmanager
-def live_table(screen: Console, cells: list[Cell]) -> Iterator[Callable[[Cell], None]]:
-    """Shows the cells: a live table on a terminal, otherwise a line for each change.
-
-    Yields:
-      A function to call whenever the state of a cell has changed.
-    """
-    begin = time.monotonic()
-
-    def state(rows: int = MAX_ROWS) -> Table:
-        return state_of(cells, rows, pace_of(cells, time.monotonic() - begin))
-
-    if screen.is_terminal:
-        rows, due = max(screen.height - 5, 6), 0.0
-        with Live(state(rows), console=screen, auto_refresh=False) as live:
-
-            def follow(cell: Cell) -> None:
-                nonlocal due
-                if time.monotonic() >= due:  # there may be thousands of finished cells
-                    live.update(state(rows), refresh=True)
-                    due = time.monotonic() + REFRESH_SECONDS
-
-            yield follow
-            live.update(state(), refresh=True)
-        return
-    numbers: dict[str, int] = {}
-    printed: dict[str, tuple[str, str | None]] = {}
-
-    def show(cell: Cell) -> None:
-        if printed.get(cell.name) != (cell.status, cell.node):
-            printed[cell.name] = cell.status, cell.node
-            for one in cells[len(numbers) :]:  # a search adds some
-                numbers[one.name] = len(numbers) + 1
-            screen.print(
-                f"{numbers[cell.name]} of {len(cells)}  {cell.line}{rest(cell)}"
-            )
-
-    def rest(cell: Cell) -> str:
-        if not cell.is_over or not cell.seconds:  # another process trained it
-            return ""
-        return f" ({pace_of(cells, time.monotonic() - begin)})"
-
-    yield show
-    screen.print()
-    screen.print(state())
 
 
 def finish(screen: Console, cells: list[Cell], stop: cli.StopRequest) -> int:

@@ -14,7 +14,7 @@ from cifar_flax.errors import UserError
 from cifar_flax.layers.conv_product import conv2d_product
 from cifar_flax.layers.initializers import fan_in_uniform
 from cifar_flax.layers.native import library, primitives
-from cifar_flax.layers.native.primitives import Geometry
+from cifar_flax.layers.native.geometry import Geometry
 from cifar_flax.layers.tiled_norm import add_bias
 from cifar_flax.layers.tiles import Images, Tiles
 

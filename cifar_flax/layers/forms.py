@@ -17,7 +17,8 @@ from jax import lax
 
 from cifar_flax.layers.conv_product import conv2d_product
 from cifar_flax.layers.native import primitives
-from cifar_flax.layers.native.primitives import Geometry, Pair, tile, untile
+from cifar_flax.layers.native.geometry import Geometry, Pair
+from cifar_flax.layers.native.primitives import tile, untile
 
 Array = jax.Array
 

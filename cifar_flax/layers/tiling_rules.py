@@ -10,7 +10,8 @@ from jax import lax
 
 from cifar_flax.layers.forms import transposed
 from cifar_flax.layers.native import primitives
-from cifar_flax.layers.native.primitives import TILE, Geometry
+from cifar_flax.layers.native.geometry import Geometry
+from cifar_flax.layers.native.primitives import TILE
 from cifar_flax.layers.rule import form_of
 from cifar_flax.layers.tiled_values import Spread, Tiled, Tiler, Value, plain
 

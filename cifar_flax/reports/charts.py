@@ -1,136 +1,27 @@
-"""The figures of a report, for the HTML page and as files."""
+"""The figures of a report."""
 
-import contextlib
-import dataclasses
-import io
-import pathlib
-import re
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import matplotlib.style
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from cifar_flax.analysis.range_curve import RangeResult
 from cifar_flax.analysis.statistics import Difference, ci95_of_mean
-from cifar_flax.files import replacing
 from cifar_flax.reports.columns import Column
-from cifar_flax.reports.entries import Entry
-
-# The colours of Okabe and Ito that are visible on a light and on a dark background.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
-LINES = ("-", "--", "-.", ":")
-
-MAX_NAME = 26  # characters in a line of an entry's name in a figure
-MAX_LINES = 4  # of a name; its middle is left out if it needs more
-BANDS = 4  # number of intervals that are drawn at once; more would hide each other
-
-FORMATS = ("png", "svg", "pdf")  # of the files of a figure
-
-# Placeholder for the colour of the surrounding text, which is currentColor in SVG.
-_INK = "#123456"
-
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,  # whole fonts; many journals refuse those of type 3
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.2,
-    "legend.frameon": False,
-}
-_INKED = (
-    *("text.color", "axes.labelcolor", "axes.edgecolor"),
-    *("xtick.color", "ytick.color", "grid.color"),
+from cifar_flax.reports.drawing import (
+    COLOURS,
+    Chart,
+    plain,
+    set_decades,
+    style_of,
+    within_percent,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """A figure that is drawn when it is needed.
-
-    Attributes:
-      name: name of its files.
-      label: description of the figure, for screen readers.
-      size: width and height in inches.
-      draw: draws the figure.
-      keys: number and name of each entry with a line, for a legend.
-    """
-
-    name: str
-    label: str
-    size: tuple[float, float]
-    draw: Callable[[Axes], None]
-    keys: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-
-    def svg(self) -> str:
-        """Draws the figure for a page, in the colour of its text and without a legend.
-
-        The line and the band of entry n have the classes ``line-n`` and ``band-n``.
-        """
-        buffer = io.StringIO()
-        with self._drawn(_INK) as figure:
-            figure.savefig(
-                buffer, format="svg", transparent=True, metadata={"Date": None}
-            )
-        text = buffer.getvalue()
-        text = text[text.index("<svg") :].replace(_INK, "currentColor")
-        text = text.replace("#000000", "currentColor")
-        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-        text = re.sub(r' id="((?:line|band)-\d+)"', r' class="\1"', text)
-        # Remove unused ids, because ids must be unique on the page.
-        used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
-        text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
-        text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-        return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-
-    def save(self, folder: pathlib.Path, prefix: str = "") -> None:
-        """Writes the figure as PNG, SVG and PDF, with a legend, on white."""
-        with self._drawn("black") as figure:
-            (axis,) = figure.axes
-            for band in axis.collections:
-                word, _, number = (band.get_gid() or "").partition("-")
-                band.set_visible(word != "band" or int(number) <= BANDS)
-            if self.keys:
-                handles, texts = axis.get_legend_handles_labels()
-                heights = [0.08 + 0.15 * (1 + text.count("\n")) for text in texts]
-                half = -(-len(heights) // 2)  # the first column may have one more
-                more = max(sum(heights[:half]), sum(heights[half:]))
-                figure.set_size_inches(self.size[0], self.size[1] + more)
-                place: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": 9}
-                figure.legend(handles, texts, **place)
-            for ending in FORMATS:
-                with replacing(folder / f"{prefix}{self.name}.{ending}") as file:
-                    figure.savefig(file, format=ending, dpi=200)
-
-    @contextlib.contextmanager
-    def _drawn(self, ink: str) -> Iterator[Figure]:
-        """Yields the figure within the settings in which it must be saved."""
-        style = _STYLE | dict.fromkeys(_INKED, ink)
-        # Not the user's matplotlibrc.
-        own = matplotlib.style.context(["default", style])
-        with own, warnings.catch_warnings():
-            # The reader's browser has its own fonts.
-            warnings.filterwarnings("ignore", "Glyph .* missing")
-            figure = Figure(figsize=self.size, layout="constrained")
-            self.draw(figure.subplots())
-            yield figure
-
-
-def style_of(number: int) -> dict[str, Any]:
-    """Returns colour and line style of an entry; both differ, for colour blindness."""
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": LINES[number % len(LINES)],
-    }
+from cifar_flax.reports.entries import Entry
 
 
 def ranking(entries: list[Entry], by: Column | None = None) -> Chart:
@@ -139,7 +30,7 @@ def ranking(entries: list[Entry], by: Column | None = None) -> Chart:
     Each model has a colour; above are the data set and the numbers of seeds.
     """
     entries = [e for e in entries if (by.values(e) if by else e.accuracies)]
-    models = list(dict.fromkeys(entry.first.result.model for entry in entries))
+    colour = _colours(entries)
     names = [f"{n}  {plain(e.name)}" for n, e in enumerate(entries, start=1)]
     label = "test accuracy, %" if by is None else plain(by.heading)
 
@@ -150,17 +41,18 @@ def ranking(entries: list[Entry], by: Column | None = None) -> Chart:
                 number,
                 xerr=_sides(entry, by),
                 marker="o",
+                clip_on=False,  # a marker at 100 % is whole
                 capsize=3,
-                color=COLOURS[models.index(entry.first.result.model) % len(COLOURS)],
+                color=colour[entry.first.result.model],
             )
         if by is None or by.is_share:
             low, high = axis.get_xlim()
             axis.set_xlim(max(low, 0), min(high, 100))
         if entries:
-            axis.set_title(_data_and_seeds(entries), fontsize=9, loc="left")
+            axis.set_title(_data_and_seeds(entries), loc="left")
         axis.set_yticks(range(len(entries)), names)
         axis.set_ylim(len(entries) - 0.5, -0.5)
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_xlabel(label)
 
     most = max((1 + name.count("\n") for name in names), default=1)
@@ -171,12 +63,18 @@ def ranking(entries: list[Entry], by: Column | None = None) -> Chart:
     return Chart("ranking", title, (5.6, height), draw)
 
 
+def _colours(entries: list[Entry]) -> dict[str, str]:
+    """Returns the colour of each model."""
+    models = dict.fromkeys(entry.first.result.model for entry in entries)
+    return {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(models)}
+
+
 def _data_and_seeds(entries: list[Entry]) -> str:
     counts = sorted({len(entry.accuracies) for entry in entries})
     least, most = counts[0], counts[-1]
     seeds = f"{most} {'seed' if most == 1 else 'seeds'}"
     seeds = seeds if least == most else f"{least} to {seeds}"
-    return f"{plain(entries[0].first.config.dataset.name)}, {seeds}"
+    return plain(f"{entries[0].first.config.dataset.name}, {seeds}")
 
 
 def _unit(by: Column | None) -> float:
@@ -206,6 +104,8 @@ def trade_off(
 ) -> Chart:
     """Makes a chart of accuracy against a cost, with the Pareto front.
 
+    Each model has a colour, that of the ranking.
+
     Args:
       name: name of the chart.
       entries: of a study, in the order of its ranking. Entries without an accuracy, or
@@ -216,6 +116,7 @@ def trade_off(
         most accurate ones of the front. The others are dots.
     """
     ranked = _numbered(entries, lambda entry: cost(entry) > 0 and entry.accuracies)
+    colour = _colours(entries)
     front = pareto_front([entry for _, entry in ranked], cost)
     named = ranked
     if most_named is not None:
@@ -232,37 +133,19 @@ def trade_off(
                 100 * entry.mean,
                 _sides(entry),
                 marker="o",
+                clip_on=False,  # a marker at 100 % is whole
                 capsize=3,
-                color=COLOURS[0],
+                color=colour[entry.first.result.model],
             )
         heights = [100 * entry.mean for entry in front]
         axis.plot([cost(e) for e in front], heights, ":", color="0.5", zorder=0)
         axis.set(xscale="log", xlabel=label, ylabel="test accuracy, %")
         axis.margins(0.15, 0.15)
-        low, high = axis.get_ylim()
-        axis.set_ylim(max(low, 0), min(high, 100))
+        within_percent(axis)
         set_decades(axis)
         _put_numbers(axis, [(n, cost(e), 100 * e.mean) for n, e in named])
 
     return Chart(name, f"Test accuracy against {label}", (4.6, 3.4), draw)
-
-
-def set_decades(axis: Axes) -> None:
-    """Sets ticks of a logarithmic axis so that their labels have room."""
-    low, high = axis.get_xlim()
-    span = high / low
-    subs = (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)
-    axis.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axis.xaxis.set_minor_locator(NullLocator())
-
-
-def short(value: float) -> str:
-    """Returns a number as short text, such as 1.5k or 2M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
 
 
 def _put_numbers(axis: Axes, numbered: list[tuple[int, float, float]]) -> None:
@@ -287,7 +170,7 @@ def _put_numbers(axis: Axes, numbered: list[tuple[int, float, float]]) -> None:
             textcoords="offset points",
             ha="left" if dx > 0 else "right",
             va="bottom" if dy > 0 else "top",
-            fontsize=9,
+            fontsize=matplotlib.rcParams["legend.fontsize"],
         )
 
 
@@ -343,14 +226,12 @@ def looks(
         style: Any = {"marker": "o", "capsize": 3, "color": COLOURS[0]}
         axis.errorbar(counts, means, halves, label="difference, interval", **style)
         axis.axhline(0, color="0.5", linewidth=1)
-        first, second = (plain(name).replace("\n", " ") for name in names)
-        title = textwrap.fill(f"{first} minus {second}", 60)
         axis.set(xlabel="seeds of each", ylabel="points", ylim=(-top, top))
-        axis.set_title(title, fontsize=10)
+        axis.set_title(plain(" minus ".join(names), 44))
         axis.set_xlim(min(x) - 1, max(x) + 1)
         if len(x) < 12:
             axis.set_xticks(x)
-        axis.legend(loc="best", fontsize=9)
+        axis.figure.legend(loc="outside lower center", ncols=2)
 
     label = "The leading difference against the number of seeds, with its bounds"
     return Chart("looks", label, (5.6, 3.4), draw)
@@ -386,6 +267,8 @@ def learning_curves(entries: list[Entry], name: str, label: str) -> Chart | None
             band = axis.fill_between(epochs, *ends, color=colour, alpha=0.15)
             band.set(gid=f"band-{number}", linewidth=0)
         axis.set(xlabel="epoch", ylabel=label)
+        if percent == 100:
+            within_percent(axis)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     keys = [(number, entry.name) for number, entry in numbered]
@@ -424,6 +307,7 @@ def _numbered(
 def _plot(axis: Axes, number: int, entry: Entry, x: Any, y: Any) -> list[Line2D]:
     text = f"{number}  {plain(entry.name)}"
     style = style_of(number - 1)
+    style["clip_on"] = False  # a line at 100 % is whole
     return axis.plot(x, y, label=text, gid=f"line-{number}", **style)
 
 
@@ -435,13 +319,3 @@ def range_test(entry: Entry) -> Chart | None:
     label = "Loss against learning rate in the range test"
     draw = RangeResult.from_record(record).plot
     return Chart("range_test", label, (5.6, 4.0), draw)
-
-
-def plain(text: str) -> str:
-    """Returns text in short lines, printable, and not a formula for Matplotlib."""
-    visible = "".join(c if c.isprintable() else " " for c in text)
-    lines = textwrap.wrap(visible, MAX_NAME)
-    if len(lines) > MAX_LINES:
-        half = (MAX_LINES * MAX_NAME - 3) // 2
-        lines = textwrap.wrap(f"{visible[:half]}...{visible[-half:]}", MAX_NAME)
-    return "\n".join(lines).replace("$", r"\$")

@@ -3,8 +3,9 @@
 A table needs the columns ``model``, ``seed`` and ``test_accuracy``. It may have the
 other columns of ``outside_rows.COLUMNS``, and every further column is a setting. A
 table with the column ``configuration``, such as the ``results.csv`` of a report, names
-its configurations itself; its further columns are metrics. The tables of others are not
-trusted: no file of theirs is unpickled, and their sizes are limited.
+its configurations itself; its further columns are metrics, and settings if they begin
+with ``setting.``. The tables of others are not trusted: no file of theirs is unpickled,
+and their sizes are limited.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from cifar_flax.reports.outside_predictions import (
     predictions_of,
     read_predictions,
 )
-from cifar_flax.reports.outside_rows import Row, read_rows
+from cifar_flax.reports.outside_rows import SETTING, Row, read_rows
 from cifar_flax.reports.runs import RunRecord
 
 
@@ -40,16 +41,24 @@ class OutsideRun(RunRecord):
       line: its line in the table.
       dataset: the data set that the table names.
       file: its predictions; None without them.
+      told_settings: the settings that a report wrote, which may differ between the
+        seeds of a configuration.
     """
 
     line: int = 0
     dataset: str | None = None
     file: pathlib.Path | None = None
+    told_settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def used(self) -> dict[str, Any]:
         """The settings as the table gives them."""
-        return self.settings
+        return {**self.settings, **self.told_settings}
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the settings that the table gives."""
+        return list(self.used)
 
     @property
     def range_test(self) -> None:
@@ -256,6 +265,11 @@ def run_of(row: Row) -> OutsideRun:
         line=row.line,
         dataset=cells.get("dataset"),
         file=file,
+        told_settings={
+            name.removeprefix(SETTING): value
+            for name, value in row.others.items()
+            if "configuration" in cells and name.startswith(SETTING)
+        },
     )
 
 
@@ -344,6 +358,8 @@ def _figures_of(
     also: dict[str, records.AlsoTested] = {}
     for name, value in row.others.items():
         test, _, metric = name.rpartition("_")
+        if name.startswith(SETTING):
+            continue
         if metric in ("low", "high", "size") or isinstance(value, str):
             continue  # intervals are computed anew
         if test != "test" and metric not in ("accuracy", *METRICS):

@@ -63,6 +63,8 @@ _GIVE = {
     FLAG: "True or False",
 }
 
+SETTING = "setting."  # begins the columns of settings that a report writes
+
 # Begins the cells that a spreadsheet would compute; an apostrophe protects them.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -147,7 +149,7 @@ def _row(path: pathlib.Path, line: int, texts: dict[str, str]) -> Row:
         if not text:
             continue
         if name not in COLUMNS:
-            row.others[name] = _plain(text)
+            row.others[name] = number_or_text(text)
             continue
         value = _parse(COLUMNS[name], text)
         if value is None:
@@ -166,7 +168,7 @@ def _row(path: pathlib.Path, line: int, texts: dict[str, str]) -> Row:
     return row
 
 
-def _plain(text: str) -> Any:
+def number_or_text(text: str) -> Any:
     """Returns a number as a number, and anything else as text."""
     for kind in (int, float):
         try:
@@ -183,7 +185,7 @@ def _parse(kind: str, text: str) -> Any:
         return text if len(text) <= 1000 else None
     if kind == FLAG:
         return {"true": True, "false": False}.get(text.lower())
-    value = _plain(text)
+    value = number_or_text(text)
     if isinstance(value, str) or not math.isfinite(value):
         return None
     if kind in (SEED, SIZE):

@@ -4,44 +4,30 @@ With few entries, the HTML is one file that needs nothing else. With many, the s
 of each entry is a separate file in a folder beside the page.
 """
 
-import base64
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import pathlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
-import numpy as np
-from PIL import Image
 
-from cifar_flax.analysis.predictions import (
-    confusion,
-    converged,
-    mean_probability,
-    recalls_of,
-)
 from cifar_flax.analysis.sequential import share_of_margin
-from cifar_flax.analysis.statistics import percent_with_interval
 from cifar_flax.errors import UserError
 from cifar_flax.files import expand_user, printable
-from cifar_flax.reports import charts, small_charts, verdicts
-from cifar_flax.reports.charts import Chart
+from cifar_flax.reports import charts, verdicts
+from cifar_flax.reports.cautions import cautions
+from cifar_flax.reports.drawing import BANDS, Chart, style_of
 from cifar_flax.reports.entries import Entry
+from cifar_flax.reports.entry_page import rates_of, row_of, section_of
 from cifar_flax.reports.looks import remember, seeds_of
 from cifar_flax.reports.output import check_replaceable, check_table, write_together
 from cifar_flax.reports.search_page import search_charts, search_of
 from cifar_flax.reports.studies import BEST, WHOLE, Study, read_studies
-from cifar_flax.reports.tables import (
-    accuracy_in_words,
-    seeds_in_words,
-    write_csv,
-    write_tex,
-)
+from cifar_flax.reports.tables import write_csv, write_tex
 
 COSTS: dict[str, tuple[str, Callable[[Entry], float]]] = {
     "parameters": ("parameters", lambda e: e.first.result.num_params),
@@ -54,8 +40,6 @@ CURVES = {
     "train_accuracy": "training accuracy, %\n(augmented images)",
     "train_loss": "training loss",
 }
-
-CONFUSED_PAIRS = 8
 
 # The folder of the sections that are separate files, and the names of the files.
 DETAILS = "report-files"
@@ -119,8 +103,8 @@ def report(
         study are compared with it, and not with each other.
       compared: settings whose values are compared besides the models; see
         ``studies.read_studies``.
-      figures: folder for the figures as PNG, SVG and PDF; None: only the page has
-        figures.
+      figures: folder for the figures as PNG and SVG, and as PDF for one column of a
+        paper; None: only the page has figures.
       rank_by: what ranks and compares the configurations instead of the test accuracy:
         ``ece``, ``corrupt_accuracy`` or another column; with a minus in front if
         lower is better.
@@ -207,7 +191,7 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
     for number, study in enumerate(studies):
         if whole:
             links = [f"#entry{number}-{i}" for i in range(len(study.everything))]
-            sections = [_section(entry) for entry in study.everything]
+            sections = [section_of(entry) for entry in study.everything]
         else:
             links = [f"{DETAILS}/{_file_name(study, e)}" for e in study.everything]
             sections = []
@@ -234,8 +218,8 @@ def write_html(studies: list[Study], left_out: list[str]) -> str:
         left_out=left_out,
         details=None if whole else DETAILS,
         most=WHOLE,
-        bands=charts.BANDS,
-        style_of=charts.style_of,
+        bands=BANDS,
+        style_of=style_of,
     )
     return _writable(text)
 
@@ -262,7 +246,7 @@ def _write_details(studies: list[Study], folder: pathlib.Path) -> set[str]:
         template = _template("details.html.j2", autoescape=True)
         for study in studies:
             for rank, entry in enumerate(study.everything, start=1):
-                section = _section(entry, with_range_figure=False)
+                section = section_of(entry, with_range_figure=False)
                 text = template.render(s=section, study=study, rank=rank)
                 name = _file_name(study, entry)
                 write_together(folder, {name: _writable(text)})
@@ -313,10 +297,10 @@ def _overview(study: Study) -> dict[str, Any]:
     return {
         "study": study,
         "rows": [
-            {**_row(entry, study), "against": against.get(id(entry))}
+            {**row_of(entry, study), "against": against.get(id(entry))}
             for entry in study.entries
         ],
-        "apart": [_row(entry, study) for entry in study.apart],
+        "apart": [row_of(entry, study) for entry in study.apart],
         "columns": [column.heading for column in study.columns],
         "ranked_by": verdicts.ranked_by(study),
         "sentences": verdicts.sentences(study),
@@ -325,7 +309,7 @@ def _overview(study: Study) -> dict[str, Any]:
         "about": verdicts.about(study),
         "given": verdicts.given(study),
         "largest": verdicts.of_largest_class(study),
-        "cautions": verdicts.cautions(study),
+        "cautions": cautions(study),
         "search": search_of(study),
         "made": study.everything if len(study.everything) <= WHOLE else study.shown,
         "settings": [
@@ -337,45 +321,8 @@ def _overview(study: Study) -> dict[str, Any]:
 
 def _value(entry: Entry, name: str) -> Any:
     """Returns the used value of a setting; rates may differ between seeds."""
-    value = _rates(entry) if name == "lr" else entry.first.used.get(name)
+    value = rates_of(entry) if name == "lr" else entry.first.used.get(name)
     return "-" if value is None else value
-
-
-def _rates(entry: Entry) -> str:
-    if entry.rates is None:
-        return str(entry.first.used.get("lr", "-"))
-    low, high = entry.rates
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-
-
-def _row(entry: Entry, study: Study | None = None) -> dict[str, Any]:
-    """Returns a row of the ranking; without a study, what a section shows of it."""
-    recipe: Any = entry.first.config.recipe
-    result, seconds = entry.first.result, entry.seconds_per_seed
-    flops, used = result.flops_per_image, entry.first.used
-    usual = "sgd" if entry.first.source is None else used.get("optimizer", "-")
-    kinds = dict.fromkeys(phase.get("kind", "") for phase in recipe["phases"])
-    return {
-        "entry": entry,
-        "result": result,
-        "epochs": f"{result.epochs:g}" if result.epochs else "-",
-        "parameters": f"{result.num_params:,}" if result.num_params else "-",
-        "mflop": f"{flops / 1e6:.2f}" if flops else "-",
-        "seconds": f"{seconds:.1f}" if seconds else "-",
-        "count": len(entry.seeds),
-        "seeds": seeds_in_words(entry),
-        "seed_list": ", ".join(map(str, entry.seeds)),
-        "accuracy": accuracy_in_words(entry) or "none",
-        "rate": _rates(entry),
-        "optimizer": recipe.get("optimizer", usual),
-        "recipe": entry.first.settings.get("recipe") or " + ".join(kinds) or "-",
-        "calibration": entry.calibration,
-        "further": [
-            (column.cell(entry), column.mean(entry))
-            for column in (study.columns if study else ())
-        ],
-        "commands": entry.commands,
-    }
 
 
 def _charts(study: Study) -> list[Chart]:
@@ -398,76 +345,3 @@ def _charts(study: Study) -> list[Chart]:
     lines.append(charts.schedules(study.shown))
     made += search_charts(study)
     return made + [chart for chart in lines if chart is not None]
-
-
-def _section(entry: Entry, with_range_figure: bool = True) -> dict[str, Any]:
-    """Returns the details of one entry.
-
-    Args:
-      entry: of a study.
-      with_range_figure: whether to draw its range test, which takes a tenth of a
-        second; otherwise there is a table of the suggestions.
-    """
-    names = entry.first.config.dataset.class_names
-    predictions = entry.predictions
-    shares, recalls = np.empty((0, 0)), []
-    if predictions:
-        logits = np.concatenate([arrays["logits"] for arrays in predictions])
-        labels = predictions[0]["labels"]
-        shares, recalls = confusion(logits, labels), recalls_of(logits, labels)
-    names = [*names, *(f"class {n}" for n in range(len(names), len(shares)))]
-    pairs = [
-        (share, names[i], names[j])
-        for (i, j), share in np.ndenumerate(shares)
-        if i != j
-    ]
-    calibration = entry.calibration
-    return {
-        **_row(entry),
-        "mixes": entry.first.mixes,
-        "names": names,
-        "confusion": shares.tolist(),
-        "recalls": [
-            (percent_with_interval(mean, ends), names[label])
-            for label, mean, ends in sorted(recalls, key=lambda one: one[1])
-        ],
-        "confused": sorted(pairs, reverse=True)[:CONFUSED_PAIRS],
-        "reliability": small_charts.reliability(calibration) if calibration else None,
-        "accuracies": small_charts.accuracies(entry),
-        "range_figure": charts.range_test(entry) if with_range_figure else None,
-        "range_test": entry.first.range_test,
-        "wrong": _wrong_images(predictions[0], names) if predictions else [],
-        "layers": entry.first.result.layers or [],
-        "recipe": entry.first.config.recipe,
-        "settings": entry.first.settings,
-        "versions": entry.first.config.versions,
-    }
-
-
-def _wrong_images(
-    predictions: dict[str, np.ndarray], names: list[str]
-) -> list[dict[str, str]]:
-    """Returns the images that a run misclassifies most confidently."""
-    logits, indices = predictions["logits"], predictions["indices"]
-    mean = mean_probability(logits[converged(logits)][:, indices])
-    if mean is None:
-        return []
-    labels = predictions["labels"][indices]
-    return [
-        {
-            "src": _data_uri(image),
-            "label": names[label],
-            "predicted": names[probabilities.argmax()],
-            "confidence": f"{100 * probabilities.max():.0f} %",
-        }
-        for image, label, probabilities in zip(
-            predictions["images"], labels, mean, strict=True
-        )
-    ]
-
-
-def _data_uri(image: np.ndarray) -> str:
-    """Returns an image as a data URI; only the first channel if it is not RGB."""
-    buffer, shown = io.BytesIO(), image if image.shape[-1] == 3 else image[..., 0]
-    Image.fromarray(shown).save(buffer, "png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

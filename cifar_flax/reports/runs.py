@@ -119,6 +119,12 @@ class RunRecord:
         }
 
     @property
+    def given(self) -> list[str]:
+        """Names of the settings that were given, and the learning rate if known."""
+        known = self.settings | {"lr": self.used["lr"]}
+        return [name for name, value in known.items() if value is not None]
+
+    @property
     def right(self) -> np.ndarray:
         """Whether each finished seed classifies each image correctly, bool [n, N]."""
         bits, count = self.right_bits[self.finished], self.result.test_size

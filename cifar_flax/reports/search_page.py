@@ -8,7 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cifar_flax.analysis.best_of import difference_of
-from cifar_flax.reports.charts import Chart, plain, set_decades, style_of
+from cifar_flax.reports.drawing import (
+    Chart,
+    plain,
+    set_decades,
+    style_of,
+    within_percent,
+)
 from cifar_flax.reports.searches import Searched, TrialRow
 from cifar_flax.reports.studies import Study
 
@@ -27,7 +33,7 @@ def search_of(study: Study) -> dict[str, Any] | None:
     if not models:
         return None
     longest = max(len(one.over) for one in models)
-    ladder = [n for n in _LADDER if n < longest] + [longest]
+    ladder = _ladder(longest)
     return {
         "models": models,
         "kinds": {one.kind for one in models},
@@ -35,6 +41,10 @@ def search_of(study: Study) -> dict[str, Any] | None:
         "ladder": [(n, [_cell(one, n) for one in models]) for n in ladder],
         "trials": [_row(one, trial) for one in models for trial in _best(one)],
     }
+
+
+def _ladder(longest: int) -> list[int]:
+    return [n for n in _LADDER if n < longest] + [longest]
 
 
 def _models(study: Study) -> list[Searched]:
@@ -139,10 +149,15 @@ def _trials(count: float) -> str:
 
 
 def _time(hours: float) -> str:
-    for unit, name in ((1.0, "h"), (1 / 60, "min")):
-        if hours >= unit:
-            return f"{hours / unit:.3g} {name}"
-    return f"{3600 * hours:.3g} s"
+    unit, _, name = _unit(hours)
+    return f"{hours / unit:.3g} {name}"
+
+
+def _unit(hours: float) -> tuple[float, str, str]:
+    """Returns the unit in which a time is told, in hours, and its name and sign."""
+    if hours >= 1:
+        return 1, "hours", "h"
+    return (1 / 60, "minutes", "min") if hours >= 1 / 60 else (1 / 3600, "seconds", "s")
 
 
 def _points(value: float | None) -> str:
@@ -184,25 +199,38 @@ def _row(one: Searched, trial: TrialRow) -> dict[str, Any]:
 def search_charts(study: Study) -> list[Chart]:
     """Makes charts of the best of n trials against n and against hours."""
     models = _models(study)
-    if not models or max(len(one.over) for one in models) < 2:
+    longest = max((len(one.over) for one in models), default=0)
+    if longest < 2:
         return []
     keys = [(number, one.name) for number, one in enumerate(models, start=1)]
+    unit, time, _ = _unit(max(one.hours[-1] for one in models))
+    # The last number is always there; those before it need room.
+    numbers = [n for n in _ladder(longest) if n == longest or 1.3 * n < longest]
 
-    def chart(name: str, label: str, of: Callable[[Searched], np.ndarray]) -> Chart:
+    def chart(
+        name: str,
+        label: str,
+        of: Callable[[Searched], np.ndarray],
+        ticks: Sequence[int] | None = None,
+    ) -> Chart:
         def draw(axis: Axes) -> None:
             for number, one in enumerate(models, start=1):
                 _plot(axis, number, one, of(one))
             axis.set(xlabel=label, ylabel="validation accuracy of the\nbest trial, %")
+            within_percent(axis)
             axis.set_xscale("log")
             set_decades(axis)
+            if ticks is not None:
+                axis.set_xticks(ticks)
 
         title = f"Validation accuracy of the best trial against {label}"
         return Chart(name, title, (5.6, 3.2), draw, keys)
 
-    return [
-        chart("search_trials", "trials", lambda one: np.arange(1, len(one.over) + 1)),
-        chart("search_hours", "hours of training", lambda one: one.hours),
-    ]
+    trials = chart(
+        "search_trials", "trials", lambda one: np.arange(1, len(one.over) + 1), numbers
+    )
+    hours = chart("search_hours", f"{time} of training", lambda one: one.hours / unit)
+    return [trials, hours]
 
 
 def _plot(axis: Axes, number: int, one: Searched, x: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import pathlib
 import re
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from cifar_flax.analysis.statistics import percent_with_interval
 from cifar_flax.files import expand_user
 from cifar_flax.reports.columns import Column, columns_of
 from cifar_flax.reports.entries import Entry
-from cifar_flax.reports.outside_rows import FORMULA
+from cifar_flax.reports.outside_rows import COLUMNS, FORMULA, SETTING, number_or_text
 from cifar_flax.reports.runs import RunRecord
 from cifar_flax.reports.studies import Study, read_studies
 from cifar_flax.reports.verdicts import of_largest_class
@@ -27,7 +28,9 @@ def load_results(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     validation accuracy is that of the last epoch, and None without a validation split.
     Further test images and metrics have columns such as ``corrupt_accuracy`` and
     ``test_ece``. Each is followed by ``_low`` and ``_high``, the ends of the 95 %
-    interval of the mean over the seeds of the configuration.
+    interval of the mean over the seeds of the configuration. Columns such as
+    ``setting.weight_decay`` have the settings that were given to any run, with the
+    value that each run used; ``setting.lr`` is its highest learning rate.
 
     Args:
       folder: folder that holds the runs, at any depth.
@@ -46,6 +49,7 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
     runs = [run for entry in everything for run in entry.runs]
     names = dict.fromkeys(name for run in runs for name in run.result.also_test)
     given = any(run.predictions_file is not None for run in runs)
+    settings = dict.fromkeys(n for run in runs for n in run.given if n not in COLUMNS)
     return [
         {
             "dataset": study.dataset.name,
@@ -69,6 +73,7 @@ def rows_of(studies: list[Study]) -> list[dict[str, Any]]:
             "folder": str(run.folder),
             **_sizes(run, names),
             **({"predictions": run.predictions_file} if given else {}),
+            **{f"{SETTING}{n}": _setting(run.used.get(n)) for n in settings},
         }
         for study in studies
         for entry in [
@@ -86,6 +91,16 @@ def _sizes(run: RunRecord, names: Iterable[str]) -> dict[str, int | None]:
     """Returns the number of further test images, by columns such as corrupt_size."""
     also = run.result.also_test
     return {f"{n}_size": (also[n].size or None) if n in also else None for n in names}
+
+
+def _setting(value: Any) -> Any:
+    """Returns a setting as a number, or as text that a table gives back as it is."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or (is_number and np.isfinite(value)):
+        return value
+    if isinstance(value, str) and value and number_or_text(value.strip()) == value:
+        return value
+    return json.dumps(value, default=str)
 
 
 def _known(value: float | None) -> float | None:

@@ -9,7 +9,6 @@ from cifar_flax import records
 from cifar_flax.analysis.statistics import prediction_interval
 from cifar_flax.errors import UserError
 from cifar_flax.identity import differing_parts, parts_of
-from cifar_flax.runs.recipe_choice import OF_RECIPE
 from cifar_flax.runs.recorded_settings import SETTINGS, differences
 from cifar_flax.runs.settings import Settings
 from cifar_flax.training.arguments import fresh_seeds
@@ -72,9 +71,8 @@ def settings_to_repeat(folder: pathlib.Path, given: Mapping[str, Any]) -> Settin
             f"{where}: seed {again[0]} is one of that run and gives its result again; "
             f"give others, such as --seeds={fresh[0]}"
         )
-    values = {n: getattr(recorded, n) for n in SETTINGS if n not in _HERE}
-    recipe = recorded.trained_recipe if not given.keys() & {*OF_RECIPE} else None
-    return Settings(**{**values, **given, "seeds": seeds}, recorded_recipe=recipe)
+    here = {name: SETTINGS[name].default for name in _HERE}
+    return recorded.with_given({**here, **given, "seeds": seeds})
 
 
 def compare_repetition(folder: pathlib.Path, again: pathlib.Path) -> Replication:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -19,10 +20,7 @@ from cifar_flax.models.own import make_own
 from cifar_flax.own_code import is_own, label_of, whole_name
 from cifar_flax.runs.flag_text import as_text
 from cifar_flax.runs.own_metrics import check_metric_names
-from cifar_flax.runs.recipe_choice import (
-    AUTO,
-    choose_recipe,
-)
+from cifar_flax.runs.recipe_choice import AUTO, OF_RECIPE, choose_recipe
 from cifar_flax.runs.recorded_settings import SETTINGS, RecordedSettings
 from cifar_flax.runs.setting_values import check_value
 from cifar_flax.training import processes
@@ -112,6 +110,22 @@ class Settings(RecordedSettings):
         object.__setattr__(self, "_file", file)
         recipe = self.trained_recipe or choose_recipe(self.given(), self.model, file)
         object.__setattr__(self, "_recipe", recipe)
+
+    def with_given(self, given: Mapping[str, Any]) -> "Settings":
+        """Returns the settings of a record with others in their place.
+
+        The recipe is the recorded one, unless a given setting decides it.
+
+        Args:
+          given: values of settings by their names.
+
+        Raises:
+          UserError: the settings contradict each other.
+        """
+        values = {name: getattr(self, name) for name in SETTINGS} | dict(given)
+        decided = given.keys() & {*OF_RECIPE, "continue_from"}
+        recipe = None if decided else self.trained_recipe
+        return Settings(**values, recorded_recipe=recipe)
 
     def _make_paths_absolute(self) -> None:
         """Makes paths absolute, so that a run can be resumed from another folder."""

@@ -131,14 +131,7 @@ class Subject:
             dataset = settings.load_data()
         elif not _gives(settings.dataset, dataset.name):
             _refuse_both(changed, ("dataset",), "dataset")
-        if settings.split_seed is not None and dataset.has_validation:
-            raise UserError(
-                f"--seeds_vary={as_text(settings.seeds_vary)}: {dataset.name} has its "
-                "own validation images, so the split cannot vary"
-            )
-        splits = split_dataset(
-            dataset, settings.val_size, settings.train_size, settings.split_seed
-        )
+        splits = _split(settings, dataset)
         is_named = model is None and is_own(settings.model)
         source = source_of(settings.model) if is_named else None
         given = (settings, model, recipe, dataset, splits, source)
@@ -361,6 +354,18 @@ def with_recipe(
         rates=[float(f"{rate:.6g}") for rate in np.asarray(rates, np.float64)],
     )
     return config
+
+
+def _split(settings: Settings, dataset: Dataset) -> Splits:
+    """Splits the data as the settings say."""
+    if settings.split_seed is not None and dataset.has_validation:
+        raise UserError(
+            f"--seeds_vary={as_text(settings.seeds_vary)}: {dataset.name} has its "
+            "own validation images, so the split cannot vary"
+        )
+    return split_dataset(
+        dataset, settings.val_size, settings.train_size, settings.split_seed
+    )
 
 
 def _gives(given: str, found: str) -> bool:

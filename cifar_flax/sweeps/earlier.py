@@ -41,12 +41,13 @@ def with_earlier_seeds(cells: list[Cell], folder: pathlib.Path) -> list[Cell]:
             if set(seeds) & set(left):
                 left = [seed for seed in left if seed not in seeds]
                 settings = dataclasses.replace(cell.settings, seeds=seeds)
-                grown.append(Cell(path.name, settings, path))
+                grown.append(Cell(path.name, settings, path, note=cell.note))
         if len(left) == len(cell.settings.seeds):
             grown.append(cell)
         elif left:
             told = cell.given, cell.varied, tuple(left), folder, cell.label
             grown.append(make_cell(*told))
+            grown[-1].note = cell.note
     return grown
 
 

@@ -302,12 +302,8 @@ class Searching:
             if best is not None and seeds:
                 values = tried[best].values
                 label = f"trial{best + 1}-fresh"
-                cell = self._cell(given, values, seeds, label)
-                cells = with_earlier_seeds([cell], self._folder)
-                for one in cells:
-                    one.note = cell.note
-                made += cells
-        return made
+                made.append(self._cell(given, values, seeds, label))
+        return with_earlier_seeds(made, self._folder)
 
 
 def _records_of(

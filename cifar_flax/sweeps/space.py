@@ -15,17 +15,16 @@ import hashlib
 import json
 import math
 import pathlib
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cifar_flax.definitions import MAX_FLOAT, is_number, is_whole, without_none
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.files import open_plain
 from cifar_flax.runs.recorded_settings import SETTINGS
 from cifar_flax.runs.setting_values import check_value
 from cifar_flax.runs.settings import OF_DATA, OF_EVALUATION
+from cifar_flax.training.recipe_files import read_toml
 
 RANGES = ("log_uniform", "uniform", "log_integers", "integers")
 CHOICES = "choices"
@@ -200,18 +199,7 @@ def read_space(path: str | pathlib.Path) -> Space:
       UserError: the file cannot be read, or holds something other than a space; the
         message names the setting.
     """
-    path = pathlib.Path(path)
-    try:
-        with open_plain(path) as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read --space={path}: {error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise UserError(f"--space={path} has more than {MAX_BYTES} bytes")
-    try:
-        plain = tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or too deep
-        raise UserError(f"--space={path} is not TOML: {one_line(error)}") from error
+    plain = read_toml(pathlib.Path(path), f"--space={path}", MAX_BYTES)
     return make_space(plain, str(path))
 
 

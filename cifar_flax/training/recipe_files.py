@@ -119,18 +119,32 @@ def read_recipe(path: str | pathlib.Path) -> Recipe:
       UserError: the file cannot be read, or it is not a valid recipe.
     """
     path = expand_user(path)
+    plain = read_toml(path, f"the recipe {path}", MAX_BYTES)
+    return from_plain(_placed(plain, path.parent), str(path))
+
+
+def read_toml(path: pathlib.Path, what: str, most: int) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Args:
+      path: of the file.
+      what: describes the file in error messages.
+      most: largest size of the file in bytes.
+
+    Raises:
+      UserError: the file cannot be read, is larger, or is not TOML.
+    """
     try:
         with open_plain(path) as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(most + 1)
     except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is not a recipe: it has more than {MAX_BYTES} bytes")
+        raise UserError(f"cannot read {what}: {error.strerror}") from error
+    if len(content) > most:
+        raise UserError(f"{what} has more than {most} bytes")
     try:
-        plain = tomllib.loads(content.decode())
+        return tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or too deep
-        raise UserError(f"{path} is not a TOML file: {one_line(error)}") from error
-    return from_plain(_placed(plain, path.parent), str(path))
+        raise UserError(f"{what} is not a TOML file: {one_line(error)}") from error
 
 
 def _placed(plain: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from cifar_flax.layers import Conv, Dense, conv_product
 from cifar_flax.layers.conv_product import conv2d_product
 from cifar_flax.layers.native import library, primitives
-from cifar_flax.layers.native.primitives import Geometry
+from cifar_flax.layers.native.geometry import Geometry
 from tests.layers.definition import convolution, gradients
 
 # (height, width), (size, stride, padding, channels, features)

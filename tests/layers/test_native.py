@@ -17,7 +17,7 @@ from jax import lax
 from cifar_flax.layers import BatchNorm, Conv, rule
 from cifar_flax.layers.conv import conv2d, convolving, describe, tiled
 from cifar_flax.layers.native import library, primitives
-from cifar_flax.layers.native.primitives import Geometry
+from cifar_flax.layers.native.geometry import Geometry
 from cifar_flax.layers.tiled_norm import add_bias, batch_normalise
 from cifar_flax.layers.tiles import Tiles, on_images, relu
 from cifar_flax.models import MODELS, create_model

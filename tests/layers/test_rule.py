@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import cifar_flax as cf
 from cifar_flax.layers import rule
 from cifar_flax.layers.native import library, primitives
-from cifar_flax.layers.native.primitives import Geometry
+from cifar_flax.layers.native.geometry import Geometry
 from tests.layers.definition import convolution, gradients
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels here")

@@ -3,9 +3,10 @@
 import pytest
 
 from cifar_flax.errors import UserError
+from cifar_flax.reports.cautions import cautions
 from cifar_flax.reports.page import report
 from cifar_flax.reports.studies import read_studies
-from cifar_flax.reports.verdicts import cautions, sentences
+from cifar_flax.reports.verdicts import sentences
 from tests.reports.made import make_run
 
 

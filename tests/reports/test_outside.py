@@ -10,10 +10,11 @@ import pytest
 from cifar_flax import records
 from cifar_flax.errors import UserError
 from cifar_flax.reports import outside_rows
+from cifar_flax.reports.cautions import cautions
 from cifar_flax.reports.page import report
 from cifar_flax.reports.studies import read_studies
 from cifar_flax.reports.tables import rows_of, write_csv
-from cifar_flax.reports.verdicts import cautions, sentences
+from cifar_flax.reports.verdicts import sentences
 from tests.reports.made import COUNT, make_logits, make_run
 from tests.reports.test_columns import measured
 
@@ -264,12 +265,36 @@ def test_the_results_of_runs_read_back_as_themselves(tmp_path):
     for name, accuracies in (("a", (0.5, 0.6)), ("b", (0.7, 0.7))):
         run = make_run(tmp_path / "runs" / name, name, accuracies, val_accuracy=0.5)
         measured(run, {"ece": [0.1, 0.2], "my_error": [-1.5, 3]}, new=accuracies)
-    make_run(tmp_path / "runs" / "c", "c", (0.7, 0.6), diverged=[1], lr=0.2)
+    given = {"flip": True, "dtype": "07", "note": " =x", "weight_decay": 5e-4}
+    make_run(tmp_path / "runs" / "c", "c", (0.7, 0.6), diverged=[1], lr=0.2, **given)
+    given |= {"also": ["a", 1], "loss_args": {"gamma": 2.0}, "note": None}
+    make_run(tmp_path / "runs" / "d", "c", (0.7, 0.6), **given)
     export = tmp_path / "export.csv"
     made = report(tmp_path / "runs", export=export)
     again, _ = read(export)
     assert export.read_text() == (made.folder / "results.csv").read_text()
     assert rows_of(again) == rows_of(made.studies)
+    (study,) = again
+    assert "Without a validation split" not in " ".join(cautions(study))
+
+
+def test_settings_are_columns_of_the_rows(tmp_path):
+    make_run(tmp_path / "a", "net", (0.5, 0.6), weight_decay=5e-4)
+    make_run(tmp_path / "b", "net", (0.7, 0.7), weight_decay=None, nesterov=True)
+    rows = {row["folder"]: row for row in rows_of(read_studies(tmp_path)[0])}
+    first, second = rows[str(tmp_path / "a")], rows[str(tmp_path / "b")]
+    assert first["setting.lr"] == second["setting.lr"] == 0.1  # of the recipe
+    assert (first["setting.weight_decay"], first["setting.nesterov"]) == (5e-4, None)
+    assert second["setting.nesterov"] == "true"
+    assert "setting.model" not in first
+
+
+def test_seeds_with_settings_of_their_own_stay_a_configuration(tmp_path):
+    head = "configuration,model,seed,test_accuracy,setting.lr\n"
+    lines = [f"a net,net,{s},0.5,{rate}\n" for s, rate in enumerate((0.1, 0.2))]
+    (study,), _ = read(write(tmp_path, head + "".join(lines)))
+    (entry,) = study.entries
+    assert (entry.name, entry.seeds, entry.rates) == ("a net", [0, 1], (0.1, 0.2))
 
 
 def test_a_report_never_replaces_a_table_that_it_reads(tmp_path):

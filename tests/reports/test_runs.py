@@ -7,8 +7,8 @@ import pytest
 
 from cifar_flax import records
 from cifar_flax.errors import UserError
+from cifar_flax.reports.cautions import cautions
 from cifar_flax.reports.studies import read_studies
-from cifar_flax.reports.verdicts import cautions
 from tests.reports.made import make_run
 
 

@@ -11,7 +11,7 @@ from cifar_flax import records
 from cifar_flax.analysis.range_curve import RangeResult
 from cifar_flax.data import make_dataset
 from cifar_flax.data.augment import NO_AUGMENTATION
-from cifar_flax.reports.charts import Chart
+from cifar_flax.reports.drawing import Chart
 from cifar_flax.runs.observers import RangeTestResult
 from cifar_flax.show import figures
 from tests.conftest import make_split

@@ -112,7 +112,7 @@ def test_the_items_of_a_table_are_settings_of_their_own(tmp_path):
     ("text", "words"),
     [
         ("", ["is empty", "lr = {log_uniform"]),
-        ("lr = ", ["is not TOML"]),
+        ("lr = ", ["is not a TOML file"]),
         ("lr = 0.1", ["lr is 0.1", "log_uniform", "choices"]),
         ("lr = {lognormal = [1, 2]}", ["lognormal", "one of log_uniform"]),
         ("lr = {uniform = [0.1, 0.2], choices = [1]}", ["lr is", "give one of"]),
