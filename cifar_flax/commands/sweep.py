@@ -39,7 +39,7 @@ from cifar_flax.commands.search_flags import (
     define_search,
     search_from_flags,
 )
-from cifar_flax.commands.setting_flags import define_settings, parse
+from cifar_flax.commands.setting_flags import define_settings, parse, with_groups
 from cifar_flax.data import Dataset
 from cifar_flax.definitions import MAX_STEPS
 from cifar_flax.errors import UserError
@@ -69,7 +69,6 @@ from cifar_flax.sweeps.until_shown import (
     remember_look,
 )
 from cifar_flax.training.arguments import fresh_seeds
-from cifar_flax.training.named_recipes import LESSON
 
 FLAGS = flags.FLAGS
 
@@ -276,8 +275,7 @@ def lists_from_flags() -> dict[str, list[Any]]:
     single = {name: [FLAGS[name].value] for name in given if name in SINGLE}
     if empty := [name for name, words in texts.items() if not words]:
         raise flags.ValidationError(f"--{empty[0]}=: give one or more values")
-    if texts.get("model", ["all"]) == ["all"]:
-        texts["model"] = list(LESSON)
+    texts["model"] = with_groups(texts.get("model", ["all"]))
     if budgets := [name for name in BUDGETS if FLAGS[name].value is not None]:
         if clash := OF_BUDGET & set(texts):
             raise flags.ValidationError(
