@@ -231,11 +231,11 @@ def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
     Raises:
       flags.ValidationError: there is no name, an unknown one, or one twice.
     """
-    names = with_groups(names)
+    given, names = names, with_groups(names)
     if not names or len(set(names)) < len(names):
         raise flags.ValidationError(
-            f"--models={','.join(names)}: give one or more different models, "
-            "all, or families"
+            f"--models={','.join(given)}: give one or more different models, or all, "
+            "or families"
         )
     known = [*MODELS, *others]
     wrong = [name for name in names if name not in known and not is_own(name)]

@@ -288,8 +288,9 @@ def lists_from_flags() -> dict[str, list[Any]]:
             texts["cycle_len"] = [str(FLAGS.budget_epochs)]
     for name, words in texts.items():
         if len(set(words)) < len(words):
+            text = ",".join(FLAGS[name].value)
             raise flags.ValidationError(
-                f"--{name}={','.join(words)}: a value appears twice in the list"
+                f"--{name}={text}: a value appears twice in the list"
             )
     lists = {name: [parse(name, word) for word in texts[name]] for name in texts}
     return lists | single
