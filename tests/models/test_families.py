@@ -5,29 +5,25 @@ import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks.benchmark import chosen_models
+from cifar_flax.layers import BatchNorm
 from cifar_flax.layers.native import library
 from cifar_flax.layers.tiling import in_tiles
 from cifar_flax.models import FAMILIES, create_model, has_norm
 from cifar_flax.models.calling import evaluate_logits, train_logits
-from cifar_flax.models.families import LARGER, ConvNeXt, MobileNet, ResidualNet, ResNeXt
+from cifar_flax.models.families import LARGER
 from cifar_flax.models.summary import layer_rows, trace_layers
 from cifar_flax.training.losses import cross_entropy
 from cifar_flax.training.named_recipes import LESSON
-from tests.models.torch_twin import check_counts, copy, pairs, peer_of, to_torch
+from tests.models.torch_twin import check_counts, copy, draw, pairs, peer_of, to_torch
 
 ROOT = pathlib.Path(__file__).parents[2]
 NETS = {**FAMILIES, **LARGER}
 IMAGES = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 10, 16)
-
-# Without a norm that takes the scale of a kernel away, so that a batch norm's statistics
-# change the logits.
-WITHOUT_NORM = ("mixer", "convnext", "vit", "convnext2")
 
 
 def test_their_group_names_them():
@@ -41,3 +37,100 @@ def test_they_are_small():
     for name, make in NETS.items():
         count = sum(row.num_params for row in layer_rows(make()))
         assert 100_000 <= count <= 1_500_000 or name == "resnet18", name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_parameters_and_operations_are_those_of_pytorch_and_of_the_page(name):
+    count, flops = check_counts(name, layer_rows(create_model(name)))
+    page = (ROOT / "docs" / "families.md").read_text()
+    assert re.search(
+        rf"^\| `{name}` .* \| {count:,} \| {flops / 1e6:,.1f} \|$", page, re.M
+    )
+
+
+@functools.cache
+def twin(name):
+    """A network, its layers with parameters, its variables, and the one of PyTorch."""
+    fields = {"norm": functools.partial(BatchNorm, momentum=0.0)}  # see ``biased``
+    model = create_model(name, **(fields if has_norm(name) else {}))
+    network = peer_of(name)
+    rows, shapes = trace_layers(model, (32, 32, 3))
+    rows = [row for row in rows if row.num_params]
+    variables = draw(shapes, bias=0.0)
+    copy(variables, rows, network)
+    return model, rows, variables, network
+
+
+def biased(norm, inputs, _):
+    """Makes the statistics of PyTorch's norm those of the batch, as ours are."""
+    count = inputs[0].numel() / inputs[0].shape[1]
+    norm.running_var *= (count - 1) / count
+
+
+def error_of(actual, expected):
+    """Returns the largest error as a share of the largest value."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_the_same_weights_give_the_same_logits(name):
+    model, _, variables, network = twin(name)
+    torch = pytest.importorskip("torch")
+    evaluate = jax.jit(in_tiles(lambda v, x: evaluate_logits(model, v, x)))
+    with torch.no_grad():
+        theirs = network.eval()(to_torch(IMAGES)).numpy()
+    assert error_of(evaluate(variables, IMAGES), theirs) < 1e-5
+    assert np.ptp(theirs, axis=0).max() > 1e-2 * np.abs(theirs).max()  # they differ
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_they_train_as_in_pytorch(name):
+    model, rows, variables, network = twin(name)
+    torch = pytest.importorskip("torch")
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+            module.register_forward_hook(biased)
+
+    def loss(params):
+        given = {**variables, "params": params}
+        found = train_logits(model, given, IMAGES, jax.random.key(0))
+        return cross_entropy(found[0], LABELS).mean(), found
+
+    step = jax.jit(in_tiles(jax.value_and_grad(loss, has_aux=True)))
+    (_, (logits, updated)), grads = step(variables["params"])
+    theirs = network.train()(to_torch(IMAGES))
+    torch.nn.functional.cross_entropy(theirs, torch.tensor(LABELS)).backward()
+    assert error_of(logits, theirs.detach()) < 1e-4
+    if updated["batch_stats"]:
+        for ours, statistics in pairs(updated, rows, network):
+            assert error_of(ours, statistics) < 1e-4
+    found = list(pairs({"params": grads}, rows, network))
+    largest = max(float(parameter.grad.abs().max()) for _, parameter in found)
+    for ours, parameter in found:
+        # A ReLU passes no gradient or all of it if its input is a rounding from 0.
+        assert np.abs(ours - parameter.grad.numpy()).max() < 1e-2 * largest
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not library.available(), reason="no kernels here")
+@pytest.mark.parametrize("name", sorted(NETS.keys() - {"vit", "efficient"}))
+def test_they_stay_in_tiles_from_the_images_to_the_last_layer(name):
+    """Attention leaves the tiles, and so do the small layers of ``efficient``."""
+    model = create_model(name)
+    shapes = trace_layers(model, (32, 32, 3))[1]
+
+    def loss(params, variables):
+        given = {**variables, "params": params}
+        logits, updated = train_logits(model, given, IMAGES, jax.random.key(0))
+        return cross_entropy(logits, LABELS).mean(), updated
+
+    step = jax.jit(in_tiles(jax.value_and_grad(loss, has_aux=True)))
+    text = step.lower(shapes["params"], shapes).as_text()
+    assert text.count("@cifar_flax_tile(") <= 3
+    assert text.count("@cifar_flax_untile(") <= 2
+    assert "stablehlo.convolution" not in text

@@ -11,8 +11,13 @@ def peer_of(name):
     return pytest.importorskip("benchmarks.torch_peer").make_network(name)
 
 
-def draw(variables):
-    """Values for all variables, so that each of them changes the logits."""
+def draw(variables, bias=1.0):
+    """Values for all variables, so that each of them changes the logits.
+
+    Args:
+      variables: of flax, or their shapes.
+      bias: middle of the biases and of the running means.
+    """
     rng = np.random.default_rng(1)
 
     def value(path, leaf):
@@ -20,7 +25,8 @@ def draw(variables):
         if name == "kernel":
             spread = 1 / np.sqrt(np.prod(shape[:-1]))
             return rng.normal(0, spread, shape).astype(np.float32)
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        values = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        return values + (bias - 1) if name in ("bias", "mean") else values
 
     return jax.tree_util.tree_map_with_path(value, variables)
 
