@@ -4,6 +4,7 @@ Parameters are in the order in which the layers are called.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -194,7 +195,7 @@ def vit(width=64, depth=5):
     return Patches(width, [ViTBlock(width) for _ in range(depth)], positions=True)
 
 
-TORCH_FAMILIES = {
+TORCH_FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "vgg": vgg,
     "preact": functools.partial(preact, (12, 24, 48, 96), 2),
     "wide": functools.partial(preact, (18, 36, 72, 144), 1),

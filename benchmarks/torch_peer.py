@@ -120,8 +120,9 @@ def make_network(name: str) -> nn.Module:
     """The network of a name that the benchmark knows."""
     if name == "airbench":
         return Airbench()
-    if make := (TORCH_FAMILIES | TORCH_STRANGERS).get(name):
-        return make()
+    for known in (TORCH_FAMILIES, TORCH_STRANGERS):
+        if name in known:
+            return known[name]()
     if name == "stranger":
         name = "convbn"
     if name == "simplenet":

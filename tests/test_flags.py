@@ -244,7 +244,7 @@ MANY = ",".join(map(str, range(1, 101)))
     [
         # Words.
         ("run --modle=convbn", 2, ["modle", "model"]),
-        ("run --model=vgg", 2, ["--model=vgg", "convbn2"]),
+        ("run --model=lenet", 2, ["--model=lenet", "convbn2"]),
         ("run convbn", 2, ["'convbn' is not a flag"]),
         ("run --stderrthreshold=x", 2, ["x"]),
         # Seeds.

@@ -288,7 +288,7 @@ def lists_from_flags() -> dict[str, list[Any]]:
             texts["cycle_len"] = [str(FLAGS.budget_epochs)]
     for name, words in texts.items():
         if len(set(words)) < len(words):
-            text = ",".join(FLAGS[name].value)
+            text = ",".join(FLAGS[name].value or [])
             raise flags.ValidationError(
                 f"--{name}={text}: a value appears twice in the list"
             )

@@ -63,9 +63,9 @@ def twin(name):
 
 
 def biased(norm, inputs, _):
-    """Makes the statistics of PyTorch's norm those of the batch, as ours are."""
+    """Makes the variance of PyTorch's norm that of the batch, as ours is."""
     count = inputs[0].numel() / inputs[0].shape[1]
-    norm.running_var *= (count - 1) / count
+    norm.running_var = norm.running_var * ((count - 1) / count)
 
 
 def error_of(actual, expected):

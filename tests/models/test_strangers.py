@@ -33,7 +33,7 @@ def test_they_are_written_without_this_project():
 
 def test_their_group_and_their_names_choose_them():
     assert chosen_models(["strangers"]) == list(STRANGERS)
-    assert chosen_models(["vit", "convbn"]) == ["vit", "convbn"]
+    assert chosen_models(["vit96", "convbn"]) == ["vit96", "convbn"]
     assert chosen_models(["strangers", "convbn"]) == [*STRANGERS, "convbn"]
     assert chosen_models(["all"]) == list(LESSON)
 
