@@ -208,7 +208,9 @@ def test_benchmark(tmp_path):
 def test_benchmark_of_a_net_of_flax_layers(tmp_path):
     sizes = ("--rounds=1", "--batch_size=16", "--train_images=64", "--eval_images=64")
     rows = tmp_path / "rows.json"
-    line = last_line_of(command("benchmark", "--models=vit96", *sizes, f"--json={rows}"))
+    line = last_line_of(
+        command("benchmark", "--models=vit96", *sizes, f"--json={rows}")
+    )
     assert "batch 16, 1 rounds" in line
     (row,) = json.loads(rows.read_text())["rows"]
     assert row["model"] == "vit96"

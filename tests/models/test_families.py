@@ -1,10 +1,13 @@
 """The families of networks are those of PyTorch, and the page says what they are."""
 
 import functools
+import json
 import pathlib
 import re
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,9 +16,11 @@ from cifar_flax.layers import BatchNorm
 from cifar_flax.layers.native import library
 from cifar_flax.layers.tiling import in_tiles
 from cifar_flax.models import FAMILIES, create_model, has_norm
-from cifar_flax.models.calling import evaluate_logits, train_logits
+from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
 from cifar_flax.models.families import LARGER
+from cifar_flax.models.own import make_own
 from cifar_flax.models.summary import layer_rows, trace_layers
+from cifar_flax.runs.settings import Settings
 from cifar_flax.training.losses import cross_entropy
 from cifar_flax.training.named_recipes import LESSON
 from tests.models.torch_twin import check_counts, copy, draw, pairs, peer_of, to_torch
@@ -47,6 +52,49 @@ def test_parameters_and_operations_are_those_of_pytorch_and_of_the_page(name):
     assert re.search(
         rf"^\| `{name}` .* \| {count:,} \| {flops / 1e6:,.1f} \|$", page, re.M
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_the_settings_of_a_run_reach_every_layer(name):
+    settings = {"bn_momentum": 0.5, "bn_epsilon": 0.1, "dtype": "bfloat16"}
+    model = Settings(name, **settings).make_model(7)
+    layers = []
+
+    def look(call, args, kwargs, context):
+        layers.append((context.module, call(*args, **kwargs)))
+        return layers[-1][1]
+
+    def logits(key, images):
+        variables = init_variables(model, key, images)
+        with nn.intercept_methods(look):
+            return variables, evaluate_logits(model, variables, images)
+
+    variables, found = jax.eval_shape(logits, jax.random.key(0), IMAGES)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    assert (found.shape, found.dtype) == ((16, 7), jnp.float32)
+    assert all(out.dtype == jnp.bfloat16 for one, out in layers if one.path)
+    norms = [one for one, _ in layers if isinstance(one, BatchNorm)]
+    assert bool(norms) == has_norm(name)
+    assert all((one.momentum, one.epsilon) == (0.5, 0.1) for one in norms)
+
+
+@pytest.mark.slow
+def test_nets_that_differ_in_one_thing_are_as_the_page_says():
+    page = (ROOT / "docs" / "families.md").read_text()
+    rows = re.findall(
+        r"^\| (.+) \| `(\w+:\w+)` \| `(\w+)` \| `(\{.*\})` \|$", page, re.M
+    )
+    assert len(rows) == 6
+    for idea, place, name, args in rows:
+        model = make_own(f"cifar_flax.models.families.{place}", json.loads(args), 10)
+        assert type(model) is type(create_model(name))
+        counts = [
+            sum(row.flops for row in layer_rows(one))
+            for one in (create_model(name), model)
+        ]
+        same = abs(counts[1] / counts[0] - 1) < 0.05
+        assert same == (idea != "groups, at the same widths")
 
 
 @functools.cache
