@@ -3,6 +3,7 @@
     python -m experiments.benchmark --models=all
     python -m experiments.benchmark --models=convbn,airbench --peer=torch --figure=a.png
     python -m experiments.benchmark --models=convbn --lowerings=auto,product,xla
+    python -m experiments.benchmark --models=families --peer=torch
     python -m experiments.benchmark --models=strangers --peer=torch
 
 Each contender has its own process, because their thread pools would disturb each other.
@@ -321,8 +322,8 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "models",
         ["all"],
-        "Architectures, or all of the lesson; strangers are nets of flax's own layers: "
-        f"{', '.join(STRANGERS)}.",
+        "Architectures; all: those of the lesson; families: those that came after; "
+        f"strangers: nets of flax's own layers, {', '.join(STRANGERS)}.",
     )
     flags.DEFINE_list(
         "lowerings",

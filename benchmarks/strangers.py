@@ -101,24 +101,6 @@ class ResNeXt(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
-class ResNet18(nn.Module):
-    """He et al., 2016, whole, with the 3x3 stem that is usual for CIFAR."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [N, H, W, C] to logits [N, 10]."""
-        x = nn.relu(conv_norm(x, train, 64, 3))
-        for width in (64, 128, 256, 512):
-            for block in range(2):
-                stride = 2 if width > 64 and block == 0 else 1
-                y = nn.relu(conv_norm(x, train, width, 3, stride))
-                y = conv_norm(y, train, width, 3)
-                if stride == 2:
-                    x = conv_norm(x, train, width, 1, stride)
-                x = nn.relu(x + y)
-        return nn.Dense(10)(x.mean((1, 2)))
-
-
 class Dilated(nn.Module):
     """After each convolution of stride 2, two 3x3 convolutions of dilation 2."""
 
@@ -232,14 +214,13 @@ class MLPMixer(nn.Module):
 
 STRANGERS: dict[str, type[nn.Module]] = {
     "stranger": Stranger,
-    "convmixer": ConvMixer,
+    "convmixer64": ConvMixer,
     "mobilenet": MobileNet,
-    "resnext": ResNeXt,
-    "convnext": ConvNeXt,
+    "resnext512": ResNeXt,
+    "convnext48": ConvNeXt,
     "dilated": Dilated,
     "transposed": Transposed,
-    "resnet18": ResNet18,
-    "vit": ViT,
+    "vit96": ViT,
     "mlp_mixer": MLPMixer,
 }
 

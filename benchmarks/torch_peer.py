@@ -2,10 +2,10 @@
 
     python -m benchmarks.torch_peer VARIANT BATCH_SIZE TRAIN_IMAGES EVAL_IMAGES MODEL
 
-answers the requests of ``experiments.benchmark``; of this project it needs ``turns``
-and ``torch_strangers`` alone. It is written as a good user of PyTorch would: data
-resident as uint8, augmentation in one vectorised pass, fused loss and optimizer,
-``channels_last``, ``torch.compile``.
+answers the requests of ``experiments.benchmark``; of this project it needs ``turns``,
+``torch_families`` and ``torch_strangers`` alone. It is written as a good user of
+PyTorch would: data resident as uint8, augmentation in one vectorised pass, fused loss
+and optimizer, ``channels_last``, ``torch.compile``.
 """
 
 import itertools
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.torch_families import TORCH_FAMILIES
 from benchmarks.torch_strangers import TORCH_STRANGERS
 from benchmarks.turns import serve
 
@@ -119,8 +120,9 @@ def make_network(name: str) -> nn.Module:
     """The network of a name that the benchmark knows."""
     if name == "airbench":
         return Airbench()
-    if name in TORCH_STRANGERS:
-        return TORCH_STRANGERS[name]()
+    for known in (TORCH_FAMILIES, TORCH_STRANGERS):
+        if name in known:
+            return known[name]()
     if name == "stranger":
         name = "convbn"
     if name == "simplenet":

@@ -86,19 +86,6 @@ def resnext():
     return Net(layers, inputs)
 
 
-def resnet18():
-    """See ``ResNet18``."""
-    layers, inputs = conv_norm_relu(3, 64, 3), 64
-    for width in (64, 128, 256, 512):
-        for block in range(2):
-            stride = 2 if width > 64 and block == 0 else 1
-            body = conv_norm_relu(inputs, width, 3, stride) + conv_norm(width, width, 3)
-            shortcut = conv_norm(inputs, width, 1, stride) if stride == 2 else ()
-            layers.append(Residual(body, shortcut, nn.ReLU()))
-            inputs = width
-    return Net(layers, inputs)
-
-
 def dilated():
     """See ``Dilated``."""
     layers = conv_norm_relu(3, 32, 3)
@@ -236,13 +223,12 @@ def mlp_mixer():
 
 
 TORCH_STRANGERS = {
-    "convmixer": conv_mixer,
+    "convmixer64": conv_mixer,
     "mobilenet": mobile_net,
-    "resnext": resnext,
-    "convnext": convnext,
+    "resnext512": resnext,
+    "convnext48": convnext,
     "dilated": dilated,
     "transposed": transposed,
-    "resnet18": resnet18,
-    "vit": vit,
+    "vit96": vit,
     "mlp_mixer": mlp_mixer,
 }

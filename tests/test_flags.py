@@ -244,7 +244,7 @@ MANY = ",".join(map(str, range(1, 101)))
     [
         # Words.
         ("run --modle=convbn", 2, ["modle", "model"]),
-        ("run --model=vgg", 2, ["--model=vgg", "convbn2"]),
+        ("run --model=lenet", 2, ["--model=lenet", "convbn2"]),
         ("run convbn", 2, ["'convbn' is not a flag"]),
         ("run --stderrthreshold=x", 2, ["x"]),
         # Seeds.
@@ -334,7 +334,7 @@ MANY = ",".join(map(str, range(1, 101)))
         ("sweep --budget_epochs=2147483648", 2, ["--budget_epochs=2147483648"]),
         ("benchmark --models=", 2, ["--models=", "one or more"]),
         ("benchmark --models=convnet,convnet", 2, ["different"]),
-        ("benchmark --models=strangers,vit", 2, ["different"]),
+        ("benchmark --models=strangers,vit96", 2, ["different"]),
         ("benchmark --models=strangr", 2, ["=strangr:", "vit", "strangers"]),
         ("lr_grid --models=all,convnet", 2, ["--models=all"]),
         # What is written, and the rest.

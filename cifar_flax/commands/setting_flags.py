@@ -3,14 +3,14 @@
 import pathlib
 import re
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from absl import flags
 
 from cifar_flax.commands import cli
 from cifar_flax.definitions import Hyperparameter, without_none
-from cifar_flax.models import MODELS
+from cifar_flax.models import FAMILIES, MODELS
 from cifar_flax.own_code import is_own
 from cifar_flax.runs.recipe_choice import OF_RECIPE
 from cifar_flax.runs.recorded_settings import SETTINGS
@@ -28,6 +28,9 @@ cli.GROUPS |= {
     "Data": (*OF_DATA, *OF_EVALUATION),
     "Recipe": (*OF_RECIPE, "lr_check"),
 }
+
+# Names that stand for several models.
+GROUPS = {"all": list(LESSON), "families": list(FAMILIES)}
 
 # Names of the types in --help.
 _KINDS = {
@@ -203,8 +206,13 @@ def devices_from_flags() -> dict[str, Any]:
     return {"devices": FLAGS.devices, "mesh": mesh}
 
 
+def with_groups(names: Iterable[str]) -> list[str]:
+    """Returns names of models, with those of a group in the place of its name."""
+    return [one for name in names for one in GROUPS.get(name, (name,))]
+
+
 def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
-    """Returns the models that ``--models`` names; ``all`` are those of the lesson.
+    """Returns the models that ``--models`` names; see ``GROUPS``.
 
     Args:
       names: names as given.
@@ -213,17 +221,17 @@ def check_models(names: list[str], others: Collection[str] = ()) -> list[str]:
     Raises:
       flags.ValidationError: there is no name, an unknown one, or one twice.
     """
-    if names == ["all"]:
-        return list(LESSON)
+    given, names = names, with_groups(names)
     if not names or len(set(names)) < len(names):
         raise flags.ValidationError(
-            f"--models={','.join(names)}: give one or more different models, or all"
+            f"--models={','.join(given)}: give one or more different models, or all, "
+            "or families"
         )
     known = [*MODELS, *others]
     wrong = [name for name in names if name not in known and not is_own(name)]
     if wrong:
         raise flags.ValidationError(
-            f"--models={','.join(wrong)}: give all, or some of {', '.join(known)}, or "
-            "your own as FILE.py:NAME or MODULE:NAME"
+            f"--models={','.join(wrong)}: give all, families, or some of "
+            f"{', '.join(known)}, or your own as FILE.py:NAME or MODULE:NAME"
         )
     return names

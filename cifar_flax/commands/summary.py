@@ -2,16 +2,18 @@
 
 python -m experiments.summary --model=convbn
 python -m experiments.summary --model=all
+python -m experiments.summary --model=families
 """
 
 import sys
+from collections.abc import Iterable
 
 from absl import flags
 from rich.table import Table
 
 from cifar_flax.commands import cli
 from cifar_flax.commands.setting_flags import define_settings
-from cifar_flax.models import MODELS, create_model
+from cifar_flax.models import FAMILIES, MODELS, create_model
 from cifar_flax.runs.settings import Settings
 from cifar_flax.runs.tables import Summary, make_table
 from cifar_flax.show.console import make_console
@@ -25,8 +27,8 @@ def main() -> int:
     """Runs the command; returns the exit status."""
     with cli.command():
         console = make_console()
-        if FLAGS.model == "all":
-            console.print(all_models())
+        if FLAGS.model in ("all", "families"):
+            console.print(table_of(FAMILIES if FLAGS.model == "families" else MODELS))
         else:
             settings = settings_of(FLAGS.model)
             model = settings.make_model(FLAGS.num_classes)
@@ -44,10 +46,10 @@ def settings_of(name: str) -> Settings:
         return Settings(model=name, model_args=FLAGS.model_args)
 
 
-def all_models() -> Table:
-    """Makes a table with a row for each model."""
+def table_of(names: Iterable[str]) -> Table:
+    """Makes a table with a row for each of these models."""
     table = make_table("model", "class", "layers", "parameters", "FLOPs")
-    for name in MODELS:
+    for name in names:
         model = create_model(name, FLAGS.num_classes)
         summary = Summary(model)
         table.add_row(
@@ -62,7 +64,9 @@ def all_models() -> Table:
 
 if __name__ == "__main__":
     cli.define_text(
-        "model", "convbn", "Architecture, as for experiments.run, or all of ours."
+        "model",
+        "convbn",
+        "Architecture, as for experiments.run, or all of ours, or families.",
     )
     define_settings("model_args")
     sys.exit(main())

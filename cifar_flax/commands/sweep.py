@@ -37,7 +37,7 @@ from cifar_flax.commands.search_flags import (
     define_search,
     search_from_flags,
 )
-from cifar_flax.commands.setting_flags import define_settings, parse
+from cifar_flax.commands.setting_flags import define_settings, parse, with_groups
 from cifar_flax.data import Dataset
 from cifar_flax.definitions import MAX_STEPS
 from cifar_flax.errors import UserError
@@ -60,7 +60,6 @@ from cifar_flax.sweeps.until_shown import (
     remember_look,
 )
 from cifar_flax.training.arguments import fresh_seeds
-from cifar_flax.training.named_recipes import LESSON
 
 FLAGS = flags.FLAGS
 
@@ -265,8 +264,7 @@ def lists_from_flags() -> dict[str, list[Any]]:
     single = {name: [FLAGS[name].value] for name in given if name in SINGLE}
     if empty := [name for name, words in texts.items() if not words]:
         raise flags.ValidationError(f"--{empty[0]}=: give one or more values")
-    if texts.get("model", ["all"]) == ["all"]:
-        texts["model"] = list(LESSON)
+    texts["model"] = with_groups(texts.get("model", ["all"]))
     if budgets := [name for name in BUDGETS if FLAGS[name].value is not None]:
         if clash := OF_BUDGET & set(texts):
             raise flags.ValidationError(
@@ -279,8 +277,9 @@ def lists_from_flags() -> dict[str, list[Any]]:
             texts["cycle_len"] = [str(FLAGS.budget_epochs)]
     for name, words in texts.items():
         if len(set(words)) < len(words):
+            text = ",".join(FLAGS[name].value or [])
             raise flags.ValidationError(
-                f"--{name}={','.join(words)}: a value appears twice in the list"
+                f"--{name}={text}: a value appears twice in the list"
             )
     lists = {name: [parse(name, word) for word in texts[name]] for name in texts}
     return lists | single

@@ -84,7 +84,7 @@ class _Interpreter:
         if rule and (touches or primitive.name in _STARTING):
             outputs = rule(self._tiler, equation, values)
             if outputs is not None:
-                return [outputs]
+                return outputs if isinstance(outputs, list) else [outputs]
         values = [plain(value) for value in values]
         outputs = primitive.bind(*values, **primitive.get_bind_params(params))
         return list(outputs) if primitive.multiple_results else [outputs]

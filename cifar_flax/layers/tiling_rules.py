@@ -18,8 +18,8 @@ from cifar_flax.layers.tiled_values import Spread, Tiled, Tiler, Value, plain
 Array = jax.Array
 
 # Of an equation and the values of its operands, of which one is tiled for most rules,
-# returns the result, or None if plain arrays must be used.
-Rule = Callable[[Tiler, Any, list[Value]], Value | None]
+# returns the result, or a list of several, or None if plain arrays must be used.
+Rule = Callable[[Tiler, Any, list[Value]], Value | list[Value] | None]
 RULES: dict[str, Rule] = {}
 
 
@@ -208,9 +208,13 @@ def _slice(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     parts = list(
         zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     )
-    if parts.pop(value.axis) != (0, value.shape[value.axis], 1):
-        return None
+    first, end, stride = parts.pop(value.axis)
     index = tuple(slice(*part) for part in parts)
+    if end == first + 1:  # one image
+        image = value.array[(first // TILE, *index, first % TILE)]
+        return jnp.expand_dims(image, value.axis)
+    if (first, end, stride) != (0, value.shape[value.axis], 1):
+        return None
     return Tiled(value.array[(slice(None), *index)], value.axis)
 
 
@@ -233,6 +237,17 @@ def _concatenate(tiler: Tiler, equation: Any, values: list[Value]) -> Any:
         return None
     place = parts[0].place(along)
     return Tiled(lax.concatenate([part.array for part in parts], place), axis)
+
+
+@_rule("split")
+def _split(tiler: Tiler, equation: Any, values: list[Value]) -> Any:
+    """The gradient of a concatenation."""
+    (value,), params = values, equation.params
+    if params["axis"] == value.axis:
+        return None
+    place = value.place(params["axis"])
+    parts = lax.split(value.array, params["sizes"], place)
+    return [Tiled(part, value.axis) for part in parts]
 
 
 @_rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")

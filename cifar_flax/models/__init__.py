@@ -17,6 +17,7 @@ from cifar_flax.layers import BatchNorm
 from cifar_flax.models.airbench import Airbench
 from cifar_flax.models.convbn import ConvBnNet
 from cifar_flax.models.convnet import ConvNet
+from cifar_flax.models.families import FAMILIES, LARGER
 from cifar_flax.models.resnet import ResNet
 from cifar_flax.models.simplenet import SimpleNet
 
@@ -31,6 +32,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         ResNet, features=(16, 32, 64, 128, 256), norm_stem=True, dropout_rate=0.2
     ),
     "airbench": Airbench,
+    **FAMILIES,
+    **LARGER,
 }
 
 
@@ -108,6 +111,7 @@ def has_norm(name: str) -> bool:
 
 
 __all__ = [
+    "FAMILIES",
     "MODELS",
     "Airbench",
     "ConvBnNet",

@@ -123,7 +123,7 @@ def _named(name: str | None, model: str) -> Recipe:
     recipe = recipe_for(name, model)
     if recipe is not None:
         return recipe
-    if name != "lesson" or model in MODELS:
+    if name != "lesson" or model == "airbench":
         others = ", ".join(n for n in NAMES if recipe_for(n, model) is not None)
         raise UserError(
             f"--recipe={name} is for {', '.join(models_of(name))}; for "

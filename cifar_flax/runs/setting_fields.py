@@ -135,8 +135,8 @@ class _Schedule:
             "details of the lesson's library; modern: a better one, for any model; "
             "airbench94: the published one of airbench; fast85, fast87, fast89, "
             "fast90: shorter ones of airbench, named by their accuracy; or a TOML "
-            "file (default: lesson, and airbench94 for airbench). --print_recipe "
-            "prints the recipe as such a file."
+            "file (default: lesson, and airbench94 for airbench; the families have "
+            "none). --print_recipe prints the recipe as such a file."
         ),
     ] = None
     phases: Annotated[

@@ -151,8 +151,10 @@ class Subject:
         if is_named:
             _ = subject.net  # made before the file may change again
         if needs_schedule and not subject.has_schedule:
+            is_ours = model is None and not is_named
+            who = settings.model if is_ours else "your own model"
             raise UserError(
-                "your own model has no default recipe; give --recipe=modern or a file "
+                f"{who} has no default recipe; give --recipe=modern or a file "
                 "(in Python recipe=), or --lr with --epochs or --cycles"
             )
         _ = subject.code  # loaded before its file may change again

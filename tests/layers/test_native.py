@@ -20,9 +20,10 @@ from cifar_flax.layers.native import library, primitives
 from cifar_flax.layers.native.geometry import Geometry
 from cifar_flax.layers.tiled_norm import add_bias, batch_normalise
 from cifar_flax.layers.tiles import Tiles, on_images, relu
-from cifar_flax.models import MODELS, create_model
+from cifar_flax.models import create_model
 from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
 from tests.layers.definition import convolution, gradients
+from tests.models.probe import FIRST
 
 needs_kernels = pytest.mark.skipif(not library.available(), reason="no kernels here")
 
@@ -375,7 +376,7 @@ class OwnNorm(nn.Module):
 
 @pytest.mark.slow
 @needs_kernels
-@pytest.mark.parametrize("name", [*MODELS, "own norm", "frozen"])
+@pytest.mark.parametrize("name", [*FIRST, "own norm", "frozen"])
 def test_models_compute_the_same_in_tiles(name):
     """Compares logits, gradients and statistics, for whole and partial tiles."""
     fields = {"features": (4, 6)}

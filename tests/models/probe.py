@@ -9,8 +9,12 @@ import numpy as np
 
 from cifar_flax.models import create_model
 from cifar_flax.training.losses import cross_entropy
+from cifar_flax.training.named_recipes import LESSON
 
 BATCH = 8
+
+# The lesson's and airbench; test_families has the others.
+FIRST = (*LESSON, "airbench")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

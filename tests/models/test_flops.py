@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from cifar_flax.models import MODELS, create_model
+from cifar_flax.models import create_model
 from cifar_flax.models.flops import products_by_scope
 from cifar_flax.models.summary import layer_rows
+from tests.models.probe import FIRST
 
 
 def count(function, *shapes):
@@ -104,7 +105,7 @@ def test_layers_of_any_kind_have_their_operations_and_parameters():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_networks_have_the_operations_that_pytorch_counts(name):
     torch = pytest.importorskip("torch")
     counter = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from cifar_flax.errors import UserError
-from cifar_flax.models import MODELS, ConvNet, create_model
+from cifar_flax.models import FAMILIES, MODELS, ConvNet, create_model
+from cifar_flax.models.families import LARGER
 from cifar_flax.models.summary import layer_rows
-from tests.models.probe import BATCH, init, predict, probe
+from cifar_flax.training.named_recipes import LESSON
+from tests.models.probe import BATCH, FIRST, init, predict, probe
 
 GOLDEN = pathlib.Path(__file__).parent / "structure.json"
 
@@ -53,10 +55,11 @@ def structure(name: str) -> dict[str, str]:
 
 
 def test_every_model_is_covered_here():
-    assert set(NUM_PARAMS) == set(SIZES) == set(MODELS)
+    assert set(NUM_PARAMS) == set(SIZES) == set(FIRST)
+    assert set(MODELS) == {*FIRST, *FAMILIES, *LARGER}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_parameter_counts_are_the_published_ones(name):
     params = jax.tree.leaves(init(name)["params"])
     assert sum(leaf.size for leaf in params) == NUM_PARAMS[name]
@@ -66,13 +69,13 @@ def test_parameter_counts_are_the_published_ones(name):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_structure_is_as_recorded(name):
     """Checkpoints depend on it. To renew: python -m tests.models.test_models."""
     assert structure(name) == json.loads(GOLDEN.read_text())[name]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_image_sizes_are_those_worked_out_by_hand(name):
     sizes = [
         row.output_shape[0]
@@ -83,7 +86,7 @@ def test_image_sizes_are_those_worked_out_by_hand(name):
     assert changes == SIZES[name]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_logits(name):
     result = probe(name)
     assert result.logits.shape == (BATCH, 10)
@@ -92,14 +95,14 @@ def test_logits(name):
     assert len(np.unique(result.logits.round(6), axis=0)) == BATCH
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_gradients_reach_every_parameter(name):
     for path, grad in jax.tree_util.tree_leaves_with_path(probe(name).grads):
         assert np.isfinite(grad).all(), path
         assert np.abs(grad).max() > 0, path
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_evaluation_of_an_image_does_not_depend_on_its_batch(name):
     result = probe(name)
     other = result.images[::-1].copy()
@@ -109,7 +112,7 @@ def test_evaluation_of_an_image_does_not_depend_on_its_batch(name):
     assert np.abs(logits[1] - result.logits[1]).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_training_differs_from_evaluation_where_there_are_statistics(name):
     result = probe(name)
     same = np.allclose(result.train_logits, result.logits, rtol=1e-3, atol=1e-3)
@@ -139,7 +142,7 @@ def test_dropout_acts_in_training_only():
     )
 
 
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"airbench"}))
+@pytest.mark.parametrize("name", LESSON)
 def test_initial_values_are_uniform_within_the_inverse_root_of_the_fan_in(name):
     params = init(name)["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -185,10 +188,10 @@ def test_bfloat16_computes_low_and_keeps_parameters_high(name):
 
 
 def test_an_unknown_model_is_named_with_those_there_are():
-    with pytest.raises(UserError, match=r"no model 'vgg'; .*convbn2"):
-        create_model("vgg")
+    with pytest.raises(UserError, match=r"no model 'lenet'; .*convbn2"):
+        create_model("lenet")
 
 
 if __name__ == "__main__":
-    text = json.dumps({name: structure(name) for name in MODELS}, indent=1)
+    text = json.dumps({name: structure(name) for name in FIRST}, indent=1)
     GOLDEN.write_text(text + "\n")

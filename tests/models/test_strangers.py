@@ -16,6 +16,7 @@ from cifar_flax.models.calling import evaluate_logits
 from cifar_flax.models.check import check_model
 from cifar_flax.models.summary import layer_rows, trace_layers
 from cifar_flax.training.named_recipes import LESSON
+from tests.models.torch_twin import check_counts, copy, draw, peer_of, to_torch
 
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
@@ -32,31 +33,15 @@ def test_they_are_written_without_this_project():
 
 def test_their_group_and_their_names_choose_them():
     assert chosen_models(["strangers"]) == list(STRANGERS)
-    assert chosen_models(["vit", "convbn"]) == ["vit", "convbn"]
+    assert chosen_models(["vit96", "convbn"]) == ["vit96", "convbn"]
     assert chosen_models(["strangers", "convbn"]) == [*STRANGERS, "convbn"]
     assert chosen_models(["all"]) == list(LESSON)
-
-
-def peer_of(name):
-    pytest.importorskip("torch")
-    return pytest.importorskip("benchmarks.torch_peer").make_network(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STRANGERS)
 def test_parameters_and_operations_are_those_that_pytorch_counts(name):
-    network, rows = peer_of(name), layer_rows(STRANGERS[name]())
-    torch = pytest.importorskip("torch")
-    counter = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode
-    attention = pytest.importorskip("torch.nn.attention")
-    # PyTorch does not count its fused attention, but the products of the plain one.
-    plain = attention.sdpa_kernel(attention.SDPBackend.MATH)
-    with counter(display=False) as counted, torch.no_grad(), plain:
-        network(torch.zeros(1, 3, 32, 32))
-    count = sum(one.numel() for one in network.parameters())
-    flops = sum(row.flops for row in rows)
-    assert count == sum(row.num_params for row in rows)
-    assert counted.get_total_flops() == flops
+    count, flops = check_counts(name, layer_rows(STRANGERS[name]()))
     page = (ROOT / "docs" / "speed.md").read_text()
     assert re.search(
         rf"^\| `{name}` .* \| {count:,} \| {flops / 1e6:,.1f} \|$", page, re.M
@@ -75,79 +60,6 @@ def test_they_train_here_and_in_pytorch(name):
     assert all(one.isfinite().all() for one in trainer.network.parameters())
 
 
-def draw(variables):
-    """Values for all variables, so that each of them changes the logits."""
-    rng = np.random.default_rng(1)
-
-    def value(path, leaf):
-        name, shape = path[-1].key, leaf.shape
-        if name == "kernel":
-            spread = 1 / np.sqrt(np.prod(shape[:-1]))
-            return rng.normal(0, spread, shape).astype(np.float32)
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(value, variables)
-
-
-def own(tree, path):
-    """The arrays of the module at a path such as ``Block_0.Conv_0``."""
-    for name in filter(None, path.split(".")):
-        tree = tree.get(name, {})
-    return {name: value for name, value in tree.items() if not isinstance(value, dict)}
-
-
-def layers_of(variables, rows):
-    """The arrays of each layer in the order of the calls, as PyTorch shapes them."""
-    attention = []
-    for row in rows:
-        arrays = own(variables["params"], row.path)
-        arrays |= own(variables["batch_stats"], row.path)
-        name = row.path.rpartition(".")[2]
-        if name in ("query", "key", "value"):  # they are one layer in PyTorch
-            kernel, bias = arrays["kernel"], arrays["bias"]
-            attention.append((kernel.reshape(len(kernel), -1), bias.ravel()))
-            if name != "value":
-                continue
-            kernels, biases = zip(*attention, strict=True)
-            arrays = {
-                "kernel": np.concatenate(kernels, 1),
-                "bias": np.concatenate(biases),
-            }
-            attention = []
-        if (kernel := arrays.get("kernel")) is not None:
-            if row.kind == "ConvTranspose":  # PyTorch turns its kernels
-                kernel = kernel[::-1, ::-1].swapaxes(2, 3)
-            if name == "out":
-                kernel = kernel.reshape(-1, kernel.shape[-1])
-            axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
-            arrays = {**arrays, "kernel": kernel.transpose(axes)}
-        yield row.kind, arrays
-
-
-NAMES = {
-    **{"kernel": "weight", "scale": "weight", "bias": "bias"},
-    **{"mean": "running_mean", "var": "running_var"},
-}
-
-
-def copy(variables, rows, network):
-    """Gives a network of PyTorch the variables of its peer."""
-    torch = pytest.importorskip("torch")
-    modules = {True: [], False: []}  # layers, and blocks with parameters of their own
-    for module in network.modules():
-        if list(module.parameters(recurse=False)):
-            modules[hasattr(module, "weight")].append(module)
-    for kind, arrays in layers_of(variables, rows):
-        is_layer = kind not in ("ConvNeXtBlock", "ViT")
-        module = modules[is_layer].pop(0)
-        for name, value in arrays.items():
-            target = getattr(module, NAMES[name] if is_layer else name)
-            assert target.shape == value.shape, (module, name)
-            with torch.no_grad():
-                target.copy_(torch.tensor(np.ascontiguousarray(value)))
-    assert modules == {True: [], False: []}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STRANGERS)
 def test_the_same_weights_give_the_same_logits_in_pytorch(name):
@@ -158,7 +70,7 @@ def test_the_same_weights_give_the_same_logits_in_pytorch(name):
     copy(variables, [row for row in rows if row.num_params], network)
     ours = jax.jit(lambda v, x: evaluate_logits(model, v, x, "xla"))(variables, IMAGES)
     with torch.no_grad():
-        theirs = network.eval()(torch.tensor(IMAGES.transpose(0, 3, 1, 2).copy()))
+        theirs = network.eval()(to_torch(IMAGES))
     # Images differ more than the tolerance allows.
     spread = np.ptp(ours, axis=0).max()
     np.testing.assert_allclose(ours / spread, theirs / spread, atol=1e-3)

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_flax.models import MODELS
-from tests.models.probe import probe
+from tests.models.probe import FIRST, probe
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
@@ -61,7 +60,7 @@ DEEP = ("convbn2", "resnet", "resnet2", "airbench")
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow if name in DEEP else ())
-        for name in MODELS
+        for name in FIRST
     ],
 )
 def test_logits_loss_gradients_and_statistics_agree(name):

@@ -451,6 +451,7 @@ def test_the_recorded_command_gives_the_same_settings(tmp_path):
     [
         ({"seeds": (0, 1)}, {}, "your own model has no default recipe"),
         ({"lr": 0.1}, {}, "your own model has no default recipe"),
+        ({"model": "mixer"}, {"model": None}, "^mixer has no default recipe"),
         ({"model": "resnet", "lr": 0.1, "epochs": 1}, {}, "--model=resnet and model="),
         ({"bn_momentum": 0.5, "lr": 0.1, "epochs": 1}, {}, "--bn_momentum=0.5 and mo"),
         ({"lr": 0.1}, {"recipe": Recipe((Constant(0.1, 1),))}, "--lr=0.1 and recipe="),

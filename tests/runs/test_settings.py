@@ -119,7 +119,7 @@ def test_a_val_size_that_is_not_given_is_the_number_it_stands_for():
         ({"seeds": 3}, "--seeds=3: give whole numbers"),
         ({"seeds": "01"}, "--seeds='01'"),
         ({"seeds": (1.5,)}, r"--seeds=\(1.5,\)"),
-        ({"model": "vgg"}, "--model='vgg': give one of simplenet"),
+        ({"model": "lenet"}, "--model='lenet': give one of simplenet"),
         ({"model": None}, "--model=None"),
         ({"flip": 1}, "--flip=1: give true or false"),
         ({"padding": "4"}, "--padding='4': give a whole number"),
