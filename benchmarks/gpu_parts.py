@@ -248,29 +248,31 @@ def accuracy(given: Given, write: Write) -> None:
 
 
 def torch_accuracy(given: Given, write: Write) -> None:
-    """Trains airbench94 in PyTorch as published: half precision, compiled."""
+    """Trains airbench94 and airbench94_muon in PyTorch: half precision, compiled."""
     if not util.find_spec("torch"):
         write({"note": NO_TORCH})
         return
+    from benchmarks.torch_muon import MuonTraining
     from benchmarks.torch_training import Training
 
     splits = given.splits()
-    training = Training(splits.train, not given.dry_run, is_half=True)
-    compiling = training.warm_up(splits.test)
-    for seed in range(given.sizes.seeds):
-        seconds = training.train(seed)
-        write(
-            {
-                "library": "torch",
-                "recipe": "airbench94",
-                "dtype": str(training.dtype).removeprefix("torch."),
-                "seeds": [seed],
-                "seconds": seconds,
-                "wall_seconds": seconds + (0 if seed else compiling),
-                "compile_seconds": 0 if seed else compiling,
-                "accuracies": [training.accuracy(splits.test)],
-            }
-        )
+    for name, kind in (("airbench94", Training), ("airbench94_muon", MuonTraining)):
+        training = kind(splits.train, not given.dry_run, is_half=True)
+        compiling = training.warm_up(splits.test)
+        for seed in range(given.sizes.seeds):
+            seconds = training.train(seed)
+            write(
+                {
+                    "library": "torch",
+                    "recipe": name,
+                    "dtype": str(training.dtype).removeprefix("torch."),
+                    "seeds": [seed],
+                    "seconds": seconds,
+                    "wall_seconds": seconds + (0 if seed else compiling),
+                    "compile_seconds": 0 if seed else compiling,
+                    "accuracies": [training.accuracy(splits.test)],
+                }
+            )
 
 
 def dtypes(given: Given, write: Write) -> None:

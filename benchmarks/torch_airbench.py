@@ -3,7 +3,7 @@
     python -m benchmarks.torch_airbench --data_archive=ARCHIVE --seeds=0,1
 
 It trains on all 50,000 images, in float32, or with ``--half`` in half precision.
-``benchmarks.torch_training`` says how.
+``benchmarks.torch_training`` says how, and for ``--muon`` ``benchmarks.torch_muon``.
 """
 
 import sys
@@ -29,12 +29,14 @@ def main() -> int:
     with cli.command():
         if util.find_spec("torch") is None:
             raise UserError("this command needs PyTorch: pip install -e '.[bench]'")
+        from benchmarks.torch_muon import MuonTraining
         from benchmarks.torch_training import Training
 
         settings = settings_from_flags()
         splits = split_dataset(settings.load_data(), 0)
         test = splits.test
-        training = Training(splits.train, not FLAGS.eager, FLAGS.half)
+        kind = MuonTraining if FLAGS.muon else Training
+        training = kind(splits.train, not FLAGS.eager, FLAGS.half)
         compiled = training.warm_up(test)
         screen, found = make_console(), []
         table: Table = make_table("seed", "test accuracy", "training")
@@ -56,5 +58,6 @@ def main() -> int:
 if __name__ == "__main__":
     define_settings("seeds", "dataset", "data_dir", "data_archive", "archive_sha256")
     flags.DEFINE_bool("eager", False, "Train without torch.compile.")
+    flags.DEFINE_bool("muon", False, "Train as airbench94_muon does.")
     flags.DEFINE_bool("half", False, "Compute in half precision, as published.")
     sys.exit(main())

@@ -82,7 +82,14 @@ class Training:
       slow: the average of Lookahead; None: there is none yet.
     """
 
-    def __init__(self, split: Split, is_compiled: bool, is_half: bool = False):
+    def __init__(
+        self,
+        split: Split,
+        is_compiled: bool,
+        is_half: bool = False,
+        epochs: float = EPOCHS,
+        batch_size: int | None = None,
+    ):
         """Takes the training images."""
         torch.backends.cudnn.allow_tf32 = False  # as in matrix products
         torch.backends.cudnn.benchmark = is_half  # as published
@@ -94,9 +101,9 @@ class Training:
         self.labels = torch.tensor(labels, dtype=torch.int64, device=self.device)
         self.images = self.normalise(images)
         self.padded = functional.pad(self.images, (2,) * 4, "reflect")
-        self.size = min(BATCH_SIZE, len(images))  # of a trial on few images
+        self.size = min(batch_size or BATCH_SIZE, len(images))  # of a trial on few
         self.per_epoch = len(images) // self.size
-        self.total = math.ceil(self.per_epoch * EPOCHS)
+        self.total = math.ceil(self.per_epoch * epochs)
         # Gradients of a mean would be too small for half precision.
         self.summed = self.size if is_half else 1
         self.network = network = Airbench().to(self.dtype)

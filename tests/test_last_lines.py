@@ -308,12 +308,12 @@ def test_lr_grid(tmp_path):
 
 @no_torch
 @pytest.mark.slow
-@pytest.mark.parametrize("half", [[], ["--half"]], ids=["float32", "half"])
-def test_torch_airbench(tmp_path, half):
+@pytest.mark.parametrize("how", [[], ["--half"], ["--muon"]])
+def test_torch_airbench(tmp_path, how):
     arrays = archives.make_arrays(2)  # 10 training images
     path = archives.write_binary_archive(tmp_path / "few.tar.gz", arrays)
     words = (f"--data_archive={path}", f"--archive_sha256={archives.sha256(path)}")
-    words = (*words, f"--data_dir={tmp_path}", "--eager", *half)
+    words = (*words, f"--data_dir={tmp_path}", "--eager", *how)
     done = command("torch_airbench", *words)
     line = last_line_of(done)
     assert line.startswith("mean ")
