@@ -78,22 +78,20 @@ class MuonTraining(Training):
 
     def step(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Takes a step, counted from 0, on a batch of normalised images."""
-        network, optimizer = self.network, self.optimizer
+        network = self.network
         whitening = WHITEN_BIAS_EPOCHS * self.per_epoch
         network.whiten.bias.requires_grad_(step < whitening)
-        first, *others = optimizer.param_groups
+        first, *others = self.optimizer.param_groups
         first["lr"] = first["peak"] * max(0.0, 1 - step / whitening)
         for group in others:
             group["lr"] = group["peak"] * (1 - step / self.total)
-        optimizer.zero_grad(set_to_none=True)
-        for kernel, _ in self.buffers:
-            kernel.grad = None
+        network.zero_grad(set_to_none=True)
         logits = self.compiled(images)
         loss = functional.cross_entropy(
             logits, labels, label_smoothing=0.2, reduction="sum"
         )
         loss.backward()
-        optimizer.step()
+        self.optimizer.step()
         self.step_kernels(FILTER_RATE * (1 - step / self.total))
 
     @torch.no_grad()

@@ -32,15 +32,33 @@ def folded(function: Callable[..., Any]) -> Callable[..., Any]:
     It is meant for a function that computes gradients, not for one to be
     differentiated.
     """
+    return evaluated(function, lambda traced, leaves: _Program(traced).run(leaves))
+
+
+def evaluated(
+    function: Callable[..., Any], evaluate: Callable[[Any, list[Any]], Sequence[Any]]
+) -> Callable[..., Any]:
+    """Returns a function that is traced at each call, and then evaluated otherwise.
+
+    Args:
+      function: of trees of arrays.
+      evaluate: returns the outputs of a traced program for the leaves of its arguments.
+    """
 
     @functools.wraps(function)
     def computed(*args: Any) -> Any:
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        program = _Program(traced)
-        outputs = program.run(jax.tree.leaves(args))
+        outputs = evaluate(traced, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return computed
+
+
+def bound(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """Returns the results of an equation of a jaxpr."""
+    primitive, params = equation.primitive, equation.params
+    found = primitive.bind(*values, **primitive.get_bind_params(params))
+    return list(found) if primitive.multiple_results else [found]
 
 
 def inlined(name: str, params: Any) -> Any:
@@ -64,25 +82,34 @@ class _Equation:
     def name(self) -> str:
         return self.source.primitive.name
 
-    def compute(self, values: list[Any]) -> list[Any]:
-        primitive, params = self.source.primitive, self.source.params
-        with self.source.ctx.manager:
-            found = primitive.bind(*values, **primitive.get_bind_params(params))
-        return list(found) if primitive.multiple_results else [found]
+
+@dataclasses.dataclass(eq=False)
+class _Step:
+    """An equation that is folded into a convolution.
+
+    Attributes:
+      index: of the equation.
+      source: the name of a scalar or of [C], which its other operand repeats.
+      row: where it begins to change the rows of ``primitives.convolve_after``.
+    """
+
+    index: int
+    source: _Name
+    row: int
 
 
 @dataclasses.dataclass(eq=False)
 class _Chain:
-    """A convolution and what follows it, as indices of equations.
+    """A convolution and what follows it.
 
     Attributes:
-      convolution: the first.
-      steps: the others, in their order.
+      convolution: index of its equation.
+      steps: what follows, in its order.
       masked: what the last of them reads, if it is a ReLU and masks are made from that.
     """
 
     convolution: int
-    steps: list[int] = dataclasses.field(default_factory=list)
+    steps: list[_Step] = dataclasses.field(default_factory=list)
     masked: int | None = None
 
 
@@ -103,7 +130,7 @@ class _Program:
                 if isinstance(name, int):
                     self._users.setdefault(name, []).append(index)
         found = map(self._chain, range(len(self._equations)))
-        self._chains = {chain.steps[-1]: chain for chain in found if chain}
+        self._chains = {chain.steps[-1].index: chain for chain in found if chain}
 
     def run(self, values: Sequence[Any]) -> list[Any]:
         """Returns the outputs."""
@@ -118,7 +145,7 @@ class _Program:
         skipped = {
             index
             for chain in self._chains.values()
-            for index in (chain.convolution, *chain.steps)
+            for index in (chain.convolution, *(step.index for step in chain.steps))
         }
         for index, equation in enumerate(self._equations):
             if chain := self._chains.get(index):
@@ -126,7 +153,9 @@ class _Program:
                 if chain.masked is not None:  # with y = max(x, 0), y > 0 where x > 0
                     replaced[chain.masked] = equation.results[0]
             elif index not in skipped:
-                outputs = equation.compute([read(name) for name in equation.operands])
+                operands = [read(name) for name in equation.operands]
+                with equation.source.ctx.manager:
+                    outputs = bound(equation.source, operands)
                 known.update(zip(equation.results, outputs, strict=True))
         return [read(name) for name in self._outputs]
 
@@ -165,23 +194,22 @@ class _Program:
         if aval.dtype != jnp.float32 or 0 in aval.shape:
             return None
         name, row, chain = equation.results[0], _SCALE, _Chain(index)
-        while name not in self._outputs:
-            users = self._users.get(name, [])
-            step = users[0] if users else index
-            found = self._row_of(step, name, row) if users else None
-            is_relu = self._is_with_zero(step, "max", name)
-            masks = [u for u in users[1:] if self._is_with_zero(u, "gt", name)]
-            if found is None or len(users) != 1 + (len(masks) if is_relu else 0):
+        while name not in self._outputs and (users := self._users.get(name)):
+            first, *others = users
+            step = self._step(first, name, row)
+            is_relu = self._is_with_zero(first, "max", name)
+            masks = [u for u in others if is_relu and self._is_with_zero(u, "gt", name)]
+            if step is None or masks != others:
                 break
             chain.steps.append(step)
             if masks:
                 chain.masked = name
                 break
-            name, row = self._equations[step].results[0], found
+            name, row = self._equations[first].results[0], step.row
         return chain if chain.steps else None
 
-    def _row_of(self, index: int, name: int, row: int) -> int | None:
-        """Returns in which row an equation that reads a value goes; None: in no row.
+    def _step(self, index: int, name: int, row: int) -> _Step | None:
+        """Returns how an equation that reads a value is folded; None: it cannot be.
 
         Args:
           index: of the equation.
@@ -190,15 +218,18 @@ class _Program:
         """
         equation = self._equations[index]
         others = [operand for operand in equation.operands if operand != name]
-        if len(others) != 1 or self._of_channels(others[0], name) is None:
+        source = self._of_channels(others[0], name) if len(others) == 1 else None
+        if source is None:
             return None
         if equation.name in ("add", "sub", "mul"):
-            return row if row in (_SCALE, _LAST_SCALE) else _LAST_SCALE
-        if equation.name == "max" and row in (_SCALE, _LOW):
-            return _LOW
-        if equation.name == "min" and row in (_SCALE, _LOW, _HIGH):
-            return _HIGH
-        return None
+            row = row if row in (_SCALE, _LAST_SCALE) else _LAST_SCALE
+        elif equation.name == "max" and row in (_SCALE, _LOW):
+            row = _LOW
+        elif equation.name == "min" and row in (_SCALE, _LOW, _HIGH):
+            row = _HIGH
+        else:
+            return None
+        return _Step(index, source, row)
 
     def _is_with_zero(self, index: int, operation: str, name: int) -> bool:
         """Whether an equation is an operation of a value and the constant 0."""
@@ -234,16 +265,10 @@ class _Program:
         tiles, kernel = map(read, convolution.operands)
         one, none = jnp.ones(kernel.shape[-1]), jnp.zeros(kernel.shape[-1])
         rows = [one, none, none - jnp.inf, none + jnp.inf, one, none]
-        name, row = convolution.results[0], _SCALE
-        for index in chain.steps:
-            equation = self._equations[index]
-            (other,) = (n for n in equation.operands if n != name)
-            source = self._of_channels(other, name)
-            assert source is not None
-            value = jnp.reshape(jnp.asarray(read(source), jnp.float32), (-1,))
-            found = self._row_of(index, name, row)
-            assert found is not None
-            row = found
+        name = convolution.results[0]
+        for step in chain.steps:
+            equation, row = self._equations[step.index], step.row
+            value = jnp.reshape(jnp.asarray(read(step.source), jnp.float32), (-1,))
             if equation.name == "mul":
                 rows[row], rows[row + 1] = rows[row] * value, rows[row + 1] * value
             elif equation.name == "add":

@@ -7,14 +7,12 @@ keeps an array in tiles while the operations on it allow that: what treats all i
 alike is the same operation on an array with another order of axes.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from jax.extend import core
 
-from cifar_flax.layers.folding import folded, inlined
+from cifar_flax.layers.folding import bound, evaluated, folded, inlined
 from cifar_flax.layers.tiled_values import Tiled, Tiler, Value, plain
 from cifar_flax.layers.tiling_rules import RULES
 
@@ -26,19 +24,13 @@ def in_tiles(function: Callable[..., Any]) -> Callable[..., Any]:
     differentiated.
     """
 
-    @functools.wraps(function)
-    def computed(*args: Any) -> Any:
-        traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        leaves = jax.tree.leaves(args)
-        if _convolves(traced.jaxpr):
-            outputs = _Interpreter().run(traced.jaxpr, traced.consts, leaves)
-        else:
-            outputs = core.jaxpr_as_fun(traced)(*leaves)
-        return jax.tree.unflatten(
-            jax.tree.structure(shapes), [plain(value) for value in outputs]
-        )
+    def evaluate(traced: Any, leaves: list[Any]) -> list[Any]:
+        if not _convolves(traced.jaxpr):
+            return core.jaxpr_as_fun(traced)(*leaves)
+        outputs = _Interpreter().run(traced.jaxpr, traced.consts, leaves)
+        return [plain(value) for value in outputs]
 
-    return folded(computed)
+    return folded(evaluated(function, evaluate))
 
 
 def _convolves(jaxpr: Any) -> bool:
@@ -85,9 +77,7 @@ class _Interpreter:
             outputs = rule(self._tiler, equation, values)
             if outputs is not None:
                 return outputs if isinstance(outputs, list) else [outputs]
-        values = [plain(value) for value in values]
-        outputs = primitive.bind(*values, **primitive.get_bind_params(params))
-        return list(outputs) if primitive.multiple_results else [outputs]
+        return bound(equation, [plain(value) for value in values])
 
 
 def _only_multiplied(jaxpr: Any) -> set[Any]:

@@ -154,7 +154,7 @@ def _time(hours: float) -> str:
 
 
 def _unit(hours: float) -> tuple[float, str, str]:
-    """Returns the unit in which a time is told, in hours, and its name and sign."""
+    """Returns the unit for a time: its length in hours, its name and its symbol."""
     if hours >= 1:
         return 1, "hours", "h"
     return (1 / 60, "minutes", "min") if hours >= 1 / 60 else (1 / 3600, "seconds", "s")

@@ -41,12 +41,8 @@ def test_their_group_names_them():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_parameters_and_operations_are_those_of_pytorch_and_of_the_page(name):
-    count, flops = check_counts(name, layer_rows(create_model(name)))
+    count = check_counts(name, layer_rows(create_model(name)), "families.md")
     assert 100_000 <= count <= 1_500_000 or name == "resnet18"
-    page = (ROOT / "docs" / "families.md").read_text()
-    assert re.search(
-        rf"^\| `{name}` .* \| {count:,} \| {flops / 1e6:,.1f} \|$", page, re.M
-    )
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import ast
 import pathlib
-import re
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from cifar_flax.models.summary import layer_rows, trace_layers
 from cifar_flax.training.named_recipes import LESSON
 from tests.models.torch_twin import check_counts, copy, draw, peer_of, to_torch
 
-ROOT = pathlib.Path(__file__).parents[2]
 IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
 
 
@@ -41,11 +39,7 @@ def test_their_group_and_their_names_choose_them():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STRANGERS)
 def test_parameters_and_operations_are_those_that_pytorch_counts(name):
-    count, flops = check_counts(name, layer_rows(STRANGERS[name]()))
-    page = (ROOT / "docs" / "speed.md").read_text()
-    assert re.search(
-        rf"^\| `{name}` .* \| {count:,} \| {flops / 1e6:,.1f} \|$", page, re.M
-    )
+    check_counts(name, layer_rows(STRANGERS[name]()), "speed.md")
 
 
 @pytest.mark.slow

@@ -1,8 +1,13 @@
 """Compares a network of flax with the same in PyTorch, which the benchmark measures."""
 
+import pathlib
+import re
+
 import jax
 import numpy as np
 import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def peer_of(name):
@@ -117,8 +122,11 @@ def to_torch(images):
     return torch.tensor(images.transpose(0, 3, 1, 2).copy())
 
 
-def check_counts(name, rows):
-    """Asserts that PyTorch counts the same parameters and operations; returns both."""
+def check_counts(name, rows, page):
+    """Asserts that PyTorch and a page of docs count as many parameters and operations.
+
+    Returns the number of parameters.
+    """
     network, torch = peer_of(name), pytest.importorskip("torch")
     counter = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode
     attention = pytest.importorskip("torch.nn.attention")
@@ -128,5 +136,9 @@ def check_counts(name, rows):
         network(torch.zeros(1, 3, 32, 32))
     count = sum(one.numel() for one in network.parameters())
     assert count == sum(row.num_params for row in rows)
-    assert counted.get_total_flops() == sum(row.flops for row in rows)
-    return count, counted.get_total_flops()
+    flops = counted.get_total_flops()
+    assert flops == sum(row.flops for row in rows)
+    numbers = rf"\| {count:,} \| {flops / 1e6:,.1f} \|$"
+    text = (ROOT / "docs" / page).read_text()
+    assert re.search(rf"^\| `{name}` .* {numbers}", text, re.M)
+    return count

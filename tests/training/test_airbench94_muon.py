@@ -51,7 +51,7 @@ def test_kernels_take_two_steps_of_muon(training):
 
 
 def test_rates_and_first_layer(training):
-    """Of 8 epochs; rates fall to 0, that of the first bias within 3 epochs."""
+    """The rates fall to 0 in 8 epochs; that of the first bias falls in 3."""
     training.begin()
     assert training.total == 8 * training.per_epoch == 8
     images, labels = training.images, training.labels

@@ -44,6 +44,21 @@ class ConvNorm(nn.Module):
         return self.norm(dtype=self.dtype, name="norm")(x, train=train)
 
 
+def patches(x: jax.Array, width: int, size: int, dtype: jnp.dtype | None) -> jax.Array:
+    """Maps [N, H, W, C] to [N, P, width], a linear map of each of P square patches.
+
+    It is a layer of the module that calls it.
+
+    Args:
+      x: the images.
+      width: channels of the result.
+      size: height and width of a patch, in pixels.
+      dtype: computation dtype.
+    """
+    x = nn.Conv(width, (size, size), (size, size), "VALID", dtype=dtype)(x)
+    return x.reshape(len(x), -1, width)
+
+
 def gelu(x: jax.Array) -> jax.Array:
     """Returns ``x * Phi(x)``; Phi is the distribution function of the normal."""
     return nn.gelu(x, approximate=False)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.models.families.blocks import Mlp
+from cifar_flax.models.families.blocks import Mlp, patches
 
 
 class MlpMixer(nn.Module):
@@ -37,9 +37,7 @@ class MlpMixer(nn.Module):
         def norm(x: jax.Array) -> jax.Array:
             return nn.LayerNorm(dtype=self.dtype)(x)
 
-        size = (self.patch, self.patch)
-        x = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype)(x)
-        x = x.reshape(len(x), -1, self.width)
+        x = patches(x, self.width, self.patch, self.dtype)
         for _ in range(self.depth):
             y = Mlp(self.width // 2, dtype=self.dtype)(norm(x).swapaxes(1, 2))
             x = x + y.swapaxes(1, 2)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.models.families.blocks import Mlp
+from cifar_flax.models.families.blocks import Mlp, patches
 
 
 class ViT(nn.Module):
@@ -41,9 +41,7 @@ class ViT(nn.Module):
         def norm(x: jax.Array) -> jax.Array:
             return nn.LayerNorm(dtype=self.dtype)(x)
 
-        size = (self.patch, self.patch)
-        x = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype)(x)
-        x = x.reshape(len(x), -1, self.width)
+        x = patches(x, self.width, self.patch, self.dtype)
         draw = nn.initializers.normal(0.02)
         positions = self.param("positions", draw, (1, *x.shape[1:]))
         x = x + positions.astype(x.dtype)
