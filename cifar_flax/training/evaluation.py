@@ -115,7 +115,9 @@ def _program(step: _LogitsStep, place: Placement, backend: str) -> Any:
     del backend  # ``replica_map`` depends on it
 
     def logits_of_all(variables: Any, batches: jax.Array) -> jax.Array:
-        return replica_map()(lambda one: step(one, batches), variables)
+        return replica_map(place.side_by_side)(
+            lambda one: step(one, batches), variables
+        )
 
     return place.map(logits_of_all, spread=1, shared=1)
 
@@ -142,6 +144,7 @@ class Predictor:
     Attributes:
       batch_size: images at a time. It is small on a CPU, so that a batch fits in the
         cache, and larger on an accelerator, which needs more work to be busy.
+      placement: of the replicas.
     """
 
     def __init__(
@@ -166,7 +169,7 @@ class Predictor:
           computes: predictors of equal values share programs; None: this one does not.
         """
         self._step = _LogitsStep(model, spec, lowering, tta, computes or object())
-        self._placement = placement or Placement(1)
+        self.placement = placement or Placement(1)
         on_cpu = jax.default_backend() == "cpu"
         self.batch_size = batch_size or (256 if on_cpu else 1_000)
 
@@ -187,10 +190,10 @@ class Predictor:
         """Returns images as padded batches, on all devices if there are several."""
         count = len(images)
         size = min(self.batch_size, count)
-        size += -size % self._placement.columns
+        size += -size % self.placement.columns
         fill = [(0, -count % size)] + [(0, 0)] * 3
         batches = np.pad(images, fill).reshape(-1, size, *images.shape[1:])
-        return self._placement.share(batches)
+        return self.placement.share(batches)
 
     @known_settings()
     def __call__(self, variables: Any, images: np.ndarray | HeldSplit) -> np.ndarray:
@@ -214,7 +217,7 @@ class Predictor:
         images = check_images("images to classify", images, self._step.spec.image_shape)
         if batches is None:
             batches = self._batches(images)
-        place = self._placement
+        place = self.placement
         program = _program(self._step, place, jax.default_backend())
         with rule.lowering(resolve(self._step.lowering)):
             logits = program(place.spread(variables), batches)

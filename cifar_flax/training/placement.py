@@ -124,20 +124,23 @@ def parse_mesh(text: str) -> dict[str, int]:
     return shape
 
 
-def replica_map() -> Callable[[Callable, Any], Any]:
+def replica_map(side_by_side: int | None = None) -> Callable[[Callable, Any], Any]:
     """Returns the map of a function of one replica over the leading axis of replicas.
 
     An accelerator runs the replicas side by side (``vmap``). A CPU runs them one after
     the other, because one replica keeps it busy and grouped convolutions are slow.
 
+    Args:
+      side_by_side: as of ``Placement``.
+
     Returns:
       A function like ``jax.lax.map``.
     """
-    return lax.map if jax.default_backend() == "cpu" else _side_by_side
-
-
-def _side_by_side(fn: Callable, replicas: Any) -> Any:
-    return jax.vmap(fn)(replicas)
+    if jax.default_backend() == "cpu":
+        return lax.map
+    if side_by_side is None:
+        return lambda fn, replicas: jax.vmap(fn)(replicas)
+    return functools.partial(lax.map, batch_size=side_by_side)
 
 
 def split_batch(batch: jax.Array) -> jax.Array:
@@ -158,10 +161,12 @@ class Placement:
     Attributes:
       replicas: R.
       mesh: see ``make_mesh``; None for JAX's default device.
+      side_by_side: replicas that an accelerator computes at a time; None for all.
     """
 
     replicas: int
     mesh: Mesh | None = None
+    side_by_side: int | None = None
 
     @property
     def columns(self) -> int:
@@ -172,6 +177,14 @@ class Placement:
     def devices(self) -> int:
         """Number of devices of the mesh."""
         return 1 if self.mesh is None else self.mesh.size
+
+    def halved(self) -> "Placement":
+        """Returns a placement with half of the replicas side by side, or with one."""
+        rows = 1 if self.mesh is None else self.mesh.shape[SEED]
+        together = self.side_by_side or -(-self.replicas // rows)
+        if together == 1:
+            return self
+        return dataclasses.replace(self, side_by_side=-(-together // 2))
 
     def map(self, fn: Callable, spread: int, shared: int) -> Any:
         """Makes a program for the mesh from a function of several replicas.

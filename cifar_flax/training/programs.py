@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_flax.data.augment import normalise
+from cifar_flax.training import processes
 from cifar_flax.training.placement import MOST_PROGRAMS, Placement, replica_map
 from cifar_flax.training.state import TrainState, init_state
 from cifar_flax.training.steps import Carry, DeviceData, TrainStep, epoch_order
@@ -27,6 +28,8 @@ def train_steps(
     data: DeviceData,
     stop: jax.Array,
     rate: jax.Array | None = None,
+    *,
+    side_by_side: int | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """Trains R replicas up to a step; the one loop in which anything is trained.
 
@@ -37,6 +40,7 @@ def train_steps(
       data: see ``DeviceData``.
       stop: the step to stop at, within the epoch, int32 [].
       rate: see ``TrainStep.make_tx``.
+      side_by_side: see ``Placement``.
 
     Returns:
       The states, and the loss of each step of the epoch, [R, S]; NaN for the steps that
@@ -51,14 +55,55 @@ def train_steps(
             (state, jnp.full(step.steps_per_epoch, jnp.nan)),
         )
 
-    return replica_map()(of_one, (states, orders))
+    return replica_map(side_by_side)(of_one, (states, orders))
 
 
 @functools.lru_cache(maxsize=MOST_PROGRAMS)
 def training(step: TrainStep, place: Placement, backend: str) -> Any:
     """Returns ``train_steps`` of a step as a program."""
     del backend
-    return place.map(functools.partial(train_steps, step), spread=2, shared=3)
+    steps = functools.partial(train_steps, step, side_by_side=place.side_by_side)
+    return place.map(steps, spread=2, shared=3)
+
+
+def compile_training(
+    step: TrainStep, place: Placement, args: tuple
+) -> tuple[Any, Placement]:
+    """Compiles ``training`` for as many replicas side by side as the device can hold.
+
+    Args:
+      step: the training step.
+      place: where to begin; its replicas side by side are halved until they fit.
+      args: of the program.
+
+    Returns:
+      The compiled program, and the placement that it was made for.
+    """
+    while True:
+        fewer = place.halved()
+        try:
+            compiled = (
+                training(step, place, jax.default_backend()).lower(*args).compile()
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if fewer == place or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        else:
+            if fewer == place or _fits(compiled):
+                return compiled, place
+        place = fewer
+
+
+def _fits(compiled: Any) -> bool:
+    """Returns whether the device has the memory that a program needs as it runs."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    needs = compiled.memory_analysis()
+    if needs is None or "bytes_limit" not in stats:  # a CPU
+        return True
+    results = needs.output_size_in_bytes - needs.alias_size_in_bytes
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    # All processes must run the same program.
+    return bool(processes.of_first(needs.temp_size_in_bytes + results <= free))
 
 
 @functools.lru_cache(maxsize=MOST_PROGRAMS)

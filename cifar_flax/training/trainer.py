@@ -367,9 +367,8 @@ class Trainer:
                     orders = self._spread_order(keys, step // self.steps_per_epoch)
                 if step >= program_end:
                     begun = time.perf_counter()
-                    program_end, program = self._program(step)
                     args = (spread, orders, data, np.int32(0), rate)
-                    program = program.lower(*args).compile()
+                    program_end, program = self._program(step, args)
                     compiling = time.perf_counter() - begun
                     self.compile_seconds += compiling
                 stop = min(step + chunk, epoch_end, program_end, end)
@@ -403,11 +402,13 @@ class Trainer:
                 )
             yield progress
 
-    def _program(self, step: int) -> tuple[int, Any]:
-        """Returns the program of the stage of a step, and the end of the stage."""
+    def _program(self, step: int, args: tuple) -> tuple[int, Any]:
+        """Returns the end of the stage of a step, and its program for arguments."""
         stage = next(stage for stage in self.stages if step < stage.stop)
-        key = self._of_stage[stage.kind], self.placement, jax.default_backend()
-        return stage.stop, programs.training(*key)
+        where = self._of_stage[stage.kind], self.placement
+        program, self.placement = programs.compile_training(*where, args)
+        self.predictor.placement = self.placement
+        return stage.stop, program
 
     def _spread_order(self, keys: jax.Array, epoch: int) -> jax.Array:
         """Returns the orders of an epoch, [R, N], on the devices of the replicas."""

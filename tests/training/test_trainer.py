@@ -135,6 +135,69 @@ def test_vmap_as_on_accelerators_gives_the_same_up_to_rounding(splits, monkeypat
 TINY = SimpleNet(4, features=(3,))
 
 
+@pytest.mark.parametrize("refusal", ["before it runs", "by the compiler"])
+def test_seeds_that_do_not_fit_in_memory_train_in_groups(splits, monkeypatch, refusal):
+    """Each of five seeds reaches what it reaches in the loop of a CPU."""
+    recipe, seeds = Recipe((Constant(0.02, 1),), batch_size=16), (0, 1, 2, 3, 4)
+    expected = train(make_trainer(splits, seeds, recipe, TINY), splits)[1]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    trainer = make_trainer(splits, seeds, recipe, TINY)
+    compiled, training = [], programs.training
+
+    def watched(step, place, backend):
+        compiled.append(place.side_by_side)
+        if refusal == "by the compiler" and place.side_by_side != 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return training(step, place, backend)
+
+    def fits(program):
+        return refusal == "by the compiler" or compiled[-1] == 2
+
+    monkeypatch.setattr(programs, "training", watched)
+    monkeypatch.setattr(programs, "_fits", fits)
+    found = train(trainer, splits)[1]
+    assert compiled == [None, 3, 2]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3),
+        *(found.params, expected.params),
+    )
+    one = trainer.evaluate(found, splits.test).logits
+    assert trainer.predictor.placement.side_by_side == 2
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    other = make_trainer(splits, seeds, recipe, TINY).evaluate(found, splits.test)
+    np.testing.assert_allclose(one, other.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_one_seed_that_does_not_fit_in_memory_is_compiled_once(splits, monkeypatch):
+    """It may fit after all; else the error of the device says what is full."""
+    compiled, training = [], programs.training
+
+    def watched(*args):
+        compiled.append(args)
+        return training(*args)
+
+    monkeypatch.setattr(programs, "training", watched)
+    monkeypatch.setattr(programs, "_fits", lambda program: False)
+    recipe = Recipe((Constant(0.02, 1),), batch_size=16)
+    train(make_trainer(splits, (3,), recipe, TINY), splits)
+    assert len(compiled) == 1
+
+
+def test_a_program_fits_if_its_temporaries_and_results_do(monkeypatch):
+    """Arguments are in use already; results may take the place of arguments."""
+    needs = types.SimpleNamespace(
+        temp_size_in_bytes=70, output_size_in_bytes=30, alias_size_in_bytes=10
+    )
+    program = types.SimpleNamespace(memory_analysis=lambda: needs)
+    stats = {"bytes_in_use": 10}
+    device = types.SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda *_: [device])
+    assert programs._fits(program)  # no limit is known
+    for limit, fits in ((100, True), (99, False)):
+        stats["bytes_limit"] = limit
+        assert programs._fits(program) == fits
+
+
 @pytest.fixture
 def poisoned(splits, monkeypatch):
     """Two replicas after three of six steps; the second has weights of NaN."""
