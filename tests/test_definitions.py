@@ -122,7 +122,7 @@ def trained(recipe):
         ]
     evaluated = jax.make_jaxpr(
         lambda v: logits_of_pixels(
-            *(MODEL, v, SPLITS.test.images[:2], SPLITS.spec, "xla", recipe.tta)
+            *(MODEL, v, SPLITS.test.images[:2], SPLITS.spec, recipe.tta)
         )
     )(variables)
     return [*found, str(evaluated)]

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_flax.errors import UserError
-from cifar_flax.layers.tiled_norm import batch_normalise
-from cifar_flax.layers.tiles import Images, Tiles
 
 Array = jax.Array
+
+
+SHIFT_EXAMPLES = 16
 
 
 def batch_statistics(
@@ -18,9 +19,9 @@ def batch_statistics(
     """Returns mean and biased variance per channel, stable even if |mean| >> std.
 
     ``mean = c + E[x - c]`` and ``var = E[(x - c)^2] - E[x - c]^2``, where the shift c
-    is the mean of the first example. Without the shift, the two terms of the variance
-    cancel in float32 if ``mean / std`` exceeds about 1e3. With it, one pass over the
-    inputs computes both results.
+    is the mean of one position in a few examples. Without the shift, the two terms of
+    the variance cancel in float32 if ``mean / std`` exceeds about 1e3. With it, one
+    pass over the inputs computes both results.
 
     Args:
       inputs: [N, ..., C].
@@ -31,7 +32,10 @@ def batch_statistics(
     """
     inputs = inputs.astype(jnp.float32)
     axes = tuple(range(inputs.ndim - 1))
-    shift = inputs[0].mean(axis=axes[:-1])
+    # Any shift near the mean is good enough. A mean over more would be another pass,
+    # whose bits would depend on the number of threads.
+    centre = (length // 2 for length in inputs.shape[1:-1])
+    shift = inputs[(slice(SHIFT_EXAMPLES), *centre)].mean(0)
     if axis_name is not None:
         shift = lax.pmean(shift, axis_name)
     shift = lax.stop_gradient(shift)
@@ -77,8 +81,8 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, inputs: Images, *, train: bool) -> Images:
-        """Normalises [N, ..., C] or tiles; updates ``batch_stats`` if ``train``."""
+    def __call__(self, inputs: Array, *, train: bool) -> Array:
+        """Normalises [N, ..., C]; updates ``batch_stats`` if ``train``."""
         channels = inputs.shape[-1:]
         scale = jnp.ones(channels)
         if self.use_scale:
@@ -91,12 +95,8 @@ class BatchNorm(nn.Module):
             centred = array.astype(jnp.float32) - mean
             return centred * (lax.rsqrt(var + self.epsilon) * scale) + bias
 
-        tiles = isinstance(inputs, Tiles)
         if not train or self.frozen:
             mean, var = running_mean.value, running_var.value
-            if tiles:
-                scale, bias, mean, var = (v[:, None] for v in (scale, bias, mean, var))
-                return inputs.map(lambda array: normalise(array, mean, var))
             return normalise(inputs, mean, var).astype(self.dtype or inputs.dtype)
 
         if inputs.shape[0] == 0:
@@ -104,16 +104,10 @@ class BatchNorm(nn.Module):
                 f"layer {'.'.join(self.path)}: a batch of 0 images has no mean and no "
                 "variance; give images, or evaluate with train=False"
             )
-        outputs: Images
-        if tiles and self.axis_name is None:
-            outputs, mean, var = batch_normalise(inputs, scale, bias, self.epsilon)
-        else:
-            array = inputs.images if tiles else inputs
-            # During initialisation there is no mapped axis and no update.
-            axis_name = None if self.is_initializing() else self.axis_name
-            mean, var = batch_statistics(array, axis_name)
-            outputs = normalise(array, mean, var).astype(self.dtype or inputs.dtype)
-            outputs = Tiles.of(outputs) if tiles else outputs
+        # During initialisation there is no mapped axis and no update.
+        axis_name = None if self.is_initializing() else self.axis_name
+        mean, var = batch_statistics(inputs, axis_name)
+        outputs = normalise(inputs, mean, var).astype(self.dtype or inputs.dtype)
         if not self.is_initializing():
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean

@@ -312,7 +312,7 @@ NATIVE = Computing(
         primitives.input_gradient(tile(dy), w, size, geometry), len(dy)
     ),
     lambda x, dy, size, geometry: primitives.kernel_gradient(
-        tile(x), tile(dy), size, geometry
+        tile(x), tile(dy), size, geometry, len(x)
     ),
     lambda geometry, size: None,
 )

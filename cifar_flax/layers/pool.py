@@ -5,10 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers.tiles import Images, Tiles, on_array
 
-
-def global_max_pool(images: Images) -> jax.Array:
+def global_max_pool(images: jax.Array) -> jax.Array:
     """Returns the maximum of each channel: [N, H, W, C] -> [N, C].
 
     The gradient goes to the first position of the maximum, as in PyTorch. This position
@@ -16,31 +14,22 @@ def global_max_pool(images: Images) -> jax.Array:
     result; if XLA computes the input twice with different rounding, no value is equal
     and the gradient is 0 / 0.
     """
-    array = images.array if isinstance(images, Tiles) else images
-    count, height, width, *rest = array.shape
-    pixels = array.reshape(count, height * width, *rest)
+    count, height, width, channels = images.shape
+    pixels = images.reshape(count, height * width, channels)
     index = jax.lax.stop_gradient(pixels).argmax(axis=1, keepdims=True)
     index = index.astype(jnp.int32)  # of an empty array JAX makes int64
-    positions = jnp.arange(pixels.shape[1]).reshape(-1, *[1] * (pixels.ndim - 2))
-    largest = jnp.where(positions == index, pixels, 0).sum(axis=1)
-    if isinstance(images, Tiles):  # [T, C, 16]
-        flat = largest.swapaxes(1, 2).reshape(count * rest[1], rest[0])
-        return flat[: images.count]
-    return largest
+    positions = jnp.arange(height * width)[:, None]
+    return jnp.where(positions == index, pixels, 0).sum(axis=1)
 
 
-def max_pool(images: Images, size: int) -> Images:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(images: jax.Array, size: int) -> jax.Array:
     """Returns the maximum of each window: [N, H, W, C] -> [N, H // size, W // size, C].
 
     Windows do not overlap; rows and columns that do not fill a window are dropped. The
     gradient goes to the first position of the maximum, as in PyTorch.
     """
-    return on_array(functools.partial(_max_pool, size=size), images)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool(array: jax.Array, size: int) -> jax.Array:
-    return _largest(array, size)[0]
+    return _largest(images, size)[0]
 
 
 def _index_type(size):
@@ -48,9 +37,10 @@ def _index_type(size):
 
 
 def _largest(array, size):
-    """Returns the maximum of each window of [N, H, W, ...] and its index there."""
-    height, width = (length // size for length in array.shape[1:3])
-    shape = (array.shape[0], height, size, width, size, *array.shape[3:])
+    """Returns the maximum of each window of [N, H, W, C] and its index there."""
+    count, rows, columns, channels = array.shape
+    height, width = rows // size, columns // size
+    shape = (count, height, size, width, size, channels)
     windows = array[:, : height * size, : width * size].reshape(shape)
     largest = windows[:, :, 0, :, 0]
     kind = _index_type(size)
@@ -71,13 +61,13 @@ def _max_pool_forward(array, size):
 def _max_pool_backward(size, residuals, grad):
     index, shape = residuals
     pixels = jnp.arange(size * size, dtype=_index_type(size))
-    pixels = pixels.reshape(size, 1, size, *[1] * (grad.ndim - 3))
+    pixels = pixels.reshape(size, 1, size, 1)
     chosen = index[:, :, None, :, None] == pixels
     windows = jnp.where(chosen, grad[:, :, None, :, None], 0)
     height, width = (length * size for length in grad.shape[1:3])
-    array = windows.reshape(shape[0], height, width, *shape[3:])
-    fill = [(0, 0), (0, shape[1] - height), (0, shape[2] - width)]
-    return (jnp.pad(array, fill + [(0, 0)] * (grad.ndim - 3)),)
+    array = windows.reshape(shape[0], height, width, shape[3])
+    fill = [(0, 0), (0, shape[1] - height), (0, shape[2] - width), (0, 0)]
+    return (jnp.pad(array, fill),)
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)

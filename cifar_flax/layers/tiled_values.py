@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_flax.layers.forms import FEW_IMAGES
 from cifar_flax.layers.native import primitives
 from cifar_flax.layers.native.primitives import TILE
 
@@ -18,9 +19,13 @@ Array = jax.Array
 class Tiled:
     """An array with a batch of N images along one axis, stored in tiles.
 
+    Lane l of tile t is image 16 * t + l. Lanes without an image hold any values, which
+    do not count.
+
     Attributes:
-      array: [N / 16, *rest, 16]; the other axes in their order.
+      array: [ceil(N / 16), *rest, 16]; the other axes in their order.
       axis: of the batch in the array that it stands for.
+      count: N.
       factors: two tiled arrays whose product it is, if that is known.
       scaled: another one, a factor f and a shift s, each for a channel or for all, if
         it is known to be f * (other - s); no shift is None.
@@ -29,6 +34,7 @@ class Tiled:
 
     array: Array
     axis: int
+    count: int
     factors: tuple["Tiled", "Tiled"] | None = None
     scaled: tuple["Tiled", Any, Any] | None = None
     again: Array | None = None
@@ -44,8 +50,8 @@ class Tiled:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the array that it stands for."""
-        tiles, *rest, _ = self.array.shape
-        return (*rest[: self.axis], tiles * TILE, *rest[self.axis :])
+        _, *rest, _ = self.array.shape
+        return (*rest[: self.axis], self.count, *rest[self.axis :])
 
     def place(self, axis: int) -> int:
         """Returns the axis of ``array`` for another axis than the batch."""
@@ -54,8 +60,10 @@ class Tiled:
     def plain(self) -> Array:
         """Returns the array that it stands for."""
         tiles, *rest, _ = self.array.shape
-        flat = self.array.reshape(tiles, 1, 1, math.prod(rest), TILE)
-        images = primitives.untile(flat, tiles * TILE)
+        # With the shape of images as it is, XLA writes faster loops around this.
+        shape = rest if len(rest) == 3 else (1, 1, math.prod(rest))
+        flat = self.array.reshape(tiles, *shape, TILE)
+        images = primitives.untile(flat, self.count)
         return jnp.moveaxis(images.reshape(-1, *rest), 0, self.axis)
 
 
@@ -87,7 +95,7 @@ class Spread:
             array = array.reshape([n for k, n in enumerate(array.shape) if k != at])
             axes = tuple(a for a in axes if a != axis)
         rest = [n for k, n in enumerate(self.shape) if k != axis]
-        shape = (self.shape[axis] // TILE, *rest, TILE)
+        shape = (-(-self.shape[axis] // TILE), *rest, TILE)
         places = tuple(a + 1 if a < axis else a for a in axes)
         return lax.broadcast_in_dim(array, shape, places)
 
@@ -105,13 +113,15 @@ class Tiler:
 
     Attributes:
       of_product: whether what is computed is only a factor of products of arrays.
+      partner: another array, if sums of products with it are needed, too.
     """
 
     def __init__(self):
         """Has none."""
         self.of_product = False
+        self.partner: Value = None
         self._tiles: dict[tuple[int, int], tuple[Array, Tiled]] = {}
-        self._sums: dict[tuple[int, ...], tuple[Any, tuple[Array, Array]]] = {}
+        self._sums: list[_Sums] = []
 
     def tiled(self, value: Value, axis: int) -> Tiled | None:
         """Returns an array in tiles along an axis; None if it has no such tiles."""
@@ -119,39 +129,82 @@ class Tiler:
             return value if value.axis == axis else self.tiled(value.plain(), axis)
         if isinstance(value, Spread):
             array = value.tiled(axis)
-            return (
-                self.tiled(value.plain(), axis) if array is None else Tiled(array, axis)
-            )
-        if value.shape[axis] % TILE or value.size == 0:
+            if array is None:
+                return self.tiled(value.plain(), axis)
+            return Tiled(array, axis, value.shape[axis])
+        if value.shape[axis] < FEW_IMAGES or value.size == 0:
             return None
         key = id(value), axis
         if key not in self._tiles:
             images = jnp.moveaxis(value, axis, 0)
             count, *rest = images.shape
-            flat = primitives.tile(images.reshape(count, 1, 1, math.prod(rest)))
-            array = flat.reshape(-1, *rest, TILE)
-            self._tiles[key] = value, Tiled(array, axis)
+            shape = rest if len(rest) == 3 else (1, 1, math.prod(rest))
+            array = primitives.tile(images.reshape(count, *shape))
+            array = array.reshape(-1, *rest, TILE)
+            self._tiles[key] = value, Tiled(array, axis, count)
         return self._tiles[key][1]
 
-    def channel_sums(self, u: Tiled, v: Tiled) -> tuple[Array, Array]:
-        """Returns the sums of u, and of u * v, over all axes but the last.
+    def sum_by_channel(self, value: Tiled) -> Array:
+        """Returns the sums over all axes but the last, [C]."""
+        u = _Read.of(value)
+        for sums in self._sums:
+            if u == sums.u:
+                return sums.first * u.factor
+        partner = self.partner
+        if not isinstance(partner, Tiled) or partner.array.shape != value.array.shape:
+            partner = value
+        return self._sum(u, _Read.of(partner)).first * u.factor
 
-        What is another array times a factor is not read: so batch norm and its gradient
-        read the images, and their gradient, but nothing that follows from them.
-        """
-        u, u_factor, u_shift = u.scaled or (u, 1.0, None)
-        v, v_factor, v_shift = v.scaled or (v, 1.0, None)
-        key = id(u.array), id(v.array), id(u_shift), id(v_shift)
-        if key not in self._sums:
-            tiles, *rest, channels, _ = u.array.shape
-            shape = (tiles, math.prod(rest), 1, channels, TILE)
-            a, b = (
-                jnp.broadcast_to(0.0 if shift is None else shift, (channels,))
-                for shift in (u_shift, v_shift)
-            )
-            sums = primitives.channel_sums(
-                u.array.reshape(shape), v.array.reshape(shape), a, b, tiles * TILE
-            )
-            self._sums[key] = (u, v, u_shift, v_shift), sums
-        first, second = self._sums[key][1]
-        return first * u_factor, second * (u_factor * v_factor)
+    def product_by_channel(self, one: Tiled, other: Tiled) -> Array:
+        """Returns the sums of the products over all axes but the last, [C]."""
+        u, v = _Read.of(one), _Read.of(other)
+        for sums in self._sums:
+            if (u, v) in ((sums.u, sums.v), (sums.v, sums.u)):
+                return sums.second * (u.factor * v.factor)
+        return self._sum(u, v).second * (u.factor * v.factor)
+
+    def _sum(self, u: "_Read", v: "_Read") -> "_Sums":
+        tiles, *rest, channels, _ = u.tiled.array.shape
+        shape = (tiles, math.prod(rest), 1, channels, TILE)
+        a, b = (
+            jnp.broadcast_to(0.0 if one.shift is None else one.shift, (channels,))
+            for one in (u, v)
+        )
+        first, second = primitives.channel_sums(
+            u.tiled.array.reshape(shape),
+            v.tiled.array.reshape(shape),
+            *(a, b, u.tiled.count),
+        )
+        sums = _Sums(u, v, first, second)
+        self._sums.append(sums)
+        return sums
+
+
+@dataclasses.dataclass(eq=False)
+class _Read:
+    """What is read for the sums of f * (x - s), where x is tiled.
+
+    What is another array times a factor is not read itself: so batch norm and its
+    gradient read the images, and their gradient, but nothing that follows from them.
+    """
+
+    tiled: Tiled
+    factor: Any
+    shift: Any
+
+    @classmethod
+    def of(cls, value: Tiled) -> "_Read":
+        return cls(*(value.scaled or (value, 1.0, None)))
+
+    def __eq__(self, other: Any) -> bool:
+        same = self.tiled.array is other.tiled.array
+        return same and self.shift is other.shift
+
+
+class _Sums(NamedTuple):
+    """The sums of u, and of u * v, without their factors."""
+
+    u: _Read
+    v: _Read
+    first: Array
+    second: Array

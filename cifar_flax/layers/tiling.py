@@ -58,9 +58,10 @@ class _Interpreter:
         def read(atom: Any) -> Value:
             return atom.val if isinstance(atom, core.Literal) else known[atom]
 
-        products = _only_multiplied(jaxpr)
+        products, partners = _only_multiplied(jaxpr), _summed_together(jaxpr)
         for equation in jaxpr.eqns:
             operands = [read(v) for v in equation.invars]
+            self._tiler.partner = known.get(partners.get(id(equation)))
             self._tiler.of_product = not products.isdisjoint(equation.outvars)
             with equation.ctx.manager:
                 outputs = self._equation(equation, operands)
@@ -89,6 +90,21 @@ def _only_multiplied(jaxpr: Any) -> set[Any]:
         is_product = equation.primitive.name == "mul" and len(variables) == 2
         (found if is_product else others).update(variables)
     return found - others
+
+
+def _summed_together(jaxpr: Any) -> dict[Any, Any]:
+    """Returns for the id of a sum of u the variable v, if u * v is summed, too.
+
+    Batch norm's gradient needs both, and one pass over memory computes both.
+    """
+    factors = {e.outvars[0]: e.invars for e in jaxpr.eqns if e.primitive.name == "mul"}
+    sums = [e for e in jaxpr.eqns if e.primitive.name == "reduce_sum"]
+    others: dict[Any, Any] = {}
+    for equation in sums:
+        pair = factors.get(equation.invars[0], ())
+        if not any(isinstance(v, core.Literal) for v in pair):
+            others.update(zip(pair, reversed(pair), strict=True))
+    return {id(e): others[e.invars[0]] for e in sums if e.invars[0] in others}
 
 
 # Operations that may make tiles of plain arrays.

@@ -39,7 +39,7 @@ def _rule(*names: str) -> Callable[[Any], Any]:
     *("and", "or", "xor", "not", "select_n", "clamp", "convert_element_type", "copy"),
     *("asin", "acos", "atan", "atan2", "asinh", "acosh", "atanh", "sinh", "cosh"),
     *("log2", "lgamma", "digamma", "erf_inv", "one_minus_square", "polynomial"),
-    "bitcast_convert_type",
+    *("bitcast_convert_type", "stop_gradient"),
 )
 def _elementwise(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     params = equation.params
@@ -68,7 +68,7 @@ def _elementwise(tiler: Tiler, equation: Any, values: list[Value]) -> Value | No
         # absolute error of this is a rounding of 1, as in PyTorch's GELU.
         compute, params = (lambda u: 1 - lax.erf(u)), {}
     array = compute(*operands, **params)
-    found = Tiled(array, axis, scaled=_scaled(equation, values))
+    found = Tiled(array, axis, tiled[0].count, scaled=_scaled(equation, values))
     if name in ("erf", "erfc"):
         found.again = compute(*map(_apart, operands), **params)
     elif name == "mul" and len(tiled) == 2:
@@ -134,7 +134,8 @@ def _broadcast(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None
     whole = (value.array.shape[0], *rest, TILE)
     between = [a + 1 if a < axis else a for a in axes if a != axis]
     places = (0, *between, len(whole) - 1)
-    return Tiled(lax.broadcast_in_dim(value.array, whole, places), axis)
+    array = lax.broadcast_in_dim(value.array, whole, places)
+    return Tiled(array, axis, value.count)
 
 
 @_rule("reshape")
@@ -146,7 +147,7 @@ def _reshape(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     for axis, length in enumerate(shape):
         if length == value.shape[value.axis] and math.prod(shape[:axis]) == before:
             rest = [n for k, n in enumerate(shape) if k != axis]
-            return Tiled(value.array.reshape(-1, *rest, TILE), axis)
+            return Tiled(value.array.reshape(-1, *rest, TILE), axis, value.count)
     return None
 
 
@@ -157,7 +158,7 @@ def _squeeze(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
         return None
     rest = [n for k, n in enumerate(value.shape) if k not in gone and k != value.axis]
     axis = value.axis - sum(k < value.axis for k in gone)
-    return Tiled(value.array.reshape(-1, *rest, TILE), axis)
+    return Tiled(value.array.reshape(-1, *rest, TILE), axis, value.count)
 
 
 @_rule("transpose")
@@ -165,27 +166,32 @@ def _transpose(tiler: Tiler, equation: Any, values: list[Value]) -> Value:
     (value,), order = values, equation.params["permutation"]
     places = [value.place(k) for k in order if k != value.axis]
     last = value.array.ndim - 1
-    return Tiled(value.array.transpose(0, *places, last), order.index(value.axis))
+    array = value.array.transpose(0, *places, last)
+    return Tiled(array, order.index(value.axis), value.count)
 
 
 @_rule(
-    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"
+    *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and"),
+    *("reduce_or", "argmax", "argmin"),
 )
-def _reduce(tiler: Tiler, equation: Any, values: list[Value]) -> Value:
+def _reduce(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     (value,), axes = values, equation.params["axes"]
     places = [value.place(k) for k in axes if k != value.axis]
     if value.axis not in axes:
         array = equation.primitive.bind(
             value.array, **{**equation.params, "axes": tuple(places)}
         )
-        return Tiled(array, value.axis - sum(k < value.axis for k in axes))
+        axis = value.axis - sum(k < value.axis for k in axes)
+        return Tiled(array, axis, value.count)
     last = value.array.ndim - 1
     over_all = sorted(places) == list(range(1, last - 1)) and last > 2
     is_sum = equation.primitive.name == "reduce_sum"
     if is_sum and over_all and value.array.dtype == jnp.float32:
         if value.factors:
-            return tiler.channel_sums(*value.factors)[1]
-        return tiler.channel_sums(value, value)[0]
+            return tiler.product_by_channel(*value.factors)
+        return tiler.sum_by_channel(value)
+    if value.count % TILE or equation.primitive.name.startswith("arg"):
+        return None
     return equation.primitive.bind(
         value.array, **{**equation.params, "axes": (0, *sorted(places), last)}
     )
@@ -198,7 +204,8 @@ def _pad(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
         return None
     rest = [side for k, side in enumerate(sides) if k != value.axis]
     ends = (0, 0, 0)
-    return Tiled(lax.pad(value.array, plain(fill), [ends, *rest, ends]), value.axis)
+    array = lax.pad(value.array, plain(fill), [ends, *rest, ends])
+    return Tiled(array, value.axis, value.count)
 
 
 @_rule("slice")
@@ -210,12 +217,13 @@ def _slice(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     )
     first, end, stride = parts.pop(value.axis)
     index = tuple(slice(*part) for part in parts)
-    if end == first + 1:  # one image
-        image = value.array[(first // TILE, *index, first % TILE)]
-        return jnp.expand_dims(image, value.axis)
-    if (first, end, stride) != (0, value.shape[value.axis], 1):
+    if (first, end, stride) == (0, value.count, 1):
+        return Tiled(value.array[(slice(None), *index)], value.axis, value.count)
+    tile, lane = divmod(first, TILE)
+    if lane + end - first > TILE:
         return None
-    return Tiled(value.array[(slice(None), *index)], value.axis)
+    images = value.array[(tile, *index, slice(lane, lane + end - first, stride))]
+    return jnp.moveaxis(images, -1, value.axis)
 
 
 @_rule("rev")
@@ -223,7 +231,8 @@ def _rev(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     (value,), axes = values, equation.params["dimensions"]
     if value.axis in axes:
         return None
-    return Tiled(lax.rev(value.array, [value.place(k) for k in axes]), value.axis)
+    array = lax.rev(value.array, [value.place(k) for k in axes])
+    return Tiled(array, value.axis, value.count)
 
 
 @_rule("concatenate")
@@ -236,7 +245,8 @@ def _concatenate(tiler: Tiler, equation: Any, values: list[Value]) -> Any:
     if len(parts) < len(values):
         return None
     place = parts[0].place(along)
-    return Tiled(lax.concatenate([part.array for part in parts], place), axis)
+    array = lax.concatenate([part.array for part in parts], place)
+    return Tiled(array, axis, parts[0].count)
 
 
 @_rule("split")
@@ -247,7 +257,7 @@ def _split(tiler: Tiler, equation: Any, values: list[Value]) -> Any:
         return None
     place = value.place(params["axis"])
     parts = lax.split(value.array, params["sizes"], place)
-    return [Tiled(part, value.axis) for part in parts]
+    return [Tiled(part, value.axis, value.count) for part in parts]
 
 
 @_rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")
@@ -256,7 +266,8 @@ def _window(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     params = _window_of_tiles(equation.params, value.axis)
     if params is None:
         return None
-    return Tiled(equation.primitive.bind(value.array, **params), value.axis)
+    array = equation.primitive.bind(value.array, **params)
+    return Tiled(array, value.axis, value.count)
 
 
 @_rule("select_and_scatter_add")
@@ -268,7 +279,7 @@ def _window_gradient(tiler: Tiler, equation: Any, values: list[Value]) -> Value 
     if source is None or operand is None or params is None:
         return None
     array = equation.primitive.bind(source.array, operand.array, **params)
-    return Tiled(array, axis)
+    return Tiled(array, axis, operand.count)
 
 
 def _window_of_tiles(params: dict[str, Any], axis: int) -> dict[str, Any] | None:
@@ -312,7 +323,7 @@ def _convolve(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
         outputs = primitives.input_gradient(array, kernel, form.outputs[1:3], geometry)
     places = (*specs.out_spec[2:], specs.out_spec[1])
     back = [1 + places.index(k) for k in range(4) if k != specs.out_spec[0]]
-    return Tiled(outputs.transpose(0, *back, 4), specs.out_spec[0])
+    return Tiled(outputs.transpose(0, *back, 4), specs.out_spec[0], images.count)
 
 
 def _kernel_gradient(
@@ -330,7 +341,7 @@ def _kernel_gradient(
     x, dy = images.array.transpose(0, *first, 4), grad.array.transpose(0, *second, 4)
     if form.lhs_dilation != (1, 1):
         x, dy = dy, x
-    sums = primitives.kernel_gradient(x, dy, size, geometry)
+    sums = primitives.kernel_gradient(x, dy, size, geometry, images.count)
     outputs = form.of_kernel_gradient(sums, geometry.groups)
     places = (specs.out_spec[0], *specs.out_spec[2:], specs.out_spec[1])
     return outputs.transpose([places.index(k) for k in range(4)])
@@ -353,12 +364,14 @@ def _dot(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
             return None
         kernel = (kernel if right == (0,) else kernel.T)[None, None]
         outputs = primitives.convolve(_pixels(lhs), kernel, Geometry())
-        return Tiled(outputs.reshape(*lhs.array.shape[:-2], -1, TILE), 0)
+        array = outputs.reshape(*lhs.array.shape[:-2], -1, TILE)
+        return Tiled(array, 0, lhs.count)
     if left == right == tuple(range(last)) and len(avals[1].shape) == last + 1:
         x, dy = tiler.tiled(lhs, 0), tiler.tiled(rhs, 0)
         if x is None or dy is None:
             return None
-        sums = primitives.kernel_gradient(_pixels(x), _pixels(dy), (1, 1), Geometry())
+        operands, one_tap = (_pixels(x), _pixels(dy)), ((1, 1), Geometry())
+        sums = primitives.kernel_gradient(*operands, *one_tap, x.count)
         return sums[0, 0]
     return None
 

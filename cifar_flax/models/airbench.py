@@ -12,24 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-from cifar_flax.layers import (
-    BatchNorm,
-    Conv,
-    Dense,
-    gelu,
-    global_max_pool,
-    max_pool,
-    tiled,
-)
-from cifar_flax.layers.conv import conv2d
+from cifar_flax.layers import BatchNorm, Conv, Dense, global_max_pool, max_pool
+from cifar_flax.layers.conv import convolve
 from cifar_flax.layers.initializers import partial_identity
-from cifar_flax.layers.tiles import Images
 
 # Variance of patches that counts as noise, in units of the normalised images.
 WHITENING_EPSILON = 5e-4
 
 
-def whitening(images: Images, epsilon: float = WHITENING_EPSILON) -> Initializer:
+def whitening(images: jax.Array, epsilon: float = WHITENING_EPSILON) -> Initializer:
     """Makes a kernel whose outputs on these images are uncorrelated with variance 1.
 
     The covariance of the patches p is ``S = E[p p^T]``, with ``S = V diag(l) V^T``. The
@@ -40,7 +31,7 @@ def whitening(images: Images, epsilon: float = WHITENING_EPSILON) -> Initializer
       Page, How to train your ResNet, 2019; with both signs Jordan 2024.
 
     Args:
-      images: normalised, [N, H, W, C] or tiles.
+      images: normalised, [N, H, W, C].
       epsilon: see above.
 
     Returns:
@@ -60,7 +51,7 @@ def whitening(images: Images, epsilon: float = WHITENING_EPSILON) -> Initializer
     return init
 
 
-def patch_covariance(images: Images, size: int) -> jax.Array:
+def patch_covariance(images: jax.Array, size: int) -> jax.Array:
     """Returns ``E[p p^T]`` over all size x size patches p: [P, P], P = size^2 C.
 
     The gradient of a convolution's kernel is the sum of the products of patches and
@@ -70,9 +61,7 @@ def patch_covariance(images: Images, size: int) -> jax.Array:
     count, height, width, channels = images.shape
     length = size * size * channels
     identity = jnp.eye(length).reshape(size, size, channels, length)
-    patches, gradient = jax.vjp(
-        lambda kernel: conv2d(images, kernel, 1, 0, "auto"), identity
-    )
+    patches, gradient = jax.vjp(functools.partial(convolve, images), identity)
     (products,) = gradient(patches)
     positions = (height - size + 1) * (width - size + 1)
     return products.reshape(length, length) / (count * positions)
@@ -106,17 +95,16 @@ class Airbench(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to logits [N, num_classes]."""
-        x = tiled(images, self.dtype)
-        x = gelu(
-            Conv(
-                8 * images.shape[-1],
-                kernel_size=2,
-                kernel_init=whitening(x),
-                bias_init=nn.initializers.zeros,
-                dtype=self.dtype,
-                name="whiten",
-            )(x)
+        gelu = functools.partial(nn.gelu, approximate=False)
+        whiten = Conv(
+            8 * images.shape[-1],
+            kernel_size=2,
+            kernel_init=whitening(images),
+            bias_init=nn.initializers.zeros,
+            dtype=self.dtype,
+            name="whiten",
         )
+        x = gelu(whiten(images))
         for i, width in enumerate(self.features):
             for j in range(2):
                 conv = Conv(

@@ -17,7 +17,6 @@ import jax
 
 from cifar_flax.errors import UserError, in_words
 from cifar_flax.layers import BatchNorm
-from cifar_flax.layers.conv import Lowering, convolving
 from cifar_flax.models.streams import Stream
 
 # Names that other libraries use instead of ``train``.
@@ -35,12 +34,9 @@ def init_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
     return {"batch_stats": {}, **variables}
 
 
-def evaluate_logits(
-    model: nn.Module, variables: Any, images: jax.Array, lowering: Lowering = "auto"
-) -> jax.Array:
+def evaluate_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
     """Returns logits [N, K] in evaluation, without random numbers or updates."""
-    with convolving(lowering):
-        logits: Any = model.apply(variables, images, **train_argument(model, False))
+    logits: Any = model.apply(variables, images, **train_argument(model, False))
     return logits
 
 
@@ -49,7 +45,6 @@ def train_logits(
     variables: Any,
     images: jax.Array,
     key: jax.Array,
-    lowering: Lowering = "auto",
     is_frozen: Callable[[str], bool] | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Returns logits [N, K] in training, and the updated collections.
@@ -59,7 +54,6 @@ def train_logits(
       variables: variables of all collections.
       images: normalised, [N, H, W, C].
       key: PRNG key for all random streams of the model.
-      lowering: lowering of the convolutions.
       is_frozen: tells from its path whether a parameter is frozen. A batch norm with a
         frozen scale normalises with its running statistics and does not update them.
         None: no parameter is frozen.
@@ -67,7 +61,7 @@ def train_logits(
     collections = {n: value for n, value in variables.items() if n != "params"}
     # Linen uses the stream "params" for every stream without its own key.
     streams = {"dropout": key, "params": Stream.LAYERS.of(key)}
-    with convolving(lowering), _freezing(is_frozen):
+    with _freezing(is_frozen):
         logits, updated = model.apply(
             variables,
             images,

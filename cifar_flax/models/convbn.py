@@ -6,16 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers import (
-    BatchNorm,
-    Conv,
-    Dense,
-    global_max_pool,
-    on_images,
-    relu,
-    tiled,
-)
-from cifar_flax.layers.tiles import Images
+from cifar_flax.layers import BatchNorm, Conv, Dense, global_max_pool
 
 
 class ConvReluNorm(nn.Module):
@@ -38,7 +29,7 @@ class ConvReluNorm(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Images, *, train: bool) -> Images:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H', W', features]; the padding is always 1."""
         conv = Conv(
             self.features,
@@ -50,10 +41,7 @@ class ConvReluNorm(nn.Module):
             name="conv",
         )
         norm = self.norm(dtype=self.dtype, name="norm")
-        x = relu(conv(x))
-        if isinstance(norm, BatchNorm):
-            return norm(x, train=train)
-        return on_images(norm, x, train=train)  # users' norms take only images
+        return norm(nn.relu(conv(x)), train=train)
 
 
 class ConvBnNet(nn.Module):
@@ -78,8 +66,8 @@ class ConvBnNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to logits [N, num_classes]."""
         stem, *stages = self.features
-        x = tiled(images, self.dtype)
-        x = Conv(stem, kernel_size=5, padding=2, dtype=self.dtype, name="stem")(x)
+        conv = Conv(stem, kernel_size=5, padding=2, dtype=self.dtype, name="stem")
+        x = conv(images)
         for i, width in enumerate(stages):
             for j in range(self.blocks):
                 block = ConvReluNorm(

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers import Conv, Dense, global_max_pool, relu, tiled
+from cifar_flax.layers import Conv, Dense, global_max_pool
 
 
 class ConvNet(nn.Module):
@@ -29,12 +29,12 @@ class ConvNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to logits [N, num_classes]."""
         del train  # the same in training and in evaluation
-        x = tiled(images, self.dtype)
+        x = images
         for i, width in enumerate(self.features):
             conv = Conv(
                 width, stride=2, padding=self.padding, dtype=self.dtype, name=f"conv{i}"
             )
-            x = relu(conv(x))
+            x = nn.relu(conv(x))
         x = global_max_pool(x)
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x)
         return logits.astype(jnp.float32)

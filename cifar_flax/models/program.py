@@ -54,7 +54,7 @@ def program_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Program:
     def train(variables: Any, images: jax.Array, key: jax.Array) -> Any:
         def sums(params: Any) -> Any:
             logits, collections = train_logits(
-                model, {**variables, "params": params}, images, key, "xla"
+                model, {**variables, "params": params}, images, key
             )
             # Any cotangent shows the rules of all gradients.
             return (logits.astype(jnp.float32) ** 2).sum(), (logits, collections)
@@ -65,7 +65,7 @@ def program_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Program:
         lambda key, images: init_variables(model, key, images), return_shape=True
     )(key, images)
     trained = jax.make_jaxpr(train)(variables, images, key)
-    evaluated = jax.make_jaxpr(lambda v, x: evaluate_logits(model, v, x, "xla"))(
+    evaluated = jax.make_jaxpr(lambda v, x: evaluate_logits(model, v, x))(
         variables, images
     )
     return digest_programs([init, trained, evaluated], "the model")

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_flax.layers import BatchNorm, Conv, Dense, global_max_pool, tiled
+from cifar_flax.layers import BatchNorm, Conv, Dense, global_max_pool
 from cifar_flax.models.convbn import ConvReluNorm
 
 
@@ -45,12 +45,11 @@ class ResNet(nn.Module):
             )
 
         stem, *stages = self.features
-        x = tiled(images, self.dtype)
         if self.norm_stem:
-            x = block(stem, "stem", kernel_size=7)(x, train=train)
+            x = block(stem, "stem", kernel_size=7)(images, train=train)
         else:
             conv = Conv(stem, kernel_size=5, padding=2, dtype=self.dtype, name="stem")
-            x = conv(x)
+            x = conv(images)
         for i, width in enumerate(stages):
             x = block(width, f"stage{i}_down", stride=2)(x, train=train)
             for j in range(self.residuals):

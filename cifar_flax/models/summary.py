@@ -83,7 +83,7 @@ def trace_layers(
         variables = jax.eval_shape(
             lambda k, x: init_variables(model, k, x), key, images
         )
-    trace = jax.make_jaxpr(lambda v, x: evaluate_logits(model, v, x, "xla"))
+    trace = jax.make_jaxpr(lambda v, x: evaluate_logits(model, v, x))
     flops = _flops_of(called, trace(variables, images).jaxpr)
     params = _params_of(variables.get("params", {}))
     rows = [

@@ -272,9 +272,7 @@ def _compare(
 
 def _program(run: Run, variables: Any, images: jax.Array) -> jax.Array:
     """Computes float32 logits [N, K] of uint8 images with XLA's own operations."""
-    logits = logits_of_pixels(
-        run.model, variables, images, run.spec, lowering="xla", tta=run.tta
-    )
+    logits = logits_of_pixels(run.model, variables, images, run.spec, tta=run.tta)
     return logits.astype(jnp.float32)
 
 

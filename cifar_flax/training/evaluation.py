@@ -58,7 +58,6 @@ def logits_of_pixels(
     variables: Any,
     images: jax.Array,
     spec: DataSpec,
-    lowering: Lowering = "auto",
     tta: Tta = "none",
 ) -> jax.Array:
     """Computes the logits of one replica from pixels, averaged over the views.
@@ -68,7 +67,6 @@ def logits_of_pixels(
       variables: of the replica.
       images: uint8 [N, H, W, C].
       spec: of the data that the model was made for.
-      lowering: of the model's convolutions.
       tta: see ``augment.views``.
 
     Returns:
@@ -76,9 +74,9 @@ def logits_of_pixels(
     """
     images = normalise(images, spec.mean, spec.std)
     if tta == "none":
-        return evaluate_logits(model, variables, images, lowering)
+        return evaluate_logits(model, variables, images)
     weights, seen = zip(*views(images, tta), strict=True)
-    every = [evaluate_logits(model, variables, view, lowering) for view in seen]
+    every = [evaluate_logits(model, variables, view) for view in seen]
     return jnp.average(jnp.stack(every), 0, jnp.asarray(weights))
 
 
@@ -99,7 +97,7 @@ class _LogitsStep:
         """Returns the logits [M * B, K] of images [M, B, H, W, C]."""
 
         def of_batch(images: jax.Array) -> jax.Array:
-            how = self.spec, self.lowering, self.tta
+            how = self.spec, self.tta
             return logits_of_pixels(self.model, variables, split_batch(images), *how)
 
         if resolve(self.lowering) == "native":

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from cifar_flax.errors import UserError, one_line
-from cifar_flax.layers.conv import Lowering, convolving
 from cifar_flax.own_code import load_code
 
 Loss = Callable[..., jax.Array]
@@ -130,7 +129,6 @@ def values_of(
     batch: Batch,
     smoothing: float = 0.0,
     weights: jax.Array | None = None,
-    lowering: Lowering = "auto",
 ) -> jax.Array:
     """Computes the loss of each image, float32 [B].
 
@@ -145,15 +143,13 @@ def values_of(
       batch: see ``Batch``.
       smoothing: s, in [0, 1).
       weights: factor of the loss for each class, [K]; None: 1.
-      lowering: of the convolutions, if the loss calls a network.
     """
     if loss == "cross_entropy" and weights is None:
         return cross_entropy(logits, batch.labels, smoothing)
     function, classes = loss_function(loss), logits.shape[-1]
 
     def of(labels: jax.Array) -> jax.Array:
-        with convolving(lowering):
-            each = function(logits, batch._replace(labels=labels), **args)
+        each = function(logits, batch._replace(labels=labels), **args)
         each = each.astype(jnp.float32)
         return each if weights is None else weights[labels] * each
 

@@ -13,7 +13,6 @@ from cifar_flax.definitions import Definition, hyperparameters
 from cifar_flax.errors import UserError, one_line
 from cifar_flax.identity import digest
 from cifar_flax.jax_settings import known_settings
-from cifar_flax.layers.conv import convolving
 from cifar_flax.models.program import Program, digest_programs
 from cifar_flax.own_code import OwnCode, label_of_code
 from cifar_flax.training.losses import Batch, loss_function
@@ -135,7 +134,7 @@ def _of_loss(recipe: Recipe, spec: DataSpec) -> list[Any]:
 
         return jax.grad(total, has_aux=True)(logits)
 
-    with naming("loss", recipe.loss), convolving("xla"):
+    with naming("loss", recipe.loss):
         return [
             jax.make_jaxpr(gradients)(
                 logits, Batch(_images(recipe, spec, size), labels, labels, key)

@@ -241,12 +241,11 @@ class TrainStep:
             {"params": held, **state.collections},
             batch.images,
             batch.key,
-            self.lowering,
             self.is_frozen if freezes and recipe.freeze_norms else None,
         )
         logits = logits.astype(jnp.float32)
         given = batch._replace(key=Stream.LOSS.of(batch.key))
-        how = recipe.label_smoothing, weights, self.lowering
+        how = recipe.label_smoothing, weights
         each = values_of(recipe.loss, recipe.loss_args, logits, given, *how)
         if recipe.augmentation.mixes:  # ``mix`` takes the previous image of the batch
             before = given.before()

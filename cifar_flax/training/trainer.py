@@ -114,7 +114,7 @@ class Trainer:
           recipe: how to train.
           spec: of the data, ``Splits.spec``.
           seeds: one per replica.
-          lowering: of the model's convolutions; see ``layers.Conv``.
+          lowering: of all convolutions; see ``layers.conv.resolve``.
           mesh: the devices, see ``placement.make_mesh``; None for a single device.
 
         Raises:
@@ -249,7 +249,8 @@ class Trainer:
 
     def _initial(self, images: np.ndarray) -> TrainState:
         program = programs.initial(self.train_step, jax.default_backend())
-        return program(jnp.asarray(self.seeds), images)
+        with rule.lowering(self.lowering):
+            return program(jnp.asarray(self.seeds), images)
 
     @known_settings()
     def start_from(self, variables: dict[str, Any]) -> TrainState:
@@ -298,8 +299,7 @@ class Trainer:
                 f"for {self.spec.train_size}"
             )
         padded = pad_images(split.images, self.recipe.augmentation)
-        data = jnp.asarray(padded), jnp.asarray(split.labels)
-        return self.placement.share(data)
+        return self.placement.share((jnp.asarray(padded), jnp.asarray(split.labels)))
 
     @known_settings()
     def rates(self, steps: int) -> np.ndarray:

@@ -169,10 +169,18 @@ static void check_after(Convolution v, Tensor x, Tensor w, Tensor y) {
   free(after.data), free(z[0].data), free(z[1].data);
 }
 
+/* Sets the lanes without an image. */
+static void fill_up(Tensor tiles, i64 images, float value) {
+  i64 size = tiles.size / ceil_div(images, TILE);
+  for (i64 q = 0; q < tiles.size; q++)
+    if (q / size * TILE + q % TILE >= images) tiles.data[q] = value;
+}
+
 static void convolve(Convolution v) {
   if (v.row.out < 1 || v.column.out < 1) return;
-  printf("%ld tiles, %ld groups of %ld channels and %ld features\n", (long)v.tiles,
-         (long)v.groups, (long)v.channels, (long)v.features);
+  v.images = v.tiles * TILE - max(0, draw(-TILE, TILE - 1));
+  printf("%ld images in %ld tiles, %ld groups of %ld channels and %ld features\n",
+         (long)v.images, (long)v.tiles, (long)v.groups, (long)v.channels, (long)v.features);
   for (int k = 0; k < 2; k++) {
     Axis a = k ? v.column : v.row;
     printf("  in %ld, out %ld, size %ld, stride %ld, dilation %ld, before %ld\n", (long)a.in,
@@ -182,6 +190,7 @@ static void convolve(Convolution v) {
   Tensor x = random_numbers(v.tiles, v.row.in, v.column.in, channels, TILE);
   Tensor w = random_numbers(v.row.size, v.column.size, v.channels, features, 1);
   Tensor dy = random_numbers(v.tiles, v.row.out, v.column.out, features, TILE);
+  fill_up(dy, v.images, 0);
   Tensor y[2] = {make(v.tiles, v.row.out, v.column.out, features, TILE),
                  make(forward_size(&v), 1, 1, 1, 1)};
   Tensor dx[2] = {make(v.tiles, v.row.in, v.column.in, channels, TILE),
@@ -192,9 +201,10 @@ static void convolve(Convolution v) {
   for (int k = 0; k < 100; k++) check_output(v, x, w, y[0]);
   check_after(v, x, w, y[0]);
   call(conv_input_gradient, 2, (Tensor[]){dy, w}, 2, dx, &v, 1);
-  call(conv_kernel_gradient, 2, (Tensor[]){x, dy}, 2, dw, &v, 1);
   double all = product(y[0], dy), scale = sqrt(product(y[0], y[0]) * product(dy, dy));
   check(fabs(product(x, dx[0]) - all) <= 1e-5 * scale, "dx is wrong");
+  fill_up(x, v.images, NAN), fill_up(dy, v.images, NAN);
+  call(conv_kernel_gradient, 2, (Tensor[]){x, dy}, 2, dw, &v, 1);
   check(fabs(product(w, dw[0]) - all) <= 1e-5 * scale, "dw is wrong");
   Tensor everything[] = {x, w, dy, y[0], y[1], dx[0], dx[1], dw[0], dw[1]};
   for (int k = 0; k < 9; k++) free(everything[k].data);
@@ -206,7 +216,7 @@ static void convolve_square(i64 tiles, i64 height, i64 width, i64 channels, i64 
   Axis row = {height, 0, size, stride, 1, padding},
        column = {width, 0, size, stride, 1, padding};
   row.out = outputs_of(row, padding), column.out = outputs_of(column, padding);
-  convolve((Convolution){tiles, channels, features, groups, row, column});
+  convolve((Convolution){tiles, channels, features, groups, row, column, 0});
 }
 
 static Axis drawn_axis(void) {
@@ -246,10 +256,10 @@ int main(int count, char **arguments) {
       convolve_square(draw(1, 4), draw(1, 12), draw(1, 12), channels, features, 1, 3, 1,
                       draw(0, 4));
     else if (k % 4 == 1)
-      convolve((Convolution){draw(1, 4), channels, features, 1, drawn_axis(), drawn_axis()});
+      convolve((Convolution){draw(1, 4), channels, features, 1, drawn_axis(), drawn_axis(), 0});
     else
       convolve((Convolution){draw(1, 4), draw(1, 6), draw(1, 10), draw(2, k % 3 ? 5 : 40),
-                             drawn_axis(), drawn_axis()});
+                             drawn_axis(), drawn_axis(), 0});
     pass_over(draw(1, 70), draw(1, 9), draw(1, 9), channels);
   }
   if (count == 4) return 0;

@@ -14,12 +14,11 @@ import pytest
 from hypothesis import strategies
 from jax import lax
 
-from cifar_flax.layers import BatchNorm, Conv, rule
-from cifar_flax.layers.conv import conv2d, convolving, describe, tiled
+from cifar_flax.layers import BatchNorm, rule
+from cifar_flax.layers.conv import convolve, describe
 from cifar_flax.layers.native import library, primitives
 from cifar_flax.layers.native.geometry import Geometry
-from cifar_flax.layers.tiled_norm import add_bias, batch_normalise
-from cifar_flax.layers.tiles import Tiles, on_images, relu
+from cifar_flax.layers.tiling import in_tiles
 from cifar_flax.models import create_model
 from cifar_flax.models.calling import evaluate_logits, init_variables, train_logits
 from tests.layers.definition import convolution, gradients
@@ -32,19 +31,27 @@ def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def reference(images, kernel, stride, padding):
-    """Computes the convolution with XLA in float64."""
-    return primitives.convolve_xla(images, kernel, Geometry.square(stride, padding))
+def by(lowering, function):
+    """Returns a function whose convolutions a lowering computes."""
+    if lowering == "native" and not library.available():
+        pytest.skip("no kernels here")
+
+    def lowered(*args):
+        with rule.lowering(lowering):
+            return function(*args)
+
+    return lowered
 
 
-def native(images, kernel, stride, padding):
-    return conv2d(images, kernel, stride, padding, "native")
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def with_gradients(convolve, stride, padding, images, kernel, grad):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def with_gradients(stride, padding, images, kernel, grad):
     outputs, vjp = jax.vjp(lambda x, w: convolve(x, w, stride, padding), images, kernel)
     return outputs, *vjp(grad)
+
+
+def same(images):
+    """Returns the images from a convolution, so that they are in tiles."""
+    return convolve(images, jnp.eye(images.shape[-1])[None, None])
 
 
 def assert_close(ours, exact, tolerance=1e-5):
@@ -64,7 +71,7 @@ def assert_native_is_the_definition(
     outputs = convolution(images, kernel, geometry)
     grad = draw(2, *outputs.shape)
     expected = outputs, *gradients(images, kernel, geometry, grad)
-    found = with_gradients(native, stride, padding, images, kernel, grad)
+    found = by("native", with_gradients)(stride, padding, images, kernel, grad)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == jnp.float32
         assert_close(ours, theirs)
@@ -121,7 +128,7 @@ def test_nan_and_infinity_come_through(value, where):
         "grad": draw(2, 16, 3, 3, 5),
     }
     arrays[where].flat[0] = value
-    found = with_gradients(native, 2, 1, *arrays.values())
+    found = by("native", with_gradients)(2, 1, *arrays.values())
     reached = {"images": (0, 2), "kernel": (0, 1), "grad": (1, 2)}[where]
     for k, array in enumerate(found):
         assert (not np.isfinite(array).all()) == (k in reached)
@@ -131,14 +138,13 @@ def test_nan_and_infinity_come_through(value, where):
 @pytest.mark.parametrize("lowering", ["native", "product"])
 def test_minimal_filtering_spreads_nan_to_the_blocks_that_use_it(lowering, value):
     """It reaches the 9 outputs of the definition, and at most 25; see docs/speed.md."""
-    if lowering == "native" and not library.available():
-        pytest.skip("no kernels here")
     kernel = draw(1, 3, 3, 24, 24)
+    found_by, exact_by = (by(one, convolve) for one in (lowering, "xla"))
     for at in ((0, 0), (3, 4), (5, 5), (9, 11)):
         images = draw(0, 64, 12, 12, 24)
         images[3, *at, 2] = value
-        found = ~np.isfinite(conv2d(images, kernel, 1, 1, lowering))
-        exact = ~np.isfinite(conv2d(images, kernel, 1, 1, "xla"))
+        found = ~np.isfinite(found_by(images, kernel, 1, 1))
+        exact = ~np.isfinite(exact_by(images, kernel, 1, 1))
         assert found[exact].all()
         assert found.any(-1).sum() <= 25
         assert not found[np.arange(64) != 3].any()
@@ -147,43 +153,42 @@ def test_minimal_filtering_spreads_nan_to_the_blocks_that_use_it(lowering, value
 @pytest.mark.parametrize("lowering", ["native", "product", "xla"])
 @pytest.mark.parametrize("empty", ["count", "height", "width", "channels", "features"])
 def test_an_empty_array_is_a_sum_of_nothing(lowering, empty):
-    if lowering == "native" and not library.available():
-        pytest.skip("no kernels here")
     sizes = {"count": 17, "height": 6, "width": 5, "channels": 3, "features": 4}
     count, height, width, channels, features = (sizes | {empty: 0}).values()
     images = jnp.ones((count, height, width, channels))
     kernel = jnp.ones((3, 3, channels, features))
 
-    def outputs(images, kernel):
-        return conv2d(images, kernel, 2, 2, lowering)
+    def results(images, kernel):
+        found, vjp = jax.vjp(lambda x, w: convolve(x, w, 2, 2), images, kernel)
+        return found, vjp(jnp.ones_like(found))
 
-    found, vjp = jax.vjp(outputs, images, kernel)
+    found, grads = by(lowering, results)(images, kernel)
     rows, columns = (height + 1) // 2 + 1, (width + 1) // 2 + 1
     assert found.shape == (count, rows, columns, features)
-    grads = vjp(jnp.ones_like(found))
     assert [grad.shape for grad in grads] == [images.shape, kernel.shape]
     assert not any(np.any(array) for array in (found, *grads))
 
 
 @pytest.mark.parametrize("lowering", ["native", "product", "xla"])
 def test_a_kernel_larger_than_the_image_has_no_outputs(lowering):
-    if lowering == "native" and not library.available():
-        pytest.skip("no kernels here")
     images, kernel = jnp.ones((3, 2, 2, 3)), jnp.ones((5, 5, 3, 4))
-    found, vjp = jax.vjp(lambda x: conv2d(x, kernel, 1, 0, lowering), images)
+
+    def results(images):
+        found, vjp = jax.vjp(lambda x: convolve(x, kernel), images)
+        return found, vjp(found)[0]
+
+    found, grad = by(lowering, results)(images)
     assert found.shape == (3, 0, 0, 4)
-    assert not np.any(vjp(found)[0])
+    assert not np.any(grad)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (20, 0, 4, 5), (20, 3, 4, 0)])
 def test_tiles_of_nothing(shape):
     images = jnp.ones(shape)
-    tiles = Tiles.of(images)
-    np.testing.assert_array_equal(tiles.images, images)
+    tiles = primitives.tile(images)
+    np.testing.assert_array_equal(primitives.untile(tiles, len(images)), images)
     zeros = jnp.zeros(shape[-1])
-    for total in primitives.channel_sums(
-        tiles.array, tiles.array, zeros, zeros, shape[0]
-    ):
+    for total in primitives.channel_sums(tiles, tiles, zeros, zeros, len(images)):
         np.testing.assert_array_equal(total, zeros)
 
 
@@ -192,7 +197,7 @@ def test_derivatives_of_all_orders_and_both_modes():
     """Computes a Hessian-vector product, forward over reverse, and its gradient."""
     images, kernel = draw(0, 16, 5, 5, 2), draw(1, 3, 3, 2, 3)
 
-    def penalty(convolve, images, kernel):
+    def penalty(images, kernel):
         def loss(images, kernel):
             return jnp.tanh(convolve(images, kernel, 2, 1)).sum()
 
@@ -200,10 +205,8 @@ def test_derivatives_of_all_orders_and_both_modes():
         primals, tangents = jax.jvp(grad, (images, kernel), (images, kernel))
         return sum(jnp.vdot(a, b) for a, b in zip(primals, tangents, strict=True))
 
-    ours, theirs = (
-        jax.jit(jax.grad(functools.partial(penalty, convolve), (0, 1)))(images, kernel)
-        for convolve in (native, reference)
-    )
+    gradient = jax.jit(jax.grad(penalty, (0, 1)))
+    ours, theirs = (by(one, gradient)(images, kernel) for one in ("native", "xla"))
     for one, other in zip(ours, theirs, strict=True):
         assert_close(one, other, 1e-4)
 
@@ -213,26 +216,21 @@ def test_derivatives_of_all_orders_and_both_modes():
 def test_under_vmap_scan_and_without_jit():
     images, kernels = draw(0, 3, 20, 5, 5, 2), draw(1, 3, 3, 3, 2, 4)
 
-    def loss(convolve, images, kernel):
+    def loss(images, kernel):
         return jnp.square(convolve(images, kernel, 1, 1)).sum()
 
-    def step(convolve, carry, kernel):
-        return carry, jax.grad(functools.partial(loss, convolve), 1)(carry, kernel)
+    def step(carry, kernel):
+        return carry, jax.grad(loss, 1)(carry, kernel)
 
     for axes in ((0, 0), (None, 0), (0, None)):
         one = images if axes[0] == 0 else images[0]
         other = kernels if axes[1] == 0 else kernels[0]
-        ours, theirs = (
-            jax.vmap(jax.grad(functools.partial(loss, convolve), (0, 1)), axes)(
-                one, other
-            )
-            for convolve in (native, reference)
-        )
+        mapped = jax.vmap(jax.grad(loss, (0, 1)), axes)
+        ours, theirs = (by(how, mapped)(one, other) for how in ("native", "xla"))
         for a, b in zip(ours, theirs, strict=True):
             assert_close(a, b)
     ours, theirs = (
-        lax.scan(functools.partial(step, convolve), images[0], kernels)[1]
-        for convolve in (native, reference)
+        by(how, lax.scan)(step, images[0], kernels)[1] for how in ("native", "xla")
     )
     assert_close(ours, theirs)
 
@@ -244,8 +242,9 @@ def test_other_types_take_another_form(dtype):
         images = jnp.asarray(draw(0, 16, 5, 5, 2), dtype)
         kernel = jnp.asarray(draw(1, 3, 3, 2, 3), dtype)
         expected = convolution(images, kernel, Geometry.square(1, 1))
-        found = jax.jit(lambda x: native(x, kernel, 1, 1))(images)
-        tiles = jax.jit(lambda x: native(Tiles.of(x), kernel, 1, 1).images)(images)
+        one = functools.partial(convolve, kernel=kernel, padding=1)
+        found = by("native", jax.jit(one))(images)
+        tiles = by("native", jax.jit(in_tiles(one)))(images)
     assert found.dtype == tiles.dtype == dtype
     tolerance = 16 * float(jnp.finfo(dtype).eps)
     for array in (found, tiles):
@@ -271,12 +270,13 @@ def test_a_program_for_another_platform_holds_xlas_convolutions():
     images, kernel = draw(0, 16, 5, 5, 2), draw(1, 3, 3, 2, 3)
 
     @jax.jit
-    def loss(images, kernel):
-        return jax.grad(lambda w: native(images, w, 1, 1).sum())(kernel)
+    @in_tiles
+    def gradient(images, kernel):
+        return jax.grad(lambda w: convolve(images, w, 1, 1).sum())(kernel)
 
     for platform, is_there in (("cpu", True), ("cuda", False)):
         exported = jax.export.export(
-            loss,
+            gradient,
             platforms=[platform],
             disabled_checks=[
                 jax.export.DisabledSafetyCheck.custom_call(library.target(name))
@@ -298,7 +298,7 @@ def gradients_of(function, *arrays):
 
 @pytest.mark.slow
 @needs_kernels
-@pytest.mark.parametrize("count", [32, 20, 7])
+@pytest.mark.parametrize("count", [32, 20, 9])
 @pytest.mark.parametrize("offset", [0, 300])
 def test_norm_of_tiles_and_its_gradients(offset, count):
     """The reference is autodiff of the definition in float64."""
@@ -310,13 +310,23 @@ def test_norm_of_tiles_and_its_gradients(offset, count):
         return scale * (images - mean) / jnp.sqrt(var + 1e-5) + bias, mean, var
 
     def ours(images, scale, bias):
-        tiles, mean, var = batch_normalise(Tiles.of(images), scale, bias, 1e-5)
-        return tiles.images, mean, var
+        zeros, params = jnp.zeros(5), {"scale": scale, "bias": bias}
+        variables = {"params": params, "batch_stats": {"mean": zeros, "var": zeros}}
+        outputs, updated = BatchNorm(momentum=0).apply(
+            variables, same(images), train=True, mutable=["batch_stats"]
+        )
+        stats = updated["batch_stats"]
+        return outputs, stats["mean"], stats["var"]
+
+    def results(*arrays):
+        return ours(*arrays), gradients_of(ours, *arrays)
 
     with jax.enable_x64(True):
         exact = [np.float64(x) for x in (images, scale, bias)]
         expected = definition(*exact), gradients_of(definition, *exact)
-    found = ours(images, scale, bias), gradients_of(ours, images, scale, bias)
+    program = jax.make_jaxpr(in_tiles(results))(images, scale, bias)
+    assert "channel_sums" in str(program)
+    found = jax.jit(in_tiles(results))(images, scale, bias)
     tolerance = 1e-4 if offset else 1e-5
     for a, b in zip(found[0], expected[0], strict=True):
         assert_close(a, b, tolerance)
@@ -330,11 +340,11 @@ def test_bias_of_tiles_and_its_gradient():
     images, bias = draw(0, 20, 3, 4, 5), draw(1, 5)
 
     def ours(images, bias):
-        return add_bias(Tiles.of(images), bias).images
+        return same(images) + bias
 
     expected = gradients_of(jnp.add, images, bias)
-    np.testing.assert_array_equal(ours(images, bias), images + bias)
-    found = jax.jit(functools.partial(gradients_of, ours))(images, bias)
+    np.testing.assert_array_equal(in_tiles(ours)(images, bias), images + bias)
+    found = jax.jit(in_tiles(functools.partial(gradients_of, ours)))(images, bias)
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b)
 
@@ -348,23 +358,8 @@ def test_tiles_and_images_are_the_same_numbers():
     np.testing.assert_array_equal(primitives.untile(tiles, 20), images)
 
 
-@needs_kernels
-def test_tiles_are_made_where_a_trainer_asks_and_they_fit():
-    images = draw(0, 32, 3, 4, 5)
-    assert isinstance(tiled(images), jax.Array | np.ndarray)
-    with convolving("native"):
-        assert tiled(images).shape == images.shape
-        assert isinstance(tiled(images), Tiles)
-        assert tiled(images[:20]).shape == (20, 3, 4, 5)
-        assert not isinstance(tiled(images.astype(jnp.bfloat16)), Tiles)
-        assert not isinstance(tiled(images, jnp.bfloat16), Tiles)
-    for lowering in ("product", "xla"):
-        with convolving(lowering):
-            assert not isinstance(tiled(images), Tiles)
-
-
 class OwnNorm(nn.Module):
-    """A norm that takes only images, with the signature that models use."""
+    """A norm with the signature that models use."""
 
     dtype: jnp.dtype | None = None
 
@@ -391,19 +386,19 @@ def test_models_compute_the_same_in_tiles(name):
     images, key = draw(0, 32, 12, 12, 3), jax.random.key(1)
     variables = init_variables(model, key, images)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def results(lowering, images):
+    def results(images):
         def loss(params):
             logits, collections = train_logits(
-                model, variables | {"params": params}, images, key, lowering
+                model, variables | {"params": params}, images, key
             )
             return jnp.square(logits).mean(), collections
 
-        evaluated = evaluate_logits(model, variables, images, lowering)
+        evaluated = evaluate_logits(model, variables, images)
         return jax.value_and_grad(loss, has_aux=True)(variables["params"]), evaluated
 
+    both = jax.jit(in_tiles(results)), jax.jit(results)
     for count in (32, 20):
-        tiles, plain = (results(low, images[:count]) for low in ("native", "xla"))
+        tiles, plain = (compute(images[:count]) for compute in both)
         for a, b in zip(*(jax.tree.leaves(x) for x in (tiles, plain)), strict=True):
             assert_close(a, np.asarray(b), 1e-4)
 
@@ -475,19 +470,6 @@ def test_without_a_compiler_a_line_says_what_to_install(
     assert "twice as long" in caplog.text
 
 
-@needs_kernels
-def test_a_layer_that_knows_images_alone_gets_those():
-    images = draw(0, 16, 3, 4, 5)
-
-    def layer(x, factor):
-        assert x.shape == images.shape
-        return x * factor
-
-    found = on_images(layer, Tiles.of(images), factor=2)
-    np.testing.assert_array_equal(found.images, 2 * images)
-    np.testing.assert_array_equal(relu(found).images, np.maximum(2 * images, 0))
-
-
 # A program that builds the kernels if needed, and prints its result.
 SCRIPT = """
 import os, sys
@@ -495,6 +477,8 @@ if hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[: int(sys.argv[1])])
 import hashlib, jax, numpy as np
+from cifar_flax.layers import rule
+from cifar_flax.layers.tiling import in_tiles
 from cifar_flax.models import create_model
 from cifar_flax.models.calling import init_variables, train_logits
 model, key = create_model("convbn", 4, features=(5, 8, 12)), jax.random.key(0)
@@ -502,9 +486,10 @@ images = np.random.default_rng(0).normal(size=(250, 32, 32, 3)).astype(np.float3
 variables = init_variables(model, key, images[:2])
 def loss(params):
     given = variables | {"params": params}
-    logits, _ = train_logits(model, given, images, key, "native")
+    logits, _ = train_logits(model, given, images, key)
     return (logits ** 2).mean()
-found = jax.jit(jax.value_and_grad(loss))(variables["params"])
+with rule.lowering("native"):
+    found = jax.jit(in_tiles(jax.value_and_grad(loss)))(variables["params"])
 arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
 print(hashlib.sha256(b"".join(arrays)).hexdigest())
 """
@@ -666,11 +651,3 @@ def test_a_compiler_without_vectors_is_named(load_anew, monkeypatch):
 def test_what_is_used_is_told():
     assert describe("xla") == "XLA"
     assert describe("product") == "matrix products"
-
-
-def test_a_layer_has_a_lowering_of_its_own():
-    images, layer = draw(0, 16, 5, 5, 2), Conv(3, lowering="xla")
-    variables = layer.init(jax.random.key(0), images)
-    with convolving("product"):
-        program = str(jax.make_jaxpr(lambda x: layer.apply(variables, x))(images))
-    assert "conv_general_dilated" in program

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import cifar_flax as cf
 from cifar_flax.layers import rule
+from cifar_flax.layers.forms import NATIVE
 from cifar_flax.layers.native import library, primitives
 from cifar_flax.layers.native.geometry import Geometry
 from tests.layers.definition import convolution, gradients
@@ -80,11 +81,11 @@ def assert_is_the_definition(geometry, sizes):
     outputs = convolution(images, kernel, geometry)
     grad = draw(2, *outputs.shape)
 
-    def convolve(images, kernel):
-        tiles = primitives.convolve(primitives.tile(images), kernel, geometry)
-        return primitives.untile(tiles, count)
-
-    found = with_gradients(convolve, images, kernel, grad)
+    found = (
+        NATIVE.convolve(images, kernel, geometry),
+        NATIVE.input_gradient(grad, kernel, images.shape[1:3], geometry),
+        NATIVE.kernel_gradient(images, grad, kernel.shape[:2], geometry),
+    )
     assert_close(found, (outputs, *gradients(images, kernel, geometry, grad)))
 
 

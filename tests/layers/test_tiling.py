@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 import cifar_flax as cf
+from cifar_flax.layers.conv import convolve
 from cifar_flax.layers.native import library
 from cifar_flax.layers.tiling import in_tiles
 
@@ -146,8 +147,10 @@ def step(model, variables, images):
     return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
 
-def test_a_network_stays_in_tiles_from_the_images_to_the_last_layer(net):
+@pytest.mark.parametrize("count", [32, 20])
+def test_a_network_stays_in_tiles_from_the_images_to_the_last_layer(net, count):
     model, images, variables = net
+    images = images[:count]
 
     def train(variables, images):
         return step(model, variables, images)
@@ -169,10 +172,30 @@ def test_a_network_stays_in_tiles_from_the_images_to_the_last_layer(net):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_other_batches_are_computed_as_they_were(net):
+def test_few_images_are_computed_as_they_were(net):
     model, images, variables = net
 
     def evaluate(variables, images):
         return model.apply(variables, images, False)
 
-    assert changes(in_tiles(evaluate), variables, images[:20]) == [4, 4]
+    images = images[:7]
+    plain = changes(evaluate, variables, images)
+    assert changes(in_tiles(evaluate), variables, images) == plain
+
+
+def test_what_lanes_without_an_image_hold_does_not_count():
+    """An image of zeros divided by its length is NaN."""
+    images, kernels = draw(0, 20, 9, 9, 3), (draw(1, 3, 3, 3, 8), draw(2, 3, 3, 8, 4))
+
+    def loss(images, kernels):
+        y = convolve(images, kernels[0], 1, 1)
+        y = y / jnp.sqrt(jnp.square(y).sum((1, 2, 3), keepdims=True))
+        return jnp.square(convolve(y, kernels[1], 1, 1)).mean()
+
+    gradient = jax.grad(loss, 1)
+    assert changes(in_tiles(gradient), images, kernels) == [1, 0]
+    expected, found = (
+        jax.jit(one)(images, kernels) for one in (gradient, in_tiles(gradient))
+    )
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_flax.layers.conv import convolving
+from cifar_flax.layers import rule
+from cifar_flax.layers.conv import resolve
 from cifar_flax.layers.initializers import partial_identity
 from cifar_flax.models.airbench import WHITENING_EPSILON, patch_covariance, whitening
 from tests.models.probe import init
@@ -30,7 +31,7 @@ def patches_of(images):
 def test_the_covariance_is_that_of_all_patches(lowering):
     images = make_images()
     patches = patches_of(images)
-    with convolving(lowering):
+    with rule.lowering(resolve(lowering)):
         found = jax.jit(lambda images: patch_covariance(images, 2))(images)
     np.testing.assert_allclose(found, patches.T @ patches / len(patches), atol=1e-4)
 

@@ -62,7 +62,7 @@ def test_the_same_weights_give_the_same_logits_in_pytorch(name):
     rows, shapes = trace_layers(model, (32, 32, 3))
     variables = draw(shapes)
     copy(variables, [row for row in rows if row.num_params], network)
-    ours = jax.jit(lambda v, x: evaluate_logits(model, v, x, "xla"))(variables, IMAGES)
+    ours = jax.jit(lambda v, x: evaluate_logits(model, v, x))(variables, IMAGES)
     with torch.no_grad():
         theirs = network.eval()(to_torch(IMAGES))
     # Images differ more than the tolerance allows.

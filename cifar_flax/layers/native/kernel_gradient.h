@@ -14,6 +14,37 @@
 #endif
 enum { MAX_C = 5, MAX_F = 6 };
 
+/* Tiles of which the last may stand elsewhere, with 0 in the lanes that do not count: what
+   these hold may be NaN. */
+typedef struct {
+  const float *all, *last; /* [tiles, size]; [size] or NULL */
+  i64 tiles, size;         /* floats of a tile */
+} Tiles;
+
+INLINE const float *tile_of(const Tiles *t, i64 n) {
+  return t->last && n == t->tiles - 1 ? t->last : t->all + n * t->size;
+}
+
+static i64 x_floats(const Convolution *v) {
+  return v->row.in * v->column.in * v->groups * v->channels * TILE;
+}
+static i64 grad_floats(const Convolution *v) {
+  return v->row.out * v->column.out * v->groups * v->features * TILE;
+}
+
+/* Floats of a workspace for the last tile of both operands. */
+static i64 last_size(const Convolution *v) {
+  return v->images == v->tiles * TILE ? 0 : x_floats(v) + grad_floats(v);
+}
+
+static Tiles tiles_of(const float *all, const Convolution *v, i64 size, float *last) {
+  if (!last_size(v)) return (Tiles){all, NULL, v->tiles, size};
+  const float *from = all + (v->tiles - 1) * size;
+  i64 lanes = v->images - (v->tiles - 1) * TILE;
+  for (i64 q = 0; q < size; q++) last[q] = q % TILE < lanes ? from[q] : 0;
+  return (Tiles){all, last, v->tiles, size};
+}
+
 typedef struct {
   const Convolution *shape;
   i64 tiles, channels, features; /* channels and features: of a group */
@@ -26,8 +57,8 @@ typedef struct {
   i64 rows, columns, panel_tiles, panel_rows, bands, panels, shares;
   i64 chunk, parts;
   i64 x_size, grad_size, sums_size; /* floats of copied panels; of all sums */
-  const float *x;                   /* [tiles, height, width, groups * channels, 16] */
-  const float *grad;                /* [tiles, height, width, groups * features, 16] */
+  Tiles x;                          /* [tiles, height, width, groups * channels, 16] */
+  Tiles grad;                       /* [tiles, height, width, groups * features, 16] */
   float *dw;                        /* [size, size, channels, groups * features] */
   float *sums;                      /* [groups, shares, taps, channels, features] */
   float *panel;                     /* [workers, x_size + grad_size] */
@@ -158,17 +189,17 @@ static void add_panel(const Gradient *g, i64 group, i64 panel, i64 part, float *
   i64 g_row = column->out * g->f_block * TILE, g_tile = (a1 - a0) * g_row;
   i64 x_pixel = g->shape->groups * g->channels * TILE;
   i64 g_pixel = g->shape->groups * g->features * TILE;
-  const float *from_x = g->x + group * g->channels * TILE;
-  const float *from_grad = g->grad + group * g->features * TILE;
   for (i64 c = c0; c < c1; c += g->c_block)
     for (i64 n = 0; n < tiles; n++)
       copy_channels(x + ((c - c0) / g->c_block * tiles + n) * x_tile,
-                    from_x + ((n0 + n) * row->in + u0) * column->in * x_pixel + c * TILE,
+                    tile_of(&g->x, n0 + n) + u0 * column->in * x_pixel +
+                        (group * g->channels + c) * TILE,
                     (u1 - u0) * column->in, x_pixel, c1 - c, g->c_block);
   for (i64 f = 0; f < g->features; f += g->f_block) {
     for (i64 n = 0; n < tiles; n++)
       copy_channels(grad + n * g_tile,
-                    from_grad + ((n0 + n) * row->out + a0) * column->out * g_pixel + f * TILE,
+                    tile_of(&g->grad, n0 + n) + a0 * column->out * g_pixel +
+                        (group * g->features + f) * TILE,
                     (a1 - a0) * column->out, g_pixel, g->features - f, g->f_block);
     for (i64 i = 0; i < row->size; i++)
       for (i64 j = 0; j < column->size; j++) {
@@ -252,13 +283,11 @@ static void add_minimal_panel(const Gradient *g, i64 panel, i64 part, float *x, 
     for (i64 b = 0; b < blocks; b++) {
       i64 n = n0 + b / g->columns / (a1 - a0), row = OUTS * (a0 + b / g->columns % (a1 - a0));
       i64 column = OUTS * (b % g->columns);
-      transform_row(INS, x + b * x_step, x_point, blocks * x_step,
-                    g->x + n * down->in * across->in * g->channels * TILE, down->in, across->in,
-                    g->channels, row - down->before, column - across->before, INPUT_ROWS[i],
-                    g->c_block);
-      transform_row(OUTS, grad + b * g_step, g_point, blocks * g_step,
-                    g->grad + n * down->out * across->out * g->features * TILE, down->out,
-                    across->out, g->features, row, column, GRAD_ROWS[i], g->f_block);
+      transform_row(INS, x + b * x_step, x_point, blocks * x_step, tile_of(&g->x, n), down->in,
+                    across->in, g->channels, row - down->before, column - across->before,
+                    INPUT_ROWS[i], g->c_block);
+      transform_row(OUTS, grad + b * g_step, g_point, blocks * g_step, tile_of(&g->grad, n),
+                    down->out, across->out, g->features, row, column, GRAD_ROWS[i], g->f_block);
     }
     for (i64 j = 0; j < INS; j++)
       for (i64 f = 0; f < g->features; f += g->f_block)

@@ -92,7 +92,8 @@ static Convolution transposed(const Convolution *v) {
                        v->channels,
                        v->groups,
                        transposed_axis(v->row),
-                       transposed_axis(v->column)};
+                       transposed_axis(v->column),
+                       v->images};
 }
 
 static i64 gcd(i64 a, i64 b) { return b ? gcd(b, a % b) : a; }
@@ -178,13 +179,16 @@ XLA_FFI_Error *conv_input_gradient(XLA_FFI_CallFrame *frame) {
 XLA_FFI_Error *conv_kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (is_query(frame)) return NULL;
   const Convolution *v = convolution(frame);
+  float *last = result(frame, 1), *workspace = last + last_size(v);
+  Tiles x = tiles_of(argument(frame, 0), v, x_floats(v), last);
+  Tiles grad = tiles_of(argument(frame, 1), v, grad_floats(v), last + x_floats(v));
   if (is_narrow_gradient(v)) {
-    run_narrow_gradient(frame, v);
+    run_narrow_gradient(frame, v, x, grad, workspace);
     return NULL;
   }
   Gradient g = plan_gradient(v);
-  g.x = argument(frame, 0), g.grad = argument(frame, 1);
-  g.dw = result(frame, 0), g.sums = result(frame, 1), g.panel = g.sums + g.sums_size;
+  g.x = x, g.grad = grad;
+  g.dw = result(frame, 0), g.sums = workspace, g.panel = g.sums + g.sums_size;
   run_tasks(frame, v->groups * g.shares * g.parts, gradient_task, &g);
   run_tasks(frame, v->groups * ceil_div(g.channels * g.features, PAIRS), finish_task, &g);
   return NULL;
@@ -216,8 +220,8 @@ i64 input_gradient_size(const Convolution *v) {
 }
 
 i64 kernel_gradient_size(const Convolution *v) {
-  if (is_narrow_gradient(v)) return narrow_gradient_size(v);
+  if (is_narrow_gradient(v)) return last_size(v) + narrow_gradient_size(v);
   Gradient g = plan_gradient(v);
   i64 tasks = v->groups * g.shares * g.parts;
-  return g.sums_size + min(tasks, MAX_WORKERS) * (g.x_size + g.grad_size);
+  return last_size(v) + g.sums_size + min(tasks, MAX_WORKERS) * (g.x_size + g.grad_size);
 }

@@ -18,7 +18,7 @@ typedef struct {
   i64 kind, block_rows, block_columns; /* the block of taps */
   i64 rows, columns;                   /* of the panel: one channel of a tile, with zeros */
   i64 shares, chunk, chunks;           /* of tiles; groups of a task */
-  const float *x, *grad;               /* as of Gradient */
+  Tiles x, grad;                       /* as of Gradient */
   float *sums;                         /* [shares, taps, channels, groups * features] */
   float *dw;                           /* [taps, channels, groups * features] */
   float *panels;                       /* [workers, rows, columns, 16] */
@@ -128,9 +128,8 @@ static void narrow_gradient_task(const void *work, i64 task, i64 worker) {
         memset(dw + tap * step, 0, v->features * sizeof(float));
       i64 last = (share + 1) * v->tiles / g->shares;
       for (i64 n = share * v->tiles / g->shares; n < last; n++) {
-        i64 channel = n * row->in * column->in * v->groups * v->channels;
-        fill_plane(g, g->x + (channel + group * v->channels + c) * TILE, plane);
-        const float *grad = g->grad + n * row->out * column->out * features * TILE;
+        fill_plane(g, tile_of(&g->x, n) + (group * v->channels + c) * TILE, plane);
+        const float *grad = tile_of(&g->grad, n);
         for (i64 i = 0; i < row->size; i += g->block_rows)
           for (i64 j = 0; j < column->size; j += g->block_columns)
             for (i64 f = 0; f < v->features; f++)
@@ -142,11 +141,12 @@ static void narrow_gradient_task(const void *work, i64 task, i64 worker) {
     }
 }
 
-static void run_narrow_gradient(XLA_FFI_CallFrame *frame, const Convolution *v) {
+static void run_narrow_gradient(XLA_FFI_CallFrame *frame, const Convolution *v, Tiles x,
+                                Tiles grad, float *workspace) {
   NarrowGradient g = plan_narrow_gradient(v);
   i64 count = kernel_floats(v);
-  g.x = argument(frame, 0), g.grad = argument(frame, 1);
-  g.dw = result(frame, 0), g.sums = result(frame, 1);
+  g.x = x, g.grad = grad;
+  g.dw = result(frame, 0), g.sums = workspace;
   g.panels = g.sums + ceil_div(g.shares * count, TILE) * TILE;
   run_tasks(frame, g.shares * g.chunks, narrow_gradient_task, &g);
   memcpy(g.dw, g.sums, count * sizeof(float));

@@ -1,9 +1,8 @@
-"""The kernels as JAX primitives, with all their transformation rules.
+"""The kernels as JAX primitives.
 
-The convolution and its gradients for the input and the kernel are each linear in both
-operands, and the transpose in either operand is another of the three. So forward and
-reverse mode can differentiate them any number of times. Under ``vmap`` they run one
-after the other. Programs for platforms other than a CPU use XLA's convolutions.
+They stand for what JAX has differentiated and mapped already: ``layers.rule`` and
+``layers.tiling`` put them in place of its convolutions. Programs for platforms other
+than a CPU use XLA's convolutions.
 """
 
 import ctypes
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import mlir
 
 from cifar_flax.layers.native import library
 from cifar_flax.layers.native.geometry import Geometry, Pair
@@ -57,7 +56,7 @@ def convolve_after(
 
     ``min(max(y * rows[0] + rows[1], rows[2]), rows[3]) * rows[4] + rows[5]``
 
-    It cannot be differentiated; ``layers.folding`` makes it. Arguments and result are
+    ``layers.folding`` makes it. Arguments and result are
     those of ``convolve``, and ``rows`` is float32 [6, G * F].
     """
     return _convolve_after.bind(tiles, kernel, rows, geometry=geometry)
@@ -78,7 +77,9 @@ def input_gradient(grad: Array, kernel: Array, size: Pair, geometry: Geometry) -
     return _input_gradient.bind(grad, kernel, size=size, geometry=geometry)
 
 
-def kernel_gradient(tiles: Array, grad: Array, size: Pair, geometry: Geometry) -> Array:
+def kernel_gradient(
+    tiles: Array, grad: Array, size: Pair, geometry: Geometry, count: int
+) -> Array:
     """Returns the gradient of ``sum(grad * convolve(tiles, kernel))`` for the kernel.
 
     Args:
@@ -86,11 +87,12 @@ def kernel_gradient(tiles: Array, grad: Array, size: Pair, geometry: Geometry) -
       grad: float32 [T, H', W', G * F, 16].
       size: height and width of the kernel.
       geometry: of the convolution.
+      count: number of images, the first ones of the tiles.
 
     Returns:
       [K, L, C, G * F].
     """
-    return _kernel_gradient.bind(tiles, grad, size=size, geometry=geometry)
+    return _kernel_gradient.bind(tiles, grad, size=size, geometry=geometry, count=count)
 
 
 def convolve_xla(images: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -110,8 +112,6 @@ def channel_sums(
     u: Array, v: Array, u_shift: Array, v_shift: Array, count: int
 ) -> tuple[Array, Array]:
     """Returns for each channel the sums of ``u - a`` and of ``(u - a) * (v - b)``.
-
-    It cannot be differentiated: only functions with custom gradients may call it.
 
     Args:
       u: float32 tiles [T, H, W, C, 16].
@@ -153,27 +153,6 @@ def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
         shapes = (aval.shape for aval in avals)
         return avals[0].update(shape=shape(*shapes, **params), weak_type=False)
 
-    def one_by_one(operands: Any, axes: Any, **params: Any) -> Any:
-        mapped = [axis is not None for axis in axes]
-        moved = tuple(
-            jnp.moveaxis(operand, axis, 0)
-            for operand, axis in zip(operands, axes, strict=True)
-            if axis is not None
-        )
-
-        def of_one(parts: Any) -> Array:
-            parts = iter(parts)
-            pairs = zip(operands, mapped, strict=True)
-            return primitive.bind(
-                *(
-                    next(parts) if is_mapped else operand
-                    for operand, is_mapped in pairs
-                ),
-                **params,
-            )
-
-        return lax.map(of_one, moved), 0
-
     def is_empty(*operands: Any, **params: Any) -> bool:
         shapes = [operand.shape for operand in operands]
         return any(0 in one for one in (*shapes, shape(*shapes, **params)))
@@ -189,7 +168,6 @@ def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
         fits = fits and not is_empty(*operands, **params) and library.available()
         return (on_cpu if fits else with_xla)(*operands, **params)
 
-    batching.primitive_batchers[primitive] = one_by_one
     lower = functools.partial(mlir.lower_fun, multiple_results=False)
     mlir.register_lowering(primitive, lower(with_xla))
     mlir.register_lowering(primitive, lower(with_kernel), platform="cpu")
@@ -214,6 +192,7 @@ def _call_convolution(
     grad: tuple,
     kernel: tuple,
     geometry: Geometry,
+    count: int | None = None,
 ) -> Any:
     """Calls one of the three kernels of a convolution.
 
@@ -226,12 +205,14 @@ def _call_convolution(
       grad: shape [T, H', W', G * F, 16].
       kernel: shape [K, L, C, G * F].
       geometry: of the convolution.
+      count: number of images; None: as many as there are lanes.
     """
     numbers = [tiles[0], kernel[2], kernel[3] // geometry.groups, geometry.groups]
     for axis in range(2):
         numbers += [tiles[1 + axis], grad[1 + axis], kernel[axis]]
         numbers += [geometry.strides[axis], geometry.dilations[axis]]
         numbers += [geometry.padding[axis][0]]
+    numbers.append(tiles[0] * TILE if count is None else count)
     shape = np.array(numbers, np.int64)  # struct Convolution of shape.h
     size = getattr(library.load().functions, f"{name}_size")
     workspace = (size(shape.ctypes.data_as(ctypes.c_void_p)),)
@@ -374,14 +355,17 @@ _input_gradient = _primitive(
 )
 
 
-def _kernel_shape(tiles: tuple, grad: tuple, size: Pair, geometry: Geometry) -> tuple:
+def _kernel_shape(
+    tiles: tuple, grad: tuple, size: Pair, geometry: Geometry, count: int
+) -> tuple:
+    del count
     return (*size, tiles[3] // geometry.groups, grad[3])
 
 
 def _kernel_gradient_on_cpu(
-    tiles: Array, grad: Array, size: Pair, geometry: Geometry
+    tiles: Array, grad: Array, size: Pair, geometry: Geometry, count: int
 ) -> Array:
-    kernel = _kernel_shape(tiles.shape, grad.shape, size, geometry)
+    kernel = _kernel_shape(tiles.shape, grad.shape, size, geometry, count)
     return _call_convolution(
         "kernel_gradient",
         (tiles, grad),
@@ -390,19 +374,21 @@ def _kernel_gradient_on_cpu(
         grad=grad.shape,
         kernel=kernel,
         geometry=geometry,
+        count=count,
     )
 
 
 def _kernel_gradient_xla(
-    tiles: Array, grad: Array, size: Pair, geometry: Geometry
+    tiles: Array, grad: Array, size: Pair, geometry: Geometry, count: int
 ) -> Array:
-    shape = _kernel_shape(tiles.shape, grad.shape, size, geometry)
+    shape = _kernel_shape(tiles.shape, grad.shape, size, geometry, count)
     kernel = jax.ShapeDtypeStruct(shape, grad.dtype)
+    images = _untile_xla(tiles, count)
 
     def convolve(kernel: Array) -> Array:
-        return _convolve_xla(tiles, kernel, geometry)
+        return convolve_xla(images, kernel, geometry)
 
-    return jax.linear_transpose(convolve, kernel)(grad)[0]
+    return jax.linear_transpose(convolve, kernel)(_untile_xla(grad, count))[0]
 
 
 _kernel_gradient = _primitive(
@@ -411,36 +397,3 @@ _kernel_gradient = _primitive(
     _kernel_gradient_on_cpu,
     _kernel_gradient_xla,
 )
-
-
-# Let y = F(x, w), dx = D(dy, w) and dw = W(x, dy). Then <dy, y> = <dx, x> = <dw, w>, so
-# that F, D and W are transposes of each other.
-ad.deflinear2(_tile, lambda ct, x: [untile(ct, x.aval.shape[0])])
-ad.deflinear2(
-    _untile,
-    lambda ct, x, count: [_pad_tiles(tile(ct), x.aval.shape[0])],
-)
-ad.defbilinear(
-    _convolve,
-    lambda ct, x, w, geometry: input_gradient(ct, w, x.aval.shape[1:3], geometry),
-    lambda ct, x, w, geometry: kernel_gradient(x, ct, w.aval.shape[:2], geometry),
-)
-ad.defbilinear(
-    _input_gradient,
-    lambda ct, dy, w, size, geometry: convolve(ct, w, geometry),
-    lambda ct, dy, w, size, geometry: kernel_gradient(
-        ct, dy, w.aval.shape[:2], geometry
-    ),
-)
-ad.defbilinear(
-    _kernel_gradient,
-    lambda ct, x, dy, size, geometry: input_gradient(
-        dy, ct, x.aval.shape[1:3], geometry
-    ),
-    lambda ct, x, dy, size, geometry: convolve(x, ct, geometry),
-)
-
-
-def _pad_tiles(tiles: Array, count: int) -> Array:
-    """Appends tiles without images, up to ``count`` tiles."""
-    return jnp.pad(tiles, [(0, count - len(tiles))] + [(0, 0)] * 4)

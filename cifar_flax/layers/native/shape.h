@@ -15,6 +15,7 @@ typedef struct {
 typedef struct {
   i64 tiles, channels, features, groups; /* channels and features: of a group */
   Axis row, column;
+  i64 images; /* that count in the gradient of the kernel */
 } Convolution;
 
 /* Attribute 0 of each handler of a convolution. */
