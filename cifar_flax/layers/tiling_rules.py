@@ -17,6 +17,9 @@ from cifar_flax.layers.tiled_values import Spread, Tiled, Tiler, Value, plain
 
 Array = jax.Array
 
+# Of a matrix of each image, so that 16 fit in a cache. XLA is fast with larger ones.
+MOST_NUMBERS = 1 << 14
+
 # Of an equation and the values of its operands, of which one is tiled for most rules,
 # returns the result, or a list of several, or None if plain arrays must be used.
 Rule = Callable[[Tiler, Any, list[Value]], Value | list[Value] | None]
@@ -352,31 +355,72 @@ def _dot(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
     """A dense layer for each pixel is a convolution with one tap."""
     (left, right), (batch, _) = equation.params["dimension_numbers"]
     avals = [v.aval for v in (*equation.invars, *equation.outvars)]
-    if batch or any(aval.dtype != jnp.float32 for aval in avals):
+    if any(aval.dtype != jnp.float32 for aval in avals):
         return None
+    if batch:
+        return _products(tiler, equation, values)
     lhs, rhs = values
-    last = len(avals[0].shape) - 1
-    if last < 2:
+    (first, second), count = (len(aval.shape) for aval in avals[:2]), len(left)
+    if first < 3:
         return None
-    if isinstance(lhs, Tiled) and lhs.axis == 0 and left == (last,):
-        kernel = plain(rhs)
-        if kernel.ndim != 2:
-            return None
-        kernel = (kernel if right == (0,) else kernel.T)[None, None]
-        outputs = primitives.convolve(_pixels(lhs), kernel, Geometry())
-        array = outputs.reshape(*lhs.array.shape[:-2], -1, TILE)
-        return Tiled(array, 0, lhs.count)
-    if left == right == tuple(range(last)) and len(avals[1].shape) == last + 1:
+    if left == right == tuple(range(count)) and count > 1:
         x, dy = tiler.tiled(lhs, 0), tiler.tiled(rhs, 0)
         if x is None or dy is None:
             return None
-        operands, one_tap = (_pixels(x), _pixels(dy)), ((1, 1), Geometry())
+        operands, one_tap = (
+            (_pixels(x, count), _pixels(dy, count)),
+            ((1, 1), Geometry()),
+        )
         sums = primitives.kernel_gradient(*operands, *one_tap, x.count)
-        return sums[0, 0]
-    return None
+        return sums.reshape(avals[2].shape)
+    if not isinstance(lhs, Tiled) or lhs.axis or left != tuple(range(first)[-count:]):
+        return None
+    kernel, length = plain(rhs), math.prod(avals[0].shape[-count:])
+    if right == tuple(range(count)):
+        kernel = kernel.reshape(length, -1)
+    elif right == tuple(range(second)[-count:]):
+        kernel = kernel.reshape(-1, length).T
+    else:
+        return None
+    pixels = _pixels(lhs, first - count)
+    outputs = primitives.convolve(pixels, kernel[None, None], Geometry())
+    array = outputs.reshape(len(pixels), *avals[2].shape[1:], TILE)
+    return Tiled(array, 0, lhs.count)
 
 
-def _pixels(value: Tiled) -> Array:
-    """Returns tiles with all axes between batch and channels as one."""
-    tiles, *rest, channels, _ = value.array.shape
-    return value.array.reshape(tiles, math.prod(rest), 1, channels, TILE)
+def _products(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
+    """Products of two matrices of each image, as of attention."""
+    terms, batch = equation.params["dimension_numbers"]
+    first = next(k for k, value in enumerate(values) if isinstance(value, Tiled))
+    axis, pairs = values[first].axis, list(zip(*batch, strict=True))
+    at = batch[first].index(axis) if axis in batch[first] else None
+    if at is None or len(pairs) > 2 or len(terms[0]) != 1:
+        return None
+    arrays, axes = [], []
+    for value, batched, (term,), own in zip(
+        values, batch, terms, pairs[at], strict=True
+    ):
+        free = [k for k in range(len(value.shape)) if k not in (*batched, term)]
+        tiled = tiler.tiled(value, own)
+        if tiled is None or len(free) != 1:
+            return None
+        group = [tiled.place(k) for k in batched if k != own]
+        places = tiled.place(free[0]), tiled.place(term)
+        array = tiled.array
+        if not group:
+            array, group = array[:, None], [1]
+            places = places[0] + 1, places[1] + 1
+        if array.shape[places[0]] * array.shape[places[1]] > MOST_NUMBERS:
+            return None
+        arrays.append(array)
+        axes.append((group[0], *places))
+    outputs = primitives.products(arrays[0], arrays[1], axes[0], axes[1])
+    outputs = outputs if len(pairs) == 2 else outputs[:, 0]
+    return Tiled(outputs, at, values[first].count)
+
+
+def _pixels(value: Tiled, axes: int) -> Array:
+    """Returns tiles of images with so many axes before those of the channels."""
+    tiles, *shape, _ = value.array.shape
+    pixels, channels = shape[: axes - 1], shape[axes - 1 :]
+    return value.array.reshape(tiles, math.prod(pixels), 1, math.prod(channels), TILE)

@@ -243,6 +243,34 @@ static void pass_over(i64 images, i64 height, i64 width, i64 channels) {
   for (int k = 0; k < 6; k++) free(everything[k].data);
 }
 
+/* Products of two matrices of each image, which lie in any order of axes. */
+static void multiply(void) {
+  Product p = {.tiles = draw(1, 3), .groups = draw(1, 4)};
+  p.rows = draw(1, 10), p.columns = draw(1, 10), p.terms = draw(1, 10);
+  printf("%ld tiles, %ld groups, %ldx%ld products of %ld terms\n", (long)p.tiles,
+         (long)p.groups, (long)p.rows, (long)p.columns, (long)p.terms);
+  i64 first = p.groups * p.rows * p.terms * TILE,
+      second = p.groups * p.columns * p.terms * TILE;
+  p.a = (Layout){first, p.rows * p.terms * TILE, p.terms * TILE, TILE};
+  p.b = (Layout){second, p.terms * TILE, p.groups * p.terms * TILE, TILE};
+  if (draw(0, 1)) p.b = (Layout){second, TILE, p.groups * TILE, p.columns * p.groups * TILE};
+  Tensor a = random_numbers(p.tiles, first, 1, 1, 1),
+         b = random_numbers(p.tiles, second, 1, 1, 1);
+  Tensor y = make(p.tiles, p.groups, p.rows, p.columns, TILE);
+  call(products, 2, (Tensor[]){a, b}, 1, &y, &p, 1);
+  for (i64 q = 0; q < y.size; q++) {
+    i64 l = q % TILE, j = q / TILE % p.columns, i = q / TILE / p.columns % p.rows;
+    i64 g = q / TILE / p.columns / p.rows % p.groups,
+        t = q / TILE / p.columns / p.rows / p.groups;
+    double sum = 0;
+    for (i64 k = 0; k < p.terms; k++)
+      sum += (double)a.data[t * p.a.tile + g * p.a.group + i * p.a.row + k * p.a.term + l] *
+             b.data[t * p.b.tile + g * p.b.group + j * p.b.row + k * p.b.term + l];
+    check(fabs(y.data[q] - sum) <= 1e-5, "a product is wrong");
+  }
+  free(a.data), free(b.data), free(y.data);
+}
+
 /* Arguments: the number of threads, and of shapes that are drawn; with a third one the
    large shapes after them are left out. */
 int main(int count, char **arguments) {
@@ -260,6 +288,7 @@ int main(int count, char **arguments) {
     else
       convolve((Convolution){draw(1, 4), draw(1, 6), draw(1, 10), draw(2, k % 3 ? 5 : 40),
                              drawn_axis(), drawn_axis(), 0});
+    multiply();
     pass_over(draw(1, 70), draw(1, 9), draw(1, 9), channels);
   }
   if (count == 4) return 0;

@@ -288,6 +288,30 @@ def test_a_program_for_another_platform_holds_xlas_convolutions():
         assert ("stablehlo.convolution" in program) != is_there
 
 
+@needs_kernels
+@pytest.mark.parametrize(
+    "sizes", [(17, 2, 5, 6, 7), (1, 1, 1, 1, 1), (16, 3, 4, 8, 8), (40, 1, 9, 3, 2)]
+)
+@pytest.mark.parametrize("order", [(1, 2, 3), (2, 1, 3), (3, 1, 2), (1, 3, 2)])
+def test_products_of_images_are_those_of_float64(sizes, order):
+    """For any order of axes; the order says where groups, rows and terms are."""
+    count, groups, rows, columns, terms = sizes
+
+    def placed(seed, *lengths):
+        where = np.argsort(order)
+        return draw(seed, count, *(lengths[k] for k in where))
+
+    a, b = placed(0, groups, rows, terms), placed(1, groups, columns, terms)
+    axes = (0, *order)
+    expected = np.einsum(
+        "ngik,ngjk->ngij", *(np.float64(one).transpose(axes) for one in (a, b))
+    )
+    tiles = [primitives.tile(one) for one in (a, b)]
+    for compute in (primitives.products, primitives._products_xla):
+        found = primitives.untile(compute(*tiles, order, order), count)
+        assert_close(found, expected)
+
+
 def gradients_of(function, *arrays):
     def loss(*arrays):
         outputs = jax.tree.leaves(function(*arrays))

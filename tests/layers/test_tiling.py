@@ -92,6 +92,13 @@ OPERATIONS = {
     "loop": lambda y: lax.fori_loop(0, 3, lambda _, x: x * 2 + y, y),
     "condition": lambda y: lax.cond(y.sum() > 0, jnp.sin, jnp.cos, y),
     "own gradient": lambda y: nn.relu(y) * jax.nn.silu(y) + nn.standardize(y),
+    "attention": lambda y: jnp.einsum(
+        "nhqk,nkhd->nqhd", jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", y, y)), y
+    ),
+    "one head": lambda y: jnp.einsum("nqd,nkd->nqk", y[:, 0], y[:, 1]),
+    "of other images": lambda y: jnp.einsum("nqhd,mqhd->nm", y, y[::-1]),
+    "dense heads": lambda y: jnp.einsum("nqhd,dge->nqhge", y, draw(2, 5, 2, 3)),
+    "heads to one": lambda y: jnp.einsum("nqhd,hde->nqe", y, draw(2, 8, 5, 3)),
     "checkpoint": jax.checkpoint(lambda y: jnp.sin(convolved(y[..., :3]))),
 }
 

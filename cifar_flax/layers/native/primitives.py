@@ -7,6 +7,7 @@ than a CPU use XLA's convolutions.
 
 import ctypes
 import functools
+import math
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from cifar_flax.layers.native import library
 from cifar_flax.layers.native.geometry import Geometry, Pair
 
 Array = jax.Array
+
+# The axes of a tiled array that groups, rows (or columns) and terms of a product have.
+Axes = tuple[int, int, int]
 
 # Images in a tile, one for each lane of the kernels' vectors.
 TILE = 16
@@ -125,6 +129,23 @@ def channel_sums(
     """
     first, second = _channel_sums.bind(u, v, u_shift, v_shift, count=count)
     return first, second
+
+
+def products(a: Array, b: Array, a_axes: Axes, b_axes: Axes) -> Array:
+    """Multiplies two matrices of each image.
+
+    ``y[n, g, i, j] = sum_k a[n, g, i, k] * b[n, g, j, k]``
+
+    Args:
+      a: float32 tiles, [T, *rest, 16].
+      b: as ``a``.
+      a_axes: of ``a`` that g, i and k count.
+      b_axes: of ``b`` that g, j and k count.
+
+    Returns:
+      Tiles, [T, G, I, J, 16].
+    """
+    return _products.bind(a, b, a_axes=a_axes, b_axes=b_axes)
 
 
 def _primitive(name: str, shape: Any, on_cpu: Any, elsewhere: Any) -> Primitive:
@@ -272,6 +293,30 @@ _channel_sums = _primitive(
     _channel_sums_on_cpu,
     _channel_sums_xla,
 )
+
+
+def _products_shape(a: tuple, b: tuple, a_axes: Axes, b_axes: Axes) -> tuple:
+    return (a[0], a[a_axes[0]], a[a_axes[1]], b[b_axes[1]], TILE)
+
+
+def _products_on_cpu(a: Array, b: Array, a_axes: Axes, b_axes: Axes) -> Array:
+    shape = _products_shape(a.shape, b.shape, a_axes, b_axes)
+    numbers = [*shape[:-1], a.shape[a_axes[2]]]  # struct Product of products.h
+    for array, axes in ((a, a_axes), (b, b_axes)):
+        sizes = array.shape
+        numbers += [math.prod(sizes[axis + 1 :]) for axis in (0, *axes)]
+    return _call("products", (a, b), (shape,), shape=np.array(numbers, np.int64))
+
+
+def _products_xla(a: Array, b: Array, a_axes: Axes, b_axes: Axes) -> Array:
+    one, other = (
+        jnp.transpose(array, (0, *axes, 4))
+        for array, axes in ((a, a_axes), (b, b_axes))
+    )
+    return jnp.einsum("tgikl,tgjkl->tgijl", one, other)
+
+
+_products = _primitive("products", _products_shape, _products_on_cpu, _products_xla)
 
 
 def _outputs_shape(tiles: tuple, kernel: tuple, geometry: Geometry) -> tuple:
