@@ -367,11 +367,9 @@ def _dot(tiler: Tiler, equation: Any, values: list[Value]) -> Value | None:
         x, dy = tiler.tiled(lhs, 0), tiler.tiled(rhs, 0)
         if x is None or dy is None:
             return None
-        operands, one_tap = (
-            (_pixels(x, count), _pixels(dy, count)),
-            ((1, 1), Geometry()),
+        sums = primitives.kernel_gradient(
+            _pixels(x, count), _pixels(dy, count), (1, 1), Geometry(), x.count
         )
-        sums = primitives.kernel_gradient(*operands, *one_tap, x.count)
         return sums.reshape(avals[2].shape)
     if not isinstance(lhs, Tiled) or lhs.axis or left != tuple(range(first)[-count:]):
         return None
