@@ -8,12 +8,12 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.nn.initializers import Initializer
 
 from cifar_flax.errors import UserError
 from cifar_flax.layers.initializers import fan_in_uniform
-from cifar_flax.layers.native import library
+from cifar_flax.layers.native import library, primitives
+from cifar_flax.layers.native.geometry import Geometry
 
 Lowering = Literal["auto", "native", "product", "xla"]
 
@@ -107,10 +107,4 @@ def convolve(
     ``y[n, a, b, f] = sum_{i, j, c} x[n, s*a + i - p, s*b + j - p, c] * w[i, j, c, f]``
     with stride s, padding p and zeros outside the image.
     """
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        (stride, stride),
-        ((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return primitives.convolve_xla(images, kernel, Geometry.square(stride, padding))
