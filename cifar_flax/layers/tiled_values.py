@@ -60,11 +60,17 @@ class Tiled:
     def plain(self) -> Array:
         """Returns the array that it stands for."""
         tiles, *rest, _ = self.array.shape
-        # With the shape of images as it is, XLA writes faster loops around this.
-        shape = rest if len(rest) == 3 else (1, 1, math.prod(rest))
-        flat = self.array.reshape(tiles, *shape, TILE)
+        flat = self.array.reshape(tiles, *_three_axes(rest), TILE)
         images = primitives.untile(flat, self.count)
         return jnp.moveaxis(images.reshape(-1, *rest), 0, self.axis)
+
+
+def _three_axes(shape: list[int]) -> tuple[int, ...]:
+    """Returns the shape that ``primitives.tile`` takes an image in.
+
+    With the shape of images as it is, XLA writes faster loops around that.
+    """
+    return tuple(shape) if len(shape) == 3 else (1, 1, math.prod(shape))
 
 
 @dataclasses.dataclass(eq=False)
@@ -138,8 +144,7 @@ class Tiler:
         if key not in self._tiles:
             images = jnp.moveaxis(value, axis, 0)
             count, *rest = images.shape
-            shape = rest if len(rest) == 3 else (1, 1, math.prod(rest))
-            array = primitives.tile(images.reshape(count, *shape))
+            array = primitives.tile(images.reshape(count, *_three_axes(rest)))
             array = array.reshape(-1, *rest, TILE)
             self._tiles[key] = value, Tiled(array, axis, count)
         return self._tiles[key][1]

@@ -60,8 +60,8 @@ def convolve_after(
 
     ``min(max(y * rows[0] + rows[1], rows[2]), rows[3]) * rows[4] + rows[5]``
 
-    ``layers.folding`` makes it. Arguments and result are
-    those of ``convolve``, and ``rows`` is float32 [6, G * F].
+    ``layers.folding`` makes it. Arguments and result are those of ``convolve``, and
+    ``rows`` is float32 [6, G * F].
     """
     return _convolve_after.bind(tiles, kernel, rows, geometry=geometry)
 
