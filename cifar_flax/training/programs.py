@@ -66,32 +66,23 @@ def training(step: TrainStep, place: Placement, backend: str) -> Any:
     return place.map(steps, spread=2, shared=3)
 
 
-def compile_training(
-    step: TrainStep, place: Placement, args: tuple
-) -> tuple[Any, Placement]:
-    """Compiles ``training`` for as many replicas side by side as the device can hold.
+def compile_fitting(lowered: Any, last: bool) -> Any:
+    """Compiles a program, if the device has the memory that it needs as it runs.
 
     Args:
-      step: the training step.
-      place: where to begin; its replicas side by side are halved until they fit.
-      args: of the program.
+      lowered: the program, lowered.
+      last: whether no smaller program exists; then the device must run this one.
 
     Returns:
-      The compiled program, and the placement that it was made for.
+      The compiled program; None if it does not fit.
     """
-    while True:
-        fewer = place.halved()
-        try:
-            compiled = (
-                training(step, place, jax.default_backend()).lower(*args).compile()
-            )
-        except jax.errors.JaxRuntimeError as error:
-            if fewer == place or "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-        else:
-            if fewer == place or _fits(compiled):
-                return compiled, place
-        place = fewer
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if last or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    return compiled if last or _fits(compiled) else None
 
 
 def _fits(compiled: Any) -> bool:

@@ -367,10 +367,16 @@ class Trainer:
                     orders = self._spread_order(keys, step // self.steps_per_epoch)
                 if step >= program_end:
                     begun = time.perf_counter()
-                    args = (spread, orders, data, np.int32(0), rate)
-                    program_end, program = self._program(step, args)
+                    stage_end, jitted = self._stage(step, place)
+                    lowered = jitted.lower(spread, orders, data, np.int32(0), rate)
+                    fewer = place.halved()
+                    program = programs.compile_fitting(lowered, last=fewer == place)
                     compiling = time.perf_counter() - begun
                     self.compile_seconds += compiling
+                    if program is None:
+                        place = self.placement = self.predictor.placement = fewer
+                        continue
+                    program_end = stage_end
                 stop = min(step + chunk, epoch_end, program_end, end)
                 spread, losses = program(spread, orders, data, np.int32(stop), rate)
                 told = (spread.totals, spread.step, losses)
@@ -402,13 +408,11 @@ class Trainer:
                 )
             yield progress
 
-    def _program(self, step: int, args: tuple) -> tuple[int, Any]:
-        """Returns the end of the stage of a step, and its program for arguments."""
+    def _stage(self, step: int, place: Placement) -> tuple[int, Any]:
+        """Returns the end of the stage of a step, and its program."""
         stage = next(stage for stage in self.stages if step < stage.stop)
-        where = self._of_stage[stage.kind], self.placement
-        program, self.placement = programs.compile_training(*where, args)
-        self.predictor.placement = self.placement
-        return stage.stop, program
+        steps, backend = self._of_stage[stage.kind], jax.default_backend()
+        return stage.stop, programs.training(steps, place, backend)
 
     def _spread_order(self, keys: jax.Array, epoch: int) -> jax.Array:
         """Returns the orders of an epoch, [R, N], on the devices of the replicas."""
