@@ -12,7 +12,9 @@ from typing import Any
 
 from jax.extend import core
 
-from cifar_flax.layers.folding import bound, evaluated, folded, inlined
+from cifar_flax.layers.folding import folded
+from cifar_flax.layers.pixelwise import fused
+from cifar_flax.layers.program import Program, bound, evaluated, inlined
 from cifar_flax.layers.tiled_values import Tiled, Tiler, Value, plain
 from cifar_flax.layers.tiling_rules import RULES
 
@@ -30,7 +32,12 @@ def in_tiles(function: Callable[..., Any]) -> Callable[..., Any]:
         outputs = _Interpreter().run(traced.jaxpr, traced.consts, leaves)
         return [plain(value) for value in outputs]
 
-    return folded(evaluated(function, evaluate))
+    def combine(traced: Any, leaves: list[Any]) -> list[Any]:
+        program = Program(traced)
+        groups = folded(program)
+        return program.run(leaves, [*groups, *fused(program, groups)])
+
+    return evaluated(evaluated(function, evaluate), combine)
 
 
 def _convolves(jaxpr: Any) -> bool:

@@ -271,6 +271,37 @@ static void multiply(void) {
   free(a.data), free(b.data), free(y.data);
 }
 
+/* A program for each pixel: y = x * a + b with the sum a of x, and the largest y. */
+static void combine(void) {
+  i64 pixels = draw(1, 300), channels = draw(1, 20), all = channels * TILE;
+  printf("%ld pixels of %ld channels\n", (long)pixels, (long)channels);
+  struct {
+    Pixelwise shape;
+    Place places[6];
+    Step steps[4];
+  } p = {.shape = {pixels, channels, TILE + all, 2, 1, 6, 4},
+         .places = {{0, 0, all, TILE},
+                    {1, 0, 0, TILE},
+                    {3, 0, 0, 0},
+                    {3, TILE, 0, TILE},
+                    {3, TILE, 0, TILE},
+                    {2, 0, TILE, 0}},
+         .steps = {{SUM, 2, {0}}, {MUL, 3, {0, 2}}, {ADD, 4, {3, 1}}, {LARGEST, 5, {4}}}};
+  Tensor in[2] = {random_numbers(pixels, channels, TILE, 1, 1),
+                  random_numbers(1, channels, TILE, 1, 1)};
+  Tensor out[2] = {make(pixels, 1, TILE, 1, 1),
+                   make(2 * MAX_WORKERS * p.shape.workspace, 1, 1, 1, 1)};
+  call(pixelwise, 2, in, 2, out, &p, 1);
+  for (i64 q = 0; q < pixels * TILE; q++) {
+    const float *x = in[0].data + q / TILE * all + q % TILE, *b = in[1].data + q % TILE;
+    double sum = 0, largest = -INFINITY;
+    for (i64 c = 0; c < channels; c++) sum += x[c * TILE];
+    for (i64 c = 0; c < channels; c++) largest = fmax(largest, x[c * TILE] * sum + b[c * TILE]);
+    check(fabs(out[0].data[q] - largest) <= 1e-5 * (1 + fabs(sum)), "a pixel is wrong");
+  }
+  free(in[0].data), free(in[1].data), free(out[0].data), free(out[1].data);
+}
+
 /* Arguments: the number of threads, and of shapes that are drawn; with a third one the
    large shapes after them are left out. */
 int main(int count, char **arguments) {
@@ -289,6 +320,7 @@ int main(int count, char **arguments) {
       convolve((Convolution){draw(1, 4), draw(1, 6), draw(1, 10), draw(2, k % 3 ? 5 : 40),
                              drawn_axis(), drawn_axis(), 0});
     multiply();
+    combine();
     pass_over(draw(1, 70), draw(1, 9), draw(1, 9), channels);
   }
   if (count == 4) return 0;

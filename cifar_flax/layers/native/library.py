@@ -29,7 +29,7 @@ SOURCES = sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
 # Handlers in the source for XLA's foreign function interface.
 HANDLERS = (
     *("conv_forward", "conv_input_gradient", "conv_kernel_gradient"),
-    *("channel_sums", "products", "tile", "untile"),
+    *("channel_sums", "products", "pixelwise", "tile", "untile"),
 )
 
 # Functions in the source that return the size of a workspace.

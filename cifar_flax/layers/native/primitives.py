@@ -229,8 +229,13 @@ def _call_convolution(
       count: number of images; None: as many as there are lanes.
     """
     numbers = [tiles[0], kernel[2], kernel[3] // geometry.groups, geometry.groups]
+    inputs, outputs = tiles[1:3], grad[1:3]
+    one_tap = kernel[:2] == (1, 1) and geometry == Geometry(groups=geometry.groups)
+    if one_tap and math.prod(inputs) % 2 == 0:
+        # All pixels are alike, and the kernels compute neighbours in a row together.
+        inputs = outputs = (math.prod(inputs) // 2, 2)
     for axis in range(2):
-        numbers += [tiles[1 + axis], grad[1 + axis], kernel[axis]]
+        numbers += [inputs[axis], outputs[axis], kernel[axis]]
         numbers += [geometry.strides[axis], geometry.dilations[axis]]
         numbers += [geometry.padding[axis][0]]
     numbers.append(tiles[0] * TILE if count is None else count)
