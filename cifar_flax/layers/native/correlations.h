@@ -6,6 +6,19 @@
 
 #include "correlate.h"
 
+/* The taps that lie inside the image, if the first one is at `start`. */
+typedef struct {
+  i64 first, count;
+} Inside;
+
+INLINE Inside inside(const Steps *s, i64 start) {
+  /* Most are, and the divisions below would take as long as many products. */
+  if (start >= 0 && start + (s->taps - 1) * s->tap_step < s->in) return (Inside){0, s->taps};
+  i64 first = max(0, ceil_div_signed(-start, s->tap_step));
+  i64 end = min(s->taps, ceil_div_signed(s->in - start, s->tap_step));
+  return (Inside){first, max(0, end - first)};
+}
+
 /* A band of rows of one tile, for some of the groups. */
 static void correlate_band(const Correlation *c, const float *x, float *y, i64 band, i64 g0,
                            i64 g1) {
@@ -28,20 +41,19 @@ static void correlate_band(const Correlation *c, const float *x, float *y, i64 b
       const float *w = c->weights + block * row->taps * w_row;
       for (i64 a = first; a < last; a++) {
         i64 top = a * row->in_step - row->before;
-        i64 i0 = max(0, ceil_div_signed(-top, row->tap_step));
-        i64 rows = max(0, min(row->taps, ceil_div_signed(row->in - top, row->tap_step)) - i0);
+        Inside rows = inside(row, top);
         for (i64 b = 0, count; b < column->count; b += count) {
           i64 left = b * column->in_step - column->before;
-          i64 j0 = max(0, ceil_div_signed(-left, column->tap_step));
-          i64 end = min(column->taps, ceil_div_signed(column->in - left, column->tap_step));
-          i64 taps = max(0, end - j0), length = c->in_channels;
+          Inside columns = inside(column, left);
+          i64 taps = columns.count, length = c->in_channels;
           if (joined) length *= taps, taps = 1;
           count = b >= inner && b + PAIR <= min(outer, column->count) ? PAIR : 1;
-          i64 pixel = (top + i0 * row->tap_step) * column->in + left + j0 * column->tap_step;
+          i64 pixel = (top + rows.first * row->tap_step) * column->in + left +
+                      columns.first * column->tap_step;
           correlate_kind(c->block, count)(
               x + pixel * x_pixel + g * c->in_channels * TILE, row->tap_step * x_row,
               column->tap_step * x_pixel, column->in_step * x_pixel,
-              w + i0 * w_row + j0 * w_tap, w_row, rows, taps, length,
+              w + rows.first * w_row + columns.first * w_tap, w_row, rows.count, taps, length,
               y + ((row->first * column->out + column->first) * y_pixel + a * y_row +
                    b * y_step + (g * c->out_channels + f) * TILE),
               y_step, c->out_channels - f, of_feature(c->after, g * c->out_channels + f));
