@@ -120,7 +120,10 @@ def find_rate(
     if result.consensus is None:
         return None
     if result.consensus.rate is None:
-        raise UserError(f"the range test is inconclusive: {result.consensus.problem}")
+        raise UserError(
+            f"the range test is inconclusive: {result.consensus.problem} "
+            "(experiments.lr_find has flags for that; --lr takes the rate it finds)"
+        )
     return result.rate
 
 

@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from cifar_flax import records
+from cifar_flax.analysis import range_curve
 from cifar_flax.data import make_dataset
 from cifar_flax.errors import UserError
 from cifar_flax.identity import configuration_of
@@ -528,6 +529,18 @@ def test_a_rate_that_is_found_is_checked_before_it_is_recorded(tmp_path, checks)
     assert phase.learning_rate == found.suggested_lr
     again = run(settings, tmp_path / "run", resume=True, **data)
     assert again.record == result.record
+
+
+@pytest.mark.slow
+def test_no_rate_is_chosen_where_seeds_disagree(tmp_path, monkeypatch):
+    """The line says with which command a rate may be found."""
+    monkeypatch.setattr(range_curve, "MAX_SPREAD", 1.0)
+    sizes = {"epochs": 1, "val_size": 24, "batch_size": 32}
+    settings = Settings(model="simplenet", lr="auto", **sizes)
+    advice = "inconclusive: the seeds suggest .*experiments.lr_find has flags for that"
+    with pytest.raises(UserError, match=advice):
+        run(settings, tmp_path / "run", dataset=make_tiny("cifar10"))
+    assert records.read_range_test(tmp_path / "run").suggested_lr is None
 
 
 @pytest.mark.slow
