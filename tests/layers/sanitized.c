@@ -323,6 +323,12 @@ int main(int count, char **arguments) {
     combine();
     pass_over(draw(1, 70), draw(1, 9), draw(1, 9), channels);
   }
+  /* Minimal filtering of pixels at a distance. */
+  Axis row = {13, 0, 3, 1, 2, 2}, column = {10, 0, 3, 1, 3, 3};
+  row.out = outputs_of(row, 1), column.out = outputs_of(column, 3);
+  check(is_minimal(&(Convolution){2, 66, 66, 1, row, column, 0}), "it is not filtered");
+  convolve((Convolution){2, 66, 66, 1, row, column, 0});
+  convolve((Convolution){1, 66, 70, 1, column, row, 0});
   if (count == 4) return 0;
   /* Several bands of rows, panels and parts; many small tiles; phases of a stride without
      pixels; more threads than tasks. */

@@ -99,6 +99,36 @@ def test_kernels_and_gradients_are_those_of_float64(case):
     assert_native_is_the_definition(*case)
 
 
+@needs_kernels
+@pytest.mark.parametrize(
+    ("dilations", "padding"),
+    [
+        ((2, 2), ((2, 2), (2, 2))),
+        ((1, 3), ((1, 1), (3, 3))),
+        ((3, 2), ((0, 0), (1, 4))),
+        ((12, 2), ((13, 14), (-1, 3))),  # fewer outputs than the dilation
+    ],
+    ids=str,
+)
+def test_dilated_kernels_by_minimal_filtering_are_those_of_float64(dilations, padding):
+    """With so many channels, pixels of one distance are filtered as an image."""
+    geometry = Geometry((1, 1), padding, dilations)
+    images, kernel = draw(0, 40, 9, 14, 36), draw(1, 3, 3, 36, 40)
+    tiles = primitives.tile(images)
+    outputs = primitives.untile(primitives.convolve(tiles, kernel, geometry), 40)
+    grad = draw(2, *outputs.shape)
+    tiled = primitives.tile(grad)
+    dx = primitives.input_gradient(tiled, kernel, (9, 14), geometry)
+    dw = primitives.kernel_gradient(tiles, tiled, (3, 3), geometry, 40)
+    assert_close(outputs, convolution(images, kernel, geometry))
+    for ours, exact in zip(
+        (primitives.untile(dx, 40), dw),
+        gradients(images, kernel, geometry, grad),
+        strict=True,
+    ):
+        assert_close(ours, exact)
+
+
 @pytest.mark.slow
 @needs_kernels
 @hypothesis.given(

@@ -69,8 +69,8 @@ static Gradient plan_gradient(const Convolution *v) {
   Gradient g = {.shape = v, .tiles = tiles, .channels = channels, .features = features};
   g.minimal = is_minimal(v);
   g.taps = g.minimal ? POINTS : v->row.size * v->column.size;
-  g.rows = g.minimal ? ceil_div(v->row.out, OUTS) : v->row.out;
-  g.columns = g.minimal ? ceil_div(v->column.out, OUTS) : v->column.out;
+  g.rows = g.minimal ? blocks_of(&v->row) : v->row.out;
+  g.columns = g.minimal ? blocks_of(&v->column) : v->column.out;
   i64 least = INT64_MAX;
 #define COST(KIND, C, F)                                                            \
   {                                                                                 \
@@ -234,22 +234,24 @@ static const float GRAD_ROWS[INS][OUTS] = {{1, 0, 0, 0},
                                            {1, -ROOT, 2, -2 * ROOT},
                                            {0, 0, 0, 1}};
 
-/* One row of points, [6, point], of the N x N pixels from (top, left) on, with zeros
-   outside: `rows` weighs their rows, and at most four of these weights are not 0. The
+/* One row of points, [6, point], of the N x N pixels from (top, left) on, `down` and `across`
+   apart, with zeros outside: `rows` weighs their rows, and at most four of these weights are not 0. The
    channels go to blocks that are filled up with zeros. */
 INLINE void transform_row(const int N, float *to, i64 point, i64 to_block, const float *image,
-                          i64 height, i64 width, i64 channels, i64 top, i64 left,
-                          const float *rows, i64 block) {
+                          i64 height, i64 width, i64 channels, i64 top, i64 left, i64 down,
+                          i64 across, const float *rows, i64 block) {
   static const float zeros[TILE];
   const float *from[4][INS];
   float factors[4] = {0};
   i64 moves[INS], terms = 0;
-  for (i64 j = 0; j < N; j++) moves[j] = left + j >= 0 && left + j < width ? TILE : 0;
+  for (i64 j = 0; j < N; j++)
+    moves[j] = left + j * across >= 0 && left + j * across < width ? TILE : 0;
   for (i64 i = 0; i < N; i++) {
-    if (rows[i] == 0 || top + i < 0 || top + i >= height) continue;
+    i64 u = top + i * down;
+    if (rows[i] == 0 || u < 0 || u >= height) continue;
     for (i64 j = 0; j < N; j++)
       from[terms][j] =
-          moves[j] ? image + ((top + i) * width + left + j) * channels * TILE : zeros;
+          moves[j] ? image + (u * width + left + j * across) * channels * TILE : zeros;
     factors[terms++] = rows[i];
   }
   for (i64 c = 0; c < channels; c += block, to += to_block)
@@ -281,13 +283,15 @@ static void add_minimal_panel(const Gradient *g, i64 panel, i64 part, float *x, 
   const Axis *down = &g->shape->row, *across = &g->shape->column;
   for (i64 i = part; i < INS; i += g->parts) {
     for (i64 b = 0; b < blocks; b++) {
-      i64 n = n0 + b / g->columns / (a1 - a0), row = OUTS * (a0 + b / g->columns % (a1 - a0));
-      i64 column = OUTS * (b % g->columns);
+      i64 n = n0 + b / g->columns / (a1 - a0);
+      i64 row = start_of(down, a0 + b / g->columns % (a1 - a0));
+      i64 column = start_of(across, b % g->columns);
       transform_row(INS, x + b * x_step, x_point, blocks * x_step, tile_of(&g->x, n), down->in,
                     across->in, g->channels, row - down->before, column - across->before,
-                    INPUT_ROWS[i], g->c_block);
+                    down->dilation, across->dilation, INPUT_ROWS[i], g->c_block);
       transform_row(OUTS, grad + b * g_step, g_point, blocks * g_step, tile_of(&g->grad, n),
-                    down->out, across->out, g->features, row, column, GRAD_ROWS[i], g->f_block);
+                    down->out, across->out, g->features, row, column, down->dilation,
+                    across->dilation, GRAD_ROWS[i], g->f_block);
     }
     for (i64 j = 0; j < INS; j++)
       for (i64 f = 0; f < g->features; f += g->f_block)

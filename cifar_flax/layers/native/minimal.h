@@ -55,6 +55,17 @@ INLINE void kernel_points(const float w[3], float t[INS]) {
   t[3] = even + odd, t[4] = even - odd;
 }
 
+/* Pixels of a distance, the dilation, are an image of their own for such a kernel. Blocks of
+   4 outputs along an axis, of all these images, and where one of them starts. */
+INLINE i64 blocks_of_image(const Axis *a) {
+  return ceil_div(ceil_div(a->out, a->dilation), OUTS);
+}
+INLINE i64 blocks_of(const Axis *a) { return min(a->dilation, a->out) * blocks_of_image(a); }
+INLINE i64 start_of(const Axis *a, i64 block) {
+  i64 blocks = blocks_of_image(a);
+  return block / blocks + block % blocks * OUTS * a->dilation;
+}
+
 /* Whether that is less work than the taps inside the image: 36 products for each 4x4
    outputs, and transforms of their inputs and outputs and of the kernel. What these cost,
    in products of vectors, was measured. */
@@ -64,11 +75,13 @@ static int is_minimal(const Convolution *v) {
   if (v->groups > 1) return 0;
   for (int d = 0; d < 2; d++) {
     const Axis *a = axes[d];
-    if (a->size != 3 || a->stride != 1 || a->dilation != 1) return 0;
+    if (a->size != 3 || a->stride != 1) return 0;
     taps[d] = 0;
-    for (i64 tap = 0; tap < 3; tap++)
-      taps[d] += max(0, min(a->out, a->in + a->before - tap) - max(0, a->before - tap));
-    blocks *= ceil_div(a->out, OUTS);
+    for (i64 tap = 0; tap < 3; tap++) {
+      i64 before = a->before - tap * a->dilation;
+      taps[d] += max(0, min(a->out, a->in + before) - max(0, before));
+    }
+    blocks *= blocks_of(a);
   }
   i64 pairs = v->channels * v->features;
   i64 work = blocks * (POINTS * pairs + 750 * (v->channels + v->features)) + 150 * pairs;
@@ -76,34 +89,31 @@ static int is_minimal(const Convolution *v) {
 }
 
 typedef struct {
-  i64 height, width, channels, rows, columns, features, top, left;
+  Axis row, column;
+  i64 channels, features;
   i64 block, padded;       /* features of a block; of all blocks */
   i64 blocks, band, bands; /* blocks of 4x4 outputs of a tile; of a task */
   /* From one point to the next. An even number of cache lines would often put all points
      of a pixel on the same few lines of the cache. */
   i64 x_step, y_step, w_step;
-  const float *x; /* [tiles, height, width, channels, 16] */
+  const float *x; /* [tiles, rows, columns, channels, 16] */
   Weights w;      /* [3, 3, channels, features] */
   After after;
-  float *y;         /* [tiles, rows, columns, features, 16] */
+  float *y;         /* [tiles, rows, columns, features, 16] of outputs */
   float *packed;    /* [36, w_step]; a point is [padded / block, channels, block] */
   float *workspace; /* [workers, 36, x_step + y_step] */
 } Minimal;
 
 static Minimal plan_minimal(const Convolution *v) {
   i64 channels = v->channels, features = v->features;
-  Minimal m = {.height = v->row.in,
-               .width = v->column.in,
+  Minimal m = {.row = v->row,
+               .column = v->column,
                .channels = channels,
                .features = features,
-               .top = v->row.before,
-               .left = v->column.before,
-               .rows = v->row.out,
-               .columns = v->column.out,
                .block = feature_block(1, features)};
   m.padded = ceil_div(features, m.block) * m.block;
   i64 point = POINTS * TILE * (channels + m.padded) * sizeof(float);
-  m.blocks = ceil_div(m.rows, OUTS) * ceil_div(m.columns, OUTS);
+  m.blocks = blocks_of(&m.row) * blocks_of(&m.column);
   m.bands = ceil_div(m.blocks, max(PAIR, min(m.blocks, L2 / point)));
   m.band = ceil_div(m.blocks, m.bands);
   m.x_step = (m.band * channels + 1) * TILE, m.y_step = (m.band * m.padded + 1) * TILE;
@@ -142,8 +152,9 @@ static void transform_inputs(const Minimal *m, const float *x, i64 top, i64 left
   i64 moves[INS][INS];
   for (i64 i = 0; i < INS; i++)
     for (i64 j = 0; j < INS; j++) {
-      i64 u = top + i, v = left + j, inside = u >= 0 && u < m->height && v >= 0 && v < m->width;
-      from[i][j] = inside ? x + (u * m->width + v) * m->channels * TILE : zeros;
+      i64 u = top + i * m->row.dilation, v = left + j * m->column.dilation;
+      i64 inside = u >= 0 && u < m->row.in && v >= 0 && v < m->column.in;
+      from[i][j] = inside ? x + (u * m->column.in + v) * m->channels * TILE : zeros;
       moves[i][j] = inside ? TILE : 0;
     }
   for (i64 c = 0; c < m->channels; c++, to += TILE) {
@@ -186,16 +197,18 @@ static void transform_outputs(const float *products, i64 step, float *y, i64 y_r
 
 static void minimal_task(const void *work, i64 task, i64 worker) {
   const Minimal *m = work;
+  const Axis *down = &m->row, *right = &m->column;
   i64 tile = task / m->bands, first = task % m->bands * m->band;
-  i64 count = max(0, min(m->band, m->blocks - first)), across = ceil_div(m->columns, OUTS);
-  const float *x = m->x + tile * m->height * m->width * m->channels * TILE;
-  float *y = m->y + tile * m->rows * m->columns * m->features * TILE;
+  i64 count = max(0, min(m->band, m->blocks - first)), across = blocks_of(right);
+  const float *x = m->x + tile * down->in * right->in * m->channels * TILE;
+  float *y = m->y + tile * down->out * right->out * m->features * TILE;
   float *inputs = m->workspace + worker * POINTS * (m->x_step + m->y_step);
   float *products = inputs + POINTS * m->x_step;
   i64 x_block = m->channels * TILE, y_block = m->padded * TILE;
   for (i64 b = 0; b < count; b++)
-    transform_inputs(m, x, (first + b) / across * OUTS - m->top,
-                     (first + b) % across * OUTS - m->left, inputs + b * x_block, m->x_step);
+    transform_inputs(m, x, start_of(down, (first + b) / across) - down->before,
+                     start_of(right, (first + b) % across) - right->before,
+                     inputs + b * x_block, m->x_step);
   for (i64 k = 0; k < POINTS; k++)
     for (i64 f = 0; f < m->features; f += m->block) {
       const float *w = m->packed + k * m->w_step + f * m->channels;
@@ -206,13 +219,16 @@ static void minimal_task(const void *work, i64 task, i64 worker) {
             products + k * m->y_step + b * y_block + f * TILE, y_block, m->block, (After){0});
       }
     }
+  i64 pixel = m->features * TILE;
   for (i64 b = 0; b < count; b++) {
-    i64 row = (first + b) / across * OUTS, column = (first + b) % across * OUTS;
+    i64 row = start_of(down, (first + b) / across);
+    i64 column = start_of(right, (first + b) % across);
     for (i64 f = 0; f < m->features; f++)
       transform_outputs(products + b * y_block + f * TILE, m->y_step,
-                        y + ((row * m->columns + column) * m->features + f) * TILE,
-                        m->columns * m->features * TILE, m->features * TILE,
-                        min(OUTS, m->rows - row), min(OUTS, m->columns - column),
+                        y + (row * right->out + column) * pixel + f * TILE,
+                        down->dilation * right->out * pixel, right->dilation * pixel,
+                        min(OUTS, ceil_div(down->out - row, down->dilation)),
+                        min(OUTS, ceil_div(right->out - column, right->dilation)),
                         of_feature(m->after, f));
   }
 }
