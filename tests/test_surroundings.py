@@ -23,6 +23,14 @@ pytestmark = pytest.mark.slow
 RUN = [sys.executable, "-m", "experiments.run", "--model=simplenet", "--lr=0.01"]
 
 
+@pytest.fixture(autouse=True)
+def a_signal_that_is_heard():
+    """Under ``nohup``, the programs that these tests start would ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def start(*flags, first=(), **settings):
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
     return subprocess.Popen([*first, *RUN, *flags], text=True, cwd=ROOT, **settings)

@@ -24,8 +24,8 @@
 #include "correlations.h"
 #include "layout.h"
 #include "narrow_gradient.h"
-#include "products.h"
 #include "pixelwise.h"
+#include "products.h"
 
 static i64 packed_size(const Correlation *c) {
   i64 outputs = ceil_div(c->out_channels, c->block) * c->block;
