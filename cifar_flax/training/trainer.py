@@ -137,9 +137,8 @@ class Trainer:
             check_trains("accumulate", recipe.accumulate, steps)
         check_rates(recipe, self.steps_per_epoch)
         stages = tuple(recipe.stages(self.steps_per_epoch))
-        for size in {stage.image_size for stage in stages}:
-            if size is not None:
-                check_image_size(model, variables, (size, size, spec.image_shape[-1]))
+        for size in filter(None, {stage.image_size for stage in stages}):
+            check_image_size(model, variables, (size, size, spec.image_shape[-1]))
         self.program = program_of(model, spec.image_shape)
         self.recipe_program = identify(recipe, self.steps_per_epoch, variables, spec)
         known = self.program.unknown is None
@@ -366,12 +365,11 @@ class Trainer:
                     epoch_end = min(first + self.steps_per_epoch, self.total_steps)
                     orders = self._spread_order(keys, step // self.steps_per_epoch)
                 if step >= program_end:
-                    begun = time.perf_counter()
                     stage_end, jitted = self._stage(step, place)
                     lowered = jitted.lower(spread, orders, data, np.int32(0), rate)
                     fewer = place.halved()
                     program = programs.compile_fitting(lowered, last=fewer == place)
-                    compiling = time.perf_counter() - begun
+                    compiling = time.perf_counter() - start
                     self.compile_seconds += compiling
                     if program is None:
                         place = self.placement = self.predictor.placement = fewer
@@ -416,8 +414,7 @@ class Trainer:
 
     def _spread_order(self, keys: jax.Array, epoch: int) -> jax.Array:
         """Returns the orders of an epoch, [R, N], on the devices of the replicas."""
-        count = self.spec.train_size
-        orders = programs.epoch_orders(keys, np.int32(epoch), count)
+        orders = programs.epoch_orders(keys, np.int32(epoch), self.spec.train_size)
         return self.placement.spread(orders)
 
     def hold(self, split: Split) -> HeldSplit:
@@ -448,7 +445,6 @@ class Trainer:
         """
         plain = split.split if isinstance(split, HeldSplit) else split
         check_split("split to evaluate", plain, self.spec)
-        wanted = self.template.variables
         variables = getattr(state, "variables", None)
-        check_tree("state", variables, wanted)
+        check_tree("state", variables, self.template.variables)
         return evaluate(self.predictor, variables, split, metrics)
