@@ -253,7 +253,8 @@ class _Writer:
         return self._known[name]
 
     def _number(self, value: float) -> "_Ref":
-        same = [k for k, n in enumerate(self.numbers) if n == value]
+        # 0 and -0 are two numbers.
+        same = [k for k, n in enumerate(self.numbers) if repr(n) == repr(value)]
         if not same:
             self.numbers.append(value)
         return 1, same[0] if same else len(self.numbers) - 1
