@@ -1,4 +1,4 @@
-"""The commands, programs and links of the pages, and the notebook."""
+"""The commands, programs and links of the pages, and the notebooks."""
 
 import contextlib
 import dataclasses
@@ -138,9 +138,10 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
 
-def test_the_notebook_is_made_from_its_source():
+@pytest.mark.parametrize("name", ["lesson", "after-the-lesson"])
+def test_the_notebook_is_made_from_its_source(name):
     jupytext = pytest.importorskip("jupytext", reason="pip install -e '.[docs]'")
-    source, made = (jupytext.read(DOCS / f"lesson.{end}") for end in ("py", "ipynb"))
+    source, made = (jupytext.read(DOCS / f"{name}.{end}") for end in ("py", "ipynb"))
     cells = [[(c.cell_type, c.source) for c in one.cells] for one in (source, made)]
     assert cells[0] == cells[1]
 
